@@ -1,0 +1,198 @@
+"""Pretrain a masked autoencoder. The defaults are the CIFAR-10 recipe.
+
+    accelerate launch scripts/pretrain.py --data cifar10 --output-dir runs/mae
+    python scripts/pretrain.py --data path/to/images --image-size 64 --patch-size 8 --max-minutes 60
+
+Repeating a command resumes it. The output folder gets model.safetensors and config.json, which
+`tinymae.MaskedAutoencoder.from_pretrained`, linear_probe.py and finetune.py read. Several processes on CPUs:
+
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/pretrain.py ...
+"""
+
+import argparse
+from functools import partial
+
+import torch
+import torchinfo
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
+from tinymae.augment import padded_crop, random_flip, random_resized_crop
+from tinymae.data import Batch, Dataset, load_dataset, pick, split_batch, step_batches
+from tinymae.randomness import Draws, derive_seed
+from tinymae.runs import Run, add_run_arguments, add_training_arguments, create_accelerator, run_script
+from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
+from tinymae.weights import save_autoencoder
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder of images")
+    add_run_arguments(parser, output_dir="runs/pretrain")
+    add_training_arguments(parser, epochs=400, warmup_epochs=20, batch_size=512, base_lr=1e-3, weight_decay=0.05)
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: %(default)s)")
+    model.add_argument("--image-size", type=int, nargs="+", help="pixels, or height and width (default: the data's)")
+    model.add_argument(
+        "--patch-size", type=int, nargs="+", default=[4], help="pixels, or height and width (default: 4)"
+    )
+    model.add_argument("--embed-dim", type=int, help="over the named timm model's")
+    model.add_argument("--depth", type=int, help="over the named timm model's")
+    model.add_argument("--num-heads", type=int, help="over the named timm model's")
+    model.add_argument("--decoder-dim", type=int, default=128)
+    model.add_argument("--decoder-depth", type=int, default=2)
+    model.add_argument("--decoder-heads", type=int, default=4)
+    model.add_argument("--mask-ratio", type=float, default=0.75, help="share of patches hidden (default: %(default)s)")
+    model.add_argument("--norm-pix-loss", action=argparse.BooleanOptionalAction, default=True)
+
+    augmentation = parser.add_argument_group("augmentation")
+    augmentation.add_argument("--crop", choices=["none", "pad", "resized"], default="pad")
+    augmentation.add_argument("--crop-padding", type=int, default=4, help="pixels, with --crop pad (default: 4)")
+    augmentation.add_argument("--min-scale", type=float, default=0.2, help="least area, with --crop resized")
+    augmentation.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
+
+    watching = parser.add_argument_group("watching")
+    watching.add_argument("--probe-every", type=int, default=20, help="epochs between k-NN accuracies and pictures")
+    watching.add_argument("--probe-images", type=int, default=10_000, help="training images that k-NN compares with")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict:
+    accelerator = create_accelerator(
+        args,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_dir=args.output_dir,
+    )
+    size = tuple(args.image_size) if args.image_size else None
+    size = size[0] if size and len(size) == 1 else size
+    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=size)
+    train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
+
+    torch.manual_seed(derive_seed(args.seed, "weights"))
+    channels, *image_size = train_set.image_shape
+    mean, std = train_set.statistics
+    model = MaskedAutoencoder(
+        args.encoder, image_size=tuple(image_size), patch_size=(args.patch_size[0], args.patch_size[-1]),
+        in_channels=channels, mask_ratio=args.mask_ratio, embed_dim=args.embed_dim, depth=args.depth,
+        num_heads=args.num_heads, decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth,
+        decoder_heads=args.decoder_heads, norm_pix_loss=args.norm_pix_loss, mean=mean, std=std,
+    )  # fmt: skip
+    choose_attention(model, accelerator.device)
+    model.encoder.set_grad_checkpointing(args.gradient_checkpointing)
+    if args.compile:
+        model.forward_core = torch.compile(model.forward_core)
+    parts = split_batch(args.batch_size, accelerator.num_processes * args.gradient_accumulation_steps)
+    batches = partial(
+        step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=accelerator.device,
+        parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
+    )  # fmt: skip
+    steps_per_epoch = max(1, len(train_set) // args.batch_size)
+
+    run = Run(args, accelerator)
+    if run.is_main:
+        run.print(str(torchinfo.summary(model, depth=2, verbose=0)))
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *train_set.image_shape)).loss.backward()
+        model.zero_grad()
+        run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image, forward and backward")
+        run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch")
+
+    groups = parameter_groups(model, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.95), fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    saved = run.load_checkpoint()
+    if saved:
+        bare_model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    start_step = saved["step"] if saved else 0
+    schedule = Schedule(
+        peak=args.base_lr * args.batch_size / 256,
+        total_steps=args.epochs * steps_per_epoch,
+        warmup=args.warmup_epochs / args.epochs,
+        max_minutes=args.max_minutes,
+        minutes_before=saved["minutes"] if saved else 0.0,
+    )
+
+    def compute_loss(batch: Batch, draws: Draws) -> torch.Tensor:
+        images = batch.images
+        if args.crop == "pad":
+            images = padded_crop(images, draws, args.crop_padding)
+        elif args.crop == "resized":
+            images = random_resized_crop(images, draws, scale=(args.min_scale, 1.0))
+        if args.flip:
+            images = random_flip(images, draws)
+        mask = random_mask(args.batch_size, bare_model.num_patches, args.mask_ratio, draws.generator)
+        return model(images, mask[draws.cpu_positions]).loss
+
+    step = start_step
+
+    def state_to_save() -> dict:
+        return {
+            "step": step, "minutes": schedule.minutes, "model": bare_model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }  # fmt: skip
+
+    look = partial(look_at, bare_model, run, pick(train_set, args.probe_images), val_set)
+    run.start(
+        schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size, save=state_to_save
+    )
+    if not saved:
+        look(0)
+    for state in train_steps(
+        model, optimizer, compute_loss, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
+        batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad,
+    ):  # fmt: skip
+        step = state.step
+        run.report(state)
+        if step % (args.probe_every * steps_per_epoch) == 0 and step < schedule.total_steps:
+            look(step)
+
+    run.complete()
+    results = {"epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes} | look(step)
+    accelerator.wait_for_everyone()
+    if run.is_main:
+        save_autoencoder(bare_model, run.folder)
+        panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
+        figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"pretraining on {args.data}")
+    names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
+    run.finish(results, [run.folder / name for name in names])
+    return results
+
+
+@torch.no_grad()
+def look_at(
+    model: MaskedAutoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
+) -> dict:
+    """k-NN accuracy on validation, and a sheet of reconstructions of fixed validation images under fixed masks."""
+    results, accelerator = {}, run.accelerator
+    with run.pause():
+        if run.is_main:
+            model.eval()
+            with accelerator.autocast():
+                if train_set.labels is not None:
+                    encode = partial(evaluate.map_dataset, model.encode, device=accelerator.device)
+                    classes = evaluate.knn_predict(
+                        encode(train_set), train_set.labels.cpu(), encode(val_set), num_classes=len(train_set.classes)
+                    )
+                    results["knn_val"] = evaluate.accuracy(classes, val_set.labels)
+                images, _ = pick(val_set, pictures)[torch.arange(min(pictures, len(val_set)))]
+                images = images.to(accelerator.device)
+                shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+            original = model.denormalise(model.normalise(images))
+            results["reconstruction_mse"] = float((shown.images - original).square().mean())
+            columns = {"original": original, "masked": shown.masked, "reconstruction": shown.images}
+            note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
+            sheet = figures.reconstruction_sheet(
+                columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
+            )
+            run.log_picture("reconstructions", sheet, step)
+        run.log(step, results)
+        accelerator.wait_for_everyone()
+    return results
+
+
+if __name__ == "__main__":
+    run_script(main, parse())

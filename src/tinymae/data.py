@@ -1,0 +1,380 @@
+"""Datasets -> uint8 tensors -> batches that depend on (seed, step) alone."""
+
+import contextlib
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from .files import InputError
+from .mae import pair
+from .randomness import derive_seed
+
+SPLITS = ("train", "val", "test")
+SPLIT_SEED = 2111  # which images are held out is part of the protocol, not of a run
+HELD_OUT = {"cifar10": 2000, "cifar100": 2000, "mnist": 2000}  # images taken from train for validation
+MEMORY_LIMIT_GB = 4.0  # folders that decode to more than this are streamed
+
+
+@dataclass
+class ImageDataset:
+    """Pictures in memory, as one tensor."""
+
+    name: str
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor | None  # int64 (N,), or None if unlabelled
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, of pixels in [0, 1]."""
+        return channel_statistics(self.images)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at `indices` (B,), on the dataset's device."""
+        indices = indices.to(self.images.device)
+        return self.images[indices], None if self.labels is None else self.labels[indices]
+
+    def subset(self, indices: Tensor) -> "ImageDataset":
+        """The dataset of these pictures only."""
+        images, labels = self[indices]
+        return replace(self, images=images, labels=labels)
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        """The same dataset with its tensors on `device`."""
+        return replace(
+            self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
+        )
+
+
+@dataclass
+class StreamedDataset:
+    """Pictures in files, decoded when they are asked for."""
+
+    name: str
+    files: list[Path]
+    labels: Tensor | None  # int64 (N,), or None if unlabelled
+    classes: list[str]
+    image_shape: tuple[int, int, int]  # (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, of pixels in [0, 1], from 2,000 pictures at most."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), 2000)).long()
+        return channel_statistics(self[some][0])
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Decode the pictures at `indices` (B,) into uint8 (B, C, H, W), with their labels."""
+        images = torch.stack([read_image(self.files[i], self.image_shape) for i in indices.tolist()])
+        return images, None if self.labels is None else self.labels[indices]
+
+    def subset(self, indices: Tensor) -> "StreamedDataset":
+        """The dataset of these pictures only."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=labels)
+
+    def to(self, device: torch.device | str) -> "StreamedDataset":
+        """Itself: pictures go to the device batch by batch."""
+        return self
+
+
+Dataset = ImageDataset | StreamedDataset
+
+
+def load_dataset(
+    name_or_folder: str | Path,
+    split: str = "train",
+    *,
+    data_dir: str | Path = "data",
+    image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+    memory_limit_gb: float = MEMORY_LIMIT_GB,
+) -> Dataset:
+    """The train, validation or test pictures of a named dataset or of a folder.
+
+    `cifar10`, `cifar100`, `mnist` come from torchvision (downloaded to `data_dir` on first use), `digits` from
+    scikit-learn (8x8, no network). Anything else is a folder of images: class sub-folders, or plain images without
+    labels; `train`, `val` and `test` sub-folders, where there are any, are the splits, else 10 % is held out for each
+    of val and test. Folder pictures are resized to `image_size` (default 32) and centre-cropped, and have `channels`
+    1 (grey) or 3; they stay in memory up to `memory_limit_gb`, and are streamed beyond.
+
+    The test split is the official one. Validation is held out of train by a fixed seed: 2,000 images of the named
+    sets, so that CIFAR has 48,000 / 2,000 / 10,000.
+
+    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture (named).
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    name = str(name_or_folder)
+    if name == "digits":
+        dataset = load_digits(split)
+    elif name in HELD_OUT:
+        dataset = load_torchvision(name, split, Path(data_dir))
+    else:
+        shape = (channels, *pair(32 if image_size is None else image_size))
+        return load_folder(Path(name), split, shape, memory_limit_gb)
+    if image_size is not None and dataset.image_shape[1:] != pair(image_size):
+        size = list(pair(image_size))
+        resized = torch.nn.functional.interpolate(dataset.images.float(), size, mode="bicubic", antialias=True)
+        dataset = replace(dataset, images=resized.round().clamp(0, 255).to(torch.uint8))
+    return dataset
+
+
+def load_digits(split: str) -> ImageDataset:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey: 1,300 train, 137 val, 360 test, cut by the fixed seed."""
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    images = torch.from_numpy(digits.images)[:, None] * (255 / 16)  # stored as 0..16
+    order = fixed_permutation(len(images))
+    part = dict(zip(("test", "val", "train"), order.split([360, 137, len(images) - 497]), strict=True))[split]
+    labels = torch.from_numpy(digits.target).long()
+    return ImageDataset("digits", images.round().to(torch.uint8)[part], labels[part], [str(d) for d in range(10)])
+
+
+def load_torchvision(name: str, split: str, data_dir: Path) -> ImageDataset:
+    """CIFAR-10, CIFAR-100 or MNIST with the official test split."""
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[name]
+    try:
+        source = kind(data_dir, train=split != "test")
+    except RuntimeError:  # not there yet
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                source = kind(data_dir, train=split != "test", download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"data set {name} is not in data_dir {data_dir} and could not be downloaded ({error}): "
+                "give --data-dir a folder that holds it, or try again with a network"
+            ) from None
+    images = torch.as_tensor(source.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(source.targets).long()
+    if split != "test":
+        part = held_out(len(images), {"val": HELD_OUT[name]}, split)
+        images, labels = images[part], labels[part]
+    return ImageDataset(name, images.contiguous(), labels, list(source.classes))
+
+
+def load_folder(folder: Path, split: str, shape: tuple[int, int, int], memory_limit_gb: float) -> Dataset:
+    """A folder of images, in class sub-folders or not, cut into splits or not."""
+    if not folder.is_dir():
+        known = ", ".join(["digits", *HELD_OUT])
+        raise InputError(f"data set {folder} is neither one of {known} nor a folder that exists")
+    given = {part: folder / part for part in SPLITS if (folder / part).is_dir()} if (folder / "train").is_dir() else {}
+    files, labels, classes = find_images(given.get(split) or given.get("train") or folder)
+    if split in given and split != "train":
+        part = torch.arange(len(files))
+    else:  # val and test come out of train unless they have folders of their own
+        tenth = max(1, len(files) // 10)
+        part = held_out(len(files), {held: tenth for held in ("val", "test") if held not in given}, split)
+    if not len(part):
+        raise InputError(f"folder {folder} has {len(files)} images, too few to leave any for {split}")
+    files, labels = [files[i] for i in part.tolist()], None if labels is None else labels[part]
+    streamed = StreamedDataset(folder.name, files, labels, classes, shape)
+    if len(files) * np.prod(shape) > memory_limit_gb * 2**30:
+        return streamed
+    images, labels = streamed[torch.arange(len(files))]
+    return ImageDataset(folder.name, images, labels, classes)
+
+
+def find_images(root: Path) -> tuple[list[Path], Tensor | None, list[str]]:
+    """Image files under `root`, sorted, with labels and class names if they are in class sub-folders.
+
+    Raises InputError if there are none, or if a class sub-folder has none.
+    """
+
+    def images_in(folder: Path, pattern: str) -> list[Path]:
+        return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+
+    plain = images_in(root, "*")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if plain or not folders:
+        if not plain:
+            raise InputError(f"folder {root} holds no images ({', '.join(IMG_EXTENSIONS)})")
+        return plain, None, []
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        found = images_in(folder, "**/*")
+        if not found:
+            raise InputError(f"class folder {folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
+        files += found
+        labels += [label] * len(found)
+    return files, torch.tensor(labels), [folder.name for folder in folders]
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Decode one picture to uint8 (C, H, W): converted to grey or RGB, shorter side resized, centre-cropped.
+
+    Raises InputError, naming the file, if it is no readable image.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            image = image.convert({1: "L", 3: "RGB"}[channels])
+    except KeyError:
+        raise InputError(f"channels {channels} is neither 1 nor 3, which is what a folder of images gives") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read ({error}): repair or remove it") from None
+    if image.size != (width, height):
+        scale = max(height / image.height, width / image.width)
+        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1).contiguous()
+
+
+# ---- splits and subsets, by fixed seeds
+
+
+def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
+    """Which of `count` items belong to `split`, in file order; train is what the held-out `sizes` leave."""
+    order = fixed_permutation(count)
+    parts = dict(zip(["train", *sizes], order.split([count - sum(sizes.values()), *sizes.values()]), strict=True))
+    return parts[split].sort().values
+
+
+def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Indices of a share of the labels, the same share of each class (at least one), chosen by `seed`."""
+    if not 0 < fraction <= 1:
+        raise InputError(f"label_fraction {fraction} is outside (0, 1]")
+    order = fixed_permutation(len(labels), derive_seed(seed, "few labels")).to(labels.device)
+    chosen = []
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return torch.cat(chosen).sort().values
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel of uint8 images (N, C, H, W), of pixels in [0, 1], exact by counting."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.transpose(0, 1):
+        share = torch.bincount(channel.flatten().cpu(), minlength=256) / channel.numel()
+        mean.append(float(share.double() @ values))
+        std.append(max(float(share.double() @ (values - mean[-1]).square()) ** 0.5, 1e-6))
+    return [round(m, 6) for m in mean], [round(s, 6) for s in std]
+
+
+# ---- batches
+
+
+@dataclass
+class Batch:
+    """One process's share, or a micro-batch of it, of a step's global batch."""
+
+    images: Tensor  # uint8 (B, C, H, W), on the training device
+    labels: Tensor | None  # int64 (B,)
+    positions: Tensor  # int64 (B,): where these images stand in the global batch
+
+
+def split_batch(batch_size: int, parts: int) -> list[Tensor]:
+    """Cut the positions 0..batch_size-1 of a global batch into equal parts, one for each process and micro-batch.
+
+    Part k takes the k-th run from the front and its mirror image from the back. Mixup pairs position i with its mirror,
+    so partners always land in the same part and mixing is the same however many parts there are.
+    """
+    if batch_size % (2 * parts) and parts > 1:
+        raise InputError(
+            f"batch_size {batch_size} is not a multiple of 2 x {parts} (processes x gradient_accumulation_steps)"
+        )
+    half = batch_size // (2 * parts)
+    everything = torch.arange(batch_size)
+    if parts == 1:
+        return [everything]
+    mirrored = everything.flip(0)
+    return [
+        torch.cat([everything[k * half : (k + 1) * half], mirrored[k * half : (k + 1) * half].flip(0)])
+        for k in range(parts)
+    ]
+
+
+def step_indices(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+    """The global batch of each step from `start_step` on, for ever: epoch e's order is a permutation by (seed, e).
+
+    An epoch has count // batch_size steps; the remainder rests for that epoch.
+    """
+    steps_per_epoch = count // batch_size
+    epoch, position = divmod(start_step, steps_per_epoch)
+    while True:
+        order = fixed_permutation(count, derive_seed(seed, "order", epoch))
+        for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
+            yield order[start : start + batch_size]
+        epoch, position = epoch + 1, 0
+
+
+def step_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    parts: list[Tensor],
+    seed: int,
+    device: torch.device | str,
+    start_step: int = 0,
+    num_workers: int = 2,
+) -> Iterator[list[Batch]]:
+    """For each step from `start_step` on: this process's micro-batches, one for each of its `parts` of the batch.
+
+    Raises InputError if the dataset is smaller than one batch.
+    """
+    if len(dataset) < batch_size:
+        raise InputError(f"batch_size {batch_size} is larger than the data set, which has {len(dataset)} images")
+    steps = step_indices(len(dataset), batch_size, seed, start_step)
+    wanted = (indices[part] for indices in steps for part in parts)
+    if isinstance(dataset, StreamedDataset):
+        loader = DataLoader(
+            dataset, sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=str(device) != "cpu",
+            prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
+        )  # fmt: skip
+        micro_batches = iter(loader)
+    else:
+        micro_batches = (dataset[indices] for indices in wanted)
+    while True:
+        step = []
+        for part in parts:
+            images, labels = next(micro_batches)
+            labels = None if labels is None else labels.to(device, non_blocking=True)
+            step.append(Batch(images.to(device, non_blocking=True), labels, part))
+        yield step
+
+
+def limit_worker_threads(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def chunks(dataset: Dataset, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The dataset in its own order, `size` pictures at a time: for evaluation."""
+    for indices in torch.arange(len(dataset)).split(size):
+        yield dataset[indices]
+
+
+def pick(dataset: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
+    """At most `count` pictures, always the same ones."""
+    if len(dataset) <= count:
+        return dataset
+    return dataset.subset(torch.tensor(sorted(random.Random(seed).sample(range(len(dataset)), count))))

@@ -1,0 +1,175 @@
+"""Evaluation: features, k-NN, probes on frozen features, reconstruction metrics."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .data import Dataset, chunks
+
+L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
+
+
+@torch.no_grad()
+def map_dataset(
+    function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, batch_size: int = 256,
+    desc: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`function` of all pictures (uint8, on `device`), batch by batch, stacked on the CPU in float32."""
+    bar = tqdm(total=len(dataset), desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
+    results = []
+    for images, _ in chunks(dataset, batch_size):
+        results.append(function(images.to(device, non_blocking=True)).float().cpu())
+        bar.update(len(images))
+    bar.close()
+    return torch.cat(results)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Percentage of predicted classes (N,) that equal the labels (N,)."""
+    return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
+
+
+def knn_predict(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int, k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:  # fmt: skip
+    """Classes (N,) by a vote of the `k` most similar training features, weighted by exp(cosine / temperature).
+
+    Features (N, F). The weighted k-NN of Wu et al., arXiv 1805.01978, with the settings used for DINO.
+    """
+    bank = nn.functional.normalize(train_features, dim=1).T.contiguous()
+    one_hot = nn.functional.one_hot(train_labels, num_classes).float()
+    predictions = []
+    for chunk in nn.functional.normalize(features, dim=1).split(1000):
+        similarity, neighbours = (chunk @ bank).topk(min(k, bank.shape[1]), dim=1)
+        # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
+        votes = ((similarity - 1) / temperature).exp()[..., None] * one_hot[neighbours]
+        predictions.append(votes.sum(dim=1).argmax(dim=1))
+    return torch.cat(predictions)
+
+
+# ---- classifiers on frozen features
+
+
+def fit_linear(
+    features: Tensor, labels: Tensor, *, num_classes: int, l2: float, start: nn.Module | None = None
+) -> nn.Module:
+    """Affine-free BatchNorm, then one linear layer, fitted to the optimum by L-BFGS.
+
+    Minimises mean cross-entropy + l2 / 2 * ||weight||^2 over all of `features` (N, F): scikit-learn's logistic
+    regression with C = 1 / (N * l2) on standardised features. The problem is convex, so neither a learning rate, nor
+    an order, nor a seed enters. `start` may hold a fit at another l2.
+    """
+    probe = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False), nn.Linear(features.shape[1], num_classes))
+    norm, linear = probe
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.eval()
+    if start is None:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    else:
+        linear.load_state_dict(start[1].state_dict())
+    inputs = norm(features)
+    optimizer = torch.optim.LBFGS(
+        linear.parameters(), max_iter=200, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(linear(inputs), labels) + l2 / 2 * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return probe.eval()
+
+
+def fit_mlp(
+    features: Tensor, labels: Tensor, *, num_classes: int, weight_decay: float, seed: int, hidden: int = 256,
+    dropout: float = 0.3, epochs: int = 30, batch_size: int = 256, learning_rate: float = 2e-3,
+) -> nn.Module:  # fmt: skip
+    """Affine-free BatchNorm and one hidden layer with dropout, by AdamW with a cosine schedule."""
+    probe = nn.Sequential(
+        nn.BatchNorm1d(features.shape[1], affine=False),
+        nn.Linear(features.shape[1], hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    for module in (probe[1], probe[4]):
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+        nn.init.zeros_(module.bias)
+    batch_size = min(batch_size, len(features))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(features) // batch_size))
+    torch.manual_seed(seed)  # dropout
+    for _ in range(epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(probe(features[batch]), labels[batch]).backward()
+            optimizer.step()
+            scheduler.step()
+    return probe.eval()
+
+
+def choose_probe(
+    fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor
+) -> tuple[nn.Module, float, dict[float, float]]:
+    """The probe with the best validation accuracy, its hyper-parameter, and the accuracy of each that was tried."""
+    best, tried = None, {}
+    for setting, probe in fits:
+        tried[setting] = predict_accuracy(probe, features, labels)
+        if best is None or tried[setting] > tried[best[1]]:
+            best = (copy.deepcopy(probe), setting)
+    return *best, tried
+
+
+@torch.no_grad()
+def predict_accuracy(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
+    """Percentage of features (N, F) that a probe classifies as labelled."""
+    return accuracy(probe(features).argmax(dim=1), labels)
+
+
+def linear_fits(features: Tensor, labels: Tensor, *, num_classes: int) -> Iterable[tuple[float, nn.Module]]:
+    """Linear probes over the grid of l2, from the strongest to the weakest, each starting where the last one ended."""
+    probe = None
+    for l2 in L2_GRID:
+        probe = fit_linear(features, labels, num_classes=num_classes, l2=l2, start=probe)
+        yield l2, probe
+
+
+def mlp_fits(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> Iterable[tuple[float, nn.Module]]:
+    """MLP probes over a grid of weight decay."""
+    for weight_decay in (1.0, 0.1, 0.01):
+        yield weight_decay, fit_mlp(features, labels, num_classes=num_classes, weight_decay=weight_decay, seed=seed)
+
+
+# ---- reconstruction
+
+
+def reconstruction_metrics(
+    originals: Tensor, reconstructions: Tensor, hidden: Tensor | None = None
+) -> dict[str, float]:
+    """MSE, PSNR (dB) and SSIM of reconstructions, float (B, C, H, W) in [0, 1]; by torchmetrics.
+
+    With `hidden`, bool of the same shape, also the MSE over the hidden pixels alone.
+    """
+    from torchmetrics.functional import mean_squared_error
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    window = min(11, (min(originals.shape[2:]) - 1) // 2 * 2 + 1)  # torchmetrics wants it odd and within the image
+    metrics = {
+        "mse": mean_squared_error(reconstructions.contiguous(), originals.contiguous()),
+        "psnr": peak_signal_noise_ratio(reconstructions, originals, data_range=1.0),
+        "ssim": structural_similarity_index_measure(
+            reconstructions, originals, data_range=1.0, gaussian_kernel=False, kernel_size=window
+        ),
+    }
+    if hidden is not None:
+        metrics["mse_hidden"] = mean_squared_error(reconstructions[hidden], originals[hidden])
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,116 @@
+"""Every picture and plot. Functions write one PNG, atomically, and return its path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+from .files import write_atomically
+
+matplotlib.use("Agg")  # draws to files, wants no screen
+from matplotlib import pyplot as plt
+
+SINGLE, DARK, LIGHT = "#2f6690", "#16425b", "#c9d6df"
+
+
+def save(figure: plt.Figure, path: str | Path) -> Path:
+    """Write a figure as PNG and forget it."""
+    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
+    plt.close(figure)
+    return Path(path)
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3)."""
+    images = images.detach().float().cpu().clamp(0, 1)
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
+    """One line a picture: each named column shows that picture's version. Images (N, C, H, W) in [0, 1].
+
+    The lines stand in `groups` blocks side by side.
+    """
+    count = len(next(iter(columns.values())))
+    per_group = -(-count // groups)
+    height, width = next(iter(columns.values())).shape[2:]
+    shape = (groups * len(columns) * 1.0 * width / height + 0.2, per_group * 1.0 + 0.5)
+    figure, axes = plt.subplots(1, groups * len(columns), figsize=shape, squeeze=False)
+    for group in range(groups):
+        part = slice(group * per_group, (group + 1) * per_group)
+        for place, (name, images) in enumerate(columns.items()):
+            axis = axes[0, group * len(columns) + place]
+            axis.axis("off")
+            if len(images[part]):
+                axis.imshow(tile(images[part], 1), interpolation="nearest")
+                axis.set_title(name, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.subplots_adjust(wspace=0.06)
+    return save(figure, path)
+
+
+def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str = "") -> Path:
+    """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
+    panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
+    panels = {name: metrics for name, metrics in panels.items() if metrics}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3), squeeze=False)
+    for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
+        for metric, colour in zip(metrics, (SINGLE, "#d1495b", "#66a182", "#edae49"), strict=False):
+            points = [(row["epoch"], row[metric]) for row in rows if metric in row]
+            axis.plot(
+                *zip(*points, strict=True), color=colour, marker="o" if len(points) < 40 else "", ms=3, label=metric
+            )
+        axis.set(xlabel="epoch", title=name)
+        axis.grid(alpha=0.3)
+        if len(metrics) > 1:
+            axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
+    """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = max(4.0, 0.45 * len(classes) + 1.5)
+    figure, axis = plt.subplots(figsize=(size, size))
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if len(classes) <= 20:
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.05:
+                colour = "white" if value > 55 else "black"
+                axis.text(
+                    column,
+                    row,
+                    f"{value:.0f}" if value >= 1 else "·",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=7,
+                )
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    return save(figure, path)
+
+
+def bars(values: dict[str, float], path: str | Path, *, xlabel: str, title: str = "", start: float = 0.0) -> Path:
+    """A horizontal bar a name, the first on top, with its value written at its end."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(values) + 1.1))
+    names = list(values)[::-1]
+    axis.barh(names, [values[name] for name in names], color=SINGLE)
+    for place, name in enumerate(names):
+        axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
+    axis.set(xlabel=xlabel, title=title)
+    axis.set_xlim(left=start, right=max(values.values()) * 1.08 - 0.08 * start)
+    axis.tick_params(axis="y", labelsize=8)
+    return save(figure, path)

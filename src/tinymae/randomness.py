@@ -1,0 +1,80 @@
+"""All chance of a run, as a function of (seed, step).
+
+Draws that belong to samples are made for the whole global batch and then sliced, so that one process or many, one
+micro-batch or several, see the same augmentation, the same masks and the same drop path.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+def derive_seed(*keys: int | str) -> int:
+    """A 63-bit seed from any keys, well mixed: neighbouring steps share nothing."""
+    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
+
+
+class Draws:
+    """The random numbers of one step for the images at `positions` (B,) of a global batch of `batch_size`.
+
+    `generator` (CPU) is for masks, whose indices are made on the CPU; the other draws are made on `device`.
+    Two objects with the same seed, step and batch size draw the same sequence, whatever their positions.
+    """
+
+    def __init__(self, seed: int, step: int, batch_size: int, positions: Tensor, device: torch.device | str):
+        self.batch_size, self.cpu_positions, self.device = batch_size, positions, torch.device(device)
+        self.positions = positions.to(device, non_blocking=True)
+        self.generator = torch.Generator().manual_seed(derive_seed(seed, "masks", step))
+        self.device_generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "samples", step))
+        self.batch_seed = derive_seed(seed, "batch", step)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """U(0, 1) of shape (B, *shape)."""
+        return torch.rand(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
+
+    def choice(self) -> Tensor:
+        """U(0, 1) of shape (B,), on the CPU: for choices that decide the shape of what follows."""
+        return torch.rand(self.batch_size, generator=self.generator)[self.cpu_positions]
+
+    def normal(self, *shape: int) -> Tensor:
+        """N(0, 1) of shape (B, *shape)."""
+        return torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
+
+    def seed_global_state(self) -> None:
+        """Seed torch (dropout) and numpy (timm's Mixup, whose one draw counts for the whole batch)."""
+        torch.manual_seed(derive_seed(self.batch_seed, int(self.cpu_positions[0])))
+        np.random.seed(self.batch_seed % 2**32)
+
+
+class SampleDropPath(DropPath):
+    """timm's DropPath with its draw made outside, for the global batch: see `draw_drop_path`."""
+
+    keep: Tensor | None = None  # (B,), 0 or 1 / keep_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        return x * self.keep.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def use_sample_drop_path(model: nn.Module) -> nn.Module:
+    """Replace every timm DropPath in `model` by one that `draw_drop_path` controls. The weights do not change."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is DropPath:
+                setattr(module, name, SampleDropPath(child.drop_prob, child.scale_by_keep))
+    return model
+
+
+def draw_drop_path(model: nn.Module, draws: Draws) -> None:
+    """Decide, for one step, which samples skip which residual branch."""
+    layers = [module for module in model.modules() if isinstance(module, SampleDropPath)]
+    if not layers:
+        return
+    for layer, chance in zip(layers, draws.uniform(len(layers)).unbind(1), strict=True):
+        keep_prob = 1 - layer.drop_prob
+        keep = (chance < keep_prob).float()
+        layer.keep = keep / keep_prob if layer.scale_by_keep and keep_prob > 0 else keep

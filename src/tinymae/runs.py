@@ -1,0 +1,349 @@
+"""The folder of a run: arguments, metrics, checkpoints, results; and the command line that all scripts share."""
+
+import argparse
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from tqdm import tqdm
+
+from .files import InputError, read_json, write_atomically, write_json
+from .train import Schedule, TrainStep, supports_bf16
+
+# Arguments that change where or how fast a run goes, but not what it computes.
+FREE_ARGUMENTS = {"output_dir", "overwrite", "data_dir", "num_workers", "log_every", "checkpoint_minutes"}
+KEPT_CHECKPOINTS = 2
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, output_dir: str) -> None:
+    """The flags that every script has."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--output-dir", default=output_dir, help="folder of this run (default: %(default)s)")
+    run.add_argument("--overwrite", action="store_true", help="move what is in --output-dir aside and start anew")
+    run.add_argument("--seed", type=int, default=0, help="everything random follows from it (default: %(default)s)")
+    run.add_argument(
+        "--mixed-precision",
+        choices=["auto", "no", "bf16", "fp16"],
+        default="auto",
+        help="auto: bf16 where the processor has it (default: %(default)s)",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-dir", default="data", help="where named data sets are, or go (default: %(default)s)")
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, warmup_epochs: int, batch_size: int, base_lr: float,
+    weight_decay: float,
+) -> None:  # fmt: skip
+    """The flags that pretraining and fine-tuning share, with the recipe's own defaults."""
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=epochs, help="(default: %(default)s)")
+    training.add_argument("--warmup-epochs", type=float, default=warmup_epochs, help="(default: %(default)s)")
+    training.add_argument("--max-minutes", type=float, help="end by then; the learning rate follows the time")
+    training.add_argument(
+        "--batch-size", type=int, default=batch_size, help="images a step, over all processes (default: %(default)s)"
+    )
+    training.add_argument(
+        "--base-lr",
+        type=float,
+        default=base_lr,
+        help="learning rate = base_lr x batch_size / 256 (default: %(default)s)",
+    )
+    training.add_argument("--weight-decay", type=float, default=weight_decay, help="(default: %(default)s)")
+    training.add_argument("--clip-grad", type=float, help="largest norm of the gradient (default: no limit)")
+    training.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches a step")
+    training.add_argument("--gradient-checkpointing", action="store_true", help="less memory for more computing")
+    training.add_argument("--compile", action="store_true", help="torch.compile the model")
+    training.add_argument("--num-workers", type=int, default=2, help="processes that decode a streamed folder")
+    training.add_argument("--log-every", type=int, default=20, help="steps between lines of metrics.jsonl")
+    training.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints")
+
+
+def run_script(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line and call `main`; a user's error is one line on stderr and exit code 2."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"{parser.prog}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT came and the state was saved; the process exits with 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}; the same command resumes")
+        self.exit_code = 128 + signal_number
+
+
+def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
+    """Accelerate with the run's precision; `auto` becomes what the device supports, and is recorded as that."""
+    if args.mixed_precision == "auto":
+        args.mixed_precision = "bf16" if supports_bf16(PartialState().device) else "no"
+    return Accelerator(mixed_precision=args.mixed_precision, **arguments)
+
+
+class Run:
+    """A run's output folder. Only the main process writes to it."""
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
+        self.folder, self.accelerator, self.is_main = Path(args.output_dir), accelerator, accelerator.is_main_process
+        self.arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
+        self.log_every = getattr(args, "log_every", 50)
+        self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
+        self.bar, self.signal_number = None, None
+        self.waiting: list[TrainStep] = []
+        problem = self.claim(args.overwrite) if self.is_main else None
+        problem = accelerator_agree(accelerator, problem)
+        if problem:
+            raise InputError(problem)
+
+    def claim(self, overwrite: bool) -> str | None:
+        """Make the folder this run's own, or say why it cannot be."""
+        if self.folder.exists() and not self.folder.is_dir():
+            return f"output_dir {self.folder} is a file"
+        if overwrite and self.folder.exists():
+            aside = self.folder.with_name(f"{self.folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+            self.folder.rename(aside)
+            print(f"moved the old {self.folder} to {aside}")
+        args_file = self.folder / "args.json"
+        if args_file.exists():
+            old = read_json(args_file)["arguments"]
+            names = [name for name in {**old, **self.arguments} if old.get(name) != self.arguments.get(name)]
+            if names:
+                was_now = ((name, old.get(name), self.arguments.get(name)) for name in names)
+                changes = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in was_now)
+                return f"output_dir {self.folder} holds another run ({changes}): choose another folder, or --overwrite"
+        else:
+            write_json(args_file, {"arguments": self.arguments, "command": sys.argv, **environment()})
+        return None
+
+    # ---- checkpoints
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, the newest last."""
+        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+    def load_checkpoint(self) -> dict | None:
+        """The last good checkpoint, on the CPU, or None. A damaged file is named and the one before it is used."""
+        for path in reversed(self.checkpoints):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises many kinds for a damaged file
+                self.print(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): trying the one before it")
+                continue
+            self.print(f"resuming from {path}")
+            self.forget_metrics_after(state["step"])
+            return state
+        return None
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Write `state` (with its "step") beside the others, then drop all but the last two."""
+        if self.is_main:
+            path = self.folder / "checkpoints" / f"step-{state['step']:09d}.pt"
+            write_atomically(path, lambda beside: torch.save(state, beside))
+            for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
+                old.unlink()
+        self.last_saved = time.monotonic()
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+        path = self.folder / "metrics.jsonl"
+        if self.is_main and path.exists():
+            rows = [row for row in self.metrics if row["step"] <= step]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(path, lambda beside: beside.write_text(text))
+
+    # ---- reporting
+
+    @property
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+        rows, path = [], self.folder / "metrics.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def start(self, schedule: Schedule, *, step: int, steps_per_epoch: int, batch_size: int, save: Callable[[], dict]):
+        """Open the progress bar and the trackers, and catch SIGTERM and SIGINT, for a loop that starts at `step`.
+
+        `save` gives the state to checkpoint; it gets called between steps only.
+        """
+        self.schedule, self.steps_per_epoch, self.batch_size, self.save = schedule, steps_per_epoch, batch_size, save
+        self.last_saved = self.last_report = time.monotonic()
+        self.last_step = self.first_step = step
+        self.checked: TrainStep | None = None
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
+        self.bar = tqdm(
+            total=1.0, initial=min(1.0, schedule.progress(step)), disable=not self.is_main, dynamic_ncols=True,
+            bar_format="{percentage:5.1f}%|{bar}| {postfix}",
+        )  # fmt: skip
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, frame) -> None:
+        if self.signal_number is not None:
+            sys.exit(128 + number)  # a second one does not wait
+        self.signal_number = number
+
+    def report(self, state: TrainStep) -> None:
+        """Take note of a step: metrics and the progress bar now and then, a checkpoint when one is due.
+
+        Raises InputError when the loss is no longer finite, Stopped after a signal.
+        """
+        self.check_loss(state)
+        if state.step % self.log_every == 0 or state.step == self.first_step + 1:
+            self.log_step(state)
+        due = time.monotonic() - self.last_saved > 60 * self.checkpoint_minutes
+        stop, due = (
+            accelerator_agree(self.accelerator, (self.signal_number, due))
+            if self.accelerator.num_processes > 1
+            else (self.signal_number, due)
+        )
+        if stop or due:
+            self.require_finite(state)
+            self.save_checkpoint(self.save())
+        if stop:
+            self.bar.close()
+            raise Stopped(stop, state.step)
+
+    def check_loss(self, state: TrainStep) -> None:
+        # Reading the step before last keeps one step queued on a GPU, so nothing waits.
+        if self.checked is not None:
+            self.require_finite(self.checked)
+        self.checked = state
+
+    def require_finite(self, state: TrainStep) -> None:
+        if not math.isfinite(float(state.loss)):
+            saved = self.checkpoints[-1] if self.checkpoints else "none yet"
+            raise InputError(
+                f"loss is {float(state.loss)} at step {state.step} (learning rate {state.learning_rate:.2e}); "
+                f"last good checkpoint: {saved}. Try a lower --base-lr, a longer warm-up or --clip-grad 1"
+            )
+
+    def log_step(self, state: TrainStep) -> None:
+        loss = float(self.accelerator.reduce(state.loss, "mean"))
+        now = time.monotonic()
+        steps, seconds = state.step - self.last_step, now - self.last_report
+        rate = steps * self.batch_size / seconds
+        self.last_step, self.last_report = state.step, now
+        epoch = state.step / self.steps_per_epoch
+        self.log(
+            state.step,
+            {
+                "loss": loss,
+                "learning_rate": state.learning_rate,
+                "grad_norm": float(state.grad_norm),
+                "images_per_second": rate,
+                "minutes": self.schedule.minutes,
+            },
+        )
+        remaining = (self.schedule.total_steps - state.step) * seconds / steps
+        if self.schedule.max_minutes is not None:
+            remaining = min(remaining, 60 * (self.schedule.max_minutes - self.schedule.minutes))
+        self.bar.n = min(1.0, self.schedule.progress(state.step))
+        eta = f"{int(max(remaining, 0)) // 60}:{int(max(remaining, 0)) % 60:02d}"
+        self.bar.set_postfix_str(f"epoch {epoch:.2f}, loss {loss:.4f}, {rate:.0f} images/s, ETA {eta}")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and the same to the trackers."""
+        if self.is_main:
+            values = {key: float(f"{value:.6g}") for key, value in values.items()}
+            row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def complete(self) -> None:
+        """The schedule has ended: check the last loss and keep the last state."""
+        if self.checked is not None:
+            self.require_finite(self.checked)
+            self.save_checkpoint(self.save())
+
+    def pause(self) -> "Pause":
+        """Time spent inside does not count in images per second."""
+        return Pause(self)
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """Show a PNG in TensorBoard."""
+        if self.is_main:
+            picture = np.asarray(Image.open(path).convert("RGB"))[None]
+            self.accelerator.get_tracker("tensorboard").log_images({name: picture}, step=step, dataformats="NHWC")
+
+    def finish(self, results: dict, shown: list[Path]) -> None:
+        """Write results.json and say where everything is."""
+        if self.bar is not None:
+            self.bar.n = 1.0
+            self.bar.refresh()
+            self.bar.close()
+            self.accelerator.end_training()
+        if self.is_main:
+            write_json(self.folder / "results.json", results)
+            self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+
+    def print(self, text: str) -> None:
+        self.accelerator.print(text)
+
+
+class Pause:
+    """A stretch of a run that is not training."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self.run.last_report += time.monotonic() - self.began
+
+
+def accelerator_agree(accelerator: Accelerator, value):
+    """The main process's value, on every process."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def environment() -> dict:
+    """Versions, commit and machine, for args.json."""
+    root = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except OSError:
+        commit = None
+    return {
+        "commit": commit,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "date": datetime.now().isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,142 @@
+"""Training: parameter groups, the learning rate as a function of progress, and one visible loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from .data import Batch
+from .randomness import Draws, draw_drop_path
+
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Groups for an optimiser: no weight decay on norms, biases, tokens and position embeddings.
+
+    With `layer_decay` below 1, a stock timm model's groups carry an `lr_scale` that shrinks by this factor from each
+    layer to the one below it (Clark et al., arXiv 2003.10555; BEiT).
+    """
+    undecayed = [name for name, _ in model.named_parameters() if name.endswith(NO_DECAY)]
+    if layer_decay < 1:
+        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay)
+    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=undecayed)
+
+
+@dataclass
+class Schedule:
+    """Linear warm-up, then a half cosine to zero, over steps or over minutes, whichever ends first.
+
+    Progress runs from 0 to 1. Without `max_minutes` it is step / total_steps, and the run is a function of the step
+    alone. With it, progress is the larger share of steps or of time spent, so that a run cut to a time still ends at
+    learning rate zero.
+    """
+
+    peak: float  # highest learning rate
+    total_steps: int
+    warmup: float  # share of the progress, 0 to 1
+    max_minutes: float | None = None
+    minutes_before: float = 0.0  # spent before this process started, by the runs it resumes
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def minutes(self) -> float:
+        """Wall-clock minutes that this run has taken, over all its resumptions."""
+        return self.minutes_before + (time.monotonic() - self.started) / 60
+
+    def progress(self, step: int) -> float:
+        """0 at the start to 1 at the end. All processes agree on it, by the clock of the first."""
+        done = step / self.total_steps
+        if self.max_minutes is None:
+            return done
+        return max(done, float(broadcast(torch.tensor(self.minutes / self.max_minutes))))
+
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate at this progress, before any layer's scale."""
+        if progress < self.warmup:
+            return self.peak * progress / self.warmup
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9)))
+
+
+@dataclass
+class TrainStep:
+    """What the loop knows after a step. Tensors are left on the device: reading one waits for the step to end."""
+
+    step: int  # optimiser updates done so far
+    progress: float  # 0 to 1, before this step
+    learning_rate: float
+    loss: Tensor  # scalar, over this process's share of the batch
+    grad_norm: Tensor  # scalar, before clipping
+
+
+def train_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    compute_loss: Callable[[Batch, Draws], Tensor],
+    batches: Iterator[list[Batch]],
+    *,
+    accelerator: Accelerator,
+    schedule: Schedule,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    clip_grad: float | None = None,
+    ema: ModelEmaV3 | None = None,
+) -> Iterator[TrainStep]:
+    """Train until the schedule ends; yields after each optimiser update.
+
+    `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step.
+    Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
+    exactly as if nothing had stopped.
+    """
+    bare_model = accelerator.unwrap_model(model)
+    for step, micro_batches in enumerate(batches, start_step):
+        progress = schedule.progress(step)
+        if progress >= 1:
+            return
+        learning_rate = schedule.learning_rate(progress)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+        model.train()
+        losses = []
+        for batch in micro_batches:
+            draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
+            draws.seed_global_state()
+            draw_drop_path(bare_model, draws)
+            with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
+                loss = compute_loss(batch, draws)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+        if ema is not None:
+            ema.update(bare_model, step + 1)
+        yield TrainStep(step + 1, progress, learning_rate, torch.stack(losses).mean(), grad_norm)
+
+
+def choose_attention(model: nn.Module, device: torch.device | str) -> None:
+    """On a CPU, compute attention by plain products: the backward pass of the fused kernel is slow there in bf16.
+
+    timm's two paths are the same mathematics.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = torch.device(device).type != "cpu"
+
+
+def supports_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 arithmetic is native here, so that mixed precision pays."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so absent from some torch releases
+    return torch.device(device).type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)

@@ -1,0 +1,138 @@
+"""Weights on disk: what an `--weights` folder may hold, and how each kind is read back."""
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .files import InputError, load_weights_strictly, read_json, write_atomically, write_json
+from .mae import MaskedAutoencoder, create_vit
+
+
+def kind_of(folder: str | Path) -> str:
+    """ "autoencoder" or "classifier": which of the two a weights folder holds, by its config.json."""
+    architecture = read_json(weights_folder(folder) / "config.json").get("architecture")
+    if architecture == MaskedAutoencoder.__name__:
+        return "autoencoder"
+    if isinstance(architecture, str) and timm.is_model(architecture):
+        return "classifier"
+    raise InputError(f"weights {folder}: config.json names architecture {architecture!r}, which tinymae does not know")
+
+
+def weights_folder(folder: str | Path) -> Path:
+    """The folder as a Path. Raises InputError if it is missing or holds no weights."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"weights folder {folder} does not exist")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
+    return folder
+
+
+def save_autoencoder(model: MaskedAutoencoder, folder: str | Path) -> None:
+    """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads."""
+    folder = Path(folder)
+    write_tensors(model.state_dict(), folder / "model.safetensors")
+    write_json(folder / "config.json", {"architecture": type(model).__name__, **model.config})
+
+
+def load_autoencoder(folder: str | Path) -> MaskedAutoencoder:
+    """The autoencoder of a weights folder. Raises InputError if the folder holds a classifier, or is damaged."""
+    if kind_of(folder) != "autoencoder":
+        raise InputError(f"weights {folder} hold a classifier; give the folder of a pretraining run")
+    return MaskedAutoencoder.from_pretrained(weights_folder(folder))
+
+
+def create_classifier(
+    config: dict, *, num_classes: int, pool: str = "avg", drop_path: float = 0.0
+) -> VisionTransformer:
+    """A stock timm ViT like the encoder of a MaskedAutoencoder with this `config`, with a linear head.
+
+    Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
+    """
+    sizes = {key: config[key] for key in ("in_channels", "embed_dim", "depth", "num_heads")}
+    classifier = create_vit(
+        config["encoder"], image_size=tuple(config["image_size"]), patch_size=tuple(config["patch_size"]), **sizes,
+        num_classes=num_classes, global_pool={"avg": "avg", "cls": "token"}[pool], fc_norm=False,
+        drop_path_rate=drop_path,
+    )  # fmt: skip
+    nn.init.trunc_normal_(classifier.head.weight, std=0.01)
+    nn.init.zeros_(classifier.head.bias)
+    return classifier
+
+
+def save_classifier(
+    classifier: VisionTransformer, folder: str | Path, *, config: dict, pool: str, classes: list[str]
+) -> None:
+    """A stock timm ViT as timm keeps it on the Hub: `model.safetensors` and a `config.json` that
+    `timm.create_model("local-dir:FOLDER")` reads, with the data's mean and std and the names of the classes.
+    """
+    folder = Path(folder)
+    sizes = {key: config[key] for key in ("embed_dim", "depth", "num_heads") if config[key] is not None}
+    write_tensors(classifier.state_dict(), folder / "model.safetensors")
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": config["encoder"],
+            "num_classes": len(classes),
+            "num_features": classifier.num_features,
+            "label_names": classes,
+            "model_args": {
+                "img_size": list(config["image_size"]),
+                "patch_size": list(config["patch_size"]),
+                "in_chans": config["in_channels"],
+                "global_pool": {"avg": "avg", "cls": "token"}[pool],
+                "fc_norm": False,
+                **sizes,
+            },
+            "pretrained_cfg": {
+                "input_size": [config["in_channels"], *config["image_size"]],
+                "fixed_input_size": True,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "mean": list(config["mean"]),
+                "std": list(config["std"]),
+                "num_classes": len(classes),
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        },
+    )
+
+
+class Classifier(nn.Module):
+    """A stock timm ViT together with what it takes to feed it: the data's mean and std, and the class names."""
+
+    def __init__(self, vit: VisionTransformer, *, mean: list[float], std: list[float], classes: list[str]):
+        super().__init__()
+        self.vit, self.classes = vit, classes
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.mean) / self.std
+        return self.vit(images)
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """The classifier of a weights folder. Raises InputError if the folder holds an autoencoder, or is damaged."""
+    if kind_of(folder) != "classifier":
+        raise InputError(f"weights {folder} hold an autoencoder; give the folder of a fine-tuning run")
+    folder = weights_folder(folder)
+    config = read_json(folder / "config.json")
+    vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    load_weights_strictly(vit, folder / "model.safetensors")
+    preprocessing = config["pretrained_cfg"]
+    return Classifier(vit, mean=preprocessing["mean"], std=preprocessing["std"], classes=config["label_names"]).eval()
+
+
+def write_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file, written atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, lambda beside: save_file(state, beside))
