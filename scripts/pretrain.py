@@ -20,7 +20,14 @@ from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
 from tinymae.augment import padded_crop, random_flip, random_resized_crop
 from tinymae.data import Batch, Dataset, load_dataset, pick, split_batch, step_batches
 from tinymae.randomness import Draws, derive_seed
-from tinymae.runs import Run, add_run_arguments, add_training_arguments, create_accelerator, run_script
+from tinymae.runs import (
+    Run,
+    add_model_arguments,
+    add_run_arguments,
+    add_training_arguments,
+    create_accelerator,
+    run_script,
+)
 from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
 from tinymae.weights import save_autoencoder
 
@@ -31,15 +38,7 @@ def parse() -> argparse.ArgumentParser:
     add_run_arguments(parser, output_dir="runs/pretrain")
     add_training_arguments(parser, epochs=400, warmup_epochs=20, batch_size=512, base_lr=1e-3, weight_decay=0.05)
 
-    model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: %(default)s)")
-    model.add_argument("--image-size", type=int, nargs="+", help="pixels, or height and width (default: the data's)")
-    model.add_argument(
-        "--patch-size", type=int, nargs="+", default=[4], help="pixels, or height and width (default: 4)"
-    )
-    model.add_argument("--embed-dim", type=int, help="over the named timm model's")
-    model.add_argument("--depth", type=int, help="over the named timm model's")
-    model.add_argument("--num-heads", type=int, help="over the named timm model's")
+    model = add_model_arguments(parser)
     model.add_argument("--decoder-dim", type=int, default=128)
     model.add_argument("--decoder-depth", type=int, default=2)
     model.add_argument("--decoder-heads", type=int, default=4)
@@ -65,20 +64,27 @@ def main(args: argparse.Namespace) -> dict:
         log_with="tensorboard",
         project_dir=args.output_dir,
     )
-    size = tuple(args.image_size) if args.image_size else None
-    size = size[0] if size and len(size) == 1 else size
-    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=size)
+    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=args.image_size)
     train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
 
     torch.manual_seed(derive_seed(args.seed, "weights"))
-    channels, *image_size = train_set.image_shape
     mean, std = train_set.statistics
     model = MaskedAutoencoder(
-        args.encoder, image_size=tuple(image_size), patch_size=(args.patch_size[0], args.patch_size[-1]),
-        in_channels=channels, mask_ratio=args.mask_ratio, embed_dim=args.embed_dim, depth=args.depth,
-        num_heads=args.num_heads, decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth,
-        decoder_heads=args.decoder_heads, norm_pix_loss=args.norm_pix_loss, mean=mean, std=std,
-    )  # fmt: skip
+        args.encoder,
+        image_size=train_set.image_shape[1:],
+        patch_size=args.patch_size,
+        in_channels=train_set.image_shape[0],
+        mask_ratio=args.mask_ratio,
+        embed_dim=args.embed_dim,
+        depth=args.depth,
+        num_heads=args.num_heads,
+        decoder_dim=args.decoder_dim,
+        decoder_depth=args.decoder_depth,
+        decoder_heads=args.decoder_heads,
+        norm_pix_loss=args.norm_pix_loss,
+        mean=mean,
+        std=std,
+    )
     choose_attention(model, accelerator.device)
     model.encoder.set_grad_checkpointing(args.gradient_checkpointing)
     if args.compile:
@@ -103,17 +109,13 @@ def main(args: argparse.Namespace) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.95), fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
-    saved = run.load_checkpoint()
-    if saved:
-        bare_model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-    start_step = saved["step"] if saved else 0
+    start_step, minutes = run.resume(model=bare_model, optimizer=optimizer)
     schedule = Schedule(
         peak=args.base_lr * args.batch_size / 256,
         total_steps=args.epochs * steps_per_epoch,
         warmup=args.warmup_epochs / args.epochs,
         max_minutes=args.max_minutes,
-        minutes_before=saved["minutes"] if saved else 0.0,
+        minutes_before=minutes,
     )
 
     def compute_loss(batch: Batch, draws: Draws) -> torch.Tensor:
@@ -127,20 +129,11 @@ def main(args: argparse.Namespace) -> dict:
         mask = random_mask(args.batch_size, bare_model.num_patches, args.mask_ratio, draws.generator)
         return model(images, mask[draws.cpu_positions]).loss
 
-    step = start_step
-
-    def state_to_save() -> dict:
-        return {
-            "step": step, "minutes": schedule.minutes, "model": bare_model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }  # fmt: skip
-
     look = partial(look_at, bare_model, run, pick(train_set, args.probe_images), val_set)
-    run.start(
-        schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size, save=state_to_save
-    )
-    if not saved:
+    run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
+    if start_step == 0:
         look(0)
+    step = start_step
     for state in train_steps(
         model, optimizer, compute_loss, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
         batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad,

@@ -44,6 +44,18 @@ def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: i
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=height, q=width)
 
 
+def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
+
+    Raises InputError unless `images` is (B, *shape).
+    """
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise InputError(
+            f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
+        )
+    return (images.float() / 255 - mean) / std if images.dtype == torch.uint8 else images
+
+
 def count_hidden(num_patches: int, mask_ratio: float) -> int:
     """How many of `num_patches` a mask of this ratio hides. Raises InputError if that is none or all of them."""
     if not 0 < mask_ratio < 1:
@@ -233,12 +245,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
 
         Raises InputError if the shape is not the model's.
         """
-        expected = (self.in_channels, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise InputError(f"images have shape {tuple(images.shape)}, this model wants (batch, *{expected})")
-        if images.dtype == torch.uint8:
-            return (images.float() / 255 - self.mean) / self.std
-        return images
+        return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it."""

@@ -74,6 +74,28 @@ def add_training_arguments(
     training.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints")
 
 
+class Size(argparse.Action):
+    """One number, or height and width: an int or a pair."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            parser.error(f"{option_string} takes one number, or height and width")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The flags that say which encoder to build."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: %(default)s)")
+    size = {"type": int, "nargs": "+", "action": Size}
+    model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
+    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: %(default)s)")
+    model.add_argument("--embed-dim", type=int, help="over the named timm model's")
+    model.add_argument("--depth", type=int, help="over the named timm model's")
+    model.add_argument("--num-heads", type=int, help="over the named timm model's")
+    return model
+
+
 def run_script(main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and call `main`; a user's error is one line on stderr and exit code 2."""
     args = parser.parse_args()
@@ -107,7 +129,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
         self.folder, self.accelerator, self.is_main = Path(args.output_dir), accelerator, accelerator.is_main_process
-        self.arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
+        arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
+        self.arguments = json.loads(json.dumps(arguments))  # as args.json will give them back: tuples become lists
         self.log_every = getattr(args, "log_every", 50)
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
         self.bar, self.signal_number = None, None
@@ -144,6 +167,22 @@ class Run:
         """Checkpoint files, the newest last."""
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
+    def resume(self, **parts) -> tuple[int, float]:
+        """Remember what a checkpoint consists of, and fill it from the last one: (steps done, minutes spent).
+
+        `parts` are the objects with a state_dict: model, optimizer, and ema if there is one.
+        """
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        if self.accelerator.scaler is not None:
+            self.parts["scaler"] = self.accelerator.scaler
+        saved = self.load_checkpoint()
+        if saved is None:
+            return 0, 0.0
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.forget_metrics_after(saved["step"])
+        return saved["step"], saved["minutes"]
+
     def load_checkpoint(self) -> dict | None:
         """The last good checkpoint, on the CPU, or None. A damaged file is named and the one before it is used."""
         for path in reversed(self.checkpoints):
@@ -153,14 +192,15 @@ class Run:
                 self.print(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): trying the one before it")
                 continue
             self.print(f"resuming from {path}")
-            self.forget_metrics_after(state["step"])
             return state
         return None
 
-    def save_checkpoint(self, state: dict) -> None:
-        """Write `state` (with its "step") beside the others, then drop all but the last two."""
+    def save_checkpoint(self, step: int) -> None:
+        """Write the state after `step` beside the other checkpoints, then drop all but the last two."""
         if self.is_main:
-            path = self.folder / "checkpoints" / f"step-{state['step']:09d}.pt"
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            state |= {"step": step, "minutes": self.schedule.minutes}
+            path = self.folder / "checkpoints" / f"step-{step:09d}.pt"
             write_atomically(path, lambda beside: torch.save(state, beside))
             for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
                 old.unlink()
@@ -187,12 +227,9 @@ class Run:
                 break
         return rows
 
-    def start(self, schedule: Schedule, *, step: int, steps_per_epoch: int, batch_size: int, save: Callable[[], dict]):
-        """Open the progress bar and the trackers, and catch SIGTERM and SIGINT, for a loop that starts at `step`.
-
-        `save` gives the state to checkpoint; it gets called between steps only.
-        """
-        self.schedule, self.steps_per_epoch, self.batch_size, self.save = schedule, steps_per_epoch, batch_size, save
+    def start(self, schedule: Schedule, *, step: int, steps_per_epoch: int, batch_size: int) -> None:
+        """Open the progress bar and the trackers, and catch SIGTERM and SIGINT, for a loop that starts at `step`."""
+        self.schedule, self.steps_per_epoch, self.batch_size = schedule, steps_per_epoch, batch_size
         self.last_saved = self.last_report = time.monotonic()
         self.last_step = self.first_step = step
         self.checked: TrainStep | None = None
@@ -225,7 +262,7 @@ class Run:
         )
         if stop or due:
             self.require_finite(state)
-            self.save_checkpoint(self.save())
+            self.save_checkpoint(state.step)
         if stop:
             self.bar.close()
             raise Stopped(stop, state.step)
@@ -281,7 +318,7 @@ class Run:
         """The schedule has ended: check the last loss and keep the last state."""
         if self.checked is not None:
             self.require_finite(self.checked)
-            self.save_checkpoint(self.save())
+            self.save_checkpoint(self.checked.step)
 
     def pause(self) -> "Pause":
         """Time spent inside does not count in images per second."""

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .files import InputError, load_weights_strictly, read_json, write_atomically, write_json
-from .mae import MaskedAutoencoder, create_vit
+from .mae import MaskedAutoencoder, create_vit, normalise
 
 
 def kind_of(folder: str | Path) -> str:
@@ -65,6 +65,26 @@ def create_classifier(
     return classifier
 
 
+@torch.no_grad()
+def fold_probe(classifier: VisionTransformer, encoder: VisionTransformer, probe: nn.Sequential) -> None:
+    """Make `classifier` compute what an encoder and a linear probe (affine-free BatchNorm, Linear) on it compute.
+
+    The normalisation is a fixed scale and shift once fitted, so it folds into the linear layer.
+    """
+    fill_encoder(classifier, encoder)
+    norm, linear = probe
+    scale = (norm.running_var + norm.eps).rsqrt()
+    classifier.head.weight.copy_(linear.weight * scale)
+    classifier.head.bias.copy_(linear.bias - linear.weight @ (norm.running_mean * scale))
+
+
+def fill_encoder(classifier: VisionTransformer, encoder: VisionTransformer) -> None:
+    """Copy an encoder's weights into a classifier; only its head stays as it is."""
+    missing, unexpected = classifier.load_state_dict(encoder.state_dict(), strict=False)
+    if unexpected or set(missing) != {"head.weight", "head.bias"}:
+        raise InputError(f"the encoder does not fit the classifier: missing {missing}, unexpected {unexpected}")
+
+
 def save_classifier(
     classifier: VisionTransformer, folder: str | Path, *, config: dict, pool: str, classes: list[str]
 ) -> None:
@@ -113,11 +133,22 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels"""
+        return self.vit.patch_embed.img_size
+
+    @property
+    def in_channels(self) -> int:
+        return self.vit.patch_embed.proj.in_channels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
+        return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
-        if images.dtype == torch.uint8:
-            images = (images.float() / 255 - self.mean) / self.std
-        return self.vit(images)
+        return self.vit(self.normalise(images))
 
 
 def load_classifier(folder: str | Path) -> Classifier:

@@ -1,0 +1,202 @@
+"""Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels.
+
+    accelerate launch scripts/finetune.py --weights runs/mae --data cifar10 --output-dir runs/finetune
+    python scripts/finetune.py --from-scratch --data cifar10 --output-dir runs/scratch
+    python scripts/finetune.py --weights runs/mae --from-scratch ...       # the same architecture, random weights
+    python scripts/finetune.py --weights runs/mae --label-fraction 0.1 ...
+
+Repeating a command resumes it. The result is a stock timm VisionTransformer. Watch the validation accuracy while it
+trains; test is scored once, on the final weights (their moving average with --ema-decay).
+"""
+
+import argparse
+from functools import partial
+
+import torch
+import torchinfo
+from sklearn.metrics import confusion_matrix
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
+from tinymae.augment import padded_crop, random_erasing, random_flip, trivial_augment
+from tinymae.data import Batch, Dataset, few_labels, split_batch, step_batches
+from tinymae.randomness import Draws, derive_seed, use_sample_drop_path
+from tinymae.runs import (
+    Run,
+    add_model_arguments,
+    add_run_arguments,
+    add_training_arguments,
+    create_accelerator,
+    run_script,
+)
+from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
+from tinymae.weights import Classifier, create_classifier, fill_encoder, load_autoencoder, save_classifier
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="folder of a pretraining run; it fixes the architecture")
+    parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder with classes")
+    parser.add_argument("--label-fraction", type=float, default=1.0, help="share of each class's labels used")
+    parser.add_argument("--eval-every", type=int, default=5, help="epochs between validations (default: %(default)s)")
+    add_run_arguments(parser, output_dir="runs/finetune")
+    add_training_arguments(parser, epochs=100, warmup_epochs=5, batch_size=512, base_lr=1e-3, weight_decay=0.05)
+    add_model_arguments(parser)
+
+    regularisation = parser.add_argument_group("regularisation")
+    regularisation.add_argument("--pool", choices=["avg", "cls"], default="avg", help="(default: %(default)s)")
+    regularisation.add_argument("--layer-decay", type=float, default=0.75, help="1 from scratch (default: %(default)s)")
+    regularisation.add_argument("--drop-path", type=float, default=0.1, help="(default: %(default)s)")
+    regularisation.add_argument("--label-smoothing", type=float, default=0.1, help="(default: %(default)s)")
+    regularisation.add_argument("--mixup", type=float, default=0.8, help="alpha; 0 is off (default: %(default)s)")
+    regularisation.add_argument("--cutmix", type=float, default=1.0, help="alpha; 0 is off (default: %(default)s)")
+    regularisation.add_argument("--ema-decay", type=float, default=0.999, help="0 is off (default: %(default)s)")
+
+    augmentation = parser.add_argument_group("augmentation")
+    augmentation.add_argument("--crop-padding", type=int, default=4, help="pixels (default: %(default)s)")
+    augmentation.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
+    augmentation.add_argument("--trivial-augment", action=argparse.BooleanOptionalAction, default=True)
+    augmentation.add_argument("--random-erasing", type=float, default=0.25, help="probability (default: %(default)s)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict:
+    if not args.weights and not args.from_scratch:
+        raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
+    accelerator = create_accelerator(
+        args,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_dir=args.output_dir,
+    )
+    device = accelerator.device
+    torch.manual_seed(derive_seed(args.seed, "weights"))
+    pretrained = load_autoencoder(args.weights) if args.weights else None
+    size, channels = (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, 3)
+    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=size, channels=channels)
+    train_set, val_set, test_set = (load(split).to(device) for split in ("train", "val", "test"))
+    if train_set.labels is None:
+        raise InputError(f"data set {args.data} has no labels: fine-tuning needs class sub-folders")
+    train_set = train_set.subset(few_labels(train_set.labels, args.label_fraction, args.seed))
+    classes = train_set.classes
+
+    if pretrained is None:
+        mean, std = train_set.statistics
+        pretrained = MaskedAutoencoder(
+            args.encoder, image_size=train_set.image_shape[1:], patch_size=args.patch_size,
+            in_channels=train_set.image_shape[0], embed_dim=args.embed_dim, depth=args.depth, num_heads=args.num_heads,
+            mean=mean, std=std,
+        )  # fmt: skip
+    elif args.from_scratch:
+        pretrained = MaskedAutoencoder(**pretrained.config)
+    if (channels := train_set.image_shape[0]) != pretrained.in_channels:
+        raise InputError(f"data set {args.data} has {channels} channels, the weights want {pretrained.in_channels}")
+    config = pretrained.config
+    vit = create_classifier(config, num_classes=len(classes), pool=args.pool, drop_path=args.drop_path)
+    fill_encoder(vit, pretrained.encoder)
+    use_sample_drop_path(vit)
+    choose_attention(vit, device)
+    vit.set_grad_checkpointing(args.gradient_checkpointing)
+    model = Classifier(vit, mean=config["mean"], std=config["std"], classes=classes)
+
+    parts = split_batch(args.batch_size, accelerator.num_processes * args.gradient_accumulation_steps)
+    batches = partial(
+        step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=device,
+        parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
+    )  # fmt: skip
+    steps_per_epoch = max(1, len(train_set) // args.batch_size)
+    run = Run(args, accelerator)
+    run.print(str(torchinfo.summary(vit, depth=1, verbose=0)))
+    run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch")
+
+    layer_decay = 1.0 if args.from_scratch else args.layer_decay
+    groups = parameter_groups(vit, weight_decay=args.weight_decay, layer_decay=layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.999), fused=True)
+    if args.compile:
+        vit.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    ema = ModelEmaV3(bare_model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    start_step, minutes = run.resume(model=bare_model, optimizer=optimizer, ema=ema)
+    schedule = Schedule(
+        peak=args.base_lr * args.batch_size / 256,
+        total_steps=args.epochs * steps_per_epoch,
+        warmup=args.warmup_epochs / args.epochs,
+        max_minutes=args.max_minutes,
+        minutes_before=minutes,
+    )
+    run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
+    compute_loss = create_loss(args, model, bare_model, len(classes))
+    judged = ema.module if ema else bare_model
+    step = start_step
+    for state in train_steps(
+        model, optimizer, compute_loss, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
+        batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad, ema=ema,
+    ):  # fmt: skip
+        step = state.step
+        run.report(state)
+        if step % (args.eval_every * steps_per_epoch) == 0 and step < schedule.total_steps:
+            with run.pause():
+                run.log(step, {"accuracy_val": evaluate.accuracy(predict(judged, val_set, run), val_set.labels)})
+
+    run.complete()
+    val_accuracy = evaluate.accuracy(predict(judged, val_set, run), val_set.labels)
+    run.log(step, {"accuracy_val": val_accuracy})
+    predictions = predict(judged, test_set, run)
+    results = {
+        "accuracy_val": val_accuracy,
+        "accuracy_test": evaluate.accuracy(predictions, test_set.labels),
+        "epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes, "num_labels": len(train_set),
+    }  # fmt: skip
+    if run.is_main:
+        save_classifier(judged.vit, run.folder, config=config, pool=args.pool, classes=classes)
+        panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
+        start = "from scratch" if args.from_scratch else "fine-tuning"
+        figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"{start} on {args.data}")
+        matrix = confusion_matrix(test_set.labels.cpu(), predictions, labels=range(len(classes)))
+        title = f"{start} on {args.data}, test, {results['accuracy_test']:.1f} %"
+        figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)
+    run.print(f"{results['accuracy_test']:.2f} % of the test images, {val_accuracy:.2f} % of validation")
+    names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
+    run.finish(results, [run.folder / name for name in names])
+    return results
+
+
+def create_loss(args: argparse.Namespace, model: nn.Module, bare_model: Classifier, num_classes: int):
+    """What one micro-batch costs: augmentation, mixing, cross-entropy."""
+    mix = None
+    if args.mixup or args.cutmix:
+        mix = Mixup(args.mixup, args.cutmix, label_smoothing=args.label_smoothing, num_classes=num_classes)
+    criterion = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+
+    def compute_loss(batch: Batch, draws: Draws) -> Tensor:
+        images, targets = batch.images, batch.labels
+        images = padded_crop(images, draws, args.crop_padding)
+        if args.flip:
+            images = random_flip(images, draws)
+        if args.trivial_augment:
+            images = trivial_augment(images, draws)
+        if args.random_erasing:
+            images = random_erasing(images, draws, probability=args.random_erasing)
+        images = bare_model.normalise(images)
+        if mix:
+            images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
+        return criterion(model(images).float(), targets)
+
+    return compute_loss
+
+
+@torch.no_grad()
+def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
+    """Predicted classes (N,), on the CPU."""
+    model.eval()
+    with run.accelerator.autocast():
+        return evaluate.map_dataset(model, dataset, device=run.accelerator.device).argmax(dim=1)
+
+
+if __name__ == "__main__":
+    run_script(main, parse())

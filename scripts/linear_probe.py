@@ -1,0 +1,141 @@
+"""Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run.
+
+    python scripts/linear_probe.py --weights runs/mae --data cifar10
+    python scripts/linear_probe.py --weights runs/mae --data cifar10 --label-fraction 0.01 --head mlp --controls
+
+Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is scored
+once. With the linear head, the output folder is a stock timm classifier that evaluate.py and finetune users can load.
+"""
+
+import argparse
+import hashlib
+import time
+from functools import partial
+
+import torch
+from sklearn.metrics import confusion_matrix
+
+from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
+from tinymae.data import Dataset, few_labels
+from tinymae.randomness import derive_seed
+from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
+from tinymae.train import choose_attention
+from tinymae.weights import create_classifier, fold_probe, load_autoencoder, save_classifier, write_tensors
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="folder of a pretraining run")
+    parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder with classes")
+    parser.add_argument("--pool", choices=["avg", "cls"], default="avg", help="(default: %(default)s)")
+    parser.add_argument("--head", choices=["linear", "mlp"], default="linear", help="(default: %(default)s)")
+    parser.add_argument("--label-fraction", type=float, default=1.0, help="share of each class's labels used")
+    parser.add_argument("--controls", action="store_true", help="score an untrained encoder and raw pixels as well")
+    parser.add_argument("--batch-size", type=int, default=256, help="images in a forward pass (default: %(default)s)")
+    add_run_arguments(parser, output_dir="runs/linear_probe")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict:
+    accelerator = create_accelerator(args)
+    device = accelerator.device
+    model = load_autoencoder(args.weights).to(device)
+    choose_attention(model, device)
+    load = partial(
+        load_dataset, args.data, data_dir=args.data_dir, image_size=model.image_size, channels=model.in_channels
+    )
+    splits = {split: load(split).to(device) for split in ("train", "val", "test")}
+    if splits["train"].labels is None:
+        raise InputError(f"data set {args.data} has no labels: a probe needs class sub-folders")
+    splits["train"] = splits["train"].subset(few_labels(splits["train"].labels, args.label_fraction, args.seed))
+    run = Run(args, accelerator)
+
+    before = digest(model)
+    started = time.monotonic()
+    with accelerator.autocast():
+        features = extract(lambda images: model.encode(images, pool=args.pool), splits, args.batch_size, device)
+    seconds = {"features": time.monotonic() - started}
+    started = time.monotonic()
+    scores, head, predictions = score(args, features, splits)
+    seconds["heads"] = time.monotonic() - started
+    if digest(model) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
+    results = scores | {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
+
+    if args.controls:
+        results["raw_pixels"] = score(
+            args, extract(lambda x: x.flatten(1) / 255, splits, args.batch_size, device), splits
+        )[0]
+        torch.manual_seed(derive_seed(args.seed, "weights"))
+        untrained = MaskedAutoencoder(**model.config).to(device).eval()
+        choose_attention(untrained, device)
+        with accelerator.autocast():
+            control = extract(lambda images: untrained.encode(images, pool=args.pool), splits, args.batch_size, device)
+        results["untrained"] = score(args, control, splits)[0]
+
+    classes = splits["train"].classes
+    for name, row in {"pretrained": results, **{name: results[name] for name in results if name in CONTROLS}}.items():
+        run.print(
+            f"{name:12} k-NN {row['knn_test']:.2f} %, {args.head} {row['probe_test']:.2f} % of the test images "
+            f"({row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g})"
+        )
+    matrix = confusion_matrix(splits["test"].labels.cpu(), predictions, labels=range(len(classes)))
+    title = f"{args.head} probe on {args.data}, {results['probe_test']:.1f} %"
+    shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
+    if args.head == "linear":
+        classifier = create_classifier(model.config, num_classes=len(classes), pool=args.pool)
+        fold_probe(classifier, model.encoder, head)
+        save_classifier(classifier, run.folder, config=model.config, pool=args.pool, classes=classes)
+        shown += [run.folder / "model.safetensors", run.folder / "config.json"]
+    else:
+        write_tensors(head.state_dict(), run.folder / "head.safetensors")
+        shown.append(run.folder / "head.safetensors")
+    run.finish(results, shown)
+    return results
+
+
+CONTROLS = ("raw_pixels", "untrained")
+
+
+def digest(model: torch.nn.Module) -> str:
+    """sha256 over every byte of a model's parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def extract(function, splits: dict[str, Dataset], batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Features (N, F) of each split."""
+    return {
+        name: evaluate.map_dataset(function, split, device=device, batch_size=batch_size, desc=f"features of {name}")
+        for name, split in splits.items()
+    }
+
+
+def score(args: argparse.Namespace, features: dict[str, torch.Tensor], splits: dict[str, Dataset]):
+    """k-NN and the head: (figures, the chosen head, its predictions on test)."""
+    labels = {name: split.labels.cpu() for name, split in splits.items()}
+    num_classes = len(splits["train"].classes)
+    fits = partial(evaluate.mlp_fits, seed=args.seed) if args.head == "mlp" else evaluate.linear_fits
+    head, chosen, tried = evaluate.choose_probe(
+        fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"]
+    )
+    with torch.no_grad():
+        predictions = head(features["test"]).argmax(dim=1)
+    neighbours = partial(evaluate.knn_predict, features["train"], labels["train"], num_classes=num_classes)
+    figures_of = {
+        "knn_val": evaluate.accuracy(neighbours(features["val"]), labels["val"]),
+        "knn_test": evaluate.accuracy(neighbours(features["test"]), labels["test"]),
+        "probe_val": tried[chosen],
+        "probe_test": evaluate.accuracy(predictions, labels["test"]),
+        "chosen": chosen,
+        "tried_on_val": {str(setting): value for setting, value in tried.items()},
+        "num_features": features["train"].shape[1],
+        "num_labels": len(labels["train"]),
+    }
+    return figures_of, head, predictions
+
+
+if __name__ == "__main__":
+    run_script(main, parse())
