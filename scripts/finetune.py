@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
 from tinymae.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from tinymae.data import Batch, Dataset, few_labels, split_batch, step_batches
+from tinymae.data import Batch, Dataset, count_steps, few_labels, split_batch, step_batches
 from tinymae.randomness import Draws, derive_seed, use_sample_drop_path
 from tinymae.runs import (
     Run,
@@ -108,10 +108,10 @@ def main(args: argparse.Namespace) -> dict:
         step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=device,
         parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
     )  # fmt: skip
-    steps_per_epoch = max(1, len(train_set) // args.batch_size)
+    steps_per_epoch = count_steps(train_set, args.batch_size)
     run = Run(args, accelerator)
     run.print(str(torchinfo.summary(vit, depth=1, verbose=0)))
-    run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch")
+    run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
 
     layer_decay = 1.0 if args.from_scratch else args.layer_decay
     groups = parameter_groups(vit, weight_decay=args.weight_decay, layer_decay=layer_decay)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
 from tinymae.augment import padded_crop, random_flip, random_resized_crop
-from tinymae.data import Batch, Dataset, load_dataset, pick, split_batch, step_batches
+from tinymae.data import Batch, Dataset, count_steps, load_dataset, pick, split_batch, step_batches
 from tinymae.randomness import Draws, derive_seed
 from tinymae.runs import (
     Run,
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> dict:
         step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=accelerator.device,
         parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
     )  # fmt: skip
-    steps_per_epoch = max(1, len(train_set) // args.batch_size)
+    steps_per_epoch = count_steps(train_set, args.batch_size)
 
     run = Run(args, accelerator)
     if run.is_main:
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> dict:
             model(torch.zeros(1, *train_set.image_shape)).loss.backward()
         model.zero_grad()
         run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image, forward and backward")
-        run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch")
+        run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch, {run.processes}")
 
     groups = parameter_groups(model, weight_decay=args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.95), fused=True)

@@ -153,7 +153,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    return blend(images, to_grey(images), factor)
+    return blend(images, to_grey(images).floor(), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:

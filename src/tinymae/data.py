@@ -187,9 +187,9 @@ def load_folder(folder: Path, split: str, shape: tuple[int, int, int], memory_li
         part = torch.arange(len(files))
     else:  # val and test come out of train unless they have folders of their own
         tenth = max(1, len(files) // 10)
+        if len(files) < 3:
+            raise InputError(f"folder {folder} has {len(files)} images, too few for train, val and test")
         part = held_out(len(files), {held: tenth for held in ("val", "test") if held not in given}, split)
-    if not len(part):
-        raise InputError(f"folder {folder} has {len(files)} images, too few to leave any for {split}")
     files, labels = [files[i] for i in part.tolist()], None if labels is None else labels[part]
     streamed = StreamedDataset(folder.name, files, labels, classes, shape)
     if len(files) * np.prod(shape) > memory_limit_gb * 2**30:
@@ -314,6 +314,13 @@ def split_batch(batch_size: int, parts: int) -> list[Tensor]:
     ]
 
 
+def count_steps(dataset: Dataset, batch_size: int) -> int:
+    """Steps in an epoch. Raises InputError if the dataset is smaller than one batch."""
+    if not 0 < batch_size <= len(dataset):
+        raise InputError(f"batch_size {batch_size} is not within 1 and the data set's {len(dataset)} images")
+    return len(dataset) // batch_size
+
+
 def step_indices(count: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
     """The global batch of each step from `start_step` on, for ever: epoch e's order is a permutation by (seed, e).
 
@@ -338,12 +345,7 @@ def step_batches(
     start_step: int = 0,
     num_workers: int = 2,
 ) -> Iterator[list[Batch]]:
-    """For each step from `start_step` on: this process's micro-batches, one for each of its `parts` of the batch.
-
-    Raises InputError if the dataset is smaller than one batch.
-    """
-    if len(dataset) < batch_size:
-        raise InputError(f"batch_size {batch_size} is larger than the data set, which has {len(dataset)} images")
+    """For each step from `start_step` on: this process's micro-batches, one for each of its `parts` of the batch."""
     steps = step_indices(len(dataset), batch_size, seed, start_step)
     wanted = (indices[part] for indices in steps for part in parts)
     if isinstance(dataset, StreamedDataset):

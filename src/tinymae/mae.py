@@ -452,6 +452,10 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
 
         Raises InputError if there is none, or if its weights are damaged or of another architecture.
         """
+        if (folder := Path(folder_or_hub_id)).is_dir():
+            architecture = read_json(folder / "config.json").get("architecture")
+            if architecture != cls.__name__:
+                raise InputError(f"weights folder {folder} holds a {architecture}, not a {cls.__name__}")
         try:
             return super().from_pretrained(folder_or_hub_id, **kwargs)
         except (HFValidationError, HfHubHTTPError, OSError) as error:
@@ -468,9 +472,6 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         }
         folder = Path(model_id)
         if folder.is_dir():
-            architecture = read_json(folder / "config.json").get("architecture")
-            if architecture != cls.__name__:
-                raise InputError(f"{folder} holds a {architecture}, not a {cls.__name__}")
             weights = folder / "model.safetensors"
         else:
             weights = hf_hub_download(model_id, "model.safetensors", **download)

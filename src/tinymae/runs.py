@@ -160,6 +160,12 @@ class Run:
             write_json(args_file, {"arguments": self.arguments, "command": sys.argv, **environment()})
         return None
 
+    @property
+    def processes(self) -> str:
+        """How many processes train on what, for the user to check: launchers may start fewer than asked."""
+        count = self.accelerator.num_processes
+        return f"{count} process{'es' if count > 1 else ''} on {self.accelerator.device.type}"
+
     # ---- checkpoints
 
     @property

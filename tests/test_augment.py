@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from tinymae import augment
+from tinymae.randomness import Draws
+
+AUGMENTATIONS = {
+    "flip": augment.random_flip,
+    "padded crop": lambda images, draws: augment.padded_crop(images, draws, 3),
+    "resized crop": augment.random_resized_crop,
+    "erasing": lambda images, draws: augment.random_erasing(images, draws, probability=0.5),
+    "trivial augment": augment.trivial_augment,
+}
+
+
+def pictures(count=64, channels=3, size=16):
+    """Smooth random pictures, as uint8: (count, channels, size, size)."""
+    rough = torch.rand(count, channels, 5, 5)
+    smooth = torch.nn.functional.interpolate(rough, (size, size), mode="bicubic")
+    return (smooth * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def draws_for(positions, batch_size=64, step=5):
+    return Draws(0, step, batch_size, positions, "cpu")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_part_of_the_batch_is_augmented_as_in_the_whole(name, channels):
+    images, function = pictures(channels=channels), AUGMENTATIONS[name]
+    whole = function(images, draws_for(torch.arange(64)))
+    part = torch.tensor([3, 60, 61, 17])
+    assert whole.dtype == torch.uint8 and whole.shape == images.shape
+    assert torch.equal(whole[part], function(images[part], draws_for(part)))
+    assert not torch.equal(whole, images)
+    assert not torch.equal(whole, function(images, draws_for(torch.arange(64), step=6)))
+
+
+def test_about_half_the_images_are_flipped_and_nothing_else_happens():
+    images = pictures(1000)
+    flipped = augment.random_flip(images, draws_for(torch.arange(1000), 1000))
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    same = (flipped == images).flatten(1).all(1)
+    assert (mirrored | same).all() and 400 < mirrored.sum() < 600
+
+
+def test_padded_crops_are_crops_of_the_mirrored_picture():
+    images = pictures(50, size=8)
+    padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    seen = set()
+    for image, cropped in zip(padded, augment.padded_crop(images, draws_for(torch.arange(50), 50), 2), strict=True):
+        places = [(i, j) for i in range(5) for j in range(5) if torch.equal(image[:, i : i + 8, j : j + 8], cropped)]
+        assert places
+        seen.add(places[0])
+    assert len(seen) > 12  # of 25 shifts
+
+
+def test_a_whole_area_crop_is_the_picture():
+    images = pictures()
+    assert torch.equal(
+        augment.random_resized_crop(images, draws_for(torch.arange(64)), scale=(1, 1), ratio=(1, 1)), images
+    )
+
+
+def test_erasing_fills_one_rectangle_of_the_stated_size():
+    images = torch.zeros(500, 1, 32, 32, dtype=torch.uint8)
+    erased = augment.random_erasing(images, draws_for(torch.arange(500), 500), probability=1.0) > 0
+    for image in erased[:, 0]:
+        rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+        height, width = (int(edge.max() - edge.min()) + 1 for edge in (rows, columns))
+        assert height * width <= 32 * 32 * 0.45 and image.float().mean() > 0.85 * height * width / 1024
+    assert torch.equal(augment.random_erasing(images, draws_for(torch.arange(500), 500), probability=0.0), images)
+
+
+LEVELS = torch.tensor([0.1, 0.5, 0.9])
+AGAINST_TORCHVISION = {
+    "brightness": (augment.adjust_brightness, tv.adjust_brightness, 1 + LEVELS),
+    "darkness": (augment.adjust_brightness, tv.adjust_brightness, 1 - LEVELS),
+    "saturation": (augment.adjust_saturation, tv.adjust_saturation, 1 - LEVELS),
+    "contrast": (augment.adjust_contrast, tv.adjust_contrast, 1 + LEVELS),
+    "sharpness": (augment.adjust_sharpness, tv.adjust_sharpness, 1 + LEVELS),
+    "blur": (augment.adjust_sharpness, tv.adjust_sharpness, 1 - LEVELS),
+    "posterize": (augment.posterize, tv.posterize, torch.tensor([2, 5, 8])),
+    "solarize": (augment.solarize, tv.solarize, torch.tensor([0.0, 128.0, 255.0])),
+    "autocontrast": (lambda x, _: augment.autocontrast(x), lambda x, _: tv.autocontrast(x), LEVELS),
+    "equalize": (lambda x, _: augment.equalize(x), lambda x, _: tv.equalize(x), LEVELS),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", AGAINST_TORCHVISION)
+def test_operations_agree_with_torchvision(name, channels):
+    ours, theirs, levels = AGAINST_TORCHVISION[name]
+    images = pictures(3, channels, size=32) // 2 + 40
+    if channels == 1 and name == "saturation":
+        pytest.skip("grey has none")
+    result = augment.to_uint8(ours(images.float(), levels.float()))
+    for image, level, mine in zip(images, levels, result, strict=True):
+        difference = (theirs(image, level.item()).int() - mine.int()).abs()
+        assert difference.max() <= 1, f"{name} {level}: {difference.max()}"  # they truncate, we round
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -77.0, 90.0])
+def test_rotation_agrees_with_torchvision(degrees):
+    images = pictures(1, size=32).float()
+    expected = tv.rotate(images, degrees, interpolation=tv.InterpolationMode.BILINEAR)
+    torch.testing.assert_close(augment.rotate(images, torch.tensor([degrees])), expected, atol=0.6, rtol=0)
+
+
+@pytest.mark.parametrize("name,size", [("translate_x", (16, 20)), ("translate_y", (16, 20))])
+def test_translation_moves_by_whole_pixels(name, size):
+    images = torch.rand(1, 3, *size) * 255
+    axis = 3 if name == "translate_x" else 2
+    shift = 4 / images.shape[axis]
+    moved = augment.TRIVIAL_AUGMENT[name][0](images, torch.tensor([shift]))
+    kept = images.shape[axis] - 4
+    torch.testing.assert_close(moved.narrow(axis, 0, kept), images.narrow(axis, 4, kept), atol=0.05, rtol=0)
+    assert moved.narrow(axis, kept, 4).abs().max() < 0.05
+
+
+def test_shear_agrees_with_torchvision():
+    images = pictures(1, size=32).float()
+    factor = 0.3
+    degrees = torch.atan(torch.tensor(factor)).rad2deg().item()
+    ours = augment.TRIVIAL_AUGMENT["shear_x"][0](images, torch.tensor([factor / 0.99]))
+    either = [
+        tv.affine(images, 0, [0, 0], 1, [sign * degrees, 0], interpolation=tv.InterpolationMode.BILINEAR)
+        for sign in (1, -1)
+    ]
+    assert min((ours - theirs).abs().max() for theirs in either) < 0.6

@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinymae import InputError, load_dataset
+from tinymae.data import (
+    ImageDataset,
+    StreamedDataset,
+    channel_statistics,
+    count_steps,
+    few_labels,
+    pick,
+    split_batch,
+    step_batches,
+    step_indices,
+)
+
+
+def as_set(images) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def picture(path, *, size=(12, 12), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode).save(path)
+
+
+@pytest.fixture
+def classes_folder(tmp_path):
+    for number in range(30):
+        picture(tmp_path / "pets" / ("cat" if number % 2 else "dog") / f"{number:02}.png", seed=number)
+    return tmp_path / "pets"
+
+
+def test_digits_are_split_once_and_for_all():
+    splits = {split: load_dataset("digits", split) for split in ("train", "val", "test")}
+    assert [len(split) for split in splits.values()] == [1300, 137, 360]
+    assert splits["train"].images.shape == (1300, 1, 8, 8) and splits["train"].images.dtype == torch.uint8
+    assert int(splits["train"].images.max()) == 255
+    again = load_dataset("digits", "test")
+    assert torch.equal(splits["test"].images, again.images) and torch.equal(splits["test"].labels, again.labels)
+    train, test = as_set(splits["train"].images), as_set(splits["test"].images)
+    assert not train & test
+
+
+def test_cifar10_is_48000_2000_10000_and_test_is_official(data_dir):
+    from torchvision.datasets import CIFAR10
+
+    splits = {split: load_dataset("cifar10", split, data_dir=data_dir) for split in ("train", "val", "test")}
+    assert [len(split) for split in splits.values()] == [48_000, 2_000, 10_000]
+    official = CIFAR10(data_dir, train=False)
+    assert np.array_equal(splits["test"].images.permute(0, 2, 3, 1).numpy(), official.data)
+    assert splits["test"].labels.tolist() == official.targets and splits["test"].classes == official.classes
+    both = CIFAR10(data_dir, train=True).data.transpose(0, 3, 1, 2)
+    assert as_set(splits["train"].images) | as_set(splits["val"].images) == {i.tobytes() for i in both}
+
+
+def test_mnist_is_grey_28(data_dir):
+    dataset = load_dataset("mnist", "test", data_dir=data_dir)
+    assert dataset.images.shape == (10_000, 1, 28, 28) and len(dataset.classes) == 10
+
+
+def test_named_data_are_resized_on_request():
+    assert load_dataset("digits", "val", image_size=(16, 12)).images.shape == (137, 1, 16, 12)
+
+
+def test_class_folders_give_labels_and_disjoint_splits(classes_folder):
+    splits = {split: load_dataset(classes_folder, split, image_size=12) for split in ("train", "val", "test")}
+    assert [len(split) for split in splits.values()] == [24, 3, 3]
+    assert splits["train"].classes == ["cat", "dog"]
+    everything = [as_set(split.images) for split in splits.values()]
+    assert len(set.union(*everything)) == 30
+    first = Image.open(classes_folder / "cat" / "01.png")
+    found = [label for split in splits.values() for image, label in zip(split.images, split.labels, strict=True)
+             if np.array_equal(image.permute(1, 2, 0).numpy(), np.array(first))]  # fmt: skip
+    assert found == [0]
+
+
+def test_split_folders_are_the_splits(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "train" / "a" / f"{number}.png", seed=number)
+    for number in range(5):
+        picture(tmp_path / "test" / "a" / f"{number}.png", seed=100 + number)
+    sizes = [len(load_dataset(tmp_path, split, image_size=8)) for split in ("train", "val", "test")]
+    assert sizes == [18, 2, 5]
+
+
+def test_plain_images_have_no_labels(tmp_path):
+    for number in range(10):
+        picture(tmp_path / f"{number}.png", seed=number)
+    dataset = load_dataset(tmp_path, "train", image_size=(6, 8))
+    assert dataset.labels is None and dataset.images.shape == (8, 3, 6, 8)
+
+
+def test_a_folder_too_large_for_memory_streams_the_same_pictures(classes_folder):
+    whole = load_dataset(classes_folder, "train", image_size=12)
+    streamed = load_dataset(classes_folder, "train", image_size=12, memory_limit_gb=0)
+    assert isinstance(whole, ImageDataset) and isinstance(streamed, StreamedDataset)
+    arguments = {"batch_size": 8, "parts": split_batch(8, 2), "seed": 3, "device": "cpu", "start_step": 1}
+    batches = zip(step_batches(whole, **arguments), step_batches(streamed, **arguments, num_workers=2), strict=False)
+    for _, (first, second) in zip(range(5), batches, strict=False):
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (7, 5), (12, 12)])
+@pytest.mark.parametrize("mode,channels", [("RGB", 3), ("L", 3), ("RGBA", 3), ("RGB", 1)])
+def test_any_picture_becomes_the_asked_shape(tmp_path, size, mode, channels):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", size=size, mode=mode, seed=number)
+    assert load_dataset(tmp_path, image_size=12, channels=channels).images.shape == (1, channels, 12, 12)
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
+    with pytest.raises(InputError, match=r"cifar11 is neither one of digits, cifar10.* nor a folder"):
+        load_dataset("cifar11")
+    with pytest.raises(InputError, match="split 'dev'"):
+        load_dataset("digits", "dev")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no images"):
+        load_dataset(tmp_path / "empty")
+    (classes_folder / "bird").mkdir()
+    with pytest.raises(InputError, match="bird holds no images"):
+        load_dataset(classes_folder)
+    picture(tmp_path / "one" / "1.png")
+    with pytest.raises(InputError, match="too few"):
+        load_dataset(tmp_path / "one")
+    (classes_folder / "bird" / "broken.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"broken\.png cannot be read") as error:
+        load_dataset(classes_folder, "train")
+        load_dataset(classes_folder, "val")
+        load_dataset(classes_folder, "test")
+    assert "\n" not in str(error.value)
+
+
+def test_statistics_are_numpys():
+    images = torch.randint(0, 256, (50, 3, 7, 5), dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    pixels = images.numpy() / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), atol=1e-6)
+
+
+def test_an_epoch_sees_every_image_once_and_epochs_differ():
+    steps = step_indices(22, 4, seed=7)
+    first, second = ([next(steps) for _ in range(5)] for _ in range(2))
+    for epoch in (first, second):
+        assert len(torch.cat(epoch).unique()) == 20
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+
+
+@pytest.mark.parametrize("start", [0, 3, 5, 12])
+def test_starting_later_continues_the_same_order(start):
+    whole, late = step_indices(22, 4, seed=7), step_indices(22, 4, seed=7, start_step=start)
+    for _ in range(start):
+        next(whole)
+    assert all(torch.equal(next(whole), next(late)) for _ in range(8))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_cut_the_batch_and_keep_mirrored_pairs_together(parts):
+    positions = split_batch(16, parts)
+    assert torch.cat(positions).sort().values.tolist() == list(range(16))
+    for part in positions:
+        assert (part + part.flip(0)).tolist() == [15] * len(part)
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="batch_size 10 is not a multiple of 2 x 4"):
+        split_batch(10, 4)
+    with pytest.raises(InputError, match="batch_size 2000 is not within 1 and the data set's 1300 images"):
+        count_steps(load_dataset("digits"), 2000)
+
+
+def test_few_labels_take_the_same_share_of_each_class():
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
+    chosen = labels[few_labels(labels, 0.1, seed=1)]
+    assert chosen.bincount().tolist() == [10, 5, 1]
+    assert torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 1))
+    assert not torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 2))
+    assert len(few_labels(labels, 1.0, 1)) == len(labels)
+    with pytest.raises(InputError, match="label_fraction 0"):
+        few_labels(labels, 0, 1)
+
+
+def test_pick_is_always_the_same():
+    dataset = load_dataset("digits")
+    assert torch.equal(pick(dataset, 10).images, pick(dataset, 10).images) and len(pick(dataset, 10)) == 10
+    assert pick(dataset, 5000) is dataset

@@ -1,0 +1,288 @@
+import json
+
+import pytest
+import timm
+import torch
+from reference import cut, reference_loss
+
+from tinymae import InputError, MaskedAutoencoder, patchify, random_mask, unpatchify
+from tinymae.mae import take
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def small_model(**changes) -> MaskedAutoencoder:
+    return MaskedAutoencoder(**{"image_size": 8, "patch_size": 2, **SMALL, **changes})
+
+
+def trained_looking(model):
+    """Move every parameter off its start, so that no zero bias or zero position hides a mistake."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+SHAPES = [(3, 8, 8, 2), (1, 6, 9, 3), (5, 8, 4, (4, 1)), (3, 32, 32, 4)]
+
+
+@pytest.mark.parametrize("channels,height,width,patch", SHAPES)
+def test_unpatchify_inverts_patchify(channels, height, width, patch):
+    images = torch.randn(2, channels, height, width)
+    assert torch.equal(unpatchify(patchify(images, patch), patch, (height, width)), images)
+
+
+@pytest.mark.parametrize("channels,height,width,patch", SHAPES)
+def test_patches_are_cut_row_by_row(channels, height, width, patch):
+    images = torch.randn(2, channels, height, width)
+    expected = torch.stack([cut(image, *(patch if isinstance(patch, tuple) else (patch, patch))) for image in images])
+    assert torch.equal(patchify(images, patch), expected)
+
+
+@pytest.mark.parametrize("num_patches,ratio", [(64, 0.75), (49, 0.5), (16, 0.9), (2, 0.5), (6, 0.6)])
+def test_exactly_the_asked_share_is_hidden_in_every_image(num_patches, ratio):
+    mask = random_mask(50, num_patches, ratio, torch.Generator().manual_seed(1))
+    assert mask.dtype == torch.bool
+    assert (mask.sum(dim=1) == round(num_patches * ratio)).all()
+
+
+def test_every_patch_is_hidden_equally_often():
+    share = random_mask(20_000, 16, 0.75, torch.Generator().manual_seed(1)).float().mean(dim=0)
+    assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 20_000) ** 0.5  # five standard errors
+
+
+def test_masks_follow_the_generator():
+    first, again, other = (random_mask(4, 64, 0.75, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_medium_patch16_gap_240", "vit_betwixt_patch16_reg4_gap_256"],
+)
+def test_unmasked_tokens_are_timms_own_features(encoder):
+    model = trained_looking(MaskedAutoencoder(encoder, image_size=16, patch_size=4, depth=2)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    plain = timm.create_model(encoder, img_size=16, patch_size=4, depth=2, num_classes=0).eval()
+    plain.load_state_dict(model.encoder.state_dict(), strict=True)
+    with torch.no_grad():
+        expected = plain.forward_features(images)
+        nothing_hidden = torch.zeros(model.num_patches, dtype=torch.bool)
+        torch.testing.assert_close(model.encode_tokens(images), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.encode_tokens(images, nothing_hidden), expected, atol=1e-5, rtol=0)
+
+
+REFERENCE_CASES = {
+    "normalised pixels": {},
+    "plain pixels": {"norm_pix_loss": False},
+    "grey, not square": {"image_size": (6, 8), "in_channels": 1},
+    "oblong patches": {"image_size": (8, 8), "patch_size": (4, 2)},
+    "half hidden": {"mask_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("changes", REFERENCE_CASES.values(), ids=REFERENCE_CASES.keys())
+def test_loss_and_gradients_equal_the_plain_reference(changes, fused):
+    model = trained_looking(small_model(**changes))
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    images = torch.randn(3, model.in_channels, *model.image_size)
+    mask = random_mask(3, model.num_patches, model.mask_ratio)
+    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    expected, _ = reference_loss(weights, model.config, images, mask)
+    loss = model(images, mask).loss
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, weights[name].grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_decode_predicts_every_patch_in_its_place():
+    model = trained_looking(small_model()).eval()
+    images, mask = torch.randn(3, 3, 8, 8), random_mask(3, 16, 0.75)
+    _, expected = reference_loss(dict(model.named_parameters()), model.config, images, mask)
+    torch.testing.assert_close(model.decode(model.encode_tokens(images, mask), mask), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_stays_near_the_reference():
+    model = trained_looking(small_model())
+    images, mask = torch.randn(8, 3, 8, 8), random_mask(8, 16, 0.75)
+    expected, _ = reference_loss(dict(model.named_parameters()), model.config, images, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images, mask).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, atol=0, rtol=0.02)
+
+
+def test_nothing_hidden_reaches_the_prediction():
+    model = trained_looking(small_model()).eval()
+    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
+    hidden = unpatchify(mask[..., None].expand(-1, -1, 12).float(), 2, (8, 8)).bool()
+    changed = torch.where(hidden, torch.randn_like(images), images)
+    assert torch.equal(model(images, mask).prediction, model(changed, mask).prediction)
+    assert torch.equal(
+        model.reconstruct(images, mask).prediction[hidden], model.reconstruct(changed, mask).prediction[hidden]
+    )
+
+
+def test_loss_is_the_error_on_hidden_patches_alone():
+    model = trained_looking(small_model(norm_pix_loss=False))
+    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
+    output = model(images, mask)
+    target = take(patchify(images, 2), mask.nonzero()[:, 1].view(2, -1))
+    torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_reconstruction_pastes_visible_patches_and_paints_hidden_ones(norm_pix_loss):
+    model = trained_looking(small_model(norm_pix_loss=norm_pix_loss, mean=(0.4,), std=(0.3,))).eval()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    shown = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
+    again = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
+    hidden = unpatchify(shown.mask[..., None].expand(-1, -1, 12).float(), 2, (8, 8)).bool()
+    torch.testing.assert_close(shown.images[~hidden], (images / 255)[~hidden], atol=1e-6, rtol=0)
+    assert torch.equal(shown.images[hidden], shown.prediction[hidden])
+    assert (shown.masked[hidden] == 0.5).all()
+    assert torch.equal(shown.images, again.images)
+    assert shown.statistics == ("visible" if norm_pix_loss else "none")
+    output = model(images, shown.mask)
+    torch.testing.assert_close(model.denormalise(output.reconstruction), shown.images, atol=1e-5, rtol=0)
+
+
+def test_target_statistics_are_used_only_when_asked():
+    model = trained_looking(small_model()).eval()
+    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
+    guessed, told = model.reconstruct(images, mask), model.reconstruct(images, mask, statistics="target")
+    assert (guessed.statistics, told.statistics) == ("visible", "target")
+    assert not torch.equal(guessed.images, told.images)
+    with pytest.raises(InputError, match="statistics 'mine'"):
+        model.reconstruct(images, mask, statistics="mine")
+
+
+def test_a_constant_image_gets_its_own_brightness_back():
+    model = small_model(mean=(0.0,), std=(1.0,)).eval()
+    shown = model.reconstruct(torch.full((1, 3, 8, 8), 0.7))
+    torch.testing.assert_close(shown.images, torch.full((1, 3, 8, 8), 0.7), atol=0.01, rtol=0)
+
+
+def test_every_form_of_a_users_mask_means_the_same():
+    model = small_model().eval()
+    images = torch.randn(2, 3, 8, 8)
+    grid = torch.zeros(4, 4, dtype=torch.bool)
+    grid[1:3, 1:] = True
+    forms = [grid, grid.flatten(), grid.expand(2, 4, 4), grid.flatten().expand(2, 16)]
+    for function in (
+        lambda m: model(images, m).loss,
+        lambda m: model.encode_tokens(images, m),
+        lambda m: model.reconstruct(images, m).images,
+    ):
+        first, *others = [function(form) for form in forms]
+        assert all(torch.equal(first, other) for other in others)
+    assert model.encode_tokens(images, grid).shape == (2, 1 + 10, 24)
+
+
+@pytest.mark.parametrize(
+    "mask,message",
+    [
+        (torch.ones(16, dtype=torch.bool), "hides all 16 patches"),
+        (torch.zeros(16, dtype=torch.bool), "hides no patch"),
+        (torch.zeros(16), "wanted torch.bool"),
+        (torch.zeros(15, dtype=torch.bool), r"shape \(15,\)"),
+        (torch.eye(2, 16).bool().logical_or(torch.tensor([[True], [False]]) & (torch.arange(16) < 3)), "from 1 to 3"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(mask, message):
+    with pytest.raises(InputError, match=message):
+        small_model()(torch.randn(2, 3, 8, 8), mask)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"patch_size": 3}, "image_size 8 is not a multiple of patch_size 3"),
+        ({"mask_ratio": 1.0}, r"mask_ratio 1.0 is outside \(0, 1\)"),
+        ({"mask_ratio": 0.01}, "hides no patch"),
+        ({"mask_ratio": 0.99}, "hides every patch"),
+        ({"encoder": "resnet18"}, "ResNet, not a timm VisionTransformer|cannot be built"),
+        ({"encoder": "vit_tinny"}, "is not a timm model"),
+        ({"num_heads": 5}, "cannot be built"),
+        ({"decoder_dim": 18}, "decoder_dim 18"),
+        ({"mean": (0.1, 0.2)}, "mean has 2 values for in_channels 3"),
+        ({"patch_size": 1, "in_channels": 1}, "norm_pix_loss"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        small_model(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"\(2, 1, 8, 8\)"):
+        small_model()(torch.randn(2, 1, 8, 8))
+
+
+def test_uint8_images_are_normalised_by_the_config():
+    model = small_model(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    scaled = (images / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(model.encode(images), model.encode(scaled))
+
+
+def test_pooling():
+    model = small_model().eval()
+    images = torch.randn(2, 3, 8, 8)
+    tokens = model.encode_tokens(images)
+    assert torch.equal(model.encode(images, pool="cls"), tokens[:, 0])
+    torch.testing.assert_close(model.encode(images), tokens[:, 1:].mean(1))
+    with pytest.raises(InputError, match="pool 'max'"):
+        model.encode(images, pool="max")
+
+
+def test_positions_start_as_sines_and_cosines():
+    positions = small_model().encoder.pos_embed[0, 1:]  # (16, 24)
+    torch.testing.assert_close(positions.square().sum(1), torch.full((16,), 12.0))  # sin^2 + cos^2, 12 times
+    assert len(positions.round(decimals=4).unique(dim=0)) == 16
+
+
+def test_saved_weights_load_again_and_into_plain_timm(tmp_path):
+    model = trained_looking(small_model(image_size=(8, 4), in_channels=1, mean=(0.3,), std=(0.2,))).eval()
+    model.save_pretrained(tmp_path)
+    loaded = MaskedAutoencoder.from_pretrained(tmp_path)
+    images = torch.randint(0, 256, (2, 1, 8, 4), dtype=torch.uint8)
+    assert torch.equal(loaded.encode(images), model.encode(images)) and not loaded.training
+    assert (
+        loaded.config
+        == model.config
+        == {k: v for k, v in json.loads((tmp_path / "config.json").read_text()).items() if k != "architecture"}
+    )
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    plain = timm.create_model("vit_tiny_patch16_224", img_size=(8, 4), patch_size=2, in_chans=1, num_classes=0, **sizes)
+    plain.load_state_dict(loaded.encoder.state_dict(), strict=True)
+
+
+def test_weights_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.* does not exist"):
+        MaskedAutoencoder.from_pretrained(tmp_path / "nowhere")
+    small_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="model.safetensors is truncated or damaged"):
+        MaskedAutoencoder.from_pretrained(tmp_path)
+    file.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"depth": 3}))
+    with pytest.raises(InputError, match="another architecture"):
+        MaskedAutoencoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_dim": 32}))
+    with pytest.raises(InputError, match="of shape"):
+        MaskedAutoencoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
+        MaskedAutoencoder.from_pretrained(tmp_path)

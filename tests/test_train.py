@@ -1,0 +1,145 @@
+import itertools
+import math
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+
+from tinymae import MaskedAutoencoder, load_dataset, random_mask
+from tinymae.data import split_batch, step_batches
+from tinymae.randomness import Draws, derive_seed, draw_drop_path, use_sample_drop_path
+from tinymae.train import Schedule, parameter_groups, train_steps
+
+SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
+         "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "mean": (0.3,), "std": (0.38,)}  # fmt: skip
+
+
+def run_steps(count: int, *, parts: int = 1, start=None, dropped: float = 0.0):
+    """Train a small MAE on digits for `count` steps, or on from a `start` state; returns the state."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(**SIZES)
+    for block in model.encoder.blocks:
+        block.drop_path1, block.drop_path2 = timm.layers.DropPath(dropped), timm.layers.DropPath(dropped)
+    use_sample_drop_path(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-3)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    step = 0
+    if start:
+        model.load_state_dict(start["model"])
+        optimizer.load_state_dict(start["optimizer"])
+        step = start["step"]
+    positions = split_batch(64, parts)
+    batches = step_batches(
+        load_dataset("digits"), batch_size=64, parts=positions, seed=1, device="cpu", start_step=step
+    )
+
+    def compute_loss(batch, draws):
+        mask = random_mask(64, 16, 0.75, draws.generator)[draws.cpu_positions]
+        return model(batch.images, mask).loss
+
+    schedule = Schedule(peak=1e-3, total_steps=40, warmup=0.1)
+    loop = train_steps(
+        model, optimizer, compute_loss, batches, accelerator=accelerator, schedule=schedule, batch_size=64, seed=1,
+        start_step=step,
+    )  # fmt: skip
+    losses = []
+    for state in loop:
+        losses.append(float(state.loss))
+        if state.step == count:
+            break
+    copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {"step": state.step, "model": copy, "optimizer": optimizer.state_dict(), "losses": losses}
+
+
+def without_key_bias(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A softmax does not feel the keys' bias: its gradient is rounding noise, which Adam scales up to whole steps."""
+    if not name.endswith("qkv.bias"):
+        return tensor
+    query, _, value = tensor.chunk(3)
+    return torch.cat([query, value])
+
+
+def test_loss_falls():
+    losses = run_steps(40)["losses"]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_resuming_gives_the_same_bits():
+    whole = run_steps(12, dropped=0.2)
+    half = run_steps(7, dropped=0.2)
+    rest = run_steps(12, dropped=0.2, start=half)
+    assert all(torch.equal(tensor, rest["model"][name]) for name, tensor in whole["model"].items())
+    assert whole["losses"][7:] == rest["losses"]
+
+
+def test_micro_batches_make_the_same_run():
+    whole, parts = run_steps(20, dropped=0.2), run_steps(20, parts=4, dropped=0.2)
+    for name, tensor in whole["model"].items():
+        torch.testing.assert_close(
+            without_key_bias(name, parts["model"][name]), without_key_bias(name, tensor), atol=1e-5, rtol=0
+        )
+
+
+def test_learning_rate_warms_up_then_falls_as_a_cosine():
+    schedule = Schedule(peak=2.0, total_steps=100, warmup=0.1)
+    rates = [schedule.learning_rate(schedule.progress(step)) for step in range(101)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(1.0) and rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0) and rates[100] == pytest.approx(0)
+    assert max(rates) == 2.0 and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_time_limit_drives_the_schedule():
+    schedule = Schedule(peak=1.0, total_steps=10**9, warmup=0.1, max_minutes=10, minutes_before=10)
+    Accelerator(cpu=True)
+    assert schedule.progress(5) >= 1
+    assert schedule.learning_rate(1.0) == pytest.approx(0)
+
+
+def test_tokens_norms_biases_and_positions_are_not_decayed():
+    model = MaskedAutoencoder(**SIZES)
+    decayed = {id(p) for g in parameter_groups(model, weight_decay=0.1) if g["weight_decay"] for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        expected = name.endswith(".weight") and "norm" not in name
+        assert (id(parameter) in decayed) == expected, name
+
+
+def test_layer_decay_scales_each_layer():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10, depth=3)
+    groups = parameter_groups(vit, weight_decay=0.05, layer_decay=0.5)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert len(scale) == len(list(vit.parameters()))
+    assert scale[id(vit.head.weight)] == 1
+    blocks = [scale[id(block.mlp.fc1.weight)] for block in vit.blocks]
+    assert [b / a for a, b in itertools.pairwise(blocks)] == [2, 2]
+    assert scale[id(vit.patch_embed.proj.weight)] == blocks[0] / 2
+
+
+def test_drop_path_is_drawn_for_the_global_batch():
+    vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, drop_path_rate=0.5))
+    vit.train()
+    images = torch.randn(16, 3, 8, 8)
+    draw_drop_path(vit, Draws(0, 3, 16, torch.arange(16), "cpu"))
+    whole = vit(images)
+    part = torch.tensor([1, 14, 7])
+    draw_drop_path(vit, Draws(0, 3, 16, part, "cpu"))
+    torch.testing.assert_close(vit(images[part]), whole[part], atol=1e-5, rtol=0)
+    assert not torch.allclose(whole, vit.eval()(images), atol=1e-3)
+
+
+def test_drop_path_keeps_the_mean():
+    vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", depth=3, drop_path_rate=0.4))
+    count = 20_000
+    draw_drop_path(vit, Draws(0, 0, count, torch.arange(count), "cpu"))
+    for block in list(vit.blocks)[1:]:
+        keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
+        assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]
+        deviation = math.sqrt((1 - probability) / probability / count)
+        assert abs(keep.mean() - 1) < 5 * deviation
+
+
+def test_seeds_of_neighbouring_steps_share_nothing():
+    seeds = {derive_seed(seed, "masks", step) for seed in range(20) for step in range(200)}
+    assert len(seeds) == 4000
+    assert derive_seed(1, "a") == derive_seed(1, "a") != derive_seed(1, "b")
