@@ -274,7 +274,7 @@ def test_weights_that_do_not_fit_are_refused(pretrained, tmp_path, monkeypatch, 
         for number in range(5):
             (tmp_path / "three" / str(label)).mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 10 * number).save(tmp_path / "three" / str(label) / f"{number}.png")
-    line = refused(evaluate, monkeypatch, capsys, "--weights", probe, "--data", tmp_path / "three",
+    line = refused(evaluate, monkeypatch, capsys, "--weights", probe, *DIGITS, "--data", tmp_path / "three",
                    "--output-dir", tmp_path / "x")  # fmt: skip
     assert "tell 10 classes apart" in line and "has 3" in line
 

@@ -12,7 +12,7 @@ from .files import write_atomically
 matplotlib.use("Agg")  # draws to files, wants no screen
 from matplotlib import pyplot as plt
 
-SINGLE, DARK, LIGHT = "#2f6690", "#16425b", "#c9d6df"
+COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
 
 def save(figure: plt.Figure, path: str | Path) -> Path:
@@ -53,8 +53,8 @@ def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: st
             if len(images[part]):
                 axis.imshow(tile(images[part], 1), interpolation="nearest")
                 axis.set_title(name, fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    figure.subplots_adjust(wspace=0.06)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - 0.5 / shape[1], wspace=0.06)
+    figure.suptitle(title, fontsize=9, y=1)
     return save(figure, path)
 
 
@@ -64,7 +64,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
     panels = {name: metrics for name, metrics in panels.items() if metrics}
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3), squeeze=False)
     for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
-        for metric, colour in zip(metrics, (SINGLE, "#d1495b", "#66a182", "#edae49"), strict=False):
+        for metric, colour in zip(metrics, COLOURS, strict=False):
             points = [(row["epoch"], row[metric]) for row in rows if metric in row]
             axis.plot(
                 *zip(*points, strict=True), color=colour, marker="o" if len(points) < 40 else "", ms=3, label=metric
@@ -103,14 +103,18 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
     return save(figure, path)
 
 
-def bars(values: dict[str, float], path: str | Path, *, xlabel: str, title: str = "", start: float = 0.0) -> Path:
-    """A horizontal bar a name, the first on top, with its value written at its end."""
-    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(values) + 1.1))
-    names = list(values)[::-1]
-    axis.barh(names, [values[name] for name in names], color=SINGLE)
-    for place, name in enumerate(names):
-        axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
-    axis.set(xlabel=xlabel, title=title)
-    axis.set_xlim(left=start, right=max(values.values()) * 1.08 - 0.08 * start)
-    axis.tick_params(axis="y", labelsize=8)
+def bars(groups: dict[str, dict[str, float]], path: str | Path, *, xlabel: str, title: str = "") -> Path:
+    """Horizontal bars: a line for each name, the first on top, with a bar and its value for each group."""
+    names = list(next(iter(groups.values())))
+    height = 0.8 / len(groups)
+    figure, axis = plt.subplots(figsize=(7, 0.3 * len(names) * len(groups) + 1.2))
+    for number, (group, values) in enumerate(groups.items()):
+        places = [place + (number - (len(groups) - 1) / 2) * height for place in range(len(names))]
+        axis.barh(places, [values[name] for name in names], height=0.92 * height, color=COLOURS[number], label=group)
+        for place, name in zip(places, names, strict=True):
+            axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel, title=title, xlim=(0, 1.1 * max(max(values.values()) for values in groups.values())))
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(groups), frameon=False)
     return save(figure, path)

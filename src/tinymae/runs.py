@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import InputError, read_json, write_atomically, write_json
-from .train import Schedule, TrainStep, supports_bf16
+from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
 # Arguments that change where or how fast a run goes, but not what it computes.
 FREE_ARGUMENTS = {"output_dir", "overwrite", "data_dir", "num_workers", "log_every", "checkpoint_minutes"}
@@ -119,6 +119,7 @@ class Stopped(Exception):
 
 def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
     """Accelerate with the run's precision; `auto` becomes what the device supports, and is recorded as that."""
+    keep_freed_memory()
     if args.mixed_precision == "auto":
         args.mixed_precision = "bf16" if supports_bf16(PartialState().device) else "no"
     return Accelerator(mixed_precision=args.mixed_precision, **arguments)

@@ -1,0 +1,244 @@
+"""How fast is one pretraining step, and what does each measure bring? Prints a table and saves it as JSON.
+
+    python benchmarks/throughput.py                              # two minutes on 2 CPU cores
+    python benchmarks/throughput.py --decoder-dim 128 --decoder-depth 2 --decoder-heads 4      # the released decoder
+    python benchmarks/throughput.py --batch-size 2048 --compile  # on a GPU
+
+The first line is a plain step, written as the paper's text goes: embed all patches, shuffle, keep the visible ones,
+put mask tokens back in the grid, predict every patch, average the error over the hidden ones; float32, timm's fused
+attention, torch's default AdamW. Each line below changes one thing and keeps the changes above it. Every variant runs
+in its own process to start with (for its peak memory), then all run in one process, a few steps each in turn, for
+`--rounds` rounds: images/s is the median over rounds, the spread its extremes.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from tinymae import MaskedAutoencoder, patchify
+from tinymae.files import write_json
+from tinymae.train import keep_freed_memory, parameter_groups
+
+STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="vit_tiny_patch16_224")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--patch-size", type=int, default=4)
+    parser.add_argument("--decoder-dim", type=int, default=192)
+    parser.add_argument("--decoder-depth", type=int, default=4)
+    parser.add_argument("--decoder-heads", type=int, default=3)
+    parser.add_argument("--mask-ratio", type=float, default=0.75)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps of a variant in each round")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile as a last line")
+    parser.add_argument("--output", default="runs/throughput.json")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one variant, for its peak memory
+    return parser
+
+
+# Each variant: what it adds, and the settings it has.
+PLAIN = {
+    "plain": True,
+    "precision": "fp32",
+    "fused_attention": True,
+    "fused_adamw": False,
+    "keep_memory": False,
+    "compile": False,
+}
+CHANGES = {
+    "plain step": {},
+    "visible patches only": {"plain": False},
+    "fused AdamW": {"fused_adamw": True},
+    "bf16 autocast": {"precision": "bf16"},
+    "attention by device": {"fused_attention": None},
+    "freed memory kept": {"keep_memory": True},
+}
+
+
+def variants(args: argparse.Namespace) -> dict[str, dict]:
+    settings, table = dict(PLAIN), {}
+    changes = CHANGES | ({"torch.compile": {"compile": True}} if args.compile else {})
+    for name, change in changes.items():
+        settings = settings | change
+        table[name] = settings
+    return table
+
+
+class PlainStep(nn.Module):
+    """The paper's forward pass without any of our short cuts, on the layers of a MaskedAutoencoder."""
+
+    def __init__(self, model: MaskedAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        model, vit = self.model, self.model.encoder
+        images = model.normalise(images)
+        tokens = vit.patch_embed(images) + vit.pos_embed[:, 1:]  # (B, N, D)
+        batch, count, width = tokens.shape
+        keep = count - model.num_hidden
+        shuffle = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
+        restore = shuffle.argsort(dim=1)
+        tokens = tokens.gather(1, shuffle[:, :keep, None].expand(-1, -1, width))
+        cls_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(batch, -1, -1)
+        tokens = vit.norm(vit.blocks(torch.cat([cls_token, tokens], dim=1)))
+
+        tokens = model.decoder_embed(tokens)
+        filled = torch.cat([tokens[:, 1:], model.mask_token.expand(batch, count - keep, -1).to(tokens.dtype)], dim=1)
+        grid = filled.gather(1, restore[..., None].expand(-1, -1, tokens.shape[2]))
+        tokens = torch.cat([tokens[:, :1], grid], dim=1) + model.decoder_pos_embed
+        prediction = model.decoder_pred(model.decoder_norm(model.decoder_blocks(tokens)))[:, 1:]
+
+        target = patchify(images, model.patch_size)
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        hidden = (restore >= keep).float()
+        return (((prediction - target) ** 2).mean(-1) * hidden).sum() / hidden.sum()
+
+
+def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], None], nn.Module, Tensor]:
+    """One full training step on random images: forward, backward, AdamW."""
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    model = MaskedAutoencoder(
+        args.encoder, image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
+        decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **STATISTICS,
+    ).to(device)  # fmt: skip
+    fused_attention = settings["fused_attention"]
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = device.type != "cpu" if fused_attention is None else fused_attention
+    groups = parameter_groups(model, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=settings["fused_adamw"])
+    shape = (args.batch_size, 3, args.image_size, args.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    if settings["compile"]:
+        model.forward_core = torch.compile(model.forward_core)
+    plain = PlainStep(model)
+
+    def step() -> None:
+        keep_freed_memory(settings["keep_memory"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+            loss = plain(images) if settings["plain"] else model(images).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, model, images
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Measured FLOP/s of a large matrix product."""
+    size = 8192 if device.startswith("cuda") else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(12):
+        synchronise(device)
+        began = time.perf_counter()
+        a @ b
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(times[2:])
+
+
+def peak_memory(args: argparse.Namespace, name: str) -> int:
+    """Bytes at the peak of two steps of one variant, in a process of its own: on a CPU, its resident memory."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main(args: argparse.Namespace) -> dict:
+    table = variants(args)
+    if args.only:
+        step, *_ = create_step(args, table[args.only])
+        for _ in range(2):
+            step()
+        on_cpu = args.device == "cpu"
+        print(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_allocated()
+        )
+        return {}
+
+    steps, flops = {}, {}
+    eight = argparse.Namespace(**(vars(args) | {"batch_size": 8}))  # the count is the same for every image
+    for name, settings in tqdm(table.items(), desc="peak memory, warm-up", leave=False):
+        step, *_ = create_step(args, settings)
+        with FlopCounterMode(display=False) as counter:  # before compiling, which it cannot see through
+            create_step(eight, settings | {"compile": False, "fused_attention": False})[0]()
+        flops[name] = counter.get_total_flops() / eight.batch_size
+        steps[name] = step
+        for _ in range(2):
+            step()
+        synchronise(args.device)
+    rates: dict[str, list[float]] = {name: [] for name in table}
+    for _ in tqdm(range(args.rounds), desc="rounds", leave=False):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(args.steps):
+                step()
+            synchronise(args.device)
+            rates[name].append(args.steps * args.batch_size / (time.perf_counter() - began))
+    ceilings = {
+        "fp32": matmul_rate(args.device, torch.float32),
+        "bf16": matmul_rate(args.device, torch.bfloat16),
+    }
+
+    rows, first = [], statistics.median(rates["plain step"])
+    for name, settings in table.items():
+        median = statistics.median(rates[name])
+        rows.append(
+            {
+                "variant": name, "images_per_second": median, "lowest": min(rates[name]), "highest": max(rates[name]),
+                "ratio": median / first, "peak_memory_bytes": peak_memory(args, name),
+                "flops_per_image": flops[name],
+                "flop_utilisation": median * flops[name] / ceilings[settings["precision"]],
+            }
+        )  # fmt: skip
+    result = {
+        "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output")},
+        "machine": {
+            "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": timm.__version__,
+            "matmul_flops_per_second": ceilings,
+        },
+        "rows": rows,
+    }  # fmt: skip
+    write_json(Path(args.output), json.loads(json.dumps(result)))
+    heads = (("images/s", 10), ("spread", 16), ("ratio", 8), ("peak MB", 9), ("MFLOP/img", 11), ("of matmul", 11))
+    print(f"\n{'each line adds':24}" + "".join(f"{head:>{width}}" for head, width in heads))
+    for row in rows:
+        spread = f"{row['lowest']:.0f}-{row['highest']:.0f}"
+        print(
+            f"{row['variant']:24}{row['images_per_second']:>10.0f}{spread:>16}{row['ratio']:>8.2f}"
+            f"{row['peak_memory_bytes'] / 1e6:>9.0f}{row['flops_per_image'] / 1e6:>11.0f}"
+            f"{row['flop_utilisation']:>11.0%}"
+        )
+    print(f"\nmatrix products here: {ceilings['fp32'] / 1e9:.0f} GFLOP/s fp32, {ceilings['bf16'] / 1e9:.0f} bf16")
+    print(f"wrote {args.output}")
+    return result
+
+
+if __name__ == "__main__":
+    main(parse().parse_args())
