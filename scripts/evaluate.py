@@ -20,7 +20,7 @@ from tinymae.files import write_atomically
 from tinymae.mae import count_hidden
 from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
 from tinymae.train import choose_attention
-from tinymae.weights import Classifier, kind_of, load_autoencoder, load_classifier
+from tinymae.weights import Classifier, kind_of, load_autoencoder, load_classifier, require_channels
 
 
 def parse() -> argparse.ArgumentParser:
@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> dict:
     choose_attention(model, accelerator.device)
     load = partial(load_dataset, args.data, args.split, data_dir=args.data_dir)
     dataset = load(image_size=model.image_size, channels=model.in_channels).to(accelerator.device)
+    require_channels(dataset, model.in_channels)
     with torch.no_grad(), accelerator.autocast():
         return (evaluate_classifier if classifier else evaluate_autoencoder)(args, model, dataset, accelerator)
 

@@ -33,7 +33,14 @@ from tinymae.runs import (
     run_script,
 )
 from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
-from tinymae.weights import Classifier, create_classifier, fill_encoder, load_autoencoder, save_classifier
+from tinymae.weights import (
+    Classifier,
+    create_classifier,
+    fill_encoder,
+    load_autoencoder,
+    require_channels,
+    save_classifier,
+)
 
 
 def parse() -> argparse.ArgumentParser:
@@ -93,8 +100,7 @@ def main(args: argparse.Namespace) -> dict:
         )  # fmt: skip
     elif args.from_scratch:
         pretrained = MaskedAutoencoder(**pretrained.config)
-    if (channels := train_set.image_shape[0]) != pretrained.in_channels:
-        raise InputError(f"data set {args.data} has {channels} channels, the weights want {pretrained.in_channels}")
+    require_channels(train_set, pretrained.in_channels)
     config = pretrained.config
     vit = create_classifier(config, num_classes=len(classes), pool=args.pool, drop_path=args.drop_path)
     fill_encoder(vit, pretrained.encoder)

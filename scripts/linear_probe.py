@@ -20,7 +20,14 @@ from tinymae.data import Dataset, few_labels
 from tinymae.randomness import derive_seed
 from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
 from tinymae.train import choose_attention
-from tinymae.weights import create_classifier, fold_probe, load_autoencoder, save_classifier, write_tensors
+from tinymae.weights import (
+    create_classifier,
+    fold_probe,
+    load_autoencoder,
+    require_channels,
+    save_classifier,
+    write_tensors,
+)
 
 
 def parse() -> argparse.ArgumentParser:
@@ -45,6 +52,7 @@ def main(args: argparse.Namespace) -> dict:
         load_dataset, args.data, data_dir=args.data_dir, image_size=model.image_size, channels=model.in_channels
     )
     splits = {split: load(split).to(device) for split in ("train", "val", "test")}
+    require_channels(splits["train"], model.in_channels)
     if splits["train"].labels is None:
         raise InputError(f"data set {args.data} has no labels: a probe needs class sub-folders")
     splits["train"] = splits["train"].subset(few_labels(splits["train"].labels, args.label_fraction, args.seed))

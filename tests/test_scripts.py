@@ -249,6 +249,7 @@ BAD = {
     "patch size": (pretrain, "--patch-size 3", "image_size (8, 8) is not a multiple of patch_size 3"),
     "mask ratio": (pretrain, "--patch-size 2 --mask-ratio 1.5", "mask_ratio 1.5 is outside (0, 1)"),
     "mask hides all": (pretrain, "--patch-size 4 --mask-ratio 0.95", "hides every patch of 4"),
+    "fp16 on a CPU": (pretrain, "--mixed-precision fp16", "mixed_precision 'fp16' needs a GPU"),
     "no such encoder": (pretrain, "--encoder vit_gigantic", "encoder 'vit_gigantic' is not a timm model"),
     "no weights": (linear_probe, "--weights not/there", "weights folder not/there does not exist"),
     "no start": (finetune, "", "give --weights DIR"),

@@ -301,8 +301,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
                 first = first + vit.pos_embed[:, :prefix]
             tokens = torch.cat([first.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         tokens = vit.norm_pre(vit.pos_drop(tokens))
-        tokens = checkpoint_seq(vit.blocks, tokens) if vit.grad_checkpointing else vit.blocks(tokens)
-        return vit.norm(tokens)
+        return vit.norm(self.run_blocks(vit.blocks, tokens))
 
     def forward_decoder(self, tokens: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Run the decoder over encoded tokens (B, prefix + V, D) and mask tokens: (B, V + H, decoder_dim).
@@ -317,7 +316,13 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         tokens = torch.cat(
             [tokens[:, :prefix] + positions[:prefix], visible_tokens, hidden_tokens.to(tokens.dtype)], dim=1
         )
-        return self.decoder_norm(self.decoder_blocks(tokens))[:, prefix:]
+        return self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))[:, prefix:]
+
+    def run_blocks(self, blocks: nn.Sequential, tokens: Tensor) -> Tensor:
+        """Blocks in turn; after `encoder.set_grad_checkpointing()` their activations are computed again in backward."""
+        if self.encoder.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(blocks, tokens)
+        return blocks(tokens)
 
     def forward_loss(self, prediction: Tensor, patches: Tensor) -> Tensor:
         """Mean squared error in float32 over the hidden patches' pixels; both (B, H, P*P*C)."""

@@ -122,6 +122,8 @@ def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
     keep_freed_memory()
     if args.mixed_precision == "auto":
         args.mixed_precision = "bf16" if supports_bf16(PartialState().device) else "no"
+    if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        raise InputError("mixed_precision 'fp16' needs a GPU: use bf16 or no")
     return Accelerator(mixed_precision=args.mixed_precision, **arguments)
 
 
@@ -137,7 +139,7 @@ class Run:
         self.bar, self.signal_number = None, None
         self.waiting: list[TrainStep] = []
         problem = self.claim(args.overwrite) if self.is_main else None
-        problem = accelerator_agree(accelerator, problem)
+        problem = agree(accelerator, problem)
         if problem:
             raise InputError(problem)
 
@@ -262,11 +264,9 @@ class Run:
         if state.step % self.log_every == 0 or state.step == self.first_step + 1:
             self.log_step(state)
         due = time.monotonic() - self.last_saved > 60 * self.checkpoint_minutes
-        stop, due = (
-            accelerator_agree(self.accelerator, (self.signal_number, due))
-            if self.accelerator.num_processes > 1
-            else (self.signal_number, due)
-        )
+        stop = self.signal_number
+        if self.accelerator.num_processes > 1:  # to agree costs a message, so not every step
+            stop, due = (None, False) if state.step % self.log_every else agree(self.accelerator, (stop, due))
         if stop or due:
             self.require_finite(state)
             self.save_checkpoint(state.step)
@@ -365,7 +365,7 @@ class Pause:
         self.run.last_report += time.monotonic() - self.began
 
 
-def accelerator_agree(accelerator: Accelerator, value):
+def agree(accelerator: Accelerator, value):
     """The main process's value, on every process."""
     if accelerator.num_processes == 1:
         return value

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .data import Dataset
 from .files import InputError, load_weights_strictly, read_json, write_atomically, write_json
 from .mae import MaskedAutoencoder, create_vit, normalise
 
@@ -31,6 +32,14 @@ def weights_folder(folder: str | Path) -> Path:
         if not (folder / name).is_file():
             raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
     return folder
+
+
+def require_channels(dataset: Dataset, in_channels: int) -> None:
+    """Raises InputError unless the dataset's images have the channels that a model wants."""
+    if dataset.image_shape[0] != in_channels:
+        raise InputError(
+            f"data set {dataset.name} has {dataset.image_shape[0]} channels, the weights want {in_channels}"
+        )
 
 
 def save_autoencoder(model: MaskedAutoencoder, folder: str | Path) -> None:

@@ -1,0 +1,142 @@
+"""How the cost of an image grows with the data set, the batch and the number of tokens. Prints a table, saves JSON.
+
+    python benchmarks/growth.py                                   # some minutes on 2 CPU cores
+    python benchmarks/growth.py --stream-images 200000            # writes that many PNG files to a temporary folder
+
+Each line is pretraining end to end (batches, augmentation, masks, forward, backward, AdamW) with the recipe's settings,
+on random pictures; "step alone" repeats the step on one batch that is already there. All figures are images/s, medians
+over `--rounds`.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+from tinymae import MaskedAutoencoder, load_dataset, random_mask
+from tinymae.augment import padded_crop, random_flip
+from tinymae.data import Batch, Dataset, ImageDataset, split_batch, step_batches
+from tinymae.files import write_json
+from tinymae.randomness import Draws
+from tinymae.train import Schedule, choose_attention, keep_freed_memory, parameter_groups, supports_bf16, train_steps
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 200_000], help="images in memory")
+    parser.add_argument(
+        "--stream-images", type=int, default=20_000, help="images in a streamed folder; 0 leaves it out"
+    )
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--patch-sizes", type=int, nargs="+", default=[8, 4, 2])
+    parser.add_argument("--steps", type=int, default=4, help="steps in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", default="runs/growth.json")
+    return parser
+
+
+def random_pictures(count: int) -> ImageDataset:
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    return ImageDataset("random", images, torch.zeros(count, dtype=torch.long), ["one"])
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    generator = np.random.default_rng(0)
+    for number in tqdm(range(count), desc="writing PNG files", leave=False):
+        place = folder / "one" / f"{number // 1000:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number:06}.png")
+
+
+def measure(
+    args: argparse.Namespace, dataset: Dataset, *, batch_size: int = 256, patch_size: int = 4, alone: bool = False
+) -> float:
+    """Images per second of pretraining on `dataset`."""
+    precision = "bf16" if supports_bf16("cuda" if torch.cuda.is_available() else "cpu") else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(patch_size=patch_size)
+    choose_attention(model, accelerator.device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4, fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    batches: Iterator[list[Batch]] = step_batches(
+        dataset.to(accelerator.device), batch_size=batch_size, parts=split_batch(batch_size, 1), seed=0,
+        device=accelerator.device, num_workers=args.num_workers,
+    )  # fmt: skip
+    if alone:
+        batches = itertools.repeat(next(batches))
+
+    def end_to_end(batch: Batch, draws: Draws) -> torch.Tensor:
+        images = random_flip(padded_crop(batch.images, draws, 4), draws)
+        mask = random_mask(batch_size, bare_model.num_patches, 0.75, draws.generator)
+        return model(images, mask[draws.cpu_positions]).loss
+
+    fixed_mask = random_mask(batch_size, bare_model.num_patches, 0.75)
+    compute_loss: Callable = (lambda batch, _: model(batch.images, fixed_mask).loss) if alone else end_to_end
+    schedule = Schedule(peak=1e-4, total_steps=10**9, warmup=0.0)
+    loop = train_steps(
+        model,
+        optimizer,
+        compute_loss,
+        batches,
+        accelerator=accelerator,
+        schedule=schedule,
+        batch_size=batch_size,
+        seed=0,
+    )
+    rates = []
+    for round_ in range(args.rounds + 1):
+        began = time.perf_counter()
+        for _ in range(args.steps):
+            loss = next(loop).loss
+        float(loss)  # waits for a GPU
+        if round_:  # the first one warms up
+            rates.append(args.steps * batch_size / (time.perf_counter() - began))
+    return statistics.median(rates)
+
+
+def main(args: argparse.Namespace) -> dict[str, float]:
+    keep_freed_memory()
+    rates: dict[str, float] = {}
+
+    def note(name: str, rate: float) -> None:
+        rates[name] = rate
+        print(f"{name:44}{rate:>10.0f} images/s", flush=True)
+
+    note("step alone, batch 256, patch 4", measure(args, random_pictures(1000), alone=True))
+    for size in args.sizes:
+        note(f"{size:,} images in memory", measure(args, random_pictures(size)))
+    if args.stream_images:
+        with tempfile.TemporaryDirectory() as folder:
+            write_pictures(Path(folder), args.stream_images)
+            dataset = load_dataset(folder, "train", image_size=32, memory_limit_gb=0)
+            note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", measure(args, dataset))
+    pictures = random_pictures(10_000)
+    for batch_size in args.batch_sizes:
+        note(f"batch {batch_size}", measure(args, pictures, batch_size=batch_size))
+    for patch_size in args.patch_sizes:
+        tokens = (32 // patch_size) ** 2
+        note(
+            f"patch {patch_size}: {tokens} tokens, {tokens // 4} visible",
+            measure(args, pictures, patch_size=patch_size),
+        )
+    write_json(
+        args.output, {"images_per_second": rates, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    )
+    print(f"wrote {args.output}")
+    return rates
+
+
+if __name__ == "__main__":
+    main(parse().parse_args())
