@@ -18,7 +18,7 @@ def test_the_opening_program_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(program, names)
-    assert names["features"].shape == (20, 192)
+    assert names["features"].shape == (16, 192)
     assert np.asarray(Image.open("reconstructions.png")).std() > 20
 
 
