@@ -3,6 +3,7 @@
 Every image gets draws of its own, from a `Draws` object, so a batch is augmented by a few tensor operations.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,7 @@ def random_resized_crop(
     """
     area, aspect, down, right = draws.uniform(4).unbind(1)
     area = scale[0] + (scale[1] - scale[0]) * area
-    low, high = (torch.tensor(r, device=images.device).log() for r in ratio)
+    low, high = (math.log(r) for r in ratio)
     aspect = (low + (high - low) * aspect).exp()  # width / height
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     matrix = images.new_zeros(len(images), 2, 3, dtype=torch.float32)
@@ -70,7 +71,7 @@ def random_erasing(
     size_h, size_w = images.shape[2:]
     chance, area, aspect, down, right = draws.uniform(5).unbind(1)
     area = (scale[0] + (scale[1] - scale[0]) * area) * size_h * size_w
-    low, high = (torch.tensor(r, device=images.device).log() for r in ratio)
+    low, high = (math.log(r) for r in ratio)
     aspect = (low + (high - low) * aspect).exp()
     height = (area * aspect).sqrt().round().clamp(1, size_h)
     width = (area / aspect).sqrt().round().clamp(1, size_w)
@@ -143,8 +144,8 @@ def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 def to_grey(images: Tensor) -> Tensor:
     """Luma (B, 1, H, W) by ITU-R 601 for RGB; the mean of the channels otherwise."""
     if images.shape[1] == 3:
-        weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
-        return (images * weights).sum(1, keepdim=True)
+        red, green, blue = images.split(1, dim=1)
+        return 0.2989 * red + 0.587 * green + 0.114 * blue
     return images.mean(1, keepdim=True)
 
 
@@ -163,11 +164,9 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     if min(images.shape[2:]) < 3:
         return images
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 3, 3)
     blurred = images.clone()  # the border stays as it is
-    blurred[:, :, 1:-1, 1:-1] = nn.functional.conv2d(images, kernel, groups=images.shape[1]).round()
+    centre = images[:, :, 1:-1, 1:-1]
+    blurred[:, :, 1:-1, 1:-1] = ((9 * nn.functional.avg_pool2d(images, 3, stride=1) + 4 * centre) / 13).round()
     return blend(images, blurred, factor)
 
 

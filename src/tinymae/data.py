@@ -17,7 +17,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .files import InputError
-from .mae import pair
+from .mae import pair, to_device
 from .randomness import derive_seed
 
 SPLITS = ("train", "val", "test")
@@ -50,7 +50,7 @@ class ImageDataset:
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images and labels at `indices` (B,), on the dataset's device."""
-        indices = indices.to(self.images.device)
+        indices = to_device(indices, self.images.device)
         return self.images[indices], None if self.labels is None else self.labels[indices]
 
     def subset(self, indices: Tensor) -> "ImageDataset":
@@ -360,8 +360,8 @@ def step_batches(
         step = []
         for part in parts:
             images, labels = next(micro_batches)
-            labels = None if labels is None else labels.to(device, non_blocking=True)
-            step.append(Batch(images.to(device, non_blocking=True), labels, part))
+            labels = None if labels is None else to_device(labels, device)
+            step.append(Batch(to_device(images, device), labels, part))
         yield step
 
 

@@ -44,6 +44,13 @@ def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: i
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=height, q=width)
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy without waiting: from pinned memory to a GPU, whose queue would otherwise have to run dry first."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
 
@@ -283,8 +290,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         if num_hidden == self.num_patches:
             raise InputError(f"mask hides all {self.num_patches} patches: leave at least one visible")
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
-        order = order.to(device, non_blocking=True)
-        return order.tensor_split([self.num_patches - num_hidden], dim=1)
+        return to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
 
     # ---- the layers
 
@@ -357,7 +363,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
             raise InputError("mask hides no patch: there is nothing to predict")
         patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
         loss, prediction = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
-        mask = mask.to(images.device, non_blocking=True)
+        mask = to_device(mask, images.device)
         return MAEOutput(loss=loss, mask=mask, prediction=prediction, hidden=hidden, images=images, model=self)
 
     def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

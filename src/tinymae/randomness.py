@@ -11,6 +11,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .mae import to_device
+
 
 def derive_seed(*keys: int | str) -> int:
     """A 63-bit seed from any keys, well mixed: neighbouring steps share nothing."""
@@ -26,7 +28,7 @@ class Draws:
 
     def __init__(self, seed: int, step: int, batch_size: int, positions: Tensor, device: torch.device | str):
         self.batch_size, self.cpu_positions, self.device = batch_size, positions, torch.device(device)
-        self.positions = positions.to(device, non_blocking=True)
+        self.positions = to_device(positions, self.device)
         self.generator = torch.Generator().manual_seed(derive_seed(seed, "masks", step))
         self.device_generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "samples", step))
         self.batch_seed = derive_seed(seed, "batch", step)
