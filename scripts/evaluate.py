@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> dict:
     classifier = kind_of(args.weights) == "classifier"
     model = (load_classifier if classifier else load_autoencoder)(args.weights).to(accelerator.device)
     choose_attention(model, accelerator.device)
-    load = partial(load_dataset, args.data, args.split, data_dir=args.data_dir)
+    load = partial(load_dataset, args.data, args.split, data_dir=args.data_dir, skip_unreadable=args.skip_unreadable)
     dataset = load(image_size=model.image_size, channels=model.in_channels).to(accelerator.device)
     require_channels(dataset, model.in_channels)
     with torch.no_grad(), accelerator.autocast():
@@ -62,6 +62,7 @@ def evaluate_classifier(args: argparse.Namespace, model: Classifier, dataset, ac
             f"{len(dataset.classes)}"
         )
     run = Run(args, accelerator)
+    run.list_skipped(dataset)
     extract = partial(evaluate.map_dataset, device=accelerator.device, batch_size=args.batch_size, desc="logits")
     labels, predictions = dataset.labels.cpu(), extract(model, dataset).argmax(dim=1)
     names = {"target_names": model.classes, "labels": range(len(model.classes)), "zero_division": 0}
@@ -88,6 +89,7 @@ def evaluate_autoencoder(args: argparse.Namespace, model: MaskedAutoencoder, dat
     generator = torch.Generator().manual_seed(args.seed)
     count_hidden(model.num_patches, ratio)  # a ratio that cannot be is refused before anything is written
     run = Run(args, accelerator)
+    run.list_skipped(dataset)
     nothing_hidden = torch.zeros(model.num_patches, dtype=torch.bool)
     totals: dict[str, dict[str, float]] = {"masked": {}, "full": {}}
     for images, _ in tqdm(chunks(dataset, args.batch_size), total=-(-len(dataset) // args.batch_size), leave=False):

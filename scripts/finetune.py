@@ -84,7 +84,14 @@ def main(args: argparse.Namespace) -> dict:
     torch.manual_seed(derive_seed(args.seed, "weights"))
     pretrained = load_autoencoder(args.weights) if args.weights else None
     size, channels = (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, 3)
-    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=size, channels=channels)
+    load = partial(
+        load_dataset,
+        args.data,
+        data_dir=args.data_dir,
+        skip_unreadable=args.skip_unreadable,
+        image_size=size,
+        channels=channels,
+    )
     train_set, val_set, test_set = (load(split).to(device) for split in ("train", "val", "test"))
     if train_set.labels is None:
         raise InputError(f"data set {args.data} has no labels: fine-tuning needs class sub-folders")
@@ -116,6 +123,7 @@ def main(args: argparse.Namespace) -> dict:
     )  # fmt: skip
     steps_per_epoch = count_steps(train_set, args.batch_size)
     run = Run(args, accelerator)
+    run.list_skipped(train_set, val_set, test_set)
     run.print(str(torchinfo.summary(vit, depth=1, verbose=0)))
     run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
 

@@ -8,7 +8,6 @@ once. With the linear head, the output folder is a stock timm classifier that ev
 """
 
 import argparse
-import hashlib
 import time
 from functools import partial
 
@@ -17,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
 from tinymae.data import Dataset, few_labels
+from tinymae.files import digest, write_tensors
 from tinymae.randomness import derive_seed
 from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
 from tinymae.train import choose_attention
@@ -26,7 +26,6 @@ from tinymae.weights import (
     load_autoencoder,
     require_channels,
     save_classifier,
-    write_tensors,
 )
 
 
@@ -49,7 +48,12 @@ def main(args: argparse.Namespace) -> dict:
     model = load_autoencoder(args.weights).to(device)
     choose_attention(model, device)
     load = partial(
-        load_dataset, args.data, data_dir=args.data_dir, image_size=model.image_size, channels=model.in_channels
+        load_dataset,
+        args.data,
+        data_dir=args.data_dir,
+        skip_unreadable=args.skip_unreadable,
+        image_size=model.image_size,
+        channels=model.in_channels,
     )
     splits = {split: load(split).to(device) for split in ("train", "val", "test")}
     require_channels(splits["train"], model.in_channels)
@@ -57,8 +61,9 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError(f"data set {args.data} has no labels: a probe needs class sub-folders")
     splits["train"] = splits["train"].subset(few_labels(splits["train"].labels, args.label_fraction, args.seed))
     run = Run(args, accelerator)
+    run.list_skipped(*splits.values())
 
-    before = digest(model)
+    before = digest(model.state_dict())
     started = time.monotonic()
     with accelerator.autocast():
         features = extract(lambda images: model.encode(images, pool=args.pool), splits, args.batch_size, device)
@@ -66,7 +71,7 @@ def main(args: argparse.Namespace) -> dict:
     started = time.monotonic()
     scores, head, predictions = score(args, features, splits)
     seconds["heads"] = time.monotonic() - started
-    if digest(model) != before:
+    if digest(model.state_dict()) != before:
         raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
     results = scores | {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
 
@@ -103,14 +108,6 @@ def main(args: argparse.Namespace) -> dict:
 
 
 CONTROLS = ("raw_pixels", "untrained")
-
-
-def digest(model: torch.nn.Module) -> str:
-    """sha256 over every byte of a model's parameters and buffers."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def extract(function, splits: dict[str, Dataset], batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:

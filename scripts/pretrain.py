@@ -64,7 +64,13 @@ def main(args: argparse.Namespace) -> dict:
         log_with="tensorboard",
         project_dir=args.output_dir,
     )
-    load = partial(load_dataset, args.data, data_dir=args.data_dir, image_size=args.image_size)
+    load = partial(
+        load_dataset,
+        args.data,
+        data_dir=args.data_dir,
+        skip_unreadable=args.skip_unreadable,
+        image_size=args.image_size,
+    )
     train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
 
     torch.manual_seed(derive_seed(args.seed, "weights"))
@@ -97,6 +103,7 @@ def main(args: argparse.Namespace) -> dict:
     steps_per_epoch = count_steps(train_set, args.batch_size)
 
     run = Run(args, accelerator)
+    run.list_skipped(train_set, val_set)
     if run.is_main:
         run.print(str(torchinfo.summary(model, depth=2, verbose=0)))
         with FlopCounterMode(display=False) as counter:

@@ -2,19 +2,24 @@
 
 import contextlib
 import io
+import os
 import random
+import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
 
 from .files import InputError
 from .mae import pair, to_device
@@ -34,6 +39,7 @@ class ImageDataset:
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor | None  # int64 (N,), or None if unlabelled
     classes: list[str]
+    skipped: list[Path] = field(default_factory=list)  # unreadable files that were left out
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,6 +80,7 @@ class StreamedDataset:
     labels: Tensor | None  # int64 (N,), or None if unlabelled
     classes: list[str]
     image_shape: tuple[int, int, int]  # (channels, height, width)
+    skipped: list[Path] = field(default_factory=list)  # unreadable files that were left out
 
     def __len__(self) -> int:
         return len(self.files)
@@ -110,6 +117,7 @@ def load_dataset(
     image_size: int | tuple[int, int] | None = None,
     channels: int = 3,
     memory_limit_gb: float = MEMORY_LIMIT_GB,
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """The train, validation or test pictures of a named dataset or of a folder.
 
@@ -122,7 +130,10 @@ def load_dataset(
     The test split is the official one. Validation is held out of train by a fixed seed: 2,000 images of the named
     sets, so that CIFAR has 48,000 / 2,000 / 10,000.
 
-    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture (named).
+    Every picture of a folder is read once here. An unreadable one is refused by name, or with `skip_unreadable` left
+    out and listed in the dataset's `skipped`.
+
+    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -133,7 +144,7 @@ def load_dataset(
         dataset = load_torchvision(name, split, Path(data_dir))
     else:
         shape = (channels, *pair(32 if image_size is None else image_size))
-        return load_folder(Path(name), split, shape, memory_limit_gb)
+        return load_folder(Path(name), split, shape, memory_limit_gb, skip_unreadable)
     if image_size is not None and dataset.image_shape[1:] != pair(image_size):
         size = list(pair(image_size))
         resized = torch.nn.functional.interpolate(dataset.images.float(), size, mode="bicubic", antialias=True)
@@ -176,7 +187,9 @@ def load_torchvision(name: str, split: str, data_dir: Path) -> ImageDataset:
     return ImageDataset(name, images.contiguous(), labels, list(source.classes))
 
 
-def load_folder(folder: Path, split: str, shape: tuple[int, int, int], memory_limit_gb: float) -> Dataset:
+def load_folder(
+    folder: Path, split: str, shape: tuple[int, int, int], memory_limit_gb: float, skip_unreadable: bool
+) -> Dataset:
     """A folder of images, in class sub-folders or not, cut into splits or not."""
     if not folder.is_dir():
         known = ", ".join(["digits", *HELD_OUT])
@@ -191,11 +204,45 @@ def load_folder(folder: Path, split: str, shape: tuple[int, int, int], memory_li
             raise InputError(f"folder {folder} has {len(files)} images, too few for train, val and test")
         part = held_out(len(files), {held: tenth for held in ("val", "test") if held not in given}, split)
     files, labels = [files[i] for i in part.tolist()], None if labels is None else labels[part]
-    streamed = StreamedDataset(folder.name, files, labels, classes, shape)
-    if len(files) * np.prod(shape) > memory_limit_gb * 2**30:
-        return streamed
-    images, labels = streamed[torch.arange(len(files))]
-    return ImageDataset(folder.name, images, labels, classes)
+    dataset = StreamedDataset(folder.name, files, labels, classes, shape)
+    streamed = len(files) * np.prod(shape) > memory_limit_gb * 2**30
+    images, skipped = read_all(dataset, keep=not streamed, skip_unreadable=skip_unreadable)
+    if skipped:
+        good = [i for i, file in enumerate(files) if file not in skipped]
+        if not good:
+            raise InputError(f"folder {folder} has no readable image for {split}")
+        dataset = dataset.subset(torch.tensor(good))
+    if streamed:
+        return replace(dataset, skipped=list(skipped))
+    return ImageDataset(folder.name, torch.stack(images), dataset.labels, classes, list(skipped))
+
+
+def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -> tuple[list[Tensor], dict[Path, str]]:
+    """Decode every picture once, before training relies on it: (pictures if `keep`, the unreadable ones and why).
+
+    Raises InputError for the first unreadable one, unless `skip_unreadable`.
+    """
+
+    def read(file: Path) -> Tensor | InputError | None:
+        try:
+            image = read_image(file, dataset.image_shape)
+        except InputError as error:
+            return error
+        return image if keep else None
+
+    images, skipped = [], {}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = pool.map(read, dataset.files)
+        bar = tqdm(results, desc="reading pictures", total=len(dataset), leave=False, disable=len(dataset) < 5000)
+        for file, result in zip(dataset.files, bar, strict=True):
+            if isinstance(result, InputError):
+                if not skip_unreadable:
+                    pool.shutdown(cancel_futures=True)
+                    raise result
+                skipped[file] = str(result)
+            elif keep:
+                images.append(result)
+    return images, skipped
 
 
 def find_images(root: Path) -> tuple[list[Path], Tensor | None, list[str]]:
@@ -223,6 +270,24 @@ def find_images(root: Path) -> tuple[list[Path], Tensor | None, list[str]]:
     return files, torch.tensor(labels), [folder.name for folder in folders]
 
 
+# What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to "RGB" or "L": 16-bit grey is scaled down, not clipped; transparent parts become white."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((pixels / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Decode one picture to uint8 (C, H, W): converted to grey or RGB, shorter side resized, centre-cropped.
 
@@ -231,11 +296,14 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     try:
         with Image.open(path) as image:
-            image = image.convert({1: "L", 3: "RGB"}[channels])
+            image = to_mode(ImageOps.exif_transpose(image), {1: "L", 3: "RGB"}[channels])
     except KeyError:
         raise InputError(f"channels {channels} is neither 1 nor 3, which is what a folder of images gives") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read ({error}): repair or remove it") from None
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"image {path} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable"
+        ) from None
     if image.size != (width, height):
         scale = max(height / image.height, width / image.width)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

@@ -1,13 +1,16 @@
 """Files that are either whole or absent, and errors that tell the user what to do."""
 
+import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 
 class InputError(ValueError):
@@ -34,6 +37,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def file_digest(path: str | Path) -> str:
+    """The first 16 hexadecimal digits of a file's sha256."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()[:16]
+
+
 def write_json(path: str | Path, content: dict) -> None:
     """Write `content` as indented JSON, atomically."""
     write_atomically(path, lambda beside: beside.write_text(json.dumps(content, indent=2) + "\n"))
@@ -52,18 +64,67 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
+def digest(state: dict[str, Tensor]) -> str:
+    """sha256 over the names and every byte of some tensors."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        # Through uint8, as numpy does not know bfloat16; flattened, as a scalar has no last dimension to reinterpret.
+        flat = tensor.detach().cpu().contiguous().flatten()
+        total.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_tensors(state: dict[str, Tensor], path: str | Path) -> None:
+    """A safetensors file, written atomically, that carries the digest of its tensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format": "pt", "sha256": digest(state)}
+    data = save(state, metadata=metadata)
+    # safetensors writes its metadata in random order; sorted, equal tensors make equal files.
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length - 8)
+    data = data[:8] + text + data[length:]
+    write_atomically(path, lambda beside: beside.write_bytes(data))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises InputError, naming it, if it is missing, truncated or altered."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the weights folder is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}): copy it again from its source") from None
+    if metadata.get("sha256", digest(state)) != digest(state):
+        raise InputError(f"{path} is damaged (its tensors do not match its checksum): copy it again from its source")
+    return state
+
+
+def lock_folder(folder: Path):
+    """Hold `folder` for this process until it ends, however it ends. Raises InputError if another process holds it.
+
+    The lock is the kernel's, on an open file: a crash leaves nothing behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"output_dir {folder} is in use by another process: wait for it, or choose another") from None
+    return file
+
+
 def load_weights_strictly(model: nn.Module, path: str | Path) -> None:
     """Fill every parameter and buffer of `model` from a safetensors file, in the model's own dtype.
 
     Raises InputError, naming the file, if it is missing, truncated, or does not match the model name by name and
     shape by shape. The model is untouched when it raises.
     """
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: the weights folder is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}): copy it again from its source") from None
+    state = read_tensors(path)
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:

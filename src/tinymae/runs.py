@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm import tqdm
 
-from .files import InputError, read_json, write_atomically, write_json
+from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
 # Arguments that change where or how fast a run goes, but not what it computes.
@@ -43,6 +43,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_dir: str) -> No
         help="auto: bf16 where the processor has it (default: %(default)s)",
     )
     data = parser.add_argument_group("data")
+    data.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out pictures of a folder that do not decode"
+    )
     data.add_argument("--data-dir", default="data", help="where named data sets are, or go (default: %(default)s)")
 
 
@@ -148,9 +151,17 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             return f"output_dir {self.folder} is a file"
         if overwrite and self.folder.exists():
+            try:
+                lock_folder(self.folder).close()  # a run that is still going is not moved away under its feet
+            except InputError as error:
+                return str(error)
             aside = self.folder.with_name(f"{self.folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
             self.folder.rename(aside)
             print(f"moved the old {self.folder} to {aside}")
+        try:
+            self.lock = lock_folder(self.folder)
+        except InputError as error:
+            return str(error)
         args_file = self.folder / "args.json"
         if args_file.exists():
             old = read_json(args_file)["arguments"]
@@ -193,13 +204,15 @@ class Run:
         return saved["step"], saved["minutes"]
 
     def load_checkpoint(self) -> dict | None:
-        """The last good checkpoint, on the CPU, or None. A damaged file is named and the one before it is used."""
+        """The last good checkpoint, on the CPU, or None. A damaged file is named and the one before it is used.
+
+        A checkpoint's file name ends in its checksum, as torch.load does not notice a flipped bit.
+        """
         for path in reversed(self.checkpoints):
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many kinds for a damaged file
-                self.print(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): trying the one before it")
+            if file_digest(path) != path.stem.rsplit("-", 1)[-1]:
+                self.print(f"checkpoint {path} is damaged (its content does not match its name): trying the one before")
                 continue
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.print(f"resuming from {path}")
             return state
         return None
@@ -209,8 +222,17 @@ class Run:
         if self.is_main:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             state |= {"step": step, "minutes": self.schedule.minutes}
-            path = self.folder / "checkpoints" / f"step-{step:09d}.pt"
-            write_atomically(path, lambda beside: torch.save(state, beside))
+            unnamed = self.folder / "checkpoints" / "unnamed.pt"
+            try:
+                write_atomically(unnamed, lambda beside: torch.save(state, beside))
+                os.replace(unnamed, unnamed.with_name(f"step-{step:09d}-{file_digest(unnamed)}.pt"))
+            except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+                kept = self.checkpoints[-1] if self.checkpoints else "none yet"
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"the checkpoint of step {step} could not be written ({reason}); the last good one is {kept}. "
+                    "Make room on the disk, then repeat the command: it resumes"
+                ) from None
             for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
                 old.unlink()
         self.last_saved = time.monotonic()
@@ -247,8 +269,9 @@ class Run:
             total=1.0, initial=min(1.0, schedule.progress(step)), disable=not self.is_main, dynamic_ncols=True,
             bar_format="{percentage:5.1f}%|{bar}| {postfix}",
         )  # fmt: skip
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.on_signal)
+        self.old_handlers = {
+            number: signal.signal(number, self.on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
 
     def on_signal(self, number: int, frame) -> None:
         if self.signal_number is not None:
@@ -327,6 +350,14 @@ class Run:
             self.require_finite(self.checked)
             self.save_checkpoint(self.checked.step)
 
+    def list_skipped(self, *datasets) -> None:
+        """Write the pictures that were left out to skipped.txt, and say so."""
+        skipped = sorted({str(file) for dataset in datasets for file in dataset.skipped})
+        if skipped and self.is_main:
+            path = self.folder / "skipped.txt"
+            write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
+            self.print(f"left out {len(skipped)} unreadable pictures, listed in {path}")
+
     def pause(self) -> "Pause":
         """Time spent inside does not count in images per second."""
         return Pause(self)
@@ -344,9 +375,12 @@ class Run:
             self.bar.refresh()
             self.bar.close()
             self.accelerator.end_training()
+            for number, handler in self.old_handlers.items():
+                signal.signal(number, handler)
         if self.is_main:
             write_json(self.folder / "results.json", results)
             self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+            self.lock.close()
 
     def print(self, text: str) -> None:
         self.accelerator.print(text)

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .data import Dataset
-from .files import InputError, load_weights_strictly, read_json, write_atomically, write_json
+from .files import InputError, load_weights_strictly, read_json, write_json, write_tensors
 from .mae import MaskedAutoencoder, create_vit, normalise
 
 
@@ -170,9 +169,3 @@ def load_classifier(folder: str | Path) -> Classifier:
     load_weights_strictly(vit, folder / "model.safetensors")
     preprocessing = config["pretrained_cfg"]
     return Classifier(vit, mean=preprocessing["mean"], std=preprocessing["std"], classes=config["label_names"]).eval()
-
-
-def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file, written atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, lambda beside: save_file(state, beside))

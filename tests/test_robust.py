@@ -1,0 +1,348 @@
+"""Kills, damage, full disks, hostile pictures: nothing saved is lost, nothing broken is used."""
+
+import argparse
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
+from tinymae.data import read_image, split_batch, step_indices
+from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
+from tinymae.runs import Run
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked process; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr)
+            os._exit(1)
+    return pid
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_in(folder, **arguments) -> Run:
+    args = argparse.Namespace(output_dir=str(folder), overwrite=False, **arguments)
+    run = Run(args, Accelerator(cpu=True))
+    run.parts, run.schedule = {"model": torch.nn.Linear(64, 64)}, argparse.Namespace(minutes=1.0)
+    return run
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_loadable_state(tmp_path):
+    """200 kills at random moments; after each, the next process goes on from the last state that was whole."""
+    moments = np.random.default_rng(0).uniform(0, 0.012, 200)
+    progress = 0
+    for moment in moments:
+        reading, writing = os.pipe()
+
+        def work(writing=writing):
+            run = run_in(tmp_path / "run")
+            state = run.load_checkpoint()
+            step = state["step"] if state else 0
+            os.write(writing, b"!")
+            while True:
+                step += 1
+                run.save_checkpoint(step)
+
+        pid = in_child(work)
+        os.close(writing)
+        assert os.read(reading, 1) == b"!"  # it resumed
+        os.close(reading)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        wait(pid)
+        run = run_in(tmp_path / "run")
+        state = run.load_checkpoint()
+        run.lock.close()
+        if state is not None:
+            assert state["step"] >= progress and state["model"]["weight"].shape == (64, 64)
+            progress = state["step"]
+    assert progress > 100
+    files_left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert 1 <= len(files_left) <= 3  # two are kept; a kill before the tidying leaves one more
+
+
+@pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
+def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, lambda beside: beside.write_text("old"))
+
+    def die(*_):
+        os._exit(7)
+
+    def work():
+        if stage != "write":
+            monkeypatch.setattr(files.os, stage, die)
+        write_atomically(path, lambda beside: (beside.write_text("ne"), die() if stage == "write" else None))
+
+    assert wait(in_child(work)) == 7
+    assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path):
+    def work():
+        run = run_in(tmp_path / "run")
+        run.save_checkpoint(1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # files end here, as on a full disk
+        with pytest.raises(InputError, match=r"could not be written .*last good one is .*step-000000001.*Make room"):
+            run.save_checkpoint(2)
+
+    assert wait(in_child(work)) == 0
+    run = run_in(tmp_path / "run")
+    assert run.load_checkpoint()["step"] == 1
+    assert [path.name[:14] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000001"]
+
+
+def test_every_flipped_bit_in_weights_is_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {"a": torch.randn(30), "b": torch.randn(4, 5).bfloat16(), "step": torch.tensor(3)}
+    write_tensors(state, path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read_tensors(path).items())
+    whole = bytearray(path.read_bytes())
+    write_tensors(dict(reversed(state.items())), path)
+    assert path.read_bytes() == whole  # equal tensors make equal files
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in np.random.default_rng(0).integers(header, len(whole), 100):
+        damaged = whole.copy()
+        damaged[place] ^= 1 << int(place) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="model.safetensors is damaged"):
+            read_tensors(path)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+    run = run_in(tmp_path)
+    run.save_checkpoint(1)
+    run.save_checkpoint(2)
+    newest = run.checkpoints[-1]
+    whole = bytearray(newest.read_bytes())
+    weights = whole.find(run.parts["model"].weight.detach().numpy().tobytes()[:64])
+    assert weights > 0
+    for damage in (whole[:-500], whole[: weights + 9] + bytes([whole[weights + 9] ^ 4]) + whole[weights + 10 :], b""):
+        newest.write_bytes(damage)
+        assert run.load_checkpoint()["step"] == 1
+        assert f"{newest.name} is damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trapped"),))
+
+    run = run_in(tmp_path)
+    run.save_checkpoint(1)
+    trap = tmp_path / "trap.pt"
+    torch.save({"step": 2, "model": Trap()}, trap)
+    trap.rename(tmp_path / "checkpoints" / f"step-000000002-{files.file_digest(trap)}.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        run.load_checkpoint()
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
+    reading, writing = os.pipe()
+
+    def work():
+        held = lock_folder(tmp_path)
+        os.write(writing, b"!" if held else b"")
+        time.sleep(60)
+
+    pid = in_child(work)
+    os.read(reading, 1)
+    with pytest.raises(InputError, match="is in use by another process"):
+        lock_folder(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    lock_folder(tmp_path).close()
+
+
+def test_metrics_cut_short_by_a_kill_are_mended_on_resuming(tmp_path):
+    run = run_in(tmp_path)
+    rows = [{"step": step, "epoch": 0.1, "loss": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    run.save_checkpoint(2)
+    run.resume(model=torch.nn.Linear(64, 64))
+    assert run.metrics == rows[:2]
+
+
+# ---- pictures
+
+
+def save_pictures(folder):
+    """One picture of each awkward but honest kind."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    rgb = Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    rgb.save(folder / "jpeg.jpg", quality=90)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("P").save(folder / "palette.png")
+    rgb.convert("1").save(folder / "bits.png")
+    rgb.save(folder / "webp.webp")
+    rgb.save(folder / "bmp.bmp")
+    Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(folder / "16bit.png")
+    clear = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
+    clear.save(folder / "alpha.png")
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(folder / "tiny.png")
+    Image.new("L", (20_000, 3), 77).save(folder / "wide.png")
+    return sorted(folder.iterdir())
+
+
+def test_awkward_pictures_are_converted(tmp_path):
+    for path in save_pictures(tmp_path / "images"):
+        for channels in (1, 3):
+            assert read_image(path, (channels, 16, 12)).shape == (channels, 16, 12), path
+    read = {path.stem: read_image(path, (3, 8, 8)) for path in (tmp_path / "images").iterdir()}
+    assert (read["16bit"] == round(40_000 / 257)).all()  # scaled, not clipped
+    assert (read["alpha"] == 255).all()  # what is transparent is white
+    assert read["tiny"][:, 4, 4].tolist() == [10, 20, 30] and (read["wide"] == 77).all()
+
+
+def test_a_rotated_photo_stands_upright(tmp_path):
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    image.save(tmp_path / "photo.png", exif=exif)
+    assert read_image(tmp_path / "photo.png", (1, 8, 8))[0, 0].max() == 0
+
+
+def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
+    for number in range(30):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    bad = {"05.png": b"", "11.png": b"no picture at all", "17.png": (tmp_path / "17.png").read_bytes()[:45]}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    skipped, kept = set(), 0
+    for split in ("train", "val", "test"):
+        for limit in (0, 4):
+            dataset = load_dataset(tmp_path, split, image_size=8, memory_limit_gb=limit, skip_unreadable=True)
+            skipped |= {path.name for path in dataset.skipped}
+        kept += len(dataset)
+    assert skipped == set(bad) and kept == 27
+    with pytest.raises(InputError, match=r"(05|11|17)\.png cannot be read"):
+        for split in ("train", "val", "test"):
+            load_dataset(tmp_path, split, image_size=8, memory_limit_gb=0)
+
+
+def test_no_mutated_picture_crashes_or_hangs(tmp_path):
+    """2,000 mutated pictures: each is read or refused as an InputError."""
+    originals = [path.read_bytes() for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
+    suffixes = [path.suffix for path in sorted((tmp_path / "images").iterdir()) if path.stem != "wide"]
+    generator, outcomes = np.random.default_rng(1), {"read": 0, "refused": 0}
+    for number in range(2000):
+        which = number % len(originals)
+        content = bytearray(originals[which])
+        for _ in range(generator.integers(1, 6)):
+            content[generator.integers(len(content))] = generator.integers(256)
+        if number % 3 == 0:
+            del content[generator.integers(len(content)) :]
+        path = tmp_path / f"mutant{suffixes[which]}"
+        path.write_bytes(content)
+        try:
+            assert read_image(path, (3, 8, 8)).shape == (3, 8, 8)
+            outcomes["read"] += 1
+        except InputError as error:
+            assert path.name in str(error) and "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 200
+
+
+# ---- properties over all shapes
+
+sides = st.integers(1, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=sides, columns=sides, high=sides, wide=sides, channels=st.integers(1, 5), batch=st.integers(1, 4))
+def test_patchify_is_undone_for_any_shape(rows, columns, high, wide, channels, batch):
+    images = torch.randn(batch, channels, rows * high, columns * wide)
+    patches = patchify(images, (high, wide))
+    assert patches.shape == (batch, rows * columns, high * wide * channels)
+    assert torch.equal(unpatchify(patches, (high, wide), (rows * high, columns * wide)), images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 4), columns=st.integers(2, 4), patch=st.integers(1, 3), channels=st.integers(1, 4),
+    batch=st.integers(1, 5), ratio=st.floats(0.05, 0.95), norm_pix_loss=st.booleans(),
+)  # fmt: skip
+def test_any_model_trains_encodes_and_reconstructs(rows, columns, patch, channels, batch, ratio, norm_pix_loss):
+    arguments = {
+        "image_size": (rows * patch, columns * patch), "patch_size": patch, "in_channels": channels,
+        "mask_ratio": ratio, "embed_dim": 8, "depth": 1, "num_heads": 2, "decoder_dim": 8, "decoder_depth": 1,
+        "decoder_heads": 2, "norm_pix_loss": norm_pix_loss,
+    }  # fmt: skip
+    count = rows * columns
+    possible = 0 < round(ratio * count) < count and not (norm_pix_loss and patch == channels == 1)
+    if not possible:
+        with pytest.raises(InputError):
+            MaskedAutoencoder(**arguments)
+        return
+    model = MaskedAutoencoder(**arguments)
+    images = torch.randint(0, 256, (batch, channels, rows * patch, columns * patch), dtype=torch.uint8)
+    output = model(images)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.reconstruction.shape == images.shape
+    assert (output.mask.sum(1) == round(ratio * count)).all()
+    assert model.encode(images).shape == (batch, 8)
+    assert model.encode_tokens(images, output.mask).shape == (batch, 1 + count - round(ratio * count), 8)
+    pictures = model.reconstruct(images).images
+    assert pictures.shape == images.shape and 0 <= pictures.min() <= pictures.max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 9), start=st.integers(0, 30))
+def test_any_data_set_is_seen_whole_and_resumed_anywhere(count, batch, seed, start):
+    batch = min(batch, count)
+    steps = step_indices(count, batch, seed)
+    drawn = [next(steps) for _ in range(start + count // batch)]
+    epoch = torch.cat(drawn[: count // batch])
+    assert len(epoch.unique()) == len(epoch) == count // batch * batch
+    assert torch.equal(next(step_indices(count, batch, seed, start)), drawn[start])
+
+
+@settings(max_examples=60, deadline=None)
+@given(half=st.integers(1, 40), parts=st.integers(1, 6))
+def test_any_split_of_a_batch_is_a_partition(half, parts):
+    pieces = split_batch(2 * half * parts, parts)
+    assert sorted(torch.cat(pieces).tolist()) == list(range(2 * half * parts))
+    assert len({len(piece) for piece in pieces}) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(batch=st.integers(1, 9), patches=st.integers(2, 80), ratio=st.floats(0.001, 0.999))
+def test_any_mask_hides_what_it_says(batch, patches, ratio):
+    hidden = round(patches * ratio)
+    if not 0 < hidden < patches:
+        with pytest.raises(InputError, match="mask_ratio"):
+            random_mask(batch, patches, ratio)
+    else:
+        assert (random_mask(batch, patches, ratio).sum(1) == hidden).all()
+
+
+def test_released_weights_carry_their_checksum():
+    from pathlib import Path
+
+    for path in (Path(__file__).parent.parent / "weights").glob("*/model.safetensors"):
+        assert read_tensors(path).keys() == load_file(path).keys()
