@@ -13,7 +13,6 @@ import argparse
 from functools import partial
 
 import torch
-import torchinfo
 from sklearn.metrics import confusion_matrix
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
@@ -65,7 +64,12 @@ def parse() -> argparse.ArgumentParser:
 
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument("--crop-padding", type=int, default=4, help="pixels (default: %(default)s)")
-    augmentation.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
+    augmentation.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="left-right; give --no-flip for digits or text",
+    )
     augmentation.add_argument("--trivial-augment", action=argparse.BooleanOptionalAction, default=True)
     augmentation.add_argument("--random-erasing", type=float, default=0.25, help="probability (default: %(default)s)")
     return parser
@@ -83,7 +87,9 @@ def main(args: argparse.Namespace) -> dict:
     device = accelerator.device
     torch.manual_seed(derive_seed(args.seed, "weights"))
     pretrained = load_autoencoder(args.weights) if args.weights else None
-    size, channels = (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, 3)
+    size, channels = (
+        (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, args.in_channels)
+    )
     load = partial(
         load_dataset,
         args.data,
@@ -124,7 +130,7 @@ def main(args: argparse.Namespace) -> dict:
     steps_per_epoch = count_steps(train_set, args.batch_size)
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set, test_set)
-    run.print(str(torchinfo.summary(vit, depth=1, verbose=0)))
+    run.print_summary(vit, depth=1)
     run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
 
     layer_decay = 1.0 if args.from_scratch else args.layer_decay

@@ -13,7 +13,6 @@ import argparse
 from functools import partial
 
 import torch
-import torchinfo
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
@@ -46,10 +45,17 @@ def parse() -> argparse.ArgumentParser:
     model.add_argument("--norm-pix-loss", action=argparse.BooleanOptionalAction, default=True)
 
     augmentation = parser.add_argument_group("augmentation")
-    augmentation.add_argument("--crop", choices=["none", "pad", "resized"], default="pad")
+    augmentation.add_argument(
+        "--crop", choices=["none", "pad", "resized"], default="pad", help="(default: %(default)s)"
+    )
     augmentation.add_argument("--crop-padding", type=int, default=4, help="pixels, with --crop pad (default: 4)")
     augmentation.add_argument("--min-scale", type=float, default=0.2, help="least area, with --crop resized")
-    augmentation.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
+    augmentation.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="left-right; give --no-flip for digits or text",
+    )
 
     watching = parser.add_argument_group("watching")
     watching.add_argument("--probe-every", type=int, default=20, help="epochs between k-NN accuracies and pictures")
@@ -70,6 +76,7 @@ def main(args: argparse.Namespace) -> dict:
         data_dir=args.data_dir,
         skip_unreadable=args.skip_unreadable,
         image_size=args.image_size,
+        channels=args.in_channels,
     )
     train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
 
@@ -105,7 +112,7 @@ def main(args: argparse.Namespace) -> dict:
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set)
     if run.is_main:
-        run.print(str(torchinfo.summary(model, depth=2, verbose=0)))
+        run.print_summary(model, depth=2)
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *train_set.image_shape)).loss.backward()
         model.zero_grad()

@@ -218,10 +218,13 @@ def test_an_unlabelled_folder_can_be_pretrained_on(tmp_path):
     for number, image in enumerate(images):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(image[0].numpy()).resize((20, 12)).save(tmp_path / "images" / f"{number}.png")
-    results = run(pretrain, *DIGITS[2:], *MODEL, "--data", tmp_path / "images", "--image-size", 8, 12,
-                  "--batch-size", 32, "--epochs", 1, "--output-dir", tmp_path / "run")  # fmt: skip
+    flags = "--in-channels 1 --image-size 8 12 --batch-size 32 --epochs 1".split()
+    results = run(
+        pretrain, *DIGITS[2:], *MODEL, *flags, "--data", tmp_path / "images", "--output-dir", tmp_path / "run"
+    )
     assert results["steps"] == 2 and "knn_val" not in results
-    assert MaskedAutoencoder.from_pretrained(tmp_path / "run").image_size == (8, 12)
+    model = MaskedAutoencoder.from_pretrained(tmp_path / "run")
+    assert model.image_size == (8, 12) and model.in_channels == 1
 
 
 def test_a_time_limit_ends_a_run_with_the_learning_rate_at_zero(tmp_path):

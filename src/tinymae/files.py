@@ -1,6 +1,5 @@
 """Files that are either whole or absent, and errors that tell the user what to do."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -109,6 +108,10 @@ def lock_folder(folder: Path):
     The lock is the kernel's, on an open file: a crash leaves nothing behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        return open(folder / ".lock", "w")
     file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

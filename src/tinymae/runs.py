@@ -20,6 +20,7 @@ import torchvision
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
@@ -93,6 +94,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     size = {"type": int, "nargs": "+", "action": Size}
     model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
     model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: %(default)s)")
+    model.add_argument("--in-channels", type=int, default=3, help="1 (grey) or 3, for a folder of images (default: 3)")
     model.add_argument("--embed-dim", type=int, help="over the named timm model's")
     model.add_argument("--depth", type=int, help="over the named timm model's")
     model.add_argument("--num-heads", type=int, help="over the named timm model's")
@@ -140,7 +142,6 @@ class Run:
         self.log_every = getattr(args, "log_every", 50)
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
         self.bar, self.signal_number = None, None
-        self.waiting: list[TrainStep] = []
         problem = self.claim(args.overwrite) if self.is_main else None
         problem = agree(accelerator, problem)
         if problem:
@@ -179,6 +180,14 @@ class Run:
         """How many processes train on what, for the user to check: launchers may start fewer than asked."""
         count = self.accelerator.num_processes
         return f"{count} process{'es' if count > 1 else ''} on {self.accelerator.device.type}"
+
+    def print_summary(self, model: nn.Module, *, depth: int) -> None:
+        """torchinfo's table of the layers."""
+        try:
+            import torchinfo
+        except ImportError:  # nice to have: no reason not to train
+            return
+        self.print(str(torchinfo.summary(model, depth=depth, verbose=0)))
 
     # ---- checkpoints
 
