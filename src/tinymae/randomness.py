@@ -41,10 +41,6 @@ class Draws:
         """U(0, 1) of shape (B,), on the CPU: for choices that decide the shape of what follows."""
         return torch.rand(self.batch_size, generator=self.generator)[self.cpu_positions]
 
-    def normal(self, *shape: int) -> Tensor:
-        """N(0, 1) of shape (B, *shape)."""
-        return torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
-
     def seed_global_state(self) -> None:
         """Seed torch (dropout) and numpy (timm's Mixup, whose one draw counts for the whole batch)."""
         torch.manual_seed(derive_seed(self.batch_seed, int(self.cpu_positions[0])))

@@ -1,0 +1,30 @@
+"""The released weights still do what their README states, on a fixed part of CIFAR-10's test pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinymae import evaluate, load_dataset, random_mask
+from tinymae.data import few_labels, pick
+from tinymae.train import choose_attention
+from tinymae.weights import load_autoencoder
+
+FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
+
+
+def test_vit_t_mae_scores_as_stated(data_dir):
+    """MSE over hidden pixels near the stated 0.0287, and k-NN from 4 % of the labels as when released."""
+    model = load_autoencoder(FOLDER)
+    choose_attention(model, "cpu")
+    test = pick(load_dataset("cifar10", "test", data_dir=data_dir), 1000)
+    train = load_dataset("cifar10", "train", data_dir=data_dir)
+    train = train.subset(few_labels(train.labels, 0.04, seed=0))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        mask = random_mask(1000, 64, 0.75, torch.Generator().manual_seed(0))
+        shown = model.reconstruct(test.images, mask)
+        features = [evaluate.map_dataset(model.encode, split, device="cpu") for split in (train, test)]
+    hidden_error = (shown.images - test.images / 255).square().mean().item() / 0.75
+    classes = evaluate.knn_predict(features[0], train.labels, features[1], num_classes=10)
+    assert hidden_error == pytest.approx(0.0287, rel=0.05)
+    assert evaluate.accuracy(classes, test.labels) == pytest.approx(42.3, abs=1.5)
