@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,7 +26,8 @@ from tinymae.augment import padded_crop, random_flip
 from tinymae.data import Batch, Dataset, ImageDataset, split_batch, step_batches
 from tinymae.files import write_json
 from tinymae.randomness import Draws
-from tinymae.train import Schedule, choose_attention, keep_freed_memory, parameter_groups, supports_bf16, train_steps
+from tinymae.runs import create_accelerator
+from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
 
 
 def parse() -> argparse.ArgumentParser:
@@ -62,8 +62,7 @@ def measure(
     args: argparse.Namespace, dataset: Dataset, *, batch_size: int = 256, patch_size: int = 4, alone: bool = False
 ) -> float:
     """Images per second of pretraining on `dataset`."""
-    precision = "bf16" if supports_bf16("cuda" if torch.cuda.is_available() else "cpu") else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = create_accelerator(argparse.Namespace(mixed_precision="auto"))
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=patch_size)
     choose_attention(model, accelerator.device)
@@ -107,7 +106,6 @@ def measure(
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
-    keep_freed_memory()
     rates: dict[str, float] = {}
 
     def note(name: str, rate: float) -> None:

@@ -12,7 +12,6 @@ in its own process to start with (for its peak memory), then all run in one proc
 """
 
 import argparse
-import json
 import platform
 import re
 import statistics
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, patchify
 from tinymae.files import write_json
-from tinymae.train import keep_freed_memory, parameter_groups
+from tinymae.train import choose_attention, keep_freed_memory, parameter_groups
 
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 
@@ -58,7 +57,7 @@ def parse() -> argparse.ArgumentParser:
 PLAIN = {
     "plain": True,
     "precision": "fp32",
-    "fused_attention": True,
+    "attention": "fused",
     "fused_adamw": False,
     "keep_memory": False,
     "compile": False,
@@ -69,7 +68,7 @@ CHANGES = {
     "visible patches only": {"plain": False},
     "fused AdamW": {"fused_adamw": True},
     "bf16 autocast": {"precision": "bf16"},
-    "attention by device": {"fused_attention": None},
+    "attention by device": {"attention": "by device"},
     "freed memory kept": {"keep_memory": True},
 }
 
@@ -124,10 +123,8 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
         args.encoder, image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **STATISTICS,
     ).to(device)  # fmt: skip
-    fused_attention = settings["fused_attention"]
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = device.type != "cpu" if fused_attention is None else fused_attention
+    # choose_attention asks only for the kind of device: plain products on CPUs, the fused kernel elsewhere.
+    choose_attention(model, {"fused": "cuda", "plain": "cpu", "by device": device}[settings["attention"]])
     groups = parameter_groups(model, weight_decay=0.05)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=settings["fused_adamw"])
     shape = (args.batch_size, 3, args.image_size, args.image_size)
@@ -189,7 +186,7 @@ def main(args: argparse.Namespace) -> dict:
     for name, settings in tqdm(table.items(), desc="peak memory, warm-up", leave=False):
         step, *_ = create_step(args, settings)
         with FlopCounterMode(display=False) as counter:  # before compiling, which it cannot see through
-            create_step(eight, settings | {"compile": False, "fused_attention": False})[0]()
+            create_step(eight, settings | {"compile": False, "attention": "plain"})[0]()
         flops[name] = counter.get_total_flops() / eight.batch_size
         steps[name] = step
         for _ in range(2):
@@ -230,7 +227,7 @@ def main(args: argparse.Namespace) -> dict:
         },
         "rows": rows,
     }  # fmt: skip
-    write_json(Path(args.output), json.loads(json.dumps(result)))
+    write_json(args.output, result)
     heads = (("images/s", 10), ("spread", 16), ("ratio", 8), ("peak MB", 9), ("MFLOP/img", 11), ("of matmul", 11))
     print(f"\n{'each line adds':24}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:

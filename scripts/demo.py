@@ -97,9 +97,8 @@ def paint_cifar10(path: str) -> Path:
     pictures = sorted((root / "assets" / "cifar10").glob("*.png"))
     images = torch.stack([read_image(picture, (3, 32, 32)) for picture in pictures])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
-    columns = {"original": images / 255, "masked": seen.masked, "reconstruction": seen.images}
     title = "CIFAR-10 test pictures, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
-    return figures.reconstruction_sheet(columns, path, title, groups=4)
+    return figures.reconstruction_sheet(seen.columns, path, title, groups=4)
 
 
 if __name__ == "__main__":

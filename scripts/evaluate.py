@@ -14,11 +14,11 @@ import torch
 from sklearn.metrics import classification_report, confusion_matrix
 from tqdm import tqdm
 
-from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset, random_mask
+from tinymae import InputError, MaskedAutoencoder, evaluate, figures, random_mask
 from tinymae.data import chunks, pick
 from tinymae.files import write_atomically
 from tinymae.mae import count_hidden
-from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
+from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
 from tinymae.train import choose_attention
 from tinymae.weights import Classifier, kind_of, load_autoencoder, load_classifier, require_channels
 
@@ -46,8 +46,8 @@ def main(args: argparse.Namespace) -> dict:
     classifier = kind_of(args.weights) == "classifier"
     model = (load_classifier if classifier else load_autoencoder)(args.weights).to(accelerator.device)
     choose_attention(model, accelerator.device)
-    load = partial(load_dataset, args.data, args.split, data_dir=args.data_dir, skip_unreadable=args.skip_unreadable)
-    dataset = load(image_size=model.image_size, channels=model.in_channels).to(accelerator.device)
+    load = dataset_loader(args, image_size=model.image_size, channels=model.in_channels)
+    dataset = load(args.split).to(accelerator.device)
     require_channels(dataset, model.in_channels)
     with torch.no_grad(), accelerator.autocast():
         return (evaluate_classifier if classifier else evaluate_autoencoder)(args, model, dataset, accelerator)
@@ -87,26 +87,26 @@ def evaluate_classifier(args: argparse.Namespace, model: Classifier, dataset, ac
 def evaluate_autoencoder(args: argparse.Namespace, model: MaskedAutoencoder, dataset, accelerator) -> dict:
     ratio = model.mask_ratio if args.mask_ratio is None else args.mask_ratio
     generator = torch.Generator().manual_seed(args.seed)
-    count_hidden(model.num_patches, ratio)  # a ratio that cannot be is refused before anything is written
+    hidden = count_hidden(model.num_patches, ratio)  # a ratio that cannot be is refused before anything is written
     run = Run(args, accelerator)
     run.list_skipped(dataset)
     nothing_hidden = torch.zeros(model.num_patches, dtype=torch.bool)
     totals: dict[str, dict[str, float]] = {"masked": {}, "full": {}}
     for images, _ in tqdm(chunks(dataset, args.batch_size), total=-(-len(dataset) // args.batch_size), leave=False):
         images = images.to(accelerator.device)
-        original = model.denormalise(model.normalise(images))
         mask = random_mask(len(images), model.num_patches, ratio, generator)
         masked = model.reconstruct(images, mask, statistics=args.statistics)
         full = model.reconstruct(images, nothing_hidden)
         scores = {
-            "masked": evaluate.reconstruction_metrics(original, masked.images),
-            "full": evaluate.reconstruction_metrics(original, full.prediction),
+            "masked": evaluate.reconstruction_metrics(masked.original, masked.images),
+            "full": evaluate.reconstruction_metrics(full.original, full.prediction),
         }
         for name, metrics in scores.items():
             for metric, value in metrics.items():
                 totals[name][metric] = totals[name].get(metric, 0.0) + value * len(images) / len(dataset)
-    share = count_hidden(model.num_patches, ratio) / model.num_patches
-    totals["masked"]["mse_hidden"] = totals["masked"]["mse"] / share  # visible patches are pasted: they have no error
+    totals["masked"]["mse_hidden"] = (
+        totals["masked"]["mse"] * model.num_patches / hidden
+    )  # visible patches are pasted: they have no error
     results = totals | {"mask_ratio": ratio, "statistics": masked.statistics, "images": len(dataset)}
 
     for name, what in {"masked": f"{ratio:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
@@ -117,11 +117,8 @@ def evaluate_autoencoder(args: argparse.Namespace, model: MaskedAutoencoder, dat
     shown = model.reconstruct(
         some, random_mask(len(some), model.num_patches, ratio, generator), statistics=args.statistics
     )
-    columns = {
-        "original": model.denormalise(model.normalise(some)), "masked": shown.masked, "reconstruction": shown.images,
-    }  # fmt: skip
     title = f"{args.data} {args.split}, {ratio:.0%} hidden; patch statistics: {shown.statistics}"
-    sheet = figures.reconstruction_sheet(columns, run.folder / "reconstructions.png", title, groups=4)
+    sheet = figures.reconstruction_sheet(shown.columns, run.folder / "reconstructions.png", title, groups=4)
     run.finish(results, [sheet])
     return results
 

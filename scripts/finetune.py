@@ -10,7 +10,6 @@ trains; test is scored once, on the final weights (their moving average with --e
 """
 
 import argparse
-from functools import partial
 
 import torch
 from sklearn.metrics import confusion_matrix
@@ -19,19 +18,22 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
+from tinymae import InputError, MaskedAutoencoder, evaluate, figures
 from tinymae.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from tinymae.data import Batch, Dataset, count_steps, few_labels, split_batch, step_batches
+from tinymae.data import Batch, Dataset, few_labels
 from tinymae.randomness import Draws, derive_seed, use_sample_drop_path
 from tinymae.runs import (
     Run,
     add_model_arguments,
     add_run_arguments,
     add_training_arguments,
-    create_accelerator,
+    create_schedule,
+    create_training_accelerator,
+    dataset_loader,
+    plan_batches,
     run_script,
 )
-from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
+from tinymae.train import choose_attention, parameter_groups, train_steps
 from tinymae.weights import (
     Classifier,
     create_classifier,
@@ -78,26 +80,14 @@ def parse() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     if not args.weights and not args.from_scratch:
         raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
-    accelerator = create_accelerator(
-        args,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_dir=args.output_dir,
-    )
+    accelerator = create_training_accelerator(args)
     device = accelerator.device
     torch.manual_seed(derive_seed(args.seed, "weights"))
     pretrained = load_autoencoder(args.weights) if args.weights else None
     size, channels = (
         (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, args.in_channels)
     )
-    load = partial(
-        load_dataset,
-        args.data,
-        data_dir=args.data_dir,
-        skip_unreadable=args.skip_unreadable,
-        image_size=size,
-        channels=channels,
-    )
+    load = dataset_loader(args, image_size=size, channels=channels)
     train_set, val_set, test_set = (load(split).to(device) for split in ("train", "val", "test"))
     if train_set.labels is None:
         raise InputError(f"data set {args.data} has no labels: fine-tuning needs class sub-folders")
@@ -122,12 +112,7 @@ def main(args: argparse.Namespace) -> dict:
     vit.set_grad_checkpointing(args.gradient_checkpointing)
     model = Classifier(vit, mean=config["mean"], std=config["std"], classes=classes)
 
-    parts = split_batch(args.batch_size, accelerator.num_processes * args.gradient_accumulation_steps)
-    batches = partial(
-        step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=device,
-        parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
-    )  # fmt: skip
-    steps_per_epoch = count_steps(train_set, args.batch_size)
+    steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set, test_set)
     run.print_summary(vit, depth=1)
@@ -142,13 +127,7 @@ def main(args: argparse.Namespace) -> dict:
     bare_model = accelerator.unwrap_model(model)
     ema = ModelEmaV3(bare_model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer, ema=ema)
-    schedule = Schedule(
-        peak=args.base_lr * args.batch_size / 256,
-        total_steps=args.epochs * steps_per_epoch,
-        warmup=args.warmup_epochs / args.epochs,
-        max_minutes=args.max_minutes,
-        minutes_before=minutes,
-    )
+    schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
     run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
     compute_loss = create_loss(args, model, bare_model, len(classes))
     judged = ema.module if ema else bare_model

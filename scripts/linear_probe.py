@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from sklearn.metrics import confusion_matrix
 
-from tinymae import InputError, MaskedAutoencoder, evaluate, figures, load_dataset
+from tinymae import InputError, MaskedAutoencoder, evaluate, figures
 from tinymae.data import Dataset, few_labels
 from tinymae.files import digest, write_tensors
 from tinymae.randomness import derive_seed
-from tinymae.runs import Run, add_run_arguments, create_accelerator, run_script
+from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
 from tinymae.train import choose_attention
 from tinymae.weights import (
     create_classifier,
@@ -47,14 +47,7 @@ def main(args: argparse.Namespace) -> dict:
     device = accelerator.device
     model = load_autoencoder(args.weights).to(device)
     choose_attention(model, device)
-    load = partial(
-        load_dataset,
-        args.data,
-        data_dir=args.data_dir,
-        skip_unreadable=args.skip_unreadable,
-        image_size=model.image_size,
-        channels=model.in_channels,
-    )
+    load = dataset_loader(args, image_size=model.image_size, channels=model.in_channels)
     splits = {split: load(split).to(device) for split in ("train", "val", "test")}
     require_channels(splits["train"], model.in_channels)
     if splits["train"].labels is None:
@@ -73,25 +66,24 @@ def main(args: argparse.Namespace) -> dict:
     seconds["heads"] = time.monotonic() - started
     if digest(model.state_dict()) != before:
         raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
-    results = scores | {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
-
+    rows = {"pretrained": scores}
     if args.controls:
-        results["raw_pixels"] = score(
-            args, extract(lambda x: x.flatten(1) / 255, splits, args.batch_size, device), splits
-        )[0]
+        pixels = extract(lambda images: images.flatten(1) / 255, splits, args.batch_size, device)
+        rows["raw_pixels"] = score(args, pixels, splits)[0]
         torch.manual_seed(derive_seed(args.seed, "weights"))
         untrained = MaskedAutoencoder(**model.config).to(device).eval()
         choose_attention(untrained, device)
         with accelerator.autocast():
             control = extract(lambda images: untrained.encode(images, pool=args.pool), splits, args.batch_size, device)
-        results["untrained"] = score(args, control, splits)[0]
-
-    classes = splits["train"].classes
-    for name, row in {"pretrained": results, **{name: results[name] for name in results if name in CONTROLS}}.items():
+        rows["untrained"] = score(args, control, splits)[0]
+    for name, row in rows.items():
         run.print(
             f"{name:12} k-NN {row['knn_test']:.2f} %, {args.head} {row['probe_test']:.2f} % of the test images "
             f"({row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g})"
         )
+    results = rows.pop("pretrained") | {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds} | rows
+
+    classes = splits["train"].classes
     matrix = confusion_matrix(splits["test"].labels.cpu(), predictions, labels=range(len(classes)))
     title = f"{args.head} probe on {args.data}, {results['probe_test']:.1f} %"
     shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
@@ -105,9 +97,6 @@ def main(args: argparse.Namespace) -> dict:
         shown.append(run.folder / "head.safetensors")
     run.finish(results, shown)
     return results
-
-
-CONTROLS = ("raw_pixels", "untrained")
 
 
 def extract(function, splits: dict[str, Dataset], batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:

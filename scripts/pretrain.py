@@ -17,17 +17,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
 from tinymae.augment import padded_crop, random_flip, random_resized_crop
-from tinymae.data import Batch, Dataset, count_steps, load_dataset, pick, split_batch, step_batches
+from tinymae.data import Batch, Dataset, pick
 from tinymae.randomness import Draws, derive_seed
 from tinymae.runs import (
     Run,
     add_model_arguments,
     add_run_arguments,
     add_training_arguments,
-    create_accelerator,
+    create_schedule,
+    create_training_accelerator,
+    dataset_loader,
+    plan_batches,
     run_script,
 )
-from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
+from tinymae.train import choose_attention, parameter_groups, train_steps
 from tinymae.weights import save_autoencoder
 
 
@@ -64,20 +67,8 @@ def parse() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    accelerator = create_accelerator(
-        args,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_dir=args.output_dir,
-    )
-    load = partial(
-        load_dataset,
-        args.data,
-        data_dir=args.data_dir,
-        skip_unreadable=args.skip_unreadable,
-        image_size=args.image_size,
-        channels=args.in_channels,
-    )
+    accelerator = create_training_accelerator(args)
+    load = dataset_loader(args, image_size=args.image_size, channels=args.in_channels)
     train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
 
     torch.manual_seed(derive_seed(args.seed, "weights"))
@@ -102,12 +93,7 @@ def main(args: argparse.Namespace) -> dict:
     model.encoder.set_grad_checkpointing(args.gradient_checkpointing)
     if args.compile:
         model.forward_core = torch.compile(model.forward_core)
-    parts = split_batch(args.batch_size, accelerator.num_processes * args.gradient_accumulation_steps)
-    batches = partial(
-        step_batches, train_set, batch_size=args.batch_size, seed=args.seed, device=accelerator.device,
-        parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
-    )  # fmt: skip
-    steps_per_epoch = count_steps(train_set, args.batch_size)
+    steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set)
@@ -124,13 +110,7 @@ def main(args: argparse.Namespace) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer)
-    schedule = Schedule(
-        peak=args.base_lr * args.batch_size / 256,
-        total_steps=args.epochs * steps_per_epoch,
-        warmup=args.warmup_epochs / args.epochs,
-        max_minutes=args.max_minutes,
-        minutes_before=minutes,
-    )
+    schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
 
     def compute_loss(batch: Batch, draws: Draws) -> torch.Tensor:
         images = batch.images
@@ -188,12 +168,10 @@ def look_at(
                 images, _ = pick(val_set, pictures)[torch.arange(min(pictures, len(val_set)))]
                 images = images.to(accelerator.device)
                 shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
-            original = model.denormalise(model.normalise(images))
-            results["reconstruction_mse"] = float((shown.images - original).square().mean())
-            columns = {"original": original, "masked": shown.masked, "reconstruction": shown.images}
+            results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
             note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
             sheet = figures.reconstruction_sheet(
-                columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
+                shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
             )
             run.log_picture("reconstructions", sheet, step)
         run.log(step, results)

@@ -213,12 +213,12 @@ def load_folder(
             raise InputError(f"folder {folder} has no readable image for {split}")
         dataset = dataset.subset(torch.tensor(good))
     if streamed:
-        return replace(dataset, skipped=list(skipped))
-    return ImageDataset(folder.name, torch.stack(images), dataset.labels, classes, list(skipped))
+        return replace(dataset, skipped=sorted(skipped))
+    return ImageDataset(folder.name, torch.stack(images), dataset.labels, classes, sorted(skipped))
 
 
-def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -> tuple[list[Tensor], dict[Path, str]]:
-    """Decode every picture once, before training relies on it: (pictures if `keep`, the unreadable ones and why).
+def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -> tuple[list[Tensor], set[Path]]:
+    """Decode every picture once, before training relies on it: (pictures if `keep`, the unreadable files).
 
     Raises InputError for the first unreadable one, unless `skip_unreadable`.
     """
@@ -230,7 +230,7 @@ def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -
             return error
         return image if keep else None
 
-    images, skipped = [], {}
+    images, skipped = [], set()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         results = pool.map(read, dataset.files)
         bar = tqdm(results, desc="reading pictures", total=len(dataset), leave=False, disable=len(dataset) < 5000)
@@ -239,7 +239,7 @@ def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -
                 if not skip_unreadable:
                     pool.shutdown(cancel_futures=True)
                     raise result
-                skipped[file] = str(result)
+                skipped.add(file)
             elif keep:
                 images.append(result)
     return images, skipped

@@ -1,6 +1,5 @@
 """Evaluation: features, k-NN, probes on frozen features, reconstruction metrics."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -78,29 +77,37 @@ def linear_fits(
     covariance = (inputs.T @ inputs / len(inputs)).double()
     eigenvalues, axes = torch.linalg.eigh(covariance)
     for l2 in grid:
-        scale = (0.1 * eigenvalues.clamp(min=0) + l2).rsqrt()  # p (1 - p) of ten classes or so is about 0.1
-        to_weight = (axes * scale).float()  # (F, F): from the round coordinates to the layer's weight
-        rotated = inputs @ to_weight
-        weight = torch.zeros(num_classes, features.shape[1], requires_grad=True)
-        bias = torch.zeros(num_classes, requires_grad=True)
-        shrink = l2 * scale.square().float()
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=300, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
-        )
-
-        def closure(rotated=rotated, weight=weight, bias=bias, shrink=shrink, optimizer=optimizer) -> Tensor:
-            optimizer.zero_grad()
-            logits = nn.functional.linear(rotated, weight, bias)
-            loss = nn.functional.cross_entropy(logits, labels) + 0.5 * (shrink * weight.square()).sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        linear = nn.Linear(features.shape[1], num_classes)
-        with torch.no_grad():
-            linear.weight.copy_(weight @ to_weight.T)
-            linear.bias.copy_(bias)
+        linear = solve_logistic(inputs, labels, eigenvalues, axes, num_classes=num_classes, l2=l2)
         yield l2, nn.Sequential(norm, linear).eval()
+
+
+def solve_logistic(
+    inputs: Tensor, labels: Tensor, eigenvalues: Tensor, axes: Tensor, *, num_classes: int, l2: float
+) -> nn.Linear:
+    """The linear layer that minimises `fit_linear`'s loss, by L-BFGS in scaled principal axes of `inputs` (N, F)."""
+    scale = (0.1 * eigenvalues.clamp(min=0) + l2).rsqrt()  # p (1 - p) of ten classes or so is about 0.1
+    to_weight = (axes * scale).float()  # (F, F): from the round coordinates to the layer's weight
+    rotated = inputs @ to_weight
+    weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    shrink = l2 * scale.square().float()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=300, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = nn.functional.linear(rotated, weight, bias)
+        loss = nn.functional.cross_entropy(logits, labels) + 0.5 * (shrink * weight.square()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    linear = nn.Linear(inputs.shape[1], num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(weight @ to_weight.T)
+        linear.bias.copy_(bias)
+    return linear
 
 
 def fit_mlp(
@@ -138,7 +145,7 @@ def choose_probe(
     for setting, probe in fits:
         tried[setting] = predict_accuracy(probe, features, labels)
         if best is None or tried[setting] > tried[best[1]]:
-            best = (copy.deepcopy(probe), setting)
+            best = (probe, setting)
     return *best, tried
 
 

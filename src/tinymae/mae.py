@@ -138,11 +138,17 @@ class MAEOutput:
 class Reconstruction:
     """What `MaskedAutoencoder.reconstruct` returns; pictures are float (B, C, H, W) in [0, 1]."""
 
+    original: Tensor  # the images that were given
     images: Tensor  # the answer: visible patches as given, hidden ones as predicted
     prediction: Tensor  # the model's own picture of every patch, hidden or not
     masked: Tensor  # what the encoder saw, hidden patches in mid-grey
     mask: Tensor  # bool (B, N), True = hidden
     statistics: str  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What a sheet of reconstructions shows, by its headings."""
+        return {"original": self.original, "masked": self.masked, "reconstruction": self.images}
 
 
 class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", license="mit", tags=["mae", "timm"]):
@@ -425,6 +431,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         prediction, hidden = self.denormalise(picture(predicted)), picture(mask[..., None].expand_as(patches))
         original = self.denormalise(images)
         return Reconstruction(
+            original=original,
             images=torch.where(hidden, prediction, original),
             prediction=prediction,
             masked=torch.where(hidden, torch.full_like(original, 0.5), original),

@@ -1,6 +1,7 @@
 """The folder of a run: arguments, metrics, checkpoints, results; and the command line that all scripts share."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from .data import Batch, Dataset, count_steps, load_dataset, split_batch, step_batches
 from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
@@ -132,6 +135,46 @@ def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
     return Accelerator(mixed_precision=args.mixed_precision, **arguments)
 
 
+def create_training_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The same for a script that trains: with gradient accumulation, and TensorBoard in the run's folder."""
+    return create_accelerator(
+        args,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_dir=args.output_dir,
+    )
+
+
+def dataset_loader(args: argparse.Namespace, **arguments) -> Callable[..., Dataset]:
+    """`load_dataset` for the run's data: a function of the split."""
+    return partial(load_dataset, args.data, data_dir=args.data_dir, skip_unreadable=args.skip_unreadable, **arguments)
+
+
+def plan_batches(
+    args: argparse.Namespace, accelerator: Accelerator, dataset: Dataset
+) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:
+    """Steps in an epoch, and a function of `start_step` that gives this process's share of each step's batch.
+
+    Raises InputError if the batch does not fit the dataset, or does not divide among processes and micro-batches.
+    """
+    parts = split_batch(args.batch_size, accelerator.num_processes * args.gradient_accumulation_steps)
+    return count_steps(dataset, args.batch_size), partial(
+        step_batches, dataset, batch_size=args.batch_size, seed=args.seed, device=accelerator.device,
+        parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=args.num_workers,
+    )  # fmt: skip
+
+
+def create_schedule(args: argparse.Namespace, *, steps_per_epoch: int, minutes_before: float) -> Schedule:
+    """The learning-rate schedule that the training flags describe."""
+    return Schedule(
+        peak=args.base_lr * args.batch_size / 256,
+        total_steps=args.epochs * steps_per_epoch,
+        warmup=args.warmup_epochs / args.epochs,
+        max_minutes=args.max_minutes,
+        minutes_before=minutes_before,
+    )
+
+
 class Run:
     """A run's output folder. Only the main process writes to it."""
 
@@ -142,27 +185,26 @@ class Run:
         self.log_every = getattr(args, "log_every", 50)
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
         self.bar, self.signal_number = None, None
-        problem = self.claim(args.overwrite) if self.is_main else None
+        problem = None
+        if self.is_main:
+            try:
+                self.claim(args.overwrite)
+            except InputError as error:  # told to every process, so that none waits for a run that will not start
+                problem = str(error)
         problem = agree(accelerator, problem)
         if problem:
             raise InputError(problem)
 
-    def claim(self, overwrite: bool) -> str | None:
-        """Make the folder this run's own, or say why it cannot be."""
+    def claim(self, overwrite: bool) -> None:
+        """Make the folder this run's own. Raises InputError if it cannot be."""
         if self.folder.exists() and not self.folder.is_dir():
-            return f"output_dir {self.folder} is a file"
+            raise InputError(f"output_dir {self.folder} is a file")
         if overwrite and self.folder.exists():
-            try:
-                lock_folder(self.folder).close()  # a run that is still going is not moved away under its feet
-            except InputError as error:
-                return str(error)
+            lock_folder(self.folder).close()  # a run that is still going is not moved away under its feet
             aside = self.folder.with_name(f"{self.folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
             self.folder.rename(aside)
             print(f"moved the old {self.folder} to {aside}")
-        try:
-            self.lock = lock_folder(self.folder)
-        except InputError as error:
-            return str(error)
+        self.lock = lock_folder(self.folder)
         args_file = self.folder / "args.json"
         if args_file.exists():
             old = read_json(args_file)["arguments"]
@@ -170,10 +212,11 @@ class Run:
             if names:
                 was_now = ((name, old.get(name), self.arguments.get(name)) for name in names)
                 changes = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in was_now)
-                return f"output_dir {self.folder} holds another run ({changes}): choose another folder, or --overwrite"
+                raise InputError(
+                    f"output_dir {self.folder} holds another run ({changes}): choose another folder, or --overwrite"
+                )
         else:
             write_json(args_file, {"arguments": self.arguments, "command": sys.argv, **environment()})
-        return None
 
     @property
     def processes(self) -> str:
@@ -195,6 +238,11 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Checkpoint files, the newest last."""
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+    @property
+    def last_checkpoint(self) -> Path | str:
+        """The newest checkpoint file, for messages."""
+        return self.checkpoints[-1] if self.checkpoints else "none yet"
 
     def resume(self, **parts) -> tuple[int, float]:
         """Remember what a checkpoint consists of, and fill it from the last one: (steps done, minutes spent).
@@ -236,10 +284,10 @@ class Run:
                 write_atomically(unnamed, lambda beside: torch.save(state, beside))
                 os.replace(unnamed, unnamed.with_name(f"step-{step:09d}-{file_digest(unnamed)}.pt"))
             except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-                kept = self.checkpoints[-1] if self.checkpoints else "none yet"
                 reason = str(error).splitlines()[0]
                 raise InputError(
-                    f"the checkpoint of step {step} could not be written ({reason}); the last good one is {kept}. "
+                    f"the checkpoint of step {step} could not be written ({reason}); "
+                    f"the last good one is {self.last_checkpoint}. "
                     "Make room on the disk, then repeat the command: it resumes"
                 ) from None
             for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
@@ -314,10 +362,10 @@ class Run:
 
     def require_finite(self, state: TrainStep) -> None:
         if not math.isfinite(float(state.loss)):
-            saved = self.checkpoints[-1] if self.checkpoints else "none yet"
             raise InputError(
                 f"loss is {float(state.loss)} at step {state.step} (learning rate {state.learning_rate:.2e}); "
-                f"last good checkpoint: {saved}. Try a lower --base-lr, a longer warm-up or --clip-grad 1"
+                f"last good checkpoint: {self.last_checkpoint}. "
+                "Try a lower --base-lr, a longer warm-up or --clip-grad 1"
             )
 
     def log_step(self, state: TrainStep) -> None:
@@ -367,9 +415,12 @@ class Run:
             write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
             self.print(f"left out {len(skipped)} unreadable pictures, listed in {path}")
 
-    def pause(self) -> "Pause":
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
         """Time spent inside does not count in images per second."""
-        return Pause(self)
+        began = time.monotonic()
+        yield
+        self.last_report += time.monotonic() - began
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG in TensorBoard."""
@@ -393,19 +444,6 @@ class Run:
 
     def print(self, text: str) -> None:
         self.accelerator.print(text)
-
-
-class Pause:
-    """A stretch of a run that is not training."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-
-    def __exit__(self, *_) -> None:
-        self.run.last_report += time.monotonic() - self.began
 
 
 def agree(accelerator: Accelerator, value):
