@@ -33,7 +33,7 @@ from tinymae.runs import (
     plan_batches,
     run_script,
 )
-from tinymae.train import choose_attention, parameter_groups, train_steps
+from tinymae.train import choose_attention, create_optimizer, parameter_groups, train_steps
 from tinymae.weights import (
     Classifier,
     create_classifier,
@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> dict:
 
     layer_decay = 1.0 if args.from_scratch else args.layer_decay
     groups = parameter_groups(vit, weight_decay=args.weight_decay, layer_decay=layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.999), fused=True)
+    optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.999))
     if args.compile:
         vit.compile()
     model, optimizer = accelerator.prepare(model, optimizer)

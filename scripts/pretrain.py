@@ -30,7 +30,7 @@ from tinymae.runs import (
     plan_batches,
     run_script,
 )
-from tinymae.train import choose_attention, parameter_groups, train_steps
+from tinymae.train import choose_attention, create_optimizer, parameter_groups, train_steps
 from tinymae.weights import save_autoencoder
 
 
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> dict:
         run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch, {run.processes}")
 
     groups = parameter_groups(model, weight_decay=args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.base_lr, betas=(0.9, 0.95), fused=True)
+    optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.95))
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer)

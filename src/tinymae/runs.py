@@ -71,6 +71,7 @@ def add_training_arguments(
         default=base_lr,
         help="learning rate = base_lr x batch_size / 256 (default: %(default)s)",
     )
+    training.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(default: %(default)s)")
     training.add_argument("--weight-decay", type=float, default=weight_decay, help="(default: %(default)s)")
     training.add_argument("--clip-grad", type=float, help="largest norm of the gradient (default: no limit)")
     training.add_argument("--gradient-accumulation-steps", type=int, default=1, help="micro-batches a step")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import timm.optim
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -15,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .data import Batch
+from .files import InputError
 from .randomness import Draws, draw_drop_path
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
@@ -30,6 +32,22 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
     if layer_decay < 1:
         return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay)
     return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=undecayed)
+
+
+def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups without weight decay).
+
+    Muon (Jordan, 2024) orthogonalises each matrix's momentum; its updates are scaled to AdamW's usual size (Liu et al.,
+    arXiv 2502.16982), so that one learning rate serves both. `train_steps` sets the learning rate at every step.
+
+    Raises InputError for `muon` where the installed timm has none.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
+    if not hasattr(timm.optim, "Muon"):
+        raise InputError(f"optimizer 'muon' is not in timm {timm.__version__}: upgrade timm, or use adamw")
+    groups = [group | {"use_fallback": group["weight_decay"] == 0} for group in groups]
+    return timm.optim.Muon(groups, betas=betas, nesterov=True, adjust_lr_fn="match_rms_adamw")
 
 
 @dataclass
