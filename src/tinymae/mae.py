@@ -163,6 +163,8 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         embed_dim, depth, num_heads: change the encoder's size; None leaves it as the named timm model has it.
         decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
+        norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
+            A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
 
     Raises:
@@ -184,6 +186,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         decoder_depth: int = 2,
         decoder_heads: int = 4,
         norm_pix_loss: bool = True,
+        norm_eps: float | None = None,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
     ):
@@ -194,8 +197,8 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
             "encoder": encoder, "image_size": list(self.image_size), "patch_size": list(self.patch_size),
             "in_channels": in_channels, "mask_ratio": mask_ratio, "embed_dim": embed_dim, "depth": depth,
             "num_heads": num_heads, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
-            "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "mean": [float(m) for m in mean],
-            "std": [float(s) for s in std],
+            "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "norm_eps": norm_eps,
+            "mean": [float(m) for m in mean], "std": [float(s) for s in std],
         }  # fmt: skip
         for size, multiple in zip(self.image_size, self.patch_size, strict=True):
             if multiple < 1 or size < multiple or size % multiple:
@@ -227,6 +230,11 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         )
         self.decoder_norm = norm(decoder_dim)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size[0] * self.patch_size[1] * in_channels)
+
+        if norm_eps is not None:
+            if not 0 < norm_eps <= 1e-6:
+                raise InputError(f"norm_eps {norm_eps} is outside (0, 1e-6]")
+            set_norm_eps(self, norm_eps)
 
         # Not in the weights file: they are part of the config.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -483,6 +491,13 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
             ) from None
 
     @classmethod
+    def from_official(cls, path: str | Path, **arguments) -> "MaskedAutoencoder":
+        """The model of an official MAE checkpoint; the arguments are those of `tinymae.from_official`."""
+        from .convert import from_official  # here, as convert imports this module
+
+        return from_official(path, **arguments)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs):
         """Called by the mixin's `from_pretrained`; unlike the mixin's own it refuses anything but an exact match."""
         download = {
@@ -530,6 +545,13 @@ def create_vit(
     if vit.embed_dim % 4:
         raise InputError(f"embed_dim {vit.embed_dim} is not a multiple of 4, which 2-D sine-cosine positions need")
     return vit
+
+
+def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
+    """Set the epsilon of every LayerNorm in `module`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = norm_eps
 
 
 def pool_tokens(tokens: Tensor, pool: str, num_prefix_tokens: int) -> Tensor:
