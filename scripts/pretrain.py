@@ -172,7 +172,7 @@ def read_start(args: argparse.Namespace) -> MaskedAutoencoder:
         args.weights, num_heads=args.num_heads, decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth,
         decoder_heads=args.decoder_heads,
     )  # fmt: skip
-    has = start.config | describe(start.encoder)
+    has = describe(start.encoder) | {name: value for name, value in start.config.items() if value is not None}
     for name in ARCHITECTURE:
         if getattr(args, name) not in (None, has[name]):
             raise InputError(

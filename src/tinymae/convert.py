@@ -5,7 +5,7 @@ patch are in the order row, column, channel, in theirs as in `patchify`.
 """
 
 import argparse
-import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -130,13 +130,15 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "Unsupported" in line), "no such file").strip()
+    except Exception as error:  # the unpickler meets damage in many ways
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{path} holds a {foreign[1]}, and to unpickle more than tensors could run code: "
+                "save its state dict alone, by torch.save({'model': state_dict}, path)"
+            ) from None
         raise InputError(
-            f"{path} is no checkpoint of tensors alone, and unpickling more is unsafe ({reason})"
+            f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is truncated or damaged ({str(error).splitlines()[0]}): copy it again") from None
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights under 'model' or at its top")
