@@ -175,6 +175,7 @@ REFUSED = {
     "an extra tensor": (lambda s: s | {"gamma": torch.zeros(1)}, {}, "another architecture .*gamma"),
     "a lost tensor": (lambda s: {n: t for n, t in s.items() if n != "norm.bias"}, {}, "missing .'encoder.norm.bias"),
     "wide MLP": (lambda s: s | {"blocks.0.mlp.fc1.bias": torch.zeros(9)}, {}, "fc1.bias of shape"),
+    "no convolution": (lambda s: s | {"patch_embed.proj.weight": torch.zeros(32, 48)}, {}, "is no convolution"),
     "something else": (lambda s: {"weight": torch.zeros(1)}, {}, "holds no masked autoencoder or ViT"),
     "no tensors": (lambda s: {"model": 1}, {}, "holds no weights"),
 }
@@ -347,6 +348,11 @@ def test_a_folder_of_transformers_that_does_not_fit_is_refused(tmp_path, change,
     with pytest.raises(InputError, match=message) as error:
         tinymae.from_transformers(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_epsilon_that_a_classifier_could_not_keep_is_refused():
+    with pytest.raises(InputError, match="norm_eps 1e-05 is outside"):
+        small_model(norm_eps=1e-5)
 
 
 def test_an_incomplete_folder_of_transformers_is_refused(tmp_path):

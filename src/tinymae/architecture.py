@@ -24,6 +24,8 @@ def infer_sizes(
     needed = ("encoder.patch_embed.proj.weight", "encoder.pos_embed", "encoder.blocks.0.mlp.fc1.weight")
     if any(name not in state for name in needed):
         raise InputError(f"{source} holds no masked autoencoder or ViT: it has no {', '.join(needed)}")
+    if (state[needed[0]].ndim, state[needed[1]].ndim) != (4, 3):
+        raise InputError(f"{source} holds no ViT: its patch projection is no convolution, or its positions no sequence")
     embed_dim, in_channels, *patch_size = state["encoder.patch_embed.proj.weight"].shape
     num_patches = state["encoder.pos_embed"].shape[1] - 1
     if image_size is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from .architecture import default_statistics, describe, infer_sizes, require_plain
@@ -83,7 +84,7 @@ def classifier_from_transformers(
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
     config, sizes, state = read_folder(folder, model_type="vit", architecture="ViTForImageClassification")
-    num_classes = len(state.get("encoder.head.bias", ()))
+    num_classes = len(state.get("encoder.head.bias", ()))  # where there is no head, the strict check below says so
     vit = create_classifier(sizes, num_classes=num_classes or 1, pool="cls")
     set_norm_eps(vit, config["layer_norm_eps"])
     state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
@@ -106,57 +107,14 @@ def to_transformers(model: MaskedAutoencoder | Classifier | str | Path, folder: 
     `--pool cls`), an autoencoder of images or patches that are not square, an encoder that is no plain ViT.
     """
     model, folder = read_model(model), Path(folder)
-    is_autoencoder = isinstance(model, MaskedAutoencoder)
-    vit = model.encoder if is_autoencoder else model.vit
-    require_plain(vit, "transformers")
-    sizes = describe(vit)
-    (height, width), patch_size = sizes["image_size"], sizes["patch_size"]
-    config = {
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": sizes["depth"],
-        "num_attention_heads": sizes["num_heads"],
-        "intermediate_size": 4 * vit.embed_dim,
-        "hidden_act": "gelu",
-        "layer_norm_eps": vit.norm.eps,
-        "image_size": height if height == width else [height, width],
-        "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else list(patch_size),
-        "num_channels": sizes["in_channels"],
-        "qkv_bias": True,
-    }
-    if is_autoencoder:
-        if height != width or patch_size[0] != patch_size[1]:
-            raise InputError(
-                f"image_size {(height, width)} with patch_size {patch_size} is not square, which ViTMAE wants: "
-                "adapt the model to a square size first"
-            )
-        decoder_dim = model.config["decoder_dim"]
-        config |= {
-            "architectures": ["ViTMAEForPreTraining"],
-            "model_type": "vit_mae",
-            "decoder_hidden_size": decoder_dim,
-            "decoder_num_hidden_layers": model.config["decoder_depth"],
-            "decoder_num_attention_heads": model.config["decoder_heads"],
-            "decoder_intermediate_size": 4 * decoder_dim,
-            "mask_ratio": model.mask_ratio,
-            "norm_pix_loss": model.norm_pix_loss,
-        }
-        state = model.state_dict()
+    if isinstance(model, MaskedAutoencoder):
+        config, state = autoencoder_config(model), model.state_dict()
     else:
-        if vit.global_pool != "token":
-            raise InputError(
-                f"global_pool {vit.global_pool!r}: ViTForImageClassification classifies by the class token; "
-                "fine-tune with pool 'cls'"
-            )
-        config |= {
-            "architectures": ["ViTForImageClassification"],
-            "model_type": "vit",
-            "id2label": {str(index): name for index, name in enumerate(model.classes)},
-            "label2id": {name: index for index, name in enumerate(model.classes)},
-        }
-        state = {f"encoder.{name}": tensor for name, tensor in vit.state_dict().items()}
+        config = classifier_config(model)
+        state = {f"encoder.{name}": tensor for name, tensor in model.vit.state_dict().items()}
     write_tensors(to_transformers_names(state), folder / "model.safetensors")
     write_json(folder / "config.json", config)
-    channels = sizes["in_channels"]
+    height, width = model.image_size
     write_json(
         folder / "preprocessor_config.json",
         {
@@ -167,10 +125,67 @@ def to_transformers(model: MaskedAutoencoder | Classifier | str | Path, folder: 
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": model.mean.flatten().expand(channels).tolist(),
-            "image_std": model.std.flatten().expand(channels).tolist(),
+            "image_mean": model.mean.flatten().expand(model.in_channels).tolist(),
+            "image_std": model.std.flatten().expand(model.in_channels).tolist(),
         },
     )
+
+
+def vit_config(vit: VisionTransformer) -> dict:
+    """What the configs of both models have. Raises InputError unless it is a plain ViT."""
+    require_plain(vit, "transformers")
+    sizes = describe(vit)
+    image_size, patch_size = (
+        size[0] if size[0] == size[1] else list(size) for size in (sizes["image_size"], sizes["patch_size"])
+    )
+    return {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["num_heads"],
+        "intermediate_size": 4 * vit.embed_dim,
+        "hidden_act": "gelu",
+        "layer_norm_eps": vit.norm.eps,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "num_channels": sizes["in_channels"],
+        "qkv_bias": True,
+    }
+
+
+def autoencoder_config(model: MaskedAutoencoder) -> dict:
+    """The config.json of a ViTMAEForPreTraining, which knows square images and patches alone."""
+    config = vit_config(model.encoder)
+    if isinstance(config["image_size"], list) or isinstance(config["patch_size"], list):
+        raise InputError(
+            f"image_size {model.image_size} with patch_size {model.patch_size} is not square, which ViTMAE wants: "
+            "adapt the model to a square size first"
+        )
+    decoder_dim = model.config["decoder_dim"]
+    return config | {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "decoder_hidden_size": decoder_dim,
+        "decoder_num_hidden_layers": model.config["decoder_depth"],
+        "decoder_num_attention_heads": model.config["decoder_heads"],
+        "decoder_intermediate_size": 4 * decoder_dim,
+        "mask_ratio": model.mask_ratio,
+        "norm_pix_loss": model.norm_pix_loss,
+    }
+
+
+def classifier_config(model: Classifier) -> dict:
+    """The config.json of a ViTForImageClassification, which knows the class token alone."""
+    if model.vit.global_pool != "token":
+        raise InputError(
+            f"global_pool {model.vit.global_pool!r}: ViTForImageClassification classifies by the class token; "
+            "fine-tune with pool 'cls'"
+        )
+    return vit_config(model.vit) | {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "id2label": {str(index): name for index, name in enumerate(model.classes)},
+        "label2id": {name: index for index, name in enumerate(model.classes)},
+    }
 
 
 def read_folder(folder: str | Path, *, model_type: str, architecture: str) -> tuple[dict, dict, dict[str, Tensor]]:
