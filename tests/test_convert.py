@@ -124,13 +124,12 @@ def test_what_is_written_for_the_official_code_comes_back_bit_for_bit(tmp_path):
     ],
 )
 def test_the_sizes_of_known_models_are_read_off_their_shapes(width, patch, encoder, heads):
-    with torch.device("meta"):
-        vit = timm.create_model(encoder, patch_size=patch, num_classes=0)
+    vit = timm.create_model(encoder, patch_size=patch, depth=1, num_classes=0)
     state = {f"encoder.{name}": tensor for name, tensor in vit.state_dict().items()}
     sizes = infer_sizes(state, source="a.pth", image_size=None, num_heads=None)
     assert sizes == {
         "encoder": encoder, "image_size": (224, 224), "patch_size": (patch, patch), "in_channels": 3,
-        "embed_dim": width, "depth": len(vit.blocks), "num_heads": heads,
+        "embed_dim": width, "depth": 1, "num_heads": heads,
     }  # fmt: skip
 
 
