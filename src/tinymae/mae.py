@@ -5,6 +5,7 @@ He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import timm
 import torch
@@ -86,6 +87,8 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         embed_dim, depth, num_heads: change the encoder's size; None leaves it as the named timm model has it.
         decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
+        norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
+            A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
 
     Raises:
@@ -107,6 +110,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         decoder_depth: int = 2,
         decoder_heads: int = 4,
         norm_pix_loss: bool = True,
+        norm_eps: float | None = None,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
     ):
@@ -115,7 +119,8 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
                 "encoder": encoder, "image_size": image_size, "patch_size": list(pair(patch_size)),
                 "in_channels": in_channels, "mask_ratio": mask_ratio, "embed_dim": embed_dim, "depth": depth,
                 "num_heads": num_heads, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
-                "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "mean": mean, "std": std,
+                "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "norm_eps": norm_eps,
+                "mean": mean, "std": std,
             }
         )  # fmt: skip
         self.patch_size, self.mask_ratio, self.norm_pix_loss = pair(patch_size), mask_ratio, norm_pix_loss
@@ -147,6 +152,10 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         self.decoder_norm = norm(decoder_dim)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size[0] * self.patch_size[1] * in_channels)
 
+        if norm_eps is not None:
+            if not 0 < norm_eps <= 1e-6:
+                raise InputError(f"norm_eps {norm_eps} is outside (0, 1e-6]")
+            set_norm_eps(self, norm_eps)
         self.initialise()
 
     @torch.no_grad()
@@ -329,6 +338,13 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
             statistics=statistics if self.norm_pix_loss else "none",
         )
 
+    @classmethod
+    def from_official(cls, path: str | Path, **arguments) -> "MaskedAutoencoder":
+        """The model of an official MAE checkpoint; the arguments are those of `tinymae.from_official`."""
+        from .convert import from_official  # here, as convert imports this module
+
+        return from_official(path, **arguments)
+
 
 def create_vit(
     name: str,
@@ -362,6 +378,13 @@ def create_vit(
     if vit.embed_dim % 4:
         raise InputError(f"embed_dim {vit.embed_dim} is not a multiple of 4, which 2-D sine-cosine positions need")
     return vit
+
+
+def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
+    """Set the epsilon of every LayerNorm in `module`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = norm_eps
 
 
 def pool_tokens(tokens: Tensor, pool: str, num_prefix_tokens: int) -> Tensor:

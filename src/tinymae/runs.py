@@ -104,10 +104,10 @@ class Size(argparse.Action):
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The flags that say which encoder to build."""
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: %(default)s)")
+    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: vit_tiny_patch16_224)")
     size = {"type": int, "nargs": "+", "action": Size}
     model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
-    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: %(default)s)")
+    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: 4)")
     model.add_argument("--in-channels", type=int, default=3, help="1 (grey) or 3, for a folder of images (default: 3)")
     model.add_argument("--embed-dim", type=int, help="over the named timm model's")
     model.add_argument("--depth", type=int, help="over the named timm model's")

@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .architecture import describe
 from .autoencoders.base import Autoencoder, normalise
 from .autoencoders.conv import ConvAutoencoder, VariationalAutoencoder
 from .autoencoders.masked_conv import MaskedConvAutoencoder
@@ -229,7 +230,47 @@ def load_classifier(folder: str | Path) -> Classifier | EncoderClassifier:
         classifier = EncoderClassifier(family(**arguments), classes=config["label_names"])
         load_weights_strictly(classifier, folder / "model.safetensors")
         return classifier.eval()
+    if not config["num_classes"]:
+        raise InputError(
+            f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
+        )
     vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     load_weights_strictly(vit, folder / "model.safetensors")
     preprocessing = config["pretrained_cfg"]
     return Classifier(vit, mean=preprocessing["mean"], std=preprocessing["std"], classes=config["label_names"]).eval()
+
+
+def read_model(source: MaskedAutoencoder | Classifier | str | Path) -> MaskedAutoencoder | Classifier:
+    """The model itself, or the one of a weights folder."""
+    if isinstance(source, (MaskedAutoencoder, Classifier)):
+        return source
+    return (load_classifier if kind_of(source) == "classifier" else load_autoencoder)(source)
+
+
+def export_timm(weights: MaskedAutoencoder | Classifier | str | Path, folder: str | Path) -> None:
+    """Write an autoencoder's encoder, or a classifier, or that of a weights folder, as a folder of timm.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it; its `pretrained_cfg` has the data's mean and std
+    and `label_names`. The weights file alone loads into a plain timm model of the same size:
+
+        timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10,
+                          checkpoint_path="FOLDER/model.safetensors")
+
+    For an encoder, `num_classes=0`: the answer is the class token, as timm's default has it; with
+    `global_pool="avg", fc_norm=False` it is what `MaskedAutoencoder.encode` gives. A classifier that averages the
+    patches, as fine-tuning and probing make them by default, needs these two arguments here as well.
+
+    A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it.
+
+    Raises InputError if there are no such weights, or for a pooling other than the class token or the average.
+    """
+    model = read_model(weights)
+    if isinstance(model, MaskedAutoencoder):
+        vit, classes, config = model.encoder, [], model.config
+    else:
+        statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+        vit, classes, config = model.vit, model.classes, describe(model.vit) | statistics
+    pools = {"avg": "avg", "token": "cls"}
+    if vit.global_pool not in pools:
+        raise InputError(f"global_pool {vit.global_pool!r} of the encoder is neither 'token' nor 'avg'")
+    save_classifier(vit, folder, config=config, pool=pools[vit.global_pool], classes=classes)

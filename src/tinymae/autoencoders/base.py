@@ -171,6 +171,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
         download = {
             key: kwargs.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
         }
+        for key in ("proxies", "resume_download"):  # huggingface_hub before its release 1 passes them
+            kwargs.pop(key, None)
         folder = Path(model_id)
         if folder.is_dir():
             weights = folder / "model.safetensors"
