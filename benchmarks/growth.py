@@ -13,7 +13,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,18 +76,21 @@ def measure(
     if alone:
         batches = itertools.repeat(next(batches))
 
-    def end_to_end(batch: Batch, draws: Draws) -> torch.Tensor:
+    def end_to_end(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         images = random_flip(padded_crop(batch.images, draws, 4), draws)
         mask = random_mask(batch_size, bare_model.num_patches, 0.75, draws.generator)
-        return model(images, mask[draws.cpu_positions]).loss
+        return {"loss": model(images, mask[draws.cpu_positions]).loss}
 
     fixed_mask = random_mask(batch_size, bare_model.num_patches, 0.75)
-    compute_loss: Callable = (lambda batch, _: model(batch.images, fixed_mask).loss) if alone else end_to_end
+
+    def step_alone(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+        return {"loss": model(batch.images, fixed_mask).loss}
+
     schedule = Schedule(peak=1e-4, total_steps=10**9, warmup=0.0)
     loop = train_steps(
         model,
         optimizer,
-        compute_loss,
+        step_alone if alone else end_to_end,
         batches,
         accelerator=accelerator,
         schedule=schedule,

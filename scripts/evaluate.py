@@ -14,10 +14,11 @@ import torch
 from sklearn.metrics import classification_report, confusion_matrix
 from tqdm import tqdm
 
-from tinymae import InputError, MaskedAutoencoder, evaluate, figures, random_mask
+from tinymae import InputError, Reconstruction, evaluate, figures, random_mask
+from tinymae.autoencoders.base import Autoencoder
 from tinymae.data import chunks, pick
 from tinymae.files import write_atomically
-from tinymae.mae import count_hidden
+from tinymae.masking import count_hidden
 from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
 from tinymae.train import choose_attention
 from tinymae.weights import Classifier, kind_of, load_autoencoder, load_classifier, require_channels
@@ -84,40 +85,45 @@ def evaluate_classifier(args: argparse.Namespace, model: Classifier, dataset, ac
     return results
 
 
-def evaluate_autoencoder(args: argparse.Namespace, model: MaskedAutoencoder, dataset, accelerator) -> dict:
-    ratio = model.mask_ratio if args.mask_ratio is None else args.mask_ratio
+def evaluate_autoencoder(args: argparse.Namespace, model: Autoencoder, dataset, accelerator) -> dict:
     generator = torch.Generator().manual_seed(args.seed)
-    hidden = count_hidden(model.num_patches, ratio)  # a ratio that cannot be is refused before anything is written
+    masks = hasattr(model, "mask_ratio")
+    ratio = model.mask_ratio if masks and args.mask_ratio is None else args.mask_ratio
+    if ratio is not None and not masks:
+        raise InputError(f"mask_ratio {ratio}: a {type(model).__name__} hides nothing; leave it out")
+    hidden = count_hidden(model.num_patches, ratio) if masks else 0  # refuses before anything is written
     run = Run(args, accelerator)
     run.list_skipped(dataset)
-    nothing_hidden = torch.zeros(model.num_patches, dtype=torch.bool)
-    totals: dict[str, dict[str, float]] = {"masked": {}, "full": {}}
-    for images, _ in tqdm(chunks(dataset, args.batch_size), total=-(-len(dataset) // args.batch_size), leave=False):
-        images = images.to(accelerator.device)
-        mask = random_mask(len(images), model.num_patches, ratio, generator)
-        masked = model.reconstruct(images, mask, statistics=args.statistics)
-        full = model.reconstruct(images, nothing_hidden)
-        scores = {
-            "masked": evaluate.reconstruction_metrics(masked.original, masked.images),
-            "full": evaluate.reconstruction_metrics(full.original, full.prediction),
-        }
-        for name, metrics in scores.items():
-            for metric, value in metrics.items():
-                totals[name][metric] = totals[name].get(metric, 0.0) + value * len(images) / len(dataset)
-    totals["masked"]["mse_hidden"] = (
-        totals["masked"]["mse"] * model.num_patches / hidden
-    )  # visible patches are pasted: they have no error
-    results = totals | {"mask_ratio": ratio, "statistics": masked.statistics, "images": len(dataset)}
 
-    for name, what in {"masked": f"{ratio:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
-        numbers = ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items())
-        run.print(f"{what}: {numbers}")
+    def reconstruct(images: torch.Tensor) -> dict[str, Reconstruction]:
+        if not masks:
+            return {"full": model.reconstruct(images)}
+        mask = random_mask(len(images), model.num_patches, ratio, generator)
+        nothing_hidden = torch.zeros(model.num_patches, dtype=torch.bool)
+        masked = model.reconstruct(images, mask, statistics=args.statistics)
+        return {"masked": masked, "full": model.reconstruct(images, nothing_hidden)}
+
+    totals: dict[str, dict[str, float]] = {}
+    for images, _ in tqdm(chunks(dataset, args.batch_size), total=-(-len(dataset) // args.batch_size), leave=False):
+        for name, shown in reconstruct(images.to(accelerator.device)).items():
+            answer = shown.images if name == "masked" else shown.prediction
+            sums = totals.setdefault(name, {})
+            for metric, value in evaluate.reconstruction_metrics(shown.original, answer).items():
+                sums[metric] = sums.get(metric, 0.0) + value * len(images) / len(dataset)
+    results = totals | {"images": len(dataset)}
+    if masks:  # visible patches are pasted: they have no error
+        totals["masked"]["mse_hidden"] = totals["masked"]["mse"] * model.num_patches / hidden
+        results["mask_ratio"] = ratio
+
+    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
+        if name in totals:
+            run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
     some, _ = pick(dataset, 24)[torch.arange(min(24, len(dataset)))]
-    some = some.to(accelerator.device)
-    shown = model.reconstruct(
-        some, random_mask(len(some), model.num_patches, ratio, generator), statistics=args.statistics
-    )
-    title = f"{args.data} {args.split}, {ratio:.0%} hidden; patch statistics: {shown.statistics}"
+    shown = next(iter(reconstruct(some.to(accelerator.device)).values()))
+    results["statistics"] = shown.statistics
+    title = f"{args.data} {args.split}"
+    if masks:
+        title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
     sheet = figures.reconstruction_sheet(shown.columns, run.folder / "reconstructions.png", title, groups=4)
     run.finish(results, [sheet])
     return results

@@ -34,14 +34,7 @@ from tinymae.runs import (
     run_script,
 )
 from tinymae.train import choose_attention, create_optimizer, parameter_groups, train_steps
-from tinymae.weights import (
-    Classifier,
-    create_classifier,
-    fill_encoder,
-    load_autoencoder,
-    require_channels,
-    save_classifier,
-)
+from tinymae.weights import Classifier, build_classifier, load_autoencoder, require_channels
 
 
 def parse() -> argparse.ArgumentParser:
@@ -57,8 +50,10 @@ def parse() -> argparse.ArgumentParser:
 
     regularisation = parser.add_argument_group("regularisation")
     regularisation.add_argument("--pool", choices=["avg", "cls"], default="avg", help="(default: %(default)s)")
-    regularisation.add_argument("--layer-decay", type=float, default=0.75, help="1 from scratch (default: %(default)s)")
-    regularisation.add_argument("--drop-path", type=float, default=0.1, help="(default: %(default)s)")
+    regularisation.add_argument(
+        "--layer-decay", type=float, default=0.75, help="of a ViT; 1 from scratch (default: %(default)s)"
+    )
+    regularisation.add_argument("--drop-path", type=float, default=0.1, help="of a ViT (default: %(default)s)")
     regularisation.add_argument("--label-smoothing", type=float, default=0.1, help="(default: %(default)s)")
     regularisation.add_argument("--mixup", type=float, default=0.8, help="alpha; 0 is off (default: %(default)s)")
     regularisation.add_argument("--cutmix", type=float, default=1.0, help="alpha; 0 is off (default: %(default)s)")
@@ -102,38 +97,39 @@ def main(args: argparse.Namespace) -> dict:
             mean=mean, std=std,
         )  # fmt: skip
     elif args.from_scratch:
-        pretrained = MaskedAutoencoder(**pretrained.config)
+        pretrained = type(pretrained)(**pretrained.config)
     require_channels(train_set, pretrained.in_channels)
-    config = pretrained.config
-    vit = create_classifier(config, num_classes=len(classes), pool=args.pool, drop_path=args.drop_path)
-    fill_encoder(vit, pretrained.encoder)
-    use_sample_drop_path(vit)
-    choose_attention(vit, device)
-    vit.set_grad_checkpointing(args.gradient_checkpointing)
-    model = Classifier(vit, mean=config["mean"], std=config["std"], classes=classes)
+    model = build_classifier(pretrained, classes=classes, pool=args.pool, drop_path=args.drop_path)
+    trained = model.vit if isinstance(model, Classifier) else model
+    if isinstance(model, Classifier):
+        use_sample_drop_path(trained)
+        choose_attention(trained, device)
+        trained.set_grad_checkpointing(args.gradient_checkpointing)
+    elif args.gradient_checkpointing:
+        pretrained.save_memory()
 
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set, test_set)
-    run.print_summary(vit, depth=1)
+    run.print_summary(trained, depth=1)
     run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
 
-    layer_decay = 1.0 if args.from_scratch else args.layer_decay
-    groups = parameter_groups(vit, weight_decay=args.weight_decay, layer_decay=layer_decay)
+    layer_decay = args.layer_decay if isinstance(model, Classifier) and not args.from_scratch else 1.0
+    groups = parameter_groups(trained, weight_decay=args.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.999))
     if args.compile:
-        vit.compile()
+        trained.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     ema = ModelEmaV3(bare_model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer, ema=ema)
     schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
     run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
-    compute_loss = create_loss(args, model, bare_model, len(classes))
+    compute_losses = create_losses(args, model, bare_model, len(classes))
     judged = ema.module if ema else bare_model
     step = start_step
     for state in train_steps(
-        model, optimizer, compute_loss, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
+        model, optimizer, compute_losses, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
         batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad, ema=ema,
     ):  # fmt: skip
         step = state.step
@@ -152,7 +148,7 @@ def main(args: argparse.Namespace) -> dict:
         "epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes, "num_labels": len(train_set),
     }  # fmt: skip
     if run.is_main:
-        save_classifier(judged.vit, run.folder, config=config, pool=args.pool, classes=classes)
+        judged.save(run.folder)
         panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
         start = "from scratch" if args.from_scratch else "fine-tuning"
         figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"{start} on {args.data}")
@@ -165,14 +161,14 @@ def main(args: argparse.Namespace) -> dict:
     return results
 
 
-def create_loss(args: argparse.Namespace, model: nn.Module, bare_model: Classifier, num_classes: int):
+def create_losses(args: argparse.Namespace, model: nn.Module, bare_model: Classifier, num_classes: int):
     """What one micro-batch costs: augmentation, mixing, cross-entropy."""
     mix = None
     if args.mixup or args.cutmix:
         mix = Mixup(args.mixup, args.cutmix, label_smoothing=args.label_smoothing, num_classes=num_classes)
     criterion = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
 
-    def compute_loss(batch: Batch, draws: Draws) -> Tensor:
+    def compute_losses(batch: Batch, draws: Draws) -> dict[str, Tensor]:
         images, targets = batch.images, batch.labels
         images = padded_crop(images, draws, args.crop_padding)
         if args.flip:
@@ -184,9 +180,9 @@ def create_loss(args: argparse.Namespace, model: nn.Module, bare_model: Classifi
         images = bare_model.normalise(images)
         if mix:
             images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
-        return criterion(model(images).float(), targets)
+        return {"loss": criterion(model(images).float(), targets)}
 
-    return compute_loss
+    return compute_losses
 
 
 @torch.no_grad()

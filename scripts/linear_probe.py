@@ -20,13 +20,7 @@ from tinymae.files import digest, write_tensors
 from tinymae.randomness import derive_seed
 from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
 from tinymae.train import choose_attention
-from tinymae.weights import (
-    create_classifier,
-    fold_probe,
-    load_autoencoder,
-    require_channels,
-    save_classifier,
-)
+from tinymae.weights import build_classifier, fold_probe, load_autoencoder, require_channels
 
 
 def parse() -> argparse.ArgumentParser:
@@ -46,6 +40,8 @@ def main(args: argparse.Namespace) -> dict:
     accelerator = create_accelerator(args)
     device = accelerator.device
     model = load_autoencoder(args.weights).to(device)
+    if args.pool != "avg" and not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"pool {args.pool!r} is for --model mae: a {type(model).__name__} has no class token")
     choose_attention(model, device)
     load = dataset_loader(args, image_size=model.image_size, channels=model.in_channels)
     splits = {split: load(split).to(device) for split in ("train", "val", "test")}
@@ -56,10 +52,11 @@ def main(args: argparse.Namespace) -> dict:
     run = Run(args, accelerator)
     run.list_skipped(*splits.values())
 
+    pool = {"pool": args.pool} if isinstance(model, MaskedAutoencoder) else {}
     before = digest(model.state_dict())
     started = time.monotonic()
     with accelerator.autocast():
-        features = extract(lambda images: model.encode(images, pool=args.pool), splits, args.batch_size, device)
+        features = extract(partial(model.encode, **pool), splits, args.batch_size, device)
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
     scores, head, predictions = score(args, features, splits)
@@ -71,10 +68,10 @@ def main(args: argparse.Namespace) -> dict:
         pixels = extract(lambda images: images.flatten(1) / 255, splits, args.batch_size, device)
         rows["raw_pixels"] = score(args, pixels, splits)[0]
         torch.manual_seed(derive_seed(args.seed, "weights"))
-        untrained = MaskedAutoencoder(**model.config).to(device).eval()
+        untrained = type(model)(**model.config).to(device).eval()
         choose_attention(untrained, device)
         with accelerator.autocast():
-            control = extract(lambda images: untrained.encode(images, pool=args.pool), splits, args.batch_size, device)
+            control = extract(partial(untrained.encode, **pool), splits, args.batch_size, device)
         rows["untrained"] = score(args, control, splits)[0]
     for name, row in rows.items():
         run.print(
@@ -88,9 +85,9 @@ def main(args: argparse.Namespace) -> dict:
     title = f"{args.head} probe on {args.data}, {results['probe_test']:.1f} %"
     shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
     if args.head == "linear":
-        classifier = create_classifier(model.config, num_classes=len(classes), pool=args.pool)
-        fold_probe(classifier, model.encoder, head)
-        save_classifier(classifier, run.folder, config=model.config, pool=args.pool, classes=classes)
+        classifier = build_classifier(model, classes=classes, pool=args.pool)
+        fold_probe(classifier.head, head)
+        classifier.save(run.folder)
         shown += [run.folder / "model.safetensors", run.folder / "config.json"]
     else:
         write_tensors(head.state_dict(), run.folder / "head.safetensors")

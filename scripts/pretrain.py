@@ -17,14 +17,17 @@ import argparse
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymae import InputError, MaskedAutoencoder, adapt, evaluate, figures, random_mask
+from tinymae import InputError, MaskedAutoencoder, adapt, evaluate, figures
 from tinymae.architecture import describe
 from tinymae.augment import padded_crop, random_flip, random_resized_crop
+from tinymae.autoencoders.base import Autoencoder
+from tinymae.autoencoders.pca import PrincipalComponents
 from tinymae.convert import read_autoencoder
-from tinymae.data import Batch, Dataset, pick
-from tinymae.randomness import Draws, derive_seed
+from tinymae.data import Batch, Dataset, chunks, pick
+from tinymae.randomness import Draws, derive_seed, seeded
 from tinymae.runs import (
     Run,
     add_model_arguments,
@@ -36,31 +39,55 @@ from tinymae.runs import (
     plan_batches,
     run_script,
 )
-from tinymae.train import choose_attention, create_optimizer, parameter_groups, train_steps
-from tinymae.weights import save_autoencoder
+from tinymae.train import Schedule, choose_attention, create_optimizer, parameter_groups, train_steps
+from tinymae.weights import FAMILIES, save_autoencoder
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
-# The model of the recipe. Flags have no defaults of their own, as with --weights those of the weights hold.
-MODEL = {
-    "encoder": "vit_tiny_patch16_224", "patch_size": 4, "in_channels": 3, "decoder_dim": 128, "decoder_depth": 2,
-    "decoder_heads": 4, "mask_ratio": 0.75, "norm_pix_loss": True,
+# What each family's constructor takes from the command line, and the recipe's value for it. Flags have no defaults of
+# their own, so that one which a family does not know is refused; with --weights, those of the weights hold.
+PICTURES = {"image_size": None, "in_channels": 3}
+MODELS = {
+    "mae": {
+        "encoder": "vit_tiny_patch16_224", "patch_size": 4, "embed_dim": None, "depth": None, "num_heads": None,
+        "decoder_dim": 128, "decoder_depth": 2, "decoder_heads": 4, "mask_ratio": 0.75, "norm_pix_loss": True,
+    },
+    "conv_ae": {"depth": None, "width": 64, "latent_dim": None, "loss": "mse"},
+    "vae": {"depth": None, "width": 64, "latent_dim": 128, "beta": 1.0, "kl_warmup_steps": 0, "loss": "mse"},
+    "vqvae": {"depth": 2, "width": 64, "latent_dim": 32, "codebook_size": 512, "loss": "mse"},
+    "resnet_unet": {"encoder": "resnet18", "skips": True, "loss": "mse"},
+    "masked_conv": {
+        "encoder": "convnext_atto", "patch_size": 4, "decoder_dim": 64, "mask_ratio": 0.6, "norm_pix_loss": True,
+        "loss": "mse",
+    },
+    "pca": {"latent_dim": 128},
 }  # fmt: skip
 
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder of images")
+    parser.add_argument("--model", choices=MODELS, default="mae", help="family of autoencoder (default: %(default)s)")
     add_run_arguments(parser, output_dir="runs/pretrain")
     add_training_arguments(parser, epochs=400, warmup_epochs=20, batch_size=512, base_lr=1e-3, weight_decay=0.05)
 
     model = add_model_arguments(parser)
-    model.add_argument("--decoder-dim", type=int, help="(default: 128)")
-    model.add_argument("--decoder-depth", type=int, help="(default: 2)")
-    model.add_argument("--decoder-heads", type=int, help="(default: 4)")
-    model.add_argument("--mask-ratio", type=float, help="share of patches hidden (default: 0.75)")
-    model.add_argument("--norm-pix-loss", action=argparse.BooleanOptionalAction, help="(default: yes)")
-    model.add_argument("--weights", help="go on from this model; what it has replaces the defaults above")
-    parser.set_defaults(**dict.fromkeys(MODEL))
+    model.add_argument("--weights", help="go on from this model; what it has replaces the defaults (mae)")
+    model.add_argument("--decoder-dim", type=int, help="channels of the decoder (mae: 128, masked_conv: 64)")
+    model.add_argument("--decoder-depth", type=int, help="its blocks (mae: 2)")
+    model.add_argument("--decoder-heads", type=int, help="heads of its attention (mae: 4)")
+    model.add_argument("--mask-ratio", type=float, help="share of patches hidden (mae: 0.75, masked_conv: 0.6)")
+    flag = argparse.BooleanOptionalAction
+    model.add_argument(
+        "--norm-pix-loss", action=flag, help="normalise each patch to be predicted (mae, masked_conv: yes)"
+    )
+    model.add_argument("--latent-dim", type=int, help="of the latent (conv_ae: none; vae, pca: 128) or a code (32)")
+    model.add_argument("--width", type=int, help="channels after the first halving (conv_ae, vae, vqvae: 64)")
+    model.add_argument("--beta", type=float, help="weight of the KL divergence (vae: 1)")
+    model.add_argument("--kl-warmup-steps", type=int, help="steps over which beta rises from 0 (vae: 0)")
+    model.add_argument("--codebook-size", type=int, help="how many codes there are (vqvae: 512)")
+    model.add_argument("--skips", action=flag, help="connections past the bottleneck (resnet_unet: yes)")
+    model.add_argument("--loss", help="mse, l1, log_cosh, ssim, or a sum like 0.8*ssim+0.2*l1 (all but mae, pca: mse)")
+    parser.set_defaults(**dict.fromkeys(name for recipe in (PICTURES, *MODELS.values()) for name in recipe))
 
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
@@ -84,12 +111,10 @@ def parse() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     accelerator = create_training_accelerator(args)
     torch.manual_seed(derive_seed(args.seed, "weights"))
-    if args.weights:
-        start = read_start(args)
-        size, channels = args.image_size or start.image_size, args.in_channels or start.in_channels
-    else:
-        vars(args).update({name: value for name, value in MODEL.items() if getattr(args, name) is None})
-        start, size, channels = None, args.image_size, args.in_channels
+    start = read_start(args) if args.weights else None
+    complete_arguments(args, start)
+    size = args.image_size or (start.image_size if start else None)
+    channels = args.in_channels or start.in_channels
     load = dataset_loader(args, image_size=size, channels=channels)
     train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
     if start and train_set.image_shape[0] != channels:
@@ -97,25 +122,21 @@ def main(args: argparse.Namespace) -> dict:
             f"data set {args.data} has {train_set.image_shape[0]} channels, not {channels}: "
             f"give --in-channels {train_set.image_shape[0]}, which adapts the weights"
         )
-
-    mean, std = train_set.statistics
-    data = {"image_size": train_set.image_shape[1:], "in_channels": train_set.image_shape[0], "mean": mean, "std": std}
-    task = {"patch_size": args.patch_size, "mask_ratio": args.mask_ratio, "norm_pix_loss": args.norm_pix_loss}
-    if start:
-        model = adapt(start, **data, **task).train()
-    else:
-        sizes = {name: getattr(args, name) for name in ARCHITECTURE}
-        model = MaskedAutoencoder(**sizes, **data, **task)
+    model = create_model(args, train_set, start)
+    if args.model == "pca":
+        return fit_components(args, model, train_set, val_set, accelerator)
     choose_attention(model, accelerator.device)
-    model.encoder.set_grad_checkpointing(args.gradient_checkpointing)
+    if args.gradient_checkpointing:
+        model.save_memory()
     if args.compile:
-        model.forward_core = torch.compile(model.forward_core)
+        model.compile_core()
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
     run.list_skipped(train_set, val_set)
     if run.is_main:
         run.print_summary(model, depth=2)
+        model.eval()  # a codebook learns from what it sees in training
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *train_set.image_shape)).loss.backward()
         model.zero_grad()
@@ -129,7 +150,7 @@ def main(args: argparse.Namespace) -> dict:
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer)
     schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
 
-    def compute_loss(batch: Batch, draws: Draws) -> torch.Tensor:
+    def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         images = batch.images
         if args.crop == "pad":
             images = padded_crop(images, draws, args.crop_padding)
@@ -137,8 +158,8 @@ def main(args: argparse.Namespace) -> dict:
             images = random_resized_crop(images, draws, scale=(args.min_scale, 1.0))
         if args.flip:
             images = random_flip(images, draws)
-        mask = random_mask(args.batch_size, bare_model.num_patches, bare_model.mask_ratio, draws.generator)
-        return model(images, mask[draws.cpu_positions]).loss
+        output = model(images, **bare_model.draw(draws))
+        return {"loss": output.loss, **output.terms}
 
     look = partial(look_at, bare_model, run, pick(train_set, args.probe_images), val_set)
     run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
@@ -146,10 +167,11 @@ def main(args: argparse.Namespace) -> dict:
         look(0)
     step = start_step
     for state in train_steps(
-        model, optimizer, compute_loss, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
+        model, optimizer, compute_losses, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
         batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad,
     ):  # fmt: skip
         step = state.step
+        bare_model.after_step(accelerator, seeded(args.seed, "after step", step))
         run.report(state)
         if step % (args.probe_every * steps_per_epoch) == 0 and step < schedule.total_steps:
             look(step)
@@ -168,6 +190,8 @@ def main(args: argparse.Namespace) -> dict:
 
 def read_start(args: argparse.Namespace) -> MaskedAutoencoder:
     """The model that --weights names. Raises InputError for a flag that contradicts it."""
+    if args.model != "mae":
+        raise InputError(f"weights go with --model mae, not {args.model}")
     start = read_autoencoder(
         args.weights, num_heads=args.num_heads, decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth,
         decoder_heads=args.decoder_heads,
@@ -181,9 +205,47 @@ def read_start(args: argparse.Namespace) -> MaskedAutoencoder:
     return start
 
 
+def complete_arguments(args: argparse.Namespace, start: MaskedAutoencoder | None) -> None:
+    """Fill in the recipe of the family, unless weights say it. Raises InputError for a flag of another family."""
+    known = PICTURES | MODELS[args.model]
+    for name in {name for recipe in MODELS.values() for name in recipe} - known.keys():
+        if getattr(args, name) is not None:
+            families = ", ".join(model for model, recipe in MODELS.items() if name in recipe)
+            raise InputError(f"{name} is not a setting of model {args.model}, but of {families}: leave it out")
+    if start is None:
+        vars(args).update({name: value for name, value in known.items() if getattr(args, name) is None})
+
+
+def create_model(args: argparse.Namespace, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:
+    """The family's model for images like the data set's; or the one of --weights, adapted to them."""
+    mean, std = dataset.statistics
+    data = {"image_size": dataset.image_shape[1:], "in_channels": dataset.image_shape[0], "mean": mean, "std": std}
+    if start:
+        task = {name: getattr(args, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
+        return adapt(start, **data, **task).train()
+    return FAMILIES[args.model](**{name: getattr(args, name) for name in MODELS[args.model]}, **data)
+
+
+def fit_components(
+    args: argparse.Namespace, model: PrincipalComponents, train_set: Dataset, val_set: Dataset, accelerator: Accelerator
+) -> dict:
+    """PCA has no gradient and no steps: it is fitted at once."""
+    run = Run(args, accelerator)
+    run.list_skipped(train_set, val_set)
+    schedule = Schedule(peak=0.0, total_steps=1, warmup=0.0)
+    run.start(schedule, step=0, steps_per_epoch=1, batch_size=len(train_set))
+    model.fit(torch.cat([images.cpu() for images, _ in chunks(train_set, 1000)]))
+    results = {"epochs": 1, "steps": 1, "minutes": schedule.minutes}
+    if run.is_main:
+        save_autoencoder(model, run.folder)
+    results |= look_at(model.to(accelerator.device), run, pick(train_set, args.probe_images), val_set, 1)
+    run.finish(results, [run.folder / name for name in ("model.safetensors", "config.json", "reconstructions.png")])
+    return results
+
+
 @torch.no_grad()
 def look_at(
-    model: MaskedAutoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
+    model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
 ) -> dict:
     """k-NN accuracy on validation, and a sheet of reconstructions of fixed validation images under fixed masks."""
     results, accelerator = {}, run.accelerator
@@ -201,6 +263,9 @@ def look_at(
                 images = images.to(accelerator.device)
                 shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
             results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
+            if hasattr(model, "sample"):
+                drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
+                run.log_picture("samples", figures.grid(drawn, run.folder / "samples.png"), step)
             note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
             sheet = figures.reconstruction_sheet(
                 shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4

@@ -228,6 +228,38 @@ def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
     assert (tmp_path / "confusion_matrix.png").exists()
 
 
+FAMILIES = {
+    "conv_ae": ["--width", 16, "--latent-dim", 32, "--loss", "ssim+l1"],
+    "vae": ["--width", 16, "--latent-dim", 32, "--beta", 0.1, "--kl-warmup-steps", 10],
+    "vqvae": ["--width", 16, "--latent-dim", 8, "--codebook-size", 64],
+    "resnet_unet": ["--encoder", "resnet10t", "--no-skips"],
+    "masked_conv": ["--patch-size", 2, "--decoder-dim", 16],
+    "pca": ["--latent-dim", 32],
+}
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_goes_through_the_same_scripts(model, tmp_path):
+    weights = tmp_path / "run"
+    data = [*DIGITS, "--seed", 3]
+    once = [*SHORT, "--epochs", 1, "--base-lr", "4e-3"]
+    results = run(pretrain, *data, *once, "--model", model, *FAMILIES[model], "--output-dir", weights)
+    assert results["knn_val"] > 25 and np.asarray(Image.open(weights / "reconstructions.png")).std() > 10
+    last = metrics(weights)[-2] if model != "pca" else {}
+    for term in {"vae": ["kl", "reconstruction_loss"], "vqvae": ["perplexity", "commitment"]}.get(model, []):
+        assert last[term] > 0
+    probe = run(linear_probe, "--weights", weights, *data, "--output-dir", tmp_path / "probe")
+    assert probe["probe_test"] > 60 and probe["encoder_unchanged"]
+    scores = run(evaluate, "--weights", tmp_path / "probe", *data, "--output-dir", tmp_path / "evaluate")
+    assert scores["accuracy"] == pytest.approx(probe["probe_test"], abs=0.3)
+    scores = run(evaluate, "--weights", weights, *data, "--output-dir", tmp_path / "reconstruct")
+    assert ("masked" in scores) == (model == "masked_conv") and scores["full"]["mse"] < 0.3
+    if model != "pca":  # linear: its fine-tuning is softmax regression
+        tuned = run(finetune, "--weights", weights, *data, *once, "--label-fraction", 0.1, "--mixup", 0, "--cutmix", 0,
+                    "--ema-decay", 0, "--no-trivial-augment", "--output-dir", tmp_path / "finetune")  # fmt: skip
+        assert tuned["steps"] == 2 and load_classifier(tmp_path / "finetune").classes == load_dataset("digits").classes
+
+
 def test_few_labels_and_the_mlp_head(pretrained, tmp_path):
     flags = ["--label-fraction", "0.1", "--head", "mlp", "--pool", "cls"]
     results = run(linear_probe, "--weights", pretrained, *DIGITS, *flags, "--output-dir", tmp_path)
@@ -311,6 +343,10 @@ BAD = {
     "mask hides all": (pretrain, "--patch-size 4 --mask-ratio 0.95", "hides every patch of 4"),
     "fp16 on a CPU": (pretrain, "--mixed-precision fp16", "mixed_precision 'fp16' needs a GPU"),
     "no such encoder": (pretrain, "--encoder vit_gigantic", "encoder 'vit_gigantic' is not a timm model"),
+    "another family's flag": (pretrain, "--model vae --mask-ratio 0.5", "mask_ratio is not a setting of model vae"),
+    "mae has one loss": (pretrain, "--loss l1", "loss is not a setting of model mae, but of conv_ae, vae"),
+    "unknown loss": (pretrain, "--model conv_ae --loss huber", "loss 'huber' is not a sum of"),
+    "memory": (pretrain, "--model vae --gradient-checkpointing", "gradient_checkpointing is not available for"),
     "no weights": (linear_probe, "--weights not/there", "weights folder not/there does not exist"),
     "no start": (finetune, "", "give --weights DIR"),
     "no weights to look at": (evaluate, "--weights not/there", "weights folder not/there does not exist"),

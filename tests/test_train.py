@@ -44,14 +44,14 @@ def run_steps(
 
     steps = itertools.count(step)
 
-    def compute_loss(batch, draws):
+    def compute_losses(batch, draws):
         mask = random_mask(64, 16, 0.75, draws.generator)[draws.cpu_positions]
         loss = model(batch.images, mask).loss
-        return loss * 1e38 if next(steps) == overflow_at else loss
+        return {"loss": loss * 1e38 if next(steps) == overflow_at else loss}
 
     schedule = Schedule(peak=1e-3, total_steps=40, warmup=0.1)
     loop = train_steps(
-        model, optimizer, compute_loss, batches, accelerator=accelerator, schedule=schedule, batch_size=64, seed=1,
+        model, optimizer, compute_losses, batches, accelerator=accelerator, schedule=schedule, batch_size=64, seed=1,
         start_step=step,
     )  # fmt: skip
     losses, skipped = [], []

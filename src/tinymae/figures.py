@@ -35,6 +35,16 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     return sheet
 
 
+def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -> Path:
+    """Images (N, C, H, W) in [0, 1] in rows of `columns`."""
+    picture = tile(images, columns)
+    figure, axis = plt.subplots(figsize=(0.6 * columns, 0.6 * columns * picture.shape[0] / picture.shape[1] + 0.3))
+    axis.imshow(picture, interpolation="nearest")
+    axis.axis("off")
+    axis.set_title(title, fontsize=9)
+    return save(figure, path)
+
+
 def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
     """One line a picture: each named column shows that picture's version. Images (N, C, H, W) in [0, 1].
 

@@ -273,6 +273,14 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
         return {"mask": mask[draws.cpu_positions]}
 
+    def compile_core(self) -> None:
+        """`torch.compile` the layers, without the drawing of masks and the gathering of patches."""
+        self.forward_core = torch.compile(self.forward_core)
+
+    def save_memory(self) -> None:
+        """Compute the blocks' activations again in the backward pass."""
+        self.encoder.set_grad_checkpointing()
+
     def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.
 

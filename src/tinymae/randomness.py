@@ -19,6 +19,11 @@ def derive_seed(*keys: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
 
 
+def seeded(*keys: int | str) -> torch.Generator:
+    """A CPU generator seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
+
+
 class Draws:
     """The random numbers of one step for the images at `positions` (B,) of a global batch of `batch_size`.
 
@@ -30,7 +35,7 @@ class Draws:
         self.step, self.batch_size, self.cpu_positions = step, batch_size, positions
         self.device = torch.device(device)
         self.positions = to_device(positions, self.device)
-        self.generator = torch.Generator().manual_seed(derive_seed(seed, "masks", step))
+        self.generator = seeded(seed, "masks", step)
         self.device_generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "samples", step))
         self.batch_seed = derive_seed(seed, "batch", step)
 

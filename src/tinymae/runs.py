@@ -104,13 +104,13 @@ class Size(argparse.Action):
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The flags that say which encoder to build."""
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: vit_tiny_patch16_224)")
+    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="a timm model (default: vit_tiny_patch16_224)")
     size = {"type": int, "nargs": "+", "action": Size}
     model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
     model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: 4)")
     model.add_argument("--in-channels", type=int, default=3, help="1 (grey) or 3, for a folder of images (default: 3)")
     model.add_argument("--embed-dim", type=int, help="over the named timm model's")
-    model.add_argument("--depth", type=int, help="over the named timm model's")
+    model.add_argument("--depth", type=int, help="over the named timm model's; of conv_ae, vae, vqvae: halvings")
     model.add_argument("--num-heads", type=int, help="over the named timm model's")
     return model
 
@@ -390,7 +390,7 @@ class Run:
             )
 
     def log_step(self, state: TrainStep) -> None:
-        loss = float(self.accelerator.reduce(state.loss, "mean"))
+        losses = {name: float(self.accelerator.reduce(value, "mean")) for name, value in state.losses.items()}
         now = time.monotonic()
         steps, seconds = state.step - self.last_step, now - self.last_report
         rate = steps * self.batch_size / seconds
@@ -398,8 +398,8 @@ class Run:
         epoch = state.step / self.steps_per_epoch
         self.log(
             state.step,
-            {
-                "loss": loss,
+            losses
+            | {
                 "learning_rate": state.learning_rate,
                 "grad_norm": float(state.grad_norm),
                 "images_per_second": rate,
@@ -412,7 +412,7 @@ class Run:
             remaining = min(remaining, 60 * (self.schedule.max_minutes - self.schedule.minutes))
         self.bar.n = min(1.0, self.schedule.progress(state.step))
         eta = f"{int(max(remaining, 0)) // 60}:{int(max(remaining, 0)) % 60:02d}"
-        self.bar.set_postfix_str(f"epoch {epoch:.2f}, loss {loss:.4f}, {rate:.0f} images/s, ETA {eta}")
+        self.bar.set_postfix_str(f"epoch {epoch:.2f}, loss {losses['loss']:.4f}, {rate:.0f} images/s, ETA {eta}")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to the trackers."""

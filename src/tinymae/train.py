@@ -92,15 +92,20 @@ class TrainStep:
     step: int  # optimiser updates done so far
     progress: float  # 0 to 1, before this step
     learning_rate: float
-    loss: Tensor  # scalar, over this process's share of the batch
+    losses: dict[str, Tensor]  # scalars over this process's share of the batch: "loss", and what else is worth logging
     grad_norm: Tensor  # scalar, before clipping
     skipped: bool  # the gradient overflowed in fp16, so nothing was updated: the loss scale is halved instead
+
+    @property
+    def loss(self) -> Tensor:
+        """What was minimised: a scalar."""
+        return self.losses["loss"]
 
 
 def train_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    compute_loss: Callable[[Batch, Draws], Tensor],
+    compute_losses: Callable[[Batch, Draws], dict[str, Tensor]],
     batches: Iterator[list[Batch]],
     *,
     accelerator: Accelerator,
@@ -113,7 +118,8 @@ def train_steps(
 ) -> Iterator[TrainStep]:
     """Train until the schedule ends; yields after each optimiser update.
 
-    `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step.
+    `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
+    `compute_losses` of one gives at least its "loss".
     Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
     exactly as if nothing had stopped.
     """
@@ -133,18 +139,19 @@ def train_steps(
             draws.seed_global_state()
             draw_drop_path(bare_model, draws)
             with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
-                loss = compute_loss(batch, draws)
-                accelerator.backward(loss)
+                found = compute_losses(batch, draws)
+                accelerator.backward(found["loss"])
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
-            losses.append(loss.detach())
+            losses.append({name: value.detach() for name, value in found.items()})
         # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
         skipped = accelerator.scaler is not None and not math.isfinite(grad_norm)
         if ema is not None and not skipped:
             ema.update(bare_model, step + 1)
-        yield TrainStep(step + 1, progress, learning_rate, torch.stack(losses).mean(), grad_norm, skipped)
+        means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+        yield TrainStep(step + 1, progress, learning_rate, means, grad_norm, skipped)
 
 
 def choose_attention(model: nn.Module, device: torch.device | str) -> None:

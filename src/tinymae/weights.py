@@ -170,9 +170,27 @@ class Classifier(nn.Module):
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
         return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that classifies."""
+        return self.vit.head
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
         return self.vit(self.normalise(images))
+
+    def save(self, folder: str | Path) -> None:
+        """The folder that `save_classifier` writes and `load_classifier` reads."""
+        config = describe(self.vit) | {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        save_classifier(self.vit, folder, config=config, pool=pool_of(self.vit), classes=self.classes)
+
+
+def pool_of(vit: VisionTransformer) -> str:
+    """ "avg" or "cls", as a timm ViT pools its tokens. Raises InputError if it does neither."""
+    pools = {"avg": "avg", "token": "cls"}
+    if vit.global_pool not in pools:
+        raise InputError(f"global_pool {vit.global_pool!r} of the encoder is neither 'token' nor 'avg'")
+    return pools[vit.global_pool]
 
 
 class EncoderClassifier(nn.Module):
@@ -188,8 +206,10 @@ class EncoderClassifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         images = torch.zeros(1, self.in_channels, *self.image_size, device=autoencoder.mean.device)
-        used = torch.autograd.grad(autoencoder.encode(images).sum(), list(autoencoder.parameters()), allow_unused=True)
-        for parameter, gradient in zip(autoencoder.parameters(), used, strict=True):
+        parameters = list(autoencoder.requires_grad_().parameters())
+        features = autoencoder.encode(images)
+        used = torch.autograd.grad(features.sum(), parameters, allow_unused=True) if parameters else []
+        for parameter, gradient in zip(parameters, used, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     @property
@@ -216,6 +236,24 @@ class EncoderClassifier(nn.Module):
         encoder = {"architecture": type(self.autoencoder).__name__, **self.autoencoder.config}
         content = {"architecture": type(self).__name__, "autoencoder": encoder, "label_names": self.classes}
         write_json(folder / "config.json", content)
+
+
+def build_classifier(
+    autoencoder: Autoencoder, *, classes: list[str], pool: str = "avg", drop_path: float = 0.0
+) -> Classifier | EncoderClassifier:
+    """A classifier that starts at an autoencoder's features, with a head that starts near zero.
+
+    Of a MaskedAutoencoder this is a stock timm ViT, with `pool` and `drop_path`; other families have neither.
+    Raises InputError for another `pool` than "avg" of such a family.
+    """
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        if pool != "avg":
+            raise InputError(f"pool {pool!r} is for --model mae: a {type(autoencoder).__name__} has no class token")
+        return EncoderClassifier(autoencoder, classes=classes)
+    config = autoencoder.config
+    vit = create_classifier(config, num_classes=len(classes), pool=pool, drop_path=drop_path)
+    fill_encoder(vit, autoencoder.encoder)
+    return Classifier(vit, mean=config["mean"], std=config["std"], classes=classes).to(autoencoder.mean.device)
 
 
 def load_classifier(folder: str | Path) -> Classifier | EncoderClassifier:
@@ -265,12 +303,6 @@ def export_timm(weights: MaskedAutoencoder | Classifier | str | Path, folder: st
     Raises InputError if there are no such weights, or for a pooling other than the class token or the average.
     """
     model = read_model(weights)
-    if isinstance(model, MaskedAutoencoder):
-        vit, classes, config = model.encoder, [], model.config
-    else:
-        statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-        vit, classes, config = model.vit, model.classes, describe(model.vit) | statistics
-    pools = {"avg": "avg", "token": "cls"}
-    if vit.global_pool not in pools:
-        raise InputError(f"global_pool {vit.global_pool!r} of the encoder is neither 'token' nor 'avg'")
-    save_classifier(vit, folder, config=config, pool=pools[vit.global_pool], classes=classes)
+    if isinstance(model, Classifier):
+        return model.save(folder)
+    save_classifier(model.encoder, folder, config=model.config, pool=pool_of(model.encoder), classes=[])

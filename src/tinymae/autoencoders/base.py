@@ -105,6 +105,14 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     def after_step(self, accelerator, generator: torch.Generator) -> None:
         """What moves after an optimiser step and is not the optimiser's: nothing."""
 
+    def compile_core(self) -> None:
+        """`torch.compile` what is worth it: here, the whole module."""
+        self.compile()
+
+    def save_memory(self) -> None:
+        """Compute activations again in the backward pass. Raises InputError where that is not provided for."""
+        raise InputError(f"gradient_checkpointing is not available for {type(self).__name__}: leave it out")
+
     @torch.no_grad()
     def reconstruct(self, images: Tensor, *, generator: torch.Generator | None = None) -> Reconstruction:
         """The images (uint8 or normalised float, (B, C, H, W)) and what the model makes of them."""

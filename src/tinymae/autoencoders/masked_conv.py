@@ -77,11 +77,13 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         count_hidden(self.num_patches, mask_ratio)
 
-        if not timm.is_model(encoder):
-            raise InputError(f"encoder {encoder!r} is not a timm model; there is convnext_atto")
-        self.encoder = timm.create_model(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
+        try:
+            self.encoder = timm.create_model(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {error}") from None
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
+        self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without
         self.num_features = self.encoder.num_features
         channels = [info["num_chs"] for info in self.encoder.feature_info]
         self.stride = self.encoder.feature_info[0]["reduction"]  # of the finest map

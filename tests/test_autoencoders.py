@@ -1,0 +1,301 @@
+"""The other families: what each promises, and what all of them share."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from sklearn.decomposition import PCA
+
+from tinymae import InputError, load_dataset, patchify, random_mask, unpatchify
+from tinymae.autoencoders.conv import ConvAutoencoder, VariationalAutoencoder, halvings
+from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
+from tinymae.autoencoders.pca import PrincipalComponents
+from tinymae.autoencoders.unet import ResNetUNet
+from tinymae.autoencoders.vqvae import VectorQuantizer, VQAutoencoder
+from tinymae.randomness import Draws
+from tinymae.train import parameter_groups
+from tinymae.weights import EncoderClassifier, build_classifier, load_autoencoder, load_classifier, save_autoencoder
+
+FAMILIES = {
+    "conv_ae": (ConvAutoencoder, {"width": 16, "latent_dim": 10}),
+    "conv_ae, its map": (ConvAutoencoder, {"width": 16, "depth": 1}),
+    "vae": (VariationalAutoencoder, {"width": 16, "latent_dim": 10}),
+    "vqvae": (VQAutoencoder, {"width": 16, "latent_dim": 6, "codebook_size": 20}),
+    "resnet_unet": (ResNetUNet, {"encoder": "resnet10t"}),
+    "resnet_unet without skips": (ResNetUNet, {"encoder": "resnet10t", "skips": False}),
+    "masked_conv": (MaskedConvAutoencoder, {"decoder_dim": 16}),
+    "masked_conv, plain pixels": (MaskedConvAutoencoder, {"norm_pix_loss": False, "loss": "ssim+l1"}),
+    "pca": (PrincipalComponents, {"latent_dim": 10}),
+}
+
+
+def build(name: str, **arguments):
+    family, own = FAMILIES[name]
+    torch.manual_seed(0)
+    data = {"image_size": (16, 24), "in_channels": 2, "mean": (0.4, 0.6), "std": (0.2, 0.3)}
+    return family(**data | own | arguments)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (6, 2, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_encodes_trains_and_reconstructs(name, images):
+    model = build(name)
+    output = model(images, **model.draw(Draws(0, 3, 6, torch.arange(6), "cpu")))
+    assert output.loss.ndim == 0 and output.loss.dtype == torch.float32 and output.reconstruction.shape == images.shape
+    model.eval()
+    features = model.encode(images)
+    assert features.shape == (6, model.num_features)
+    torch.testing.assert_close(model.encode(model.normalise(images)), features)
+    shown = model.reconstruct(images)
+    assert shown.images.shape == images.shape and 0 <= shown.images.min() <= shown.images.max() <= 1
+    torch.testing.assert_close(shown.original, images / 255)
+    with pytest.raises(InputError, match=r"this model wants \(batch, 2, 16, 24\)"):
+        model.encode(images[:, :1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_saved_and_read_back(name, images, tmp_path):
+    model = build(name).eval()
+    save_autoencoder(model, tmp_path)
+    again = load_autoencoder(tmp_path)
+    assert type(again) is type(model) and again.config == model.config
+    assert torch.equal(again.encode(images), model.encode(images))
+    model.save_pretrained(tmp_path / "hub")
+    assert torch.equal(type(model).from_pretrained(tmp_path / "hub").encode(images), model.encode(images))
+
+
+@pytest.mark.parametrize("name", set(FAMILIES) - {"pca"})
+def test_a_draw_is_of_the_global_batch(name, images):
+    model = build(name).eval()
+    whole = model(images, **model.draw(Draws(0, 7, 6, torch.arange(6), "cpu"))).reconstruction
+    part = torch.tensor([4, 1])
+    half = model(images[part], **model.draw(Draws(0, 7, 6, part, "cpu"))).reconstruction
+    torch.testing.assert_close(half, whole[part], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", set(FAMILIES) - {"pca"})
+def test_a_step_lowers_the_loss_and_reaches_every_parameter(name, images):
+    model = build(name)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0), lr=3e-3)
+    drawn = model.draw(Draws(0, 3, 6, torch.arange(6), "cpu"))
+    losses = []
+    for step in range(12):
+        loss = model(images, **drawn).loss
+        loss.backward()
+        if step == 1:  # in the first one layer scales may still be zero
+            assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step(Accelerator(cpu=True), torch.Generator().manual_seed(step))
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_classifier_starts_at_the_features_and_freezes_what_it_does_not_use(name, images, tmp_path):
+    autoencoder = build(name).eval()
+    classifier = build_classifier(autoencoder, classes=["a", "b", "c"]).eval()
+    assert isinstance(classifier, EncoderClassifier)
+    torch.testing.assert_close(classifier(images), classifier.head(autoencoder.encode(images)))
+    classifier(images).sum().backward()
+    for parameter in classifier.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+    classifier.save(tmp_path)
+    again = load_classifier(tmp_path)
+    assert again.classes == ["a", "b", "c"] and torch.equal(again(images), classifier(images))
+
+
+def test_halving_stops_at_two_pixels_unless_told_otherwise():
+    assert halvings((32, 32), None) == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    assert halvings((28, 40), None)[-1] == (2, 3)
+    assert halvings((9, 9), 4)[-1] == (1, 1)
+    with pytest.raises(InputError, match=r"depth 5 halves image_size \(9, 9\) below one pixel: at most 4"):
+        halvings((9, 9), 5)
+    with pytest.raises(InputError, match="depth 0 leaves"):
+        halvings((9, 9), 0)
+
+
+# ---- variational
+
+
+def test_kl_is_torchs_own(images):
+    model = build("vae")
+    mean, log_variance = model.encode_distribution(images)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    theirs = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=1).mean()
+    output = model(images)
+    torch.testing.assert_close(output.terms["kl"], theirs)
+    values = images[0].numel()
+    torch.testing.assert_close(output.loss, output.terms["reconstruction_loss"] + theirs / values)
+
+
+def test_beta_rises_from_zero():
+    model = build("vae", beta=4.0, kl_warmup_steps=10)
+    betas = [model.draw(Draws(0, step, 2, torch.arange(2), "cpu"))["beta"] for step in (0, 5, 10, 99)]
+    assert betas == [0, 2, 4, 4]
+
+
+def test_a_vae_reconstructs_from_the_mean_and_samples_by_the_generator(images):
+    model = build("vae").eval()
+    assert torch.equal(model.reconstruct(images).images, model.reconstruct(images).images)
+    samples = [model.sample(3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*samples) and samples[0].shape == (3, 2, 16, 24)
+
+
+# ---- vector-quantised
+
+
+def test_each_vector_gets_the_nearest_code_and_gradients_pass_straight_through():
+    quantizer = VectorQuantizer(30, 5, 7)
+    vectors = torch.randn(4, 7, 5, requires_grad=True)
+    codes, indices = quantizer(vectors)
+    assert torch.equal(indices, torch.cdist(vectors, quantizer.codes[None]).argmin(dim=2))
+    torch.testing.assert_close(codes, quantizer.codes[indices])
+    codes.backward(torch.ones_like(codes) * 3)
+    assert (vectors.grad == 3).all()
+
+
+def test_codes_move_to_the_means_of_what_they_stand_for():
+    quantizer = VectorQuantizer(3, 2, 1, decay=0.5)
+    centres = torch.tensor([[-5.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    quantizer.codes.copy_(centres * 0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        vectors = (centres[torch.randint(3, (300,))] + 0.1 * torch.randn(300, 2))[:, None]
+        quantizer(vectors, learn=True)
+        quantizer.update(Accelerator(cpu=True), generator)
+    torch.testing.assert_close(quantizer.codes, centres, atol=0.05, rtol=0)
+
+
+def test_dead_codes_come_back_beside_the_used_ones():
+    quantizer = VectorQuantizer(8, 2, 1, decay=0.5)
+    quantizer.codes[1:] += 100  # nobody will choose these
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        _, indices = quantizer(torch.randn(200, 1, 2), learn=True)
+        quantizer.update(Accelerator(cpu=True), generator)
+    assert len(indices.unique()) == 8
+
+
+def test_a_codebook_learns_the_same_from_micro_batches():
+    whole = VectorQuantizer(10, 3, 4)
+    parts = copy.deepcopy(whole)
+    vectors = torch.randn(12, 4, 3)
+    whole(vectors, learn=True)
+    for part in vectors.split(3):
+        parts(part, learn=True)
+    for quantizer in (whole, parts):
+        quantizer.update(Accelerator(cpu=True), torch.Generator().manual_seed(2))
+    torch.testing.assert_close(parts.codes, whole.codes)
+    torch.testing.assert_close(parts.place_counts, whole.place_counts)
+
+
+def test_perplexity_counts_the_codes_in_use(images):
+    model = build("vqvae")
+    perplexity = model(images).terms["perplexity"]
+    indices = model.quantizer(model.encode_vectors(images))[1]
+    share = np.bincount(indices.flatten().numpy(), minlength=20) / indices.numel()
+    assert perplexity == pytest.approx(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()), rel=1e-5)
+    assert model.sample(3).shape == (3, 2, 16, 24)
+
+
+# ---- U-Net
+
+
+def test_only_with_skips_do_fine_details_pass_an_empty_bottleneck(images):
+    """With the bottleneck set to zero, the decoder still tells images apart by the skips, and by nothing else."""
+    for name, told_apart in (("resnet_unet", True), ("resnet_unet without skips", False)):
+        model = build(name).eval()
+        original = model.encoder.forward
+
+        def emptied(x, original=original):
+            *finer, bottom = original(x)
+            return [*finer, torch.zeros_like(bottom)]
+
+        model.encoder.forward = emptied
+        reconstructions = model(images).reconstruction
+        assert (reconstructions.std(dim=0).max() > 1e-3) == told_apart
+
+
+def test_the_default_bottleneck_is_256x2x2():
+    assert ResNetUNet(image_size=32).num_features == 1024
+    assert ResNetUNet(image_size=96).num_features == 1024
+
+
+# ---- masked convolutions
+
+
+@pytest.mark.parametrize("encoder", ["convnext_atto", "convnextv2_atto"])
+def test_nothing_of_a_hidden_patch_reaches_the_answer(encoder, images):
+    model = build("masked_conv", encoder=encoder).eval()
+    mask = random_mask(6, model.num_patches, 0.6, torch.Generator().manual_seed(0))
+    hidden = unpatchify(mask[..., None].expand(-1, -1, 32), 4, (16, 24))
+    other = torch.where(hidden, torch.randint(0, 256, images.shape, dtype=torch.uint8), images)
+    assert torch.equal(model.reconstruct(other, mask).images[hidden], model.reconstruct(images, mask).images[hidden])
+    visible = ~hidden
+    torch.testing.assert_close(model.reconstruct(images, mask).images[visible], (images / 255)[visible])
+
+
+def test_without_a_mask_the_encoder_is_timms_own(images):
+    model = build("masked_conv").eval()
+    nothing = torch.zeros(model.num_patches, dtype=torch.bool)
+    pixels = model.normalise(images)
+    maps = model.forward_encoder(pixels, model.choose_mask(nothing, pixels, None))
+    torch.testing.assert_close(maps[-1], model.encoder.forward_features(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encode(images), model.encoder(pixels))
+
+
+def test_the_loss_is_over_hidden_patches_alone(images):
+    model = build("masked_conv, plain pixels", loss="mse").eval()
+    mask = random_mask(6, model.num_patches, 0.5)
+    output = model(images, mask)
+    error = patchify((output.reconstruction - model.normalise(images)).square(), 4).mean(dim=2)
+    torch.testing.assert_close(output.loss, error[mask].mean())
+    assert error[~mask].max() == 0
+
+
+# ---- principal components
+
+
+def test_pca_is_scikit_learns():
+    digits = load_dataset("digits", "train")
+    model = PrincipalComponents(image_size=8, in_channels=1, latent_dim=12, mean=(0.3,), std=(0.4,))
+    model.fit(digits.images)
+    pixels = model.normalise(digits.images).flatten(1).numpy()
+    theirs = PCA(12, svd_solver="full").fit(pixels)
+    np.testing.assert_allclose(model.encode(digits.images).abs().numpy(), np.abs(theirs.transform(pixels)), atol=1e-3)
+    ours = model(digits.images).reconstruction.flatten(1)
+    np.testing.assert_allclose(ours.numpy(), theirs.inverse_transform(theirs.transform(pixels)), atol=1e-3)
+
+
+REFUSED = {
+    "width": (ConvAutoencoder, {"width": 12}, "width 12 is not a multiple of 8"),
+    "loss": (ConvAutoencoder, {"loss": "huber"}, "loss 'huber' is not a sum of"),
+    "beta": (VariationalAutoencoder, {"beta": -1.0}, "beta -1.0 is negative"),
+    "codebook": (VQAutoencoder, {"codebook_size": 1}, "codebook_size 1 is below 2"),
+    "u-net encoder": (ResNetUNet, {"encoder": "resnet_none"}, "encoder 'resnet_none' cannot be built"),
+    "conv encoder": (MaskedConvAutoencoder, {"encoder": "resnet18"}, "'resnet18' cannot be built as a timm ConvNeXt"),
+    "stem": (MaskedConvAutoencoder, {"stem_size": 3}, "stem_size 3 is not 1, 2 or 4"),
+    "patch": (MaskedConvAutoencoder, {"patch_size": 5}, "is not a multiple of patch_size 5"),
+    "norm_pix_loss": (MaskedConvAutoencoder, {"loss": "l1"}, "loss 'l1' does not go with norm_pix_loss"),
+    "components": (PrincipalComponents, {"latent_dim": 4000}, "latent_dim 4000 is not within 1 and the image's 3072"),
+    "mean": (ConvAutoencoder, {"mean": (0.1, 0.2)}, "mean has 2 values for in_channels 3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_named(case):
+    family, arguments, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        family(**arguments)
+
+
+def test_timm_still_has_the_backbones():
+    assert {"resnet18", "convnext_atto", "convnextv2_atto"} <= set(timm.list_models())

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.regression import log_cosh_error
+
+from tinymae import InputError, losses
+from tinymae.autoencoders.conv import ConvAutoencoder
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_losses_agree_with_torchmetrics(size):
+    prediction, target = torch.rand(2, 4, 3, size, size)
+    sigma = 1.5 if size >= 16 else 0.5
+    theirs = {
+        "mse": mean_squared_error(prediction, target),
+        "l1": mean_absolute_error(prediction, target),
+        "log_cosh": log_cosh_error(prediction.flatten(), target.flatten()),
+        "ssim": 1 - structural_similarity_index_measure(prediction, target, data_range=1.0, sigma=sigma),
+    }
+    for name, value in theirs.items():
+        torch.testing.assert_close(losses.LOSSES[name](prediction, target), value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_losses_are_zero_at_the_target_positive_elsewhere_and_have_gradients(name):
+    target = torch.rand(2, 3, 16, 16)
+    prediction = (target + 0.1).requires_grad_()
+    assert losses.LOSSES[name](target, target) == pytest.approx(0, abs=1e-5)
+    loss = losses.LOSSES[name](prediction, target)
+    loss.backward()
+    assert loss > 0 and prediction.grad.abs().sum() > 0
+
+
+def test_log_cosh_of_a_huge_error_is_finite():
+    assert losses.log_cosh(torch.tensor([1e4]), torch.tensor([0.0])) == pytest.approx(1e4 - 0.6931, abs=0.01)
+
+
+def test_ssim_keeps_float32_under_autocast():
+    target = torch.rand(2, 1, 32, 32)
+    prediction = target + 0.01 * torch.randn_like(target)
+    exact = losses.ssim(prediction, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses.ssim(prediction, target) == exact
+
+
+def test_a_sum_of_losses_is_the_weighted_sum():
+    assert losses.parse_loss("0.8*ssim + 0.2*l1") == [(0.8, "ssim"), (0.2, "l1")]
+    images, guess = torch.rand(2, 2, 3, 16, 16)
+    parts = {
+        name: ConvAutoencoder(image_size=16, loss=name).reconstruction_loss(guess, images) for name in ("ssim", "l1")
+    }
+    whole = ConvAutoencoder(image_size=16, loss="0.8*ssim+0.2*l1").reconstruction_loss(guess, images)
+    torch.testing.assert_close(whole, 0.8 * parts["ssim"] + 0.2 * parts["l1"])
+
+
+@pytest.mark.parametrize("text", ["", "huber", "mse+", "-1*mse", "x*mse", "nan*mse", "inf*l1", "2*"])
+def test_other_losses_are_refused(text):
+    with pytest.raises(InputError, match="is not a sum of mse, l1, log_cosh, ssim"):
+        losses.parse_loss(text)
