@@ -4,6 +4,7 @@ He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 True = hidden, over the N patches in row-major grid order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from . import explain
 from .files import InputError, load_weights_strictly, read_json
 
 
@@ -30,6 +32,9 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """Cut images (B, C, H, W) into patches (B, N, P*P*C), row-major; inside a patch the order is row, column, channel.
 
+    >>> patchify(torch.zeros(2, 3, 8, 8), 4).shape
+    torch.Size([2, 4, 48])
+
     Raises InputError if the image's height or width is not a multiple of the patch's.
     """
     height, width = pair(patch_size)
@@ -39,7 +44,12 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]) -> Tensor:
-    """Lay patches (B, N, P*P*C) back into images (B, C, H, W): the inverse of `patchify`."""
+    """Lay patches (B, N, P*P*C) back into images (B, C, H, W): the inverse of `patchify`.
+
+    >>> images = torch.rand(2, 3, 8, 12)
+    >>> torch.equal(unpatchify(patchify(images, 4), 4, (8, 12)), images)
+    True
+    """
     (height, width), rows = pair(patch_size), pair(image_size)[0] // pair(patch_size)[0]
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=height, q=width)
 
@@ -84,6 +94,9 @@ def random_mask(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Hide exactly round(mask_ratio * N) patches of each image, chosen uniformly: bool (B, N), True = hidden.
+
+    >>> random_mask(2, 16, 0.75).sum(dim=1)
+    tensor([12, 12])
 
     `generator` must live on `device`. Raises InputError if the ratio would hide no patch or all of them.
     """
@@ -136,7 +149,11 @@ class MAEOutput:
 
 @dataclass
 class Reconstruction:
-    """What `MaskedAutoencoder.reconstruct` returns; pictures are float (B, C, H, W) in [0, 1]."""
+    """What `MaskedAutoencoder.reconstruct` returns; pictures are float (B, C, H, W) in [0, 1].
+
+    Errors are squared differences of such pixels, averaged. A visible patch has one as well, but training never asked
+    for it: the model saw the patch and was not told to copy it.
+    """
 
     original: Tensor  # the images that were given
     images: Tensor  # the answer: visible patches as given, hidden ones as predicted
@@ -144,6 +161,13 @@ class Reconstruction:
     masked: Tensor  # what the encoder saw, hidden patches in mid-grey
     mask: Tensor  # bool (B, N), True = hidden
     statistics: str  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
+    patch_error: Tensor  # (B, N): mean squared error of `prediction` against `original`, of every patch
+
+    @property
+    def error(self) -> Tensor:
+        """Mean squared error of each picture's hidden patches (B,); of all its patches where the mask hides none."""
+        counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
+        return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -164,6 +188,12 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
+
+    Methods take one image (C, H, W) for a batch of one: what they return keeps B = 1.
+
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+    >>> model(torch.rand(5, 3, 8, 8)).reconstruction.shape
+    torch.Size([5, 3, 8, 8])
 
     Raises:
         InputError: an unknown encoder, sizes that do not divide, a mask ratio that hides no patch or all of them.
@@ -256,12 +286,22 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
-        Raises InputError if the shape is not the model's.
+        One image (C, H, W) is a batch of one. Raises InputError if the shape is not the model's.
+
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
+        tensor([2.])
         """
+        images = images[None] if images.ndim == 3 else images
         return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it."""
+        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it.
+
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.denormalise(torch.tensor([-1.0, 0.0, 9.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)).unique()
+        tensor([0.2500, 0.5000, 1.0000])
+        """
         return (images.float() * self.std + self.mean).clamp(0, 1)
 
     def expand_mask(self, mask: Tensor, batch_size: int) -> Tensor:
@@ -279,6 +319,28 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
                 + f" or {shapes[-1]}"
             )
         return mask.reshape(-1, self.num_patches).expand(batch_size, -1)
+
+    def choose_mask(
+        self, mask: Tensor | float | None, batch_size: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A mask as users give it -> bool (B, N): a mask, a share of patches in [0, 1) to hide at random, or None for
+        the model's own share.
+
+        Raises InputError as `expand_mask` does, or for a share that hides all patches, or rounds to none but is not 0.
+        """
+        if isinstance(mask, Tensor):
+            return self.expand_mask(mask, batch_size)
+        ratio = self.mask_ratio if mask is None else mask
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            raise InputError(
+                f"mask is a {type(ratio).__name__}: give a bool tensor (True = hidden) or a share in [0, 1)"
+            )
+        if not 0 <= ratio < 1:
+            raise InputError(f"mask {ratio} is outside [0, 1): give the share of the patches to hide")
+        device = None if generator is None else generator.device
+        if ratio == 0:
+            return torch.zeros(batch_size, self.num_patches, dtype=torch.bool, device=device)
+        return random_mask(batch_size, self.num_patches, ratio, generator, device)
 
     def split(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices of the visible (B, V) and of the hidden patches (B, H), each in row-major order, on `device`.
@@ -354,16 +416,19 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
     # ---- what users call
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
     ) -> MAEOutput:
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> output = model(torch.rand(5, 3, 8, 8))
+        >>> output.loss.shape, output.mask.sum(dim=1).tolist()
+        (torch.Size([]), [12, 12, 12, 12, 12])
 
         Raises InputError for a mask of another shape, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        if mask is None:
-            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
-        mask = self.expand_mask(mask, len(images))
+        mask = self.choose_mask(mask, len(images), generator)
         visible, hidden = self.split(mask, images.device)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
@@ -376,6 +441,13 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.
 
         Without a mask every patch is visible and this is timm's own `forward_features`.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.encode_tokens(torch.rand(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
+        torch.Size([5, 5, 24])
+
+        Raises InputError for images or a mask of another shape, or if images differ in how many patches are hidden.
         """
         images = self.normalise(images)
         if mask is None:
@@ -383,12 +455,46 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         visible, _ = self.split(self.expand_mask(mask, len(images)), images.device)
         return self.forward_encoder(take(patchify(images, self.patch_size), visible), visible)
 
-    def encode(self, images: Tensor, *, pool: str = "avg") -> Tensor:
-        """Features (B, F) of unmasked images: the mean of the patch tokens, or with `pool="cls"` the class token."""
-        return pool_tokens(self.encode_tokens(images), pool, self.num_prefix_tokens)
+    def encode(self, images: Tensor, *, pool: str = "avg", layers: int | Sequence[int] = 1) -> Tensor:
+        """Features (B, F) of unmasked images: the mean of the patch tokens, or with `pool="cls"` the class token.
+
+        With `layers` as `encode_layers` takes them, the features of those layers side by side, F = D x their number.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> model.encode(images).shape, model.encode(images, pool="cls", layers=[0, 1]).shape
+        (torch.Size([5, 24]), torch.Size([5, 48]))
+
+        Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
+        """
+        tokens = self.encode_layers(images, layers)
+        return torch.cat([pool_tokens(layer, pool, self.num_prefix_tokens) for layer in tokens], dim=1)
+
+    def encode_layers(self, images: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tensor]:
+        """Tokens of unmasked images after some of the encoder's blocks: for each layer (B, prefix + N, D).
+
+        `layers` are numbers from 0, or from -1 backwards, in any order; an int means the last so many. They are timm's
+        `forward_intermediates(indices=layers)`. With `norm` they go through the encoder's final norm, so that the last
+        layer is `encode_tokens`; timm's own default is without.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> [tokens.shape for tokens in model.encode_layers(torch.rand(5, 3, 8, 8), [0, -1])]
+        [torch.Size([5, 17, 24]), torch.Size([5, 17, 24])]
+
+        Raises InputError for images of another shape, or for layers that the encoder does not have.
+        """
+        return explain.encode_layers(self, images, layers, norm=norm)
 
     def decode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D)."""
+        """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D).
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.decode(model.encode_tokens(torch.rand(5, 3, 8, 8), mask), mask).shape
+        torch.Size([5, 16, 12])
+
+        Raises InputError for a mask of another shape, or one that does not leave as many patches as there are tokens.
+        """
         visible, hidden = self.split(self.expand_mask(mask, len(tokens)), tokens.device)
         if tokens.shape[1] != self.num_prefix_tokens + visible.shape[1]:
             raise InputError(
@@ -402,26 +508,33 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
     def reconstruct(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | float | None = None,
         *,
         generator: torch.Generator | None = None,
         statistics: str = "visible",
     ) -> Reconstruction:
-        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W)) and paint them in.
+        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W) or one (C, H, W)) and paint them in.
+
+        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a share of the patches
+        in [0, 1), chosen at random by `generator`; None is the model's own `mask_ratio`. 0 hides nothing: the encoder
+        sees all, and the errors are those of patches that it saw.
 
         A model trained with norm_pix_loss predicts each patch up to its brightness and contrast. By default both are
         interpolated from the visible patches (weights 1 / distance^4), so nothing hidden is used.
         `statistics="target"` takes the hidden patches' true mean and deviation instead: prettier, but it leaks the
         target. The result's `statistics` says which was used.
 
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> shown = model.reconstruct(torch.rand(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> shown.images.shape, shown.patch_error.shape, shown.error.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5, 16]), torch.Size([5]))
+
         Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
         """
         if statistics not in ("visible", "target"):
             raise InputError(f"statistics {statistics!r} is neither 'visible' nor 'target'")
         images = self.normalise(images)
-        if mask is None:
-            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
-        mask = self.expand_mask(mask, len(images))
+        mask = self.choose_mask(mask, len(images), generator)
         predicted = self.decode(self.encode_tokens(images, mask), mask).float()
         mask = mask.to(images.device)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
@@ -437,7 +550,43 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
             masked=torch.where(hidden, torch.full_like(original, 0.5), original),
             mask=mask,
             statistics=statistics if self.norm_pix_loss else "none",
+            patch_error=patchify((prediction - original).square(), self.patch_size).mean(dim=2),
         )
+
+    def anomaly_map(
+        self, images: Tensor, *, passes: int = 8, mask_ratio: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
+        """How badly each pixel (B, H, W) is predicted by patches other than its own: a squared error in [0, 1].
+
+        Each of the `passes` hides another share `mask_ratio` (None: the model's) of the patches, together all of them,
+        the same ones in every image; a pixel's error is its mean over channels and over the passes that hid it. Images
+        are uint8 or normalised float, (B, C, H, W) or one (C, H, W). Train with `norm_pix_loss=False` for this: else
+        brightness and contrast are guessed from visible patches, and much of the error is that guess's.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> model.anomaly_map(torch.rand(5, 3, 8, 8), passes=4).shape
+        torch.Size([5, 8, 8])
+
+        Raises InputError if passes x hidden patches cannot cover all, or for images of another shape.
+        """
+        num_hidden = self.num_hidden if mask_ratio is None else count_hidden(self.num_patches, mask_ratio)
+        return explain.anomaly_map(self, images, num_hidden=num_hidden, passes=passes, generator=generator)
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Who attends to whom in unmasked images: float (B, layers, heads, T, T), every row summing to 1.
+
+        Row t holds what token t takes from each of the T = prefix + N tokens, of which the cls token and any registers
+        come first. Memory grows with T squared: give few images at a time.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> maps = model.attention_maps(torch.rand(5, 3, 8, 8))
+        >>> maps.shape, maps[:, -1, :, 0, 1:].shape  # all; and from the cls token to the patches, in the last layer
+        (torch.Size([5, 2, 2, 17, 17]), torch.Size([5, 2, 16]))
+
+        Raises InputError for images of another shape, or an encoder whose blocks do not attend in timm's plain way.
+        """
+        return explain.attention_maps(self, images)
 
     def denormalise_patches(self, prediction: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
         """Give predictions (B, N, P*P*C) a mean and deviation: their own patch's where that is visible or where
@@ -459,7 +608,14 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
     # ---- weights on disk
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
-        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub."""
+        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        """
         return super().save_pretrained(
             save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
         )
@@ -467,6 +623,12 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs) -> "MaskedAutoencoder":
         """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     MaskedAutoencoder.from_pretrained(folder).num_features
+        192
 
         Raises InputError if there is none, or if its weights are damaged or of another architecture.
         """
