@@ -7,13 +7,14 @@ scores test digits it never saw and pictures that are no such digits by `MaskedA
 from an odd picture. A score is the mean of the map, or its worst patch; both are given, and beside them the distance to
 the nearest of 10,000 training digits in pixels, which needs no model. Each line is scikit-learn's ROC-AUC in percent
 (50 is chance) of the odd pictures against intact ones. Writes a JSON and a picture.
+
+The settings were fixed on `--split val`, at mask ratios 0.25, 0.5, 0.75 and 8 or 16 passes; test was scored once.
 """
 
 import argparse
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import timm
@@ -121,9 +122,7 @@ def main(args: argparse.Namespace) -> dict:
             "nearest neighbour": score_nearest(images, train_set.images),
         }
 
-    began = time.perf_counter()
     normal_maps = find_maps(digits.images)
-    rate = len(digits) / (time.perf_counter() - began)
     normal = score(digits.images, normal_maps)
     table, maps = {}, {}
     for kind, images in kinds.items():
@@ -151,7 +150,6 @@ def main(args: argparse.Namespace) -> dict:
     print("\nWhere the inverted square is, %")
     for name, value in localisation.items():
         print(f"{name:40}{value:>8.1f}")
-    print(f"\n{rate:.0f} maps/s of {args.passes} passes on {torch.get_num_threads()} thread(s)")
 
     shown = {"digit": (digits.images, normal_maps), **{kind: (kinds[kind], maps[kind]) for kind in kinds}}
     limit = float(torch.quantile(inked_maps.flatten()[::7], 0.995))
@@ -172,7 +170,6 @@ def main(args: argparse.Namespace) -> dict:
         },
         "roc_auc": table,
         "localisation": localisation,
-        "maps_per_second": rate,
     }  # fmt: skip
     write_json(folder / "anomaly.json", result)
     print(f"wrote {folder / 'anomaly.json'}\n      {picture}")

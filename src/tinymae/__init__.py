@@ -6,6 +6,7 @@ from .mae import MAEOutput, MaskedAutoencoder, Reconstruction, patchify, random_
 
 __version__ = "0.1.0"
 __all__ = [
+    "Features",
     "InputError",
     "MAEOutput",
     "MaskedAutoencoder",
@@ -15,3 +16,11 @@ __all__ = [
     "random_mask",
     "unpatchify",
 ]
+
+
+def __getattr__(name: str):
+    if name == "Features":  # importing scikit-learn takes over a second: only for those who ask
+        from .features import Features
+
+        return Features
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

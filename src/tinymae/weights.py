@@ -42,7 +42,14 @@ def require_channels(dataset: Dataset, in_channels: int) -> None:
 
 
 def save_autoencoder(model: MaskedAutoencoder, folder: str | Path) -> None:
-    """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads."""
+    """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_autoencoder(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     kind_of(folder), load_autoencoder(folder).num_features
+    ('autoencoder', 192)
+    """
     folder = Path(folder)
     write_tensors(model.state_dict(), folder / "model.safetensors")
     write_json(folder / "config.json", {"architecture": type(model).__name__, **model.config})
@@ -61,6 +68,10 @@ def create_classifier(
     """A stock timm ViT like the encoder of a MaskedAutoencoder with this `config`, with a linear head.
 
     Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
+
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
+    >>> create_classifier(model.config, num_classes=10)(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
     """
     sizes = {key: config[key] for key in ("in_channels", "embed_dim", "depth", "num_heads")}
     classifier = create_vit(
