@@ -5,7 +5,7 @@
 
 Each line is pretraining end to end (batches, augmentation, masks, forward, backward, AdamW) with the recipe's settings,
 on random pictures; "step alone" repeats the step on one batch that is already there. All figures are images/s, medians
-over `--rounds`.
+over `--rounds`; on a GPU each line also says its peak memory.
 """
 
 import argparse
@@ -110,7 +110,11 @@ def main(args: argparse.Namespace) -> dict[str, float]:
 
     def note(name: str, rate: float) -> None:
         rates[name] = rate
-        print(f"{name:44}{rate:>10.0f} images/s", flush=True)
+        memory = ""
+        if torch.cuda.is_available():
+            memory = f"{torch.cuda.max_memory_allocated() / 1e9:>10.2f} GB at the peak"
+            torch.cuda.reset_peak_memory_stats()
+        print(f"{name:44}{rate:>10.0f} images/s{memory}", flush=True)
 
     note("step alone, batch 256, patch 4", measure(args, random_pictures(1000), alone=True))
     for size in args.sizes:

@@ -2,6 +2,10 @@
 
     accelerate launch scripts/pretrain.py --data cifar10 --output-dir runs/mae
     python scripts/pretrain.py --data path/to/images --image-size 64 --patch-size 8 --max-minutes 60
+    python scripts/pretrain.py --data path/to/images --weights mae_pretrain_vit_base.pth --image-size 96
+
+--weights goes on from a pretraining run, an official MAE checkpoint or a transformers ViTMAE folder, in its sizes; the
+image size, patch size or channels that are given adapt it. Mean and std become those of the new data.
 
 Repeating a command resumes it. The output folder gets model.safetensors and config.json, which
 `tinymae.MaskedAutoencoder.from_pretrained`, linear_probe.py and finetune.py read. Several processes on CPUs:
@@ -15,8 +19,10 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymae import MaskedAutoencoder, evaluate, figures, random_mask
+from tinymae import InputError, MaskedAutoencoder, adapt, evaluate, figures, random_mask
+from tinymae.architecture import describe
 from tinymae.augment import padded_crop, random_flip, random_resized_crop
+from tinymae.convert import read_autoencoder
 from tinymae.data import Batch, Dataset, pick
 from tinymae.randomness import Draws, derive_seed
 from tinymae.runs import (
@@ -33,6 +39,13 @@ from tinymae.runs import (
 from tinymae.train import choose_attention, create_optimizer, parameter_groups, train_steps
 from tinymae.weights import save_autoencoder
 
+ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
+# The model of the recipe. Flags have no defaults of their own, as with --weights those of the weights hold.
+MODEL = {
+    "encoder": "vit_tiny_patch16_224", "patch_size": 4, "in_channels": 3, "decoder_dim": 128, "decoder_depth": 2,
+    "decoder_heads": 4, "mask_ratio": 0.75, "norm_pix_loss": True,
+}  # fmt: skip
+
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,11 +54,13 @@ def parse() -> argparse.ArgumentParser:
     add_training_arguments(parser, epochs=400, warmup_epochs=20, batch_size=512, base_lr=1e-3, weight_decay=0.05)
 
     model = add_model_arguments(parser)
-    model.add_argument("--decoder-dim", type=int, default=128)
-    model.add_argument("--decoder-depth", type=int, default=2)
-    model.add_argument("--decoder-heads", type=int, default=4)
-    model.add_argument("--mask-ratio", type=float, default=0.75, help="share of patches hidden (default: %(default)s)")
-    model.add_argument("--norm-pix-loss", action=argparse.BooleanOptionalAction, default=True)
+    model.add_argument("--decoder-dim", type=int, help="(default: 128)")
+    model.add_argument("--decoder-depth", type=int, help="(default: 2)")
+    model.add_argument("--decoder-heads", type=int, help="(default: 4)")
+    model.add_argument("--mask-ratio", type=float, help="share of patches hidden (default: 0.75)")
+    model.add_argument("--norm-pix-loss", action=argparse.BooleanOptionalAction, help="(default: yes)")
+    model.add_argument("--weights", help="go on from this model; what it has replaces the defaults above")
+    parser.set_defaults(**dict.fromkeys(MODEL))
 
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
@@ -68,27 +83,29 @@ def parse() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     accelerator = create_training_accelerator(args)
-    load = dataset_loader(args, image_size=args.image_size, channels=args.in_channels)
-    train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
-
     torch.manual_seed(derive_seed(args.seed, "weights"))
+    if args.weights:
+        start = read_start(args)
+        size, channels = args.image_size or start.image_size, args.in_channels or start.in_channels
+    else:
+        vars(args).update({name: value for name, value in MODEL.items() if getattr(args, name) is None})
+        start, size, channels = None, args.image_size, args.in_channels
+    load = dataset_loader(args, image_size=size, channels=channels)
+    train_set, val_set = load("train").to(accelerator.device), load("val").to(accelerator.device)
+    if start and train_set.image_shape[0] != channels:
+        raise InputError(
+            f"data set {args.data} has {train_set.image_shape[0]} channels, not {channels}: "
+            f"give --in-channels {train_set.image_shape[0]}, which adapts the weights"
+        )
+
     mean, std = train_set.statistics
-    model = MaskedAutoencoder(
-        args.encoder,
-        image_size=train_set.image_shape[1:],
-        patch_size=args.patch_size,
-        in_channels=train_set.image_shape[0],
-        mask_ratio=args.mask_ratio,
-        embed_dim=args.embed_dim,
-        depth=args.depth,
-        num_heads=args.num_heads,
-        decoder_dim=args.decoder_dim,
-        decoder_depth=args.decoder_depth,
-        decoder_heads=args.decoder_heads,
-        norm_pix_loss=args.norm_pix_loss,
-        mean=mean,
-        std=std,
-    )
+    data = {"image_size": train_set.image_shape[1:], "in_channels": train_set.image_shape[0], "mean": mean, "std": std}
+    task = {"patch_size": args.patch_size, "mask_ratio": args.mask_ratio, "norm_pix_loss": args.norm_pix_loss}
+    if start:
+        model = adapt(start, **data, **task).train()
+    else:
+        sizes = {name: getattr(args, name) for name in ARCHITECTURE}
+        model = MaskedAutoencoder(**sizes, **data, **task)
     choose_attention(model, accelerator.device)
     model.encoder.set_grad_checkpointing(args.gradient_checkpointing)
     if args.compile:
@@ -120,7 +137,7 @@ def main(args: argparse.Namespace) -> dict:
             images = random_resized_crop(images, draws, scale=(args.min_scale, 1.0))
         if args.flip:
             images = random_flip(images, draws)
-        mask = random_mask(args.batch_size, bare_model.num_patches, args.mask_ratio, draws.generator)
+        mask = random_mask(args.batch_size, bare_model.num_patches, bare_model.mask_ratio, draws.generator)
         return model(images, mask[draws.cpu_positions]).loss
 
     look = partial(look_at, bare_model, run, pick(train_set, args.probe_images), val_set)
@@ -147,6 +164,21 @@ def main(args: argparse.Namespace) -> dict:
     names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
     run.finish(results, [run.folder / name for name in names])
     return results
+
+
+def read_start(args: argparse.Namespace) -> MaskedAutoencoder:
+    """The model that --weights names. Raises InputError for a flag that contradicts it."""
+    start = read_autoencoder(
+        args.weights, num_heads=args.num_heads, decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth,
+        decoder_heads=args.decoder_heads,
+    )  # fmt: skip
+    has = describe(start.encoder) | {name: value for name, value in start.config.items() if value is not None}
+    for name in ARCHITECTURE:
+        if getattr(args, name) not in (None, has[name]):
+            raise InputError(
+                f"{name} {getattr(args, name)} contradicts weights {args.weights}, which have {has[name]}: leave it out"
+            )
+    return start
 
 
 @torch.no_grad()

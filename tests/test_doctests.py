@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import tinymae
-from tinymae import data, evaluate, explain, features, files, mae, weights
+from tinymae import convert, data, evaluate, explain, features, files, huggingface, mae, masking, resample, weights
+from tinymae.autoencoders import base
 
-MODULES = (mae, data, evaluate, explain, features, files, weights)
+MODULES = (base, convert, data, evaluate, explain, features, files, huggingface, mae, masking, resample, weights)
 
 
 def public_objects(module: ModuleType) -> Iterator[tuple[str, object]]:
@@ -51,13 +52,10 @@ def test_an_example_gives_what_it_says(name):
 def test_every_public_function_and_method_of_the_model_has_an_example():
     exported = [getattr(tinymae, name) for name in tinymae.__all__]
     exported = {f"{value.__module__}.{value.__name__}" for value in exported if inspect.isfunction(value)}
-    methods = {
-        f"{mae.__name__}.MaskedAutoencoder.{name}"
-        for name in (
-            "forward encode encode_tokens encode_layers decode reconstruct anomaly_map attention_maps normalise "
-            "denormalise save_pretrained from_pretrained"
-        ).split()
-    }
+    own = "forward encode encode_tokens encode_layers decode reconstruct anomaly_map attention_maps".split()
+    shared = "normalise denormalise save_pretrained from_pretrained".split()
+    methods = {f"tinymae.mae.MaskedAutoencoder.{name}" for name in own}
+    methods |= {f"tinymae.autoencoders.base.Autoencoder.{name}" for name in shared}
     classes = {"tinymae.mae.MaskedAutoencoder", "tinymae.features.Features"}
-    assert {"tinymae.mae.patchify", "tinymae.data.load_dataset"} <= exported
+    assert {"tinymae.masking.patchify", "tinymae.data.load_dataset"} <= exported
     assert not (exported | methods | classes) - EXAMPLES.keys()

@@ -7,6 +7,7 @@ from test_mae import small_model, trained_looking
 
 from tinymae import InputError, MaskedAutoencoder, figures, patchify
 from tinymae.explain import covering_masks
+from tinymae.masking import denormalise_patches
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -42,9 +43,8 @@ def test_a_mask_that_hides_nothing_shows_the_encoder_all(nothing):
     shown = model.reconstruct(images, nothing)
     assert not shown.mask.any() and torch.equal(shown.images, shown.original)
     prediction = model.decode(model.encode_tokens(images), torch.zeros(16, dtype=torch.bool))
-    again = model.denormalise_patches(
-        prediction, patchify(model.normalise(images), 2), shown.mask, statistics="visible"
-    )
+    patches = patchify(model.normalise(images), 2)
+    again = denormalise_patches(prediction, patches, shown.mask, grid_size=(4, 4), statistics="visible")
     assert (shown.error > 0).all()  # of the model's own picture: what is seen is not copied
     torch.testing.assert_close(patchify(shown.prediction, 2), model.denormalise(again), atol=1e-5, rtol=0)
     torch.testing.assert_close(shown.error, shown.patch_error.mean(1))

@@ -1,5 +1,6 @@
 """The scripts as people use them, on real digits (and real CIFAR-10 where it is at hand)."""
 
+import gc
 import json
 import os
 import signal
@@ -19,8 +20,8 @@ from conftest import SCRIPTS
 from PIL import Image
 from safetensors.torch import load_file
 
-from tinymae import MaskedAutoencoder, load_dataset
-from tinymae.runs import run_script
+from tinymae import MaskedAutoencoder, files, load_dataset
+from tinymae.runs import PAUSED, Stopped, run_script
 from tinymae.weights import load_classifier
 
 DIGITS = ["--data", "digits", "--seed", "1", "--mixed-precision", "no"]
@@ -56,7 +57,7 @@ def refused(script, monkeypatch, capsys, *arguments) -> str:
     return lines[0]
 
 
-def launch(*command, **environment) -> subprocess.Popen:
+def launch(*command, start_new_session: bool = False, **environment) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -64,6 +65,7 @@ def launch(*command, **environment) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -146,18 +148,73 @@ def test_a_stopped_run_resumes_to_the_same_bits(script, pretrained, tmp_path):
     assert len(shared) == len(rows[0])  # the resumed run may log one more line, after its first step
 
 
-def test_two_processes_make_the_same_run(tmp_path):
-    command = [*DIGITS, *MODEL, *SHORT, "--epochs", 1]
-    one = launch(SCRIPTS / "pretrain.py", *command, "--output-dir", tmp_path / "one")
+def test_two_processes_make_the_same_run_even_when_killed(tmp_path):
+    """Two processes are killed after they saved, and the run resumes on two: as the run of one process."""
+    command = [SCRIPTS / "pretrain.py", *DIGITS, *MODEL, *SHORT, "--checkpoint-minutes", 0]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29555]
-    two = launch(*torchrun, SCRIPTS / "pretrain.py", *command, "--output-dir", tmp_path / "two", ACCELERATE_USE_CPU="1")
-    outputs = [process.communicate()[0] for process in (one, two)]
-    assert (one.returncode, two.returncode) == (0, 0), outputs
-    assert "1 process" in outputs[0] and "2 processes" in outputs[1]
+    one = launch(*command, "--output-dir", tmp_path / "one")
+    two = [*torchrun, *command, "--output-dir", tmp_path / "two"]
+    killed = launch(*two, ACCELERATE_USE_CPU="1", start_new_session=True)
+    while not list((tmp_path / "two" / "checkpoints").glob("step-*")):
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.005)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    resumed = launch(*two, ACCELERATE_USE_CPU="1")
+    outputs = [process.communicate()[0] for process in (one, resumed)]
+    assert (one.returncode, resumed.returncode) == (0, 0), outputs
+    assert "1 process" in outputs[0] and "2 processes" in outputs[1] and "resuming from" in outputs[1]
     single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in single.items():
         if not name.endswith("qkv.bias"):  # see test_train: the keys' bias has no gradient but rounding noise
             torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_paused_run_goes_on_to_the_same_bits(tmp_path):
+    arguments = [*DIGITS, *MODEL, *SHORT, "--gradient-accumulation-steps", 2, "--optimizer", "muon"]
+    run(pretrain, *arguments, "--output-dir", tmp_path / "whole")
+    pauses = 0
+    while not (tmp_path / "paused" / "results.json").exists():
+        try:
+            run(pretrain, *arguments, "--output-dir", tmp_path / "paused", "--pause-after-minutes", 0.005)
+        except Stopped as stopped:
+            assert stopped.exit_code == PAUSED and "the same command resumes" in str(stopped)
+            pauses += 1
+    assert pauses > 1
+    whole, paused = (tmp_path / name / "model.safetensors" for name in ("whole", "paused"))
+    assert whole.read_bytes() == paused.read_bytes()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, pretrained, tmp_path, monkeypatch):
+    """The process dies just before the last file but `number` is put in its place."""
+
+    class Killed(BaseException):
+        pass
+
+    arguments = [*DIGITS, *MODEL, *SHORT, "--output-dir", tmp_path]
+    put = os.replace
+    names = ["model.safetensors", "config.json", "curves.png", "reconstructions.png", "results.json"]
+
+    def die(source, target):
+        if Path(target).name == names[number] and (number != 3 or checkpoints()):
+            raise Killed
+        put(source, target)
+
+    def checkpoints() -> bool:
+        return bool(list(tmp_path.glob("checkpoints/step-000000040-*")))
+
+    monkeypatch.setattr(files.os, "replace", die)
+    with pytest.raises(Killed):
+        run(pretrain, *arguments)
+    monkeypatch.undo()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):  # what else a process takes along when it dies
+        signal.signal(signal_number, signal.default_int_handler)
+    gc.collect()  # with the run goes its lock
+    run(pretrain, *arguments)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / name).read_bytes() == (pretrained / name).read_bytes()
+    assert all((tmp_path / name).exists() for name in names)
 
 
 def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):

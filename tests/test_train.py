@@ -9,21 +9,28 @@ from accelerate import Accelerator
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data import split_batch, step_batches
 from tinymae.randomness import Draws, derive_seed, draw_drop_path, use_sample_drop_path
-from tinymae.train import Schedule, parameter_groups, train_steps
+from tinymae.train import Schedule, create_optimizer, parameter_groups, train_steps
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
          "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "mean": (0.3,), "std": (0.38,)}  # fmt: skip
 
 
-def run_steps(count: int, *, parts: int = 1, start=None, dropped: float = 0.0):
-    """Train a small MAE on digits for `count` steps, or on from a `start` state; returns the state."""
+def run_steps(
+    count: int, *, parts: int = 1, start=None, dropped: float = 0.0, name: str = "adamw", overflow_at: int | None = None
+):
+    """Train a small MAE on digits for `count` steps, or on from a `start` state; returns the state.
+
+    With `overflow_at`, under the loss scaling that fp16 has, and with a gradient that overflows in that step.
+    """
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    if overflow_at is not None:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # Accelerate makes one on GPUs alone
     torch.manual_seed(0)
     model = MaskedAutoencoder(**SIZES)
     for block in model.encoder.blocks:
         block.drop_path1, block.drop_path2 = timm.layers.DropPath(dropped), timm.layers.DropPath(dropped)
     use_sample_drop_path(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-3)
+    optimizer = create_optimizer(name, parameter_groups(model, weight_decay=0.05), betas=(0.9, 0.95))
     model, optimizer = accelerator.prepare(model, optimizer)
     step = 0
     if start:
@@ -35,22 +42,27 @@ def run_steps(count: int, *, parts: int = 1, start=None, dropped: float = 0.0):
         load_dataset("digits"), batch_size=64, parts=positions, seed=1, device="cpu", start_step=step
     )
 
+    steps = itertools.count(step)
+
     def compute_loss(batch, draws):
         mask = random_mask(64, 16, 0.75, draws.generator)[draws.cpu_positions]
-        return model(batch.images, mask).loss
+        loss = model(batch.images, mask).loss
+        return loss * 1e38 if next(steps) == overflow_at else loss
 
     schedule = Schedule(peak=1e-3, total_steps=40, warmup=0.1)
     loop = train_steps(
         model, optimizer, compute_loss, batches, accelerator=accelerator, schedule=schedule, batch_size=64, seed=1,
         start_step=step,
     )  # fmt: skip
-    losses = []
+    losses, skipped = [], []
     for state in loop:
         losses.append(float(state.loss))
+        skipped += [state.step] if state.skipped else []
         if state.step == count:
             break
     copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return {"step": state.step, "model": copy, "optimizer": optimizer.state_dict(), "losses": losses}
+    return {"step": state.step, "model": copy, "optimizer": optimizer.state_dict(), "losses": losses,
+            "skipped": skipped}  # fmt: skip
 
 
 def without_key_bias(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -66,10 +78,11 @@ def test_loss_falls():
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_resuming_gives_the_same_bits():
-    whole = run_steps(12, dropped=0.2)
-    half = run_steps(7, dropped=0.2)
-    rest = run_steps(12, dropped=0.2, start=half)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_resuming_gives_the_same_bits(name):
+    whole = run_steps(12, dropped=0.2, name=name)
+    half = run_steps(7, dropped=0.2, name=name)
+    rest = run_steps(12, dropped=0.2, start=half, name=name)
     assert all(torch.equal(tensor, rest["model"][name]) for name, tensor in whole["model"].items())
     assert whole["losses"][7:] == rest["losses"]
 
@@ -80,6 +93,24 @@ def test_micro_batches_make_the_same_run():
         torch.testing.assert_close(
             without_key_bias(name, parts["model"][name]), without_key_bias(name, tensor), atol=1e-5, rtol=0
         )
+
+
+def test_a_gradient_that_overflows_in_fp16_skips_the_step_and_is_counted():
+    before, after, later = (run_steps(count, overflow_at=4) for count in (4, 5, 6))
+    assert (before["skipped"], after["skipped"], later["skipped"]) == ([], [5], [5])
+    assert all(torch.equal(tensor, after["model"][name]) for name, tensor in before["model"].items())
+    assert any(not torch.equal(tensor, later["model"][name]) for name, tensor in before["model"].items())
+
+
+def test_muon_flattens_the_spectrum_of_a_matrix_update_and_leaves_the_rest_to_adamw():
+    def evenness(name):  # of the second step's update: 1 if it moves every direction as far as any other
+        before, after = (run_steps(count, name=name)["model"]["encoder.blocks.0.mlp.fc1.weight"] for count in (1, 2))
+        values = torch.linalg.svdvals(after - before)
+        return values.median() / values.max()
+
+    assert evenness("muon") > 0.7 > 0.4 > evenness("adamw")
+    muon, adamw = run_steps(1, name="muon")["model"], run_steps(1)["model"]
+    torch.testing.assert_close(muon["encoder.norm.bias"], adamw["encoder.norm.bias"])
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():

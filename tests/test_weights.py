@@ -43,7 +43,8 @@ def test_a_folded_probe_gives_the_probes_logits(autoencoder, pool):
         features = autoencoder.encode(images, pool=pool)
     probe = evaluate.fit_linear(features, labels, num_classes=3, l2=0.01)
     vit = create_classifier(autoencoder.config, num_classes=3, pool=pool).eval()
-    fold_probe(vit, autoencoder.encoder, probe)
+    fill_encoder(vit, autoencoder.encoder)
+    fold_probe(vit.head, probe)
     classifier = Classifier(vit, mean=autoencoder.config["mean"], std=autoencoder.config["std"], classes=CLASSES)
     torch.testing.assert_close(classifier(images), probe(features), atol=1e-3, rtol=1e-4)
 

@@ -1,8 +1,14 @@
 """tinymae: masked autoencoders for small images, built from timm parts."""
 
+from .autoencoders.base import Reconstruction
+from .convert import from_official, to_official
 from .data import load_dataset
 from .files import InputError
-from .mae import MAEOutput, MaskedAutoencoder, Reconstruction, patchify, random_mask, unpatchify
+from .huggingface import classifier_from_transformers, from_transformers, to_transformers
+from .mae import MAEOutput, MaskedAutoencoder
+from .masking import patchify, random_mask, unpatchify
+from .resample import adapt
+from .weights import export_timm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,9 +17,16 @@ __all__ = [
     "MAEOutput",
     "MaskedAutoencoder",
     "Reconstruction",
+    "adapt",
+    "classifier_from_transformers",
+    "export_timm",
+    "from_official",
+    "from_transformers",
     "load_dataset",
     "patchify",
     "random_mask",
+    "to_official",
+    "to_transformers",
     "unpatchify",
 ]
 

@@ -127,18 +127,25 @@ def load_weights_strictly(model: nn.Module, path: str | Path) -> None:
     Raises InputError, naming the file, if it is missing, truncated, or does not match the model name by name and
     shape by shape. The model is untouched when it raises.
     """
-    state = read_tensors(path)
-    expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    fill_strictly(model, read_tensors(path), source=path, expected="its config.json says")
+
+
+def fill_strictly(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:
+    """Fill every parameter and buffer of `model` from `state`, in the model's own dtype.
+
+    Raises InputError, in the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match
+    one by one. The model is untouched when it raises.
+    """
+    wanted = model.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
         raise InputError(
-            f"{path} holds another architecture than its config.json says: "
+            f"{source} holds another architecture than {expected}: "
             f"missing {missing[:3]}, unexpected {unexpected[:3]} ({len(missing)} and {len(unexpected)} in all)"
         )
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
+        if tensor.shape != wanted[name].shape:
             raise InputError(
-                f"{path} holds {name} of shape {tuple(tensor.shape)} where its config.json says "
-                f"{tuple(expected[name].shape)}"
+                f"{source} holds {name} of shape {tuple(tensor.shape)} where {expected} {tuple(wanted[name].shape)}"
             )
     model.load_state_dict(state, strict=True)

@@ -1,7 +1,6 @@
 """The masked autoencoder: hide most patches, encode the rest, predict what was hidden.
 
-He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377. A `mask` is bool (B, N) with
-True = hidden, over the N patches in row-major grid order.
+He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 """
 
 from collections.abc import Sequence
@@ -12,46 +11,24 @@ from pathlib import Path
 import timm
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from . import explain
-from .files import InputError, load_weights_strictly, read_json
-
-
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """Cut images (B, C, H, W) into patches (B, N, P*P*C), row-major; inside a patch the order is row, column, channel.
-
-    >>> patchify(torch.zeros(2, 3, 8, 8), 4).shape
-    torch.Size([2, 4, 48])
-
-    Raises InputError if the image's height or width is not a multiple of the patch's.
-    """
-    height, width = pair(patch_size)
-    if images.shape[-2] % height or images.shape[-1] % width:
-        raise InputError(f"image_size {tuple(images.shape[-2:])} is not a multiple of patch_size {patch_size}")
-    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=height, q=width)
-
-
-def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]) -> Tensor:
-    """Lay patches (B, N, P*P*C) back into images (B, C, H, W): the inverse of `patchify`.
-
-    >>> images = torch.rand(2, 3, 8, 12)
-    >>> torch.equal(unpatchify(patchify(images, 4), 4, (8, 12)), images)
-    True
-    """
-    (height, width), rows = pair(patch_size), pair(image_size)[0] // pair(patch_size)[0]
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=height, q=width)
+from .autoencoders.base import Autoencoder, Reconstruction, pair
+from .files import InputError
+from .masking import (
+    choose_mask,
+    count_hidden,
+    denormalise_patches,
+    expand_mask,
+    patch_statistics,
+    patchify,
+    random_mask,
+    unpatchify,
+)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -59,51 +36,6 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
-
-    Raises InputError unless `images` is (B, *shape).
-    """
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise InputError(
-            f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
-        )
-    return (images.float() / 255 - mean) / std if images.dtype == torch.uint8 else images
-
-
-def count_hidden(num_patches: int, mask_ratio: float) -> int:
-    """How many of `num_patches` a mask of this ratio hides. Raises InputError if that is none or all of them."""
-    if not 0 < mask_ratio < 1:
-        raise InputError(f"mask_ratio {mask_ratio} is outside (0, 1)")
-    num_hidden = round(num_patches * mask_ratio)
-    if not 0 < num_hidden < num_patches:
-        what = "every patch" if num_hidden else "no patch"
-        raise InputError(
-            f"mask_ratio {mask_ratio} hides {what} of {num_patches}: use a smaller patch_size or another ratio"
-        )
-    return num_hidden
-
-
-def random_mask(
-    batch_size: int,
-    num_patches: int,
-    mask_ratio: float,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Hide exactly round(mask_ratio * N) patches of each image, chosen uniformly: bool (B, N), True = hidden.
-
-    >>> random_mask(2, 16, 0.75).sum(dim=1)
-    tensor([12, 12])
-
-    `generator` must live on `device`. Raises InputError if the ratio would hide no patch or all of them.
-    """
-    num_hidden = count_hidden(num_patches, mask_ratio)
-    order = torch.rand(batch_size, num_patches, generator=generator, device=device).argsort(dim=1)
-    mask = torch.zeros(batch_size, num_patches, dtype=torch.bool, device=device)
-    return mask.scatter_(1, order[:, :num_hidden], True)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
@@ -131,6 +63,11 @@ class MAEOutput:
     images: Tensor  # (B, C, H, W), normalised
     model: "MaskedAutoencoder"
 
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The loss has no parts worth logging."""
+        return {}
+
     @cached_property
     def reconstruction(self) -> Tensor:
         """Images (B, C, H, W), normalised: visible patches as given, hidden ones as predicted.
@@ -142,40 +79,14 @@ class MAEOutput:
         index = self.hidden[..., None].expand_as(self.prediction)
         predicted = patches.scatter(1, index, self.prediction.detach().to(patches.dtype))
         if self.model.norm_pix_loss:
-            predicted = self.model.denormalise_patches(predicted, patches, self.mask, statistics="visible")
+            predicted = denormalise_patches(
+                predicted, patches, self.mask, grid_size=self.model.grid_size, statistics="visible"
+            )
         pasted = torch.where(self.mask[..., None], predicted, patches)
         return unpatchify(pasted, self.model.patch_size, self.model.image_size)
 
 
-@dataclass
-class Reconstruction:
-    """What `MaskedAutoencoder.reconstruct` returns; pictures are float (B, C, H, W) in [0, 1].
-
-    Errors are squared differences of such pixels, averaged. A visible patch has one as well, but training never asked
-    for it: the model saw the patch and was not told to copy it.
-    """
-
-    original: Tensor  # the images that were given
-    images: Tensor  # the answer: visible patches as given, hidden ones as predicted
-    prediction: Tensor  # the model's own picture of every patch, hidden or not
-    masked: Tensor  # what the encoder saw, hidden patches in mid-grey
-    mask: Tensor  # bool (B, N), True = hidden
-    statistics: str  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
-    patch_error: Tensor  # (B, N): mean squared error of `prediction` against `original`, of every patch
-
-    @property
-    def error(self) -> Tensor:
-        """Mean squared error of each picture's hidden patches (B,); of all its patches where the mask hides none."""
-        counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
-        return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """What a sheet of reconstructions shows, by its headings."""
-        return {"original": self.original, "masked": self.masked, "reconstruction": self.images}
-
-
-class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", license="mit", tags=["mae", "timm"]):
+class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
     """A masked autoencoder whose encoder is a stock timm `VisionTransformer` (arXiv 2111.06377).
 
     Args:
@@ -187,9 +98,9 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         embed_dim, depth, num_heads: change the encoder's size; None leaves it as the named timm model has it.
         decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
+        norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
+            A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
-
-    Methods take one image (C, H, W) for a batch of one: what they return keeps B = 1.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
     >>> model(torch.rand(5, 3, 8, 8)).reconstruction.shape
@@ -214,25 +125,23 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         decoder_depth: int = 2,
         decoder_heads: int = 4,
         norm_pix_loss: bool = True,
+        norm_eps: float | None = None,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
     ):
-        super().__init__()
-        self.image_size, self.patch_size, self.in_channels = pair(image_size), pair(patch_size), in_channels
-        self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
-        self.config = {
-            "encoder": encoder, "image_size": list(self.image_size), "patch_size": list(self.patch_size),
-            "in_channels": in_channels, "mask_ratio": mask_ratio, "embed_dim": embed_dim, "depth": depth,
-            "num_heads": num_heads, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
-            "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "mean": [float(m) for m in mean],
-            "std": [float(s) for s in std],
-        }  # fmt: skip
+        super().__init__(
+            {
+                "encoder": encoder, "image_size": image_size, "patch_size": list(pair(patch_size)),
+                "in_channels": in_channels, "mask_ratio": mask_ratio, "embed_dim": embed_dim, "depth": depth,
+                "num_heads": num_heads, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
+                "decoder_heads": decoder_heads, "norm_pix_loss": norm_pix_loss, "norm_eps": norm_eps,
+                "mean": mean, "std": std,
+            }
+        )  # fmt: skip
+        self.patch_size, self.mask_ratio, self.norm_pix_loss = pair(patch_size), mask_ratio, norm_pix_loss
         for size, multiple in zip(self.image_size, self.patch_size, strict=True):
             if multiple < 1 or size < multiple or size % multiple:
                 raise InputError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, in_channels):
-                raise InputError(f"{name} has {len(values)} values for in_channels {in_channels}")
         if norm_pix_loss and self.patch_size[0] * self.patch_size[1] * in_channels == 1:
             raise InputError("norm_pix_loss needs patches of more than one value: use a larger patch_size")
         self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
@@ -258,9 +167,10 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         self.decoder_norm = norm(decoder_dim)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size[0] * self.patch_size[1] * in_channels)
 
-        # Not in the weights file: they are part of the config.
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        if norm_eps is not None:
+            if not 0 < norm_eps <= 1e-6:
+                raise InputError(f"norm_eps {norm_eps} is outside (0, 1e-6]")
+            set_norm_eps(self, norm_eps)
         self.initialise()
 
     @torch.no_grad()
@@ -281,66 +191,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
                 positions.zero_()
                 positions[0, -self.num_patches :] = build_sincos2d_pos_embed(self.grid_size, positions.shape[-1])
 
-    # ---- images and masks as users give them -> as the layers want them
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
-
-        One image (C, H, W) is a batch of one. Raises InputError if the shape is not the model's.
-
-        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
-        >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
-        tensor([2.])
-        """
-        images = images[None] if images.ndim == 3 else images
-        return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
-
-    def denormalise(self, images: Tensor) -> Tensor:
-        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it.
-
-        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
-        >>> model.denormalise(torch.tensor([-1.0, 0.0, 9.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)).unique()
-        tensor([0.2500, 0.5000, 1.0000])
-        """
-        return (images.float() * self.std + self.mean).clamp(0, 1)
-
-    def expand_mask(self, mask: Tensor, batch_size: int) -> Tensor:
-        """A user's bool mask (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden -> (B, N).
-
-        Raises InputError for another shape or dtype, or if some image keeps no visible patch, or if images differ in
-        how many patches are hidden (their tokens would not stack).
-        """
-        rows, columns = self.grid_size
-        shapes = [(self.num_patches,), self.grid_size, (batch_size, self.num_patches), (batch_size, rows, columns)]
-        if mask.dtype != torch.bool or tuple(mask.shape) not in shapes:
-            raise InputError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; wanted torch.bool (True = hidden) of shape "
-                + ", ".join(map(str, shapes[:-1]))
-                + f" or {shapes[-1]}"
-            )
-        return mask.reshape(-1, self.num_patches).expand(batch_size, -1)
-
-    def choose_mask(
-        self, mask: Tensor | float | None, batch_size: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """A mask as users give it -> bool (B, N): a mask, a share of patches in [0, 1) to hide at random, or None for
-        the model's own share.
-
-        Raises InputError as `expand_mask` does, or for a share that hides all patches, or rounds to none but is not 0.
-        """
-        if isinstance(mask, Tensor):
-            return self.expand_mask(mask, batch_size)
-        ratio = self.mask_ratio if mask is None else mask
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-            raise InputError(
-                f"mask is a {type(ratio).__name__}: give a bool tensor (True = hidden) or a share in [0, 1)"
-            )
-        if not 0 <= ratio < 1:
-            raise InputError(f"mask {ratio} is outside [0, 1): give the share of the patches to hide")
-        device = None if generator is None else generator.device
-        if ratio == 0:
-            return torch.zeros(batch_size, self.num_patches, dtype=torch.bool, device=device)
-        return random_mask(batch_size, self.num_patches, ratio, generator, device)
+    # ---- the layers
 
     def split(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices of the visible (B, V) and of the hidden patches (B, H), each in row-major order, on `device`.
@@ -359,8 +210,6 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
             raise InputError(f"mask hides all {self.num_patches} patches: leave at least one visible")
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
         return to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
-
-    # ---- the layers
 
     def forward_encoder(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Embed and encode the visible patches (B, V, P*P*C), which stand at `visible` (B, V): (B, prefix + V, D)."""
@@ -428,7 +277,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         Raises InputError for a mask of another shape, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        mask = self.choose_mask(mask, len(images), generator)
+        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
         visible, hidden = self.split(mask, images.device)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
@@ -436,6 +285,11 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         loss, prediction = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
         mask = to_device(mask, images.device)
         return MAEOutput(loss=loss, mask=mask, prediction=prediction, hidden=hidden, images=images, model=self)
+
+    def draw(self, draws) -> dict[str, Tensor]:
+        """The masks of a step's share of the batch, drawn for the whole of it: (B, N)."""
+        mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
+        return {"mask": mask[draws.cpu_positions]}
 
     def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.
@@ -452,7 +306,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         images = self.normalise(images)
         if mask is None:
             return self.encoder.forward_features(images)
-        visible, _ = self.split(self.expand_mask(mask, len(images)), images.device)
+        visible, _ = self.split(expand_mask(mask, len(images), self.grid_size), images.device)
         return self.forward_encoder(take(patchify(images, self.patch_size), visible), visible)
 
     def encode(self, images: Tensor, *, pool: str = "avg", layers: int | Sequence[int] = 1) -> Tensor:
@@ -495,7 +349,7 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
 
         Raises InputError for a mask of another shape, or one that does not leave as many patches as there are tokens.
         """
-        visible, hidden = self.split(self.expand_mask(mask, len(tokens)), tokens.device)
+        visible, hidden = self.split(expand_mask(mask, len(tokens), self.grid_size), tokens.device)
         if tokens.shape[1] != self.num_prefix_tokens + visible.shape[1]:
             raise InputError(
                 f"tokens has {tokens.shape[1]} tokens an image; this mask leaves "
@@ -531,15 +385,13 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
 
         Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
         """
-        if statistics not in ("visible", "target"):
-            raise InputError(f"statistics {statistics!r} is neither 'visible' nor 'target'")
         images = self.normalise(images)
-        mask = self.choose_mask(mask, len(images), generator)
+        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
         predicted = self.decode(self.encode_tokens(images, mask), mask).float()
         mask = mask.to(images.device)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
         if self.norm_pix_loss:
-            predicted = self.denormalise_patches(predicted, patches, mask, statistics=statistics)
+            predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
         picture = partial(unpatchify, patch_size=self.patch_size, image_size=self.image_size)
         prediction, hidden = self.denormalise(picture(predicted)), picture(mask[..., None].expand_as(patches))
         original = self.denormalise(images)
@@ -588,76 +440,12 @@ class MaskedAutoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae",
         """
         return explain.attention_maps(self, images)
 
-    def denormalise_patches(self, prediction: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
-        """Give predictions (B, N, P*P*C) a mean and deviation: their own patch's where that is visible or where
-        `statistics="target"`, else interpolated from the visible patches of the same image.
-        """
-        known = torch.cat(patch_statistics(patches.float()), dim=2)  # (B, N, 2)
-        if statistics == "visible":
-            rows, columns = torch.meshgrid(
-                *(torch.arange(n, device=mask.device) for n in self.grid_size), indexing="ij"
-            )
-            places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()  # (N, 2)
-            closeness = torch.cdist(places, places).clamp(min=0.5).pow(-4)  # (N, N)
-            closeness = closeness * ~mask[:, None, :]  # (B, N, N): only visible patches speak
-            guessed = closeness @ known / closeness.sum(dim=2, keepdim=True)
-            known = torch.where(mask[..., None], guessed, known)
-        mean, deviation = known.split(1, dim=2)
-        return prediction * deviation + mean
-
-    # ---- weights on disk
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
-        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
-
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
-        ...     sorted(path.name for path in Path(folder).iterdir())
-        ['README.md', 'config.json', 'model.safetensors']
-        """
-        return super().save_pretrained(
-            save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
-        )
-
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs) -> "MaskedAutoencoder":
-        """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
+    def from_official(cls, path: str | Path, **arguments) -> "MaskedAutoencoder":
+        """The model of an official MAE checkpoint; the arguments are those of `tinymae.from_official`."""
+        from .convert import from_official  # here, as convert imports this module
 
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
-        ...     MaskedAutoencoder.from_pretrained(folder).num_features
-        192
-
-        Raises InputError if there is none, or if its weights are damaged or of another architecture.
-        """
-        if (folder := Path(folder_or_hub_id)).is_dir():
-            architecture = read_json(folder / "config.json").get("architecture")
-            if architecture != cls.__name__:
-                raise InputError(f"weights folder {folder} holds a {architecture}, not a {cls.__name__}")
-        try:
-            return super().from_pretrained(folder_or_hub_id, **kwargs)
-        except (HFValidationError, HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"weights folder {folder_or_hub_id} does not exist, and the Hugging Face Hub gave nothing ({reason})"
-            ) from None
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs):
-        """Called by the mixin's `from_pretrained`; unlike the mixin's own it refuses anything but an exact match."""
-        download = {
-            key: kwargs.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        }
-        folder = Path(model_id)
-        if folder.is_dir():
-            weights = folder / "model.safetensors"
-        else:
-            weights = hf_hub_download(model_id, "model.safetensors", **download)
-        model = cls(**kwargs)
-        load_weights_strictly(model, weights)
-        return model.to(map_location).eval()
+        return from_official(path, **arguments)
 
 
 def create_vit(
@@ -694,6 +482,13 @@ def create_vit(
     return vit
 
 
+def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
+    """Set the epsilon of every LayerNorm in `module`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = norm_eps
+
+
 def pool_tokens(tokens: Tensor, pool: str, num_prefix_tokens: int) -> Tensor:
     """Tokens (B, prefix + N, D) -> features (B, D): `avg` over the patches or the `cls` token.
 
@@ -706,9 +501,3 @@ def pool_tokens(tokens: Tensor, pool: str, num_prefix_tokens: int) -> Tensor:
     raise InputError(
         f"pool {pool!r} is not 'avg'" + (" or 'cls'" if num_prefix_tokens else ": this encoder has no cls token")
     )
-
-
-def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of all pixels of each patch (B, N, P*P*C): two (B, N, 1). Section 3 of the paper."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return mean, (variance + 1e-6).sqrt()

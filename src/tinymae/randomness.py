@@ -27,7 +27,8 @@ class Draws:
     """
 
     def __init__(self, seed: int, step: int, batch_size: int, positions: Tensor, device: torch.device | str):
-        self.batch_size, self.cpu_positions, self.device = batch_size, positions, torch.device(device)
+        self.step, self.batch_size, self.cpu_positions = step, batch_size, positions
+        self.device = torch.device(device)
         self.positions = to_device(positions, self.device)
         self.generator = torch.Generator().manual_seed(derive_seed(seed, "masks", step))
         self.device_generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "samples", step))
@@ -36,6 +37,10 @@ class Draws:
     def uniform(self, *shape: int) -> Tensor:
         """U(0, 1) of shape (B, *shape)."""
         return torch.rand(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
+
+    def normal(self, *shape: int) -> Tensor:
+        """N(0, 1) of shape (B, *shape)."""
+        return torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
 
     def choice(self) -> Tensor:
         """U(0, 1) of shape (B,), on the CPU: for choices that decide the shape of what follows."""

@@ -30,8 +30,11 @@ from .files import InputError, file_digest, lock_folder, read_json, write_atomic
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
 # Arguments that change where or how fast a run goes, but not what it computes.
-FREE_ARGUMENTS = {"output_dir", "overwrite", "data_dir", "num_workers", "log_every", "checkpoint_minutes"}
+FREE_ARGUMENTS = {
+    "output_dir", "overwrite", "data_dir", "num_workers", "log_every", "checkpoint_minutes", "pause_after_minutes",
+}  # fmt: skip
 KEPT_CHECKPOINTS = 2
+PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, output_dir: str) -> None:
@@ -61,7 +64,14 @@ def add_training_arguments(
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=epochs, help="(default: %(default)s)")
     training.add_argument("--warmup-epochs", type=float, default=warmup_epochs, help="(default: %(default)s)")
-    training.add_argument("--max-minutes", type=float, help="end by then; the learning rate follows the time")
+    training.add_argument(
+        "--max-minutes", type=float, help="finish by then: the learning rate follows the clock down to zero"
+    )
+    training.add_argument(
+        "--pause-after-minutes",
+        type=float,
+        help=f"save and exit with code {PAUSED} then; the same command goes on, and ends in the same weights",
+    )
     training.add_argument(
         "--batch-size", type=int, default=batch_size, help="images a step, over all processes (default: %(default)s)"
     )
@@ -94,10 +104,10 @@ class Size(argparse.Action):
 def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The flags that say which encoder to build."""
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: %(default)s)")
+    model.add_argument("--encoder", default="vit_tiny_patch16_224", help="any timm ViT (default: vit_tiny_patch16_224)")
     size = {"type": int, "nargs": "+", "action": Size}
     model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
-    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: %(default)s)")
+    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: 4)")
     model.add_argument("--in-channels", type=int, default=3, help="1 (grey) or 3, for a folder of images (default: 3)")
     model.add_argument("--embed-dim", type=int, help="over the named timm model's")
     model.add_argument("--depth", type=int, help="over the named timm model's")
@@ -119,11 +129,15 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: argparse.Ar
 
 
 class Stopped(Exception):
-    """SIGTERM or SIGINT came and the state was saved; the process exits with 128 + the signal's number."""
+    """The run was told to stop and its state was saved.
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}; the same command resumes")
-        self.exit_code = 128 + signal_number
+    The process exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
+    """
+
+    def __init__(self, exit_code: int, step: int):
+        reason = "paused" if exit_code == PAUSED else f"stopped by {signal.Signals(exit_code - 128).name}"
+        super().__init__(f"{reason} after step {step}; the same command resumes")
+        self.exit_code = exit_code
 
 
 def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
@@ -185,7 +199,8 @@ class Run:
         self.arguments = json.loads(json.dumps(arguments))  # as args.json will give them back: tuples become lists
         self.log_every = getattr(args, "log_every", 50)
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
-        self.bar, self.signal_number = None, None
+        self.pause_after_minutes = getattr(args, "pause_after_minutes", None)
+        self.bar, self.stop_code = None, None
         problem = None
         if self.is_main:
             try:
@@ -322,6 +337,7 @@ class Run:
         self.last_saved = self.last_report = time.monotonic()
         self.last_step = self.first_step = step
         self.checked: TrainStep | None = None
+        self.skipped_steps = 0
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
         self.bar = tqdm(
             total=1.0, initial=min(1.0, schedule.progress(step)), disable=not self.is_main, dynamic_ncols=True,
@@ -332,9 +348,9 @@ class Run:
         }
 
     def on_signal(self, number: int, frame) -> None:
-        if self.signal_number is not None:
+        if self.stop_code is not None:
             sys.exit(128 + number)  # a second one does not wait
-        self.signal_number = number
+        self.stop_code = 128 + number
 
     def report(self, state: TrainStep) -> None:
         """Take note of a step: metrics and the progress bar now and then, a checkpoint when one is due.
@@ -342,17 +358,21 @@ class Run:
         Raises InputError when the loss is no longer finite, Stopped after a signal.
         """
         self.check_loss(state)
+        self.skipped_steps += state.skipped
         if state.step % self.log_every == 0 or state.step == self.first_step + 1:
             self.log_step(state)
-        due = time.monotonic() - self.last_saved > 60 * self.checkpoint_minutes
-        stop = self.signal_number
+        now = time.monotonic()
+        due = now - self.last_saved > 60 * self.checkpoint_minutes
+        stop = self.stop_code
+        if self.pause_after_minutes is not None and now - self.schedule.started > 60 * self.pause_after_minutes:
+            stop = stop or PAUSED
         if self.accelerator.num_processes > 1:  # to agree costs a message, so not every step
             stop, due = (None, False) if state.step % self.log_every else agree(self.accelerator, (stop, due))
         if stop or due:
             self.require_finite(state)
             self.save_checkpoint(state.step)
         if stop:
-            self.bar.close()
+            self.close()
             raise Stopped(stop, state.step)
 
     def check_loss(self, state: TrainStep) -> None:
@@ -384,7 +404,8 @@ class Run:
                 "grad_norm": float(state.grad_norm),
                 "images_per_second": rate,
                 "minutes": self.schedule.minutes,
-            },
+            }
+            | ({"skipped_steps": self.skipped_steps} if self.accelerator.scaler is not None else {}),
         )
         remaining = (self.schedule.total_steps - state.step) * seconds / steps
         if self.schedule.max_minutes is not None:
@@ -396,7 +417,8 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to the trackers."""
         if self.is_main:
-            values = {key: float(f"{value:.6g}") for key, value in values.items()}
+            # A gradient that overflowed is no JSON number.
+            values = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
             row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -434,13 +456,19 @@ class Run:
         if self.bar is not None:
             self.bar.n = 1.0
             self.bar.refresh()
+        if self.is_main:
+            write_json(self.folder / "results.json", results)
+        self.close()
+        self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+
+    def close(self) -> None:
+        """Let go of the progress bar, the trackers, the signals and the folder."""
+        if self.bar is not None:
             self.bar.close()
             self.accelerator.end_training()
             for number, handler in self.old_handlers.items():
                 signal.signal(number, handler)
         if self.is_main:
-            write_json(self.folder / "results.json", results)
-            self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
             self.lock.close()
 
     def print(self, text: str) -> None:

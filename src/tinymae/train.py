@@ -94,6 +94,7 @@ class TrainStep:
     learning_rate: float
     loss: Tensor  # scalar, over this process's share of the batch
     grad_norm: Tensor  # scalar, before clipping
+    skipped: bool  # the gradient overflowed in fp16, so nothing was updated: the loss scale is halved instead
 
 
 def train_steps(
@@ -139,9 +140,11 @@ def train_steps(
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.detach())
-        if ema is not None:
+        # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
+        skipped = accelerator.scaler is not None and not math.isfinite(grad_norm)
+        if ema is not None and not skipped:
             ema.update(bare_model, step + 1)
-        yield TrainStep(step + 1, progress, learning_rate, torch.stack(losses).mean(), grad_norm)
+        yield TrainStep(step + 1, progress, learning_rate, torch.stack(losses).mean(), grad_norm, skipped)
 
 
 def choose_attention(model: nn.Module, device: torch.device | str) -> None:

@@ -7,17 +7,30 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .architecture import describe
+from .autoencoders.base import Autoencoder, normalise
+from .autoencoders.conv import ConvAutoencoder, VariationalAutoencoder
+from .autoencoders.masked_conv import MaskedConvAutoencoder
+from .autoencoders.pca import PrincipalComponents
+from .autoencoders.unet import ResNetUNet
+from .autoencoders.vqvae import VQAutoencoder
 from .data import Dataset
 from .files import InputError, load_weights_strictly, read_json, write_json, write_tensors
-from .mae import MaskedAutoencoder, create_vit, normalise
+from .mae import MaskedAutoencoder, create_vit
+
+FAMILIES: dict[str, type[Autoencoder]] = {
+    "mae": MaskedAutoencoder, "conv_ae": ConvAutoencoder, "vae": VariationalAutoencoder, "vqvae": VQAutoencoder,
+    "resnet_unet": ResNetUNet, "masked_conv": MaskedConvAutoencoder, "pca": PrincipalComponents,
+}  # fmt: skip
+ARCHITECTURES = {family.__name__: family for family in FAMILIES.values()}  # as config.json names them
 
 
 def kind_of(folder: str | Path) -> str:
     """ "autoencoder" or "classifier": which of the two a weights folder holds, by its config.json."""
     architecture = read_json(weights_folder(folder) / "config.json").get("architecture")
-    if architecture == MaskedAutoencoder.__name__:
+    if architecture in ARCHITECTURES:
         return "autoencoder"
-    if isinstance(architecture, str) and timm.is_model(architecture):
+    if architecture == EncoderClassifier.__name__ or (isinstance(architecture, str) and timm.is_model(architecture)):
         return "classifier"
     raise InputError(f"weights {folder}: config.json names architecture {architecture!r}, which tinymae does not know")
 
@@ -41,7 +54,7 @@ def require_channels(dataset: Dataset, in_channels: int) -> None:
         )
 
 
-def save_autoencoder(model: MaskedAutoencoder, folder: str | Path) -> None:
+def save_autoencoder(model: Autoencoder, folder: str | Path) -> None:
     """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads.
 
     >>> import tempfile
@@ -55,11 +68,15 @@ def save_autoencoder(model: MaskedAutoencoder, folder: str | Path) -> None:
     write_json(folder / "config.json", {"architecture": type(model).__name__, **model.config})
 
 
-def load_autoencoder(folder: str | Path) -> MaskedAutoencoder:
-    """The autoencoder of a weights folder. Raises InputError if the folder holds a classifier, or is damaged."""
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The autoencoder of a weights folder, whatever its family, in evaluation mode.
+
+    Raises InputError if the folder holds a classifier, or is damaged.
+    """
     if kind_of(folder) != "autoencoder":
         raise InputError(f"weights {folder} hold a classifier; give the folder of a pretraining run")
-    return MaskedAutoencoder.from_pretrained(weights_folder(folder))
+    architecture = read_json(Path(folder) / "config.json")["architecture"]
+    return ARCHITECTURES[architecture].from_pretrained(folder)
 
 
 def create_classifier(
@@ -85,16 +102,15 @@ def create_classifier(
 
 
 @torch.no_grad()
-def fold_probe(classifier: VisionTransformer, encoder: VisionTransformer, probe: nn.Sequential) -> None:
-    """Make `classifier` compute what an encoder and a linear probe (affine-free BatchNorm, Linear) on it compute.
+def fold_probe(head: nn.Linear, probe: nn.Sequential) -> None:
+    """Make `head` compute what a linear probe (affine-free BatchNorm, Linear) computes.
 
     The normalisation is a fixed scale and shift once fitted, so it folds into the linear layer.
     """
-    fill_encoder(classifier, encoder)
     norm, linear = probe
     scale = (norm.running_var + norm.eps).rsqrt()
-    classifier.head.weight.copy_(linear.weight * scale)
-    classifier.head.bias.copy_(linear.bias - linear.weight @ (norm.running_mean * scale))
+    head.weight.copy_(linear.weight * scale)
+    head.bias.copy_(linear.bias - linear.weight @ (norm.running_mean * scale))
 
 
 def fill_encoder(classifier: VisionTransformer, encoder: VisionTransformer) -> None:
@@ -170,13 +186,108 @@ class Classifier(nn.Module):
         return self.vit(self.normalise(images))
 
 
-def load_classifier(folder: str | Path) -> Classifier:
+class EncoderClassifier(nn.Module):
+    """A linear layer on any autoencoder's features: the classifier of the families whose encoder is no timm ViT.
+
+    What `encode` does not use, such as a decoder, is frozen.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, classes: list[str]):
+        super().__init__()
+        self.autoencoder, self.classes = autoencoder, classes
+        self.head = nn.Linear(autoencoder.num_features, len(classes))
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        images = torch.zeros(1, self.in_channels, *self.image_size, device=autoencoder.mean.device)
+        used = torch.autograd.grad(autoencoder.encode(images).sum(), list(autoencoder.parameters()), allow_unused=True)
+        for parameter, gradient in zip(autoencoder.parameters(), used, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels"""
+        return self.autoencoder.image_size
+
+    @property
+    def in_channels(self) -> int:
+        return self.autoencoder.in_channels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
+        return self.autoencoder.normalise(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
+        return self.head(self.autoencoder.encode(images))
+
+    def save(self, folder: str | Path) -> None:
+        """`model.safetensors` and `config.json`, each written atomically, that `load_classifier` reads."""
+        folder = Path(folder)
+        write_tensors(self.state_dict(), folder / "model.safetensors")
+        encoder = {"architecture": type(self.autoencoder).__name__, **self.autoencoder.config}
+        content = {"architecture": type(self).__name__, "autoencoder": encoder, "label_names": self.classes}
+        write_json(folder / "config.json", content)
+
+
+def load_classifier(folder: str | Path) -> Classifier | EncoderClassifier:
     """The classifier of a weights folder. Raises InputError if the folder holds an autoencoder, or is damaged."""
     if kind_of(folder) != "classifier":
         raise InputError(f"weights {folder} hold an autoencoder; give the folder of a fine-tuning run")
     folder = weights_folder(folder)
     config = read_json(folder / "config.json")
+    if config["architecture"] == EncoderClassifier.__name__:
+        arguments = dict(config["autoencoder"])
+        family = ARCHITECTURES[arguments.pop("architecture")]
+        classifier = EncoderClassifier(family(**arguments), classes=config["label_names"])
+        load_weights_strictly(classifier, folder / "model.safetensors")
+        return classifier.eval()
+    if not config["num_classes"]:
+        raise InputError(
+            f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
+        )
     vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     load_weights_strictly(vit, folder / "model.safetensors")
     preprocessing = config["pretrained_cfg"]
     return Classifier(vit, mean=preprocessing["mean"], std=preprocessing["std"], classes=config["label_names"]).eval()
+
+
+def read_model(source: MaskedAutoencoder | Classifier | str | Path) -> MaskedAutoencoder | Classifier:
+    """The model itself, or the one of a weights folder."""
+    if isinstance(source, (MaskedAutoencoder, Classifier)):
+        return source
+    return (load_classifier if kind_of(source) == "classifier" else load_autoencoder)(source)
+
+
+def export_timm(weights: MaskedAutoencoder | Classifier | str | Path, folder: str | Path) -> None:
+    """Write an autoencoder's encoder, or a classifier, or that of a weights folder, as a folder of timm.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it; its `pretrained_cfg` has the data's mean and std
+    and `label_names`. The weights file alone loads into a plain timm model of the same size:
+
+        timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10,
+                          checkpoint_path="FOLDER/model.safetensors")
+
+    For an encoder, `num_classes=0`: the answer is the class token, as timm's default has it; with
+    `global_pool="avg", fc_norm=False` it is what `MaskedAutoencoder.encode` gives. A classifier that averages the
+    patches, as fine-tuning and probing make them by default, needs these two arguments here as well.
+
+    A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_timm(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 192])
+
+    Raises InputError if there are no such weights, or for a pooling other than the class token or the average.
+    """
+    model = read_model(weights)
+    if isinstance(model, MaskedAutoencoder):
+        vit, classes, config = model.encoder, [], model.config
+    else:
+        statistics = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+        vit, classes, config = model.vit, model.classes, describe(model.vit) | statistics
+    pools = {"avg": "avg", "token": "cls"}
+    if vit.global_pool not in pools:
+        raise InputError(f"global_pool {vit.global_pool!r} of the encoder is neither 'token' nor 'avg'")
+    save_classifier(vit, folder, config=config, pool=pools[vit.global_pool], classes=classes)

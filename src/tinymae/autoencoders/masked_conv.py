@@ -1,0 +1,195 @@
+"""Masked image modelling for a convolutional encoder: hide patches, keep them empty on the way up, predict them."""
+
+import timm
+import torch
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from ..files import InputError
+from ..masking import (
+    count_hidden,
+    denormalise_patches,
+    expand_mask,
+    patch_statistics,
+    patchify,
+    random_mask,
+    unpatchify,
+)
+from .base import Autoencoder, AutoencoderOutput, Reconstruction, pair
+from .conv import ConvLayer
+
+
+class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
+    """A masked autoencoder on a timm ConvNeXt, in the spirit of SparK and ConvNeXt V2 (arXiv 2301.03580, 2301.00808).
+
+    A convolution cannot skip hidden patches as a transformer does: its window would carry visible pixels into them and
+    their emptiness out. So hidden places are set to zero in the image and again after every layer that could fill them,
+    which gives what sparse convolutions would. Where a place of a coarse map covers several patches, it counts as
+    visible if any of them is. The decoder joins the maps of all stages, a learnt token standing in their hidden places.
+    Features are the encoder's pooled output for the unmasked image.
+
+    Args:
+        encoder: any timm ConvNeXt or ConvNeXt V2.
+        patch_size: pixels of what is hidden together, one number or (height, width); must divide `image_size`.
+        stem_size: stride of the encoder's first layer (timm's `patch_size`), 1, 2 or 4.
+        mask_ratio: share of patches hidden when no mask is given, in (0, 1).
+        decoder_dim: channels of the decoder, a multiple of 8.
+        norm_pix_loss: predict each patch normalised by its own mean and deviation; goes with loss "mse" alone.
+        others: as for ConvAutoencoder.
+
+    Raises:
+        InputError: an encoder that is no ConvNeXt, sizes that do not divide, a mask ratio that hides no patch or all of
+            them, norm_pix_loss with another loss.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "convnext_atto",
+        *,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int | tuple[int, int] = 4,
+        stem_size: int = 1,
+        in_channels: int = 3,
+        mask_ratio: float = 0.6,
+        decoder_dim: int = 64,
+        norm_pix_loss: bool = True,
+        loss: str = "mse",
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+    ):
+        super().__init__(
+            {
+                "encoder": encoder, "image_size": image_size, "patch_size": list(pair(patch_size)),
+                "stem_size": stem_size, "in_channels": in_channels, "mask_ratio": mask_ratio,
+                "decoder_dim": decoder_dim, "norm_pix_loss": norm_pix_loss, "loss": loss, "mean": mean, "std": std,
+            }
+        )  # fmt: skip
+        self.patch_size, self.mask_ratio, self.norm_pix_loss = pair(patch_size), mask_ratio, norm_pix_loss
+        if any(size < 1 or side % size for side, size in zip(self.image_size, self.patch_size, strict=True)):
+            raise InputError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        if stem_size not in (1, 2, 4):
+            raise InputError(f"stem_size {stem_size} is not 1, 2 or 4")
+        if norm_pix_loss and loss != "mse":
+            raise InputError(f"loss {loss!r} does not go with norm_pix_loss: switch that off, or use mse")
+        if decoder_dim % 8:
+            raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
+        self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        count_hidden(self.num_patches, mask_ratio)
+
+        if not timm.is_model(encoder):
+            raise InputError(f"encoder {encoder!r} is not a timm model; there is convnext_atto")
+        self.encoder = timm.create_model(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
+        if not isinstance(self.encoder, ConvNeXt):
+            raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
+        self.num_features = self.encoder.num_features
+        channels = [info["num_chs"] for info in self.encoder.feature_info]
+        self.stride = self.encoder.feature_info[0]["reduction"]  # of the finest map
+        if any(side % self.stride for side in self.image_size):
+            raise InputError(f"image_size {image_size} is not a multiple of {self.stride}: use a smaller stem_size")
+        self.across = nn.ModuleList(nn.Conv2d(count, decoder_dim, 1) for count in channels)
+        self.tokens = nn.ParameterList(nn.Parameter(0.02 * torch.randn(decoder_dim, 1, 1)) for _ in channels)
+        self.layers = nn.ModuleList(ConvLayer(decoder_dim, decoder_dim) for _ in channels)
+        self.to_pixels = nn.Conv2d(decoder_dim, in_channels * self.stride**2, 1)
+
+    # ---- the layers
+
+    def shown_places(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
+        """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
+        visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
+        if size[0] >= self.grid_size[0]:
+            return nn.functional.interpolate(visible, size=size)
+        return nn.functional.adaptive_max_pool2d(visible, size)
+
+    def forward_encoder(self, images: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each stage's map (B, channels, h, w) of images whose hidden patches are, and stay, zero."""
+
+        def emptied(x: Tensor) -> Tensor:
+            return x * self.shown_places(mask, x.shape[2:])
+
+        x, maps = emptied(self.encoder.stem(emptied(images))), []
+        for stage in self.encoder.stages:
+            for layer in stage.downsample.children():  # a norm, whose bias fills empty places, and a convolution
+                x = emptied(layer(x))
+            for block in stage.blocks:
+                x = emptied(block(x))
+            maps.append(x)
+        return maps
+
+    def forward_decoder(self, maps: list[Tensor], mask: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W), or patches' normalised pixels, from the maps of all stages."""
+        x = None
+        for across, token, layer, found in list(zip(self.across, self.tokens, self.layers, maps, strict=True))[::-1]:
+            filled = torch.where(self.shown_places(mask, found.shape[2:]) > 0, across(found), token)
+            x = filled if x is None else filled + nn.functional.interpolate(x, size=found.shape[2:])
+            x = x + layer(x)
+        return nn.functional.pixel_shuffle(self.to_pixels(x), self.stride)
+
+    # ---- what users and scripts call
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pooled and normalised features (B, F) of unmasked images, as timm's `encoder(images)` gives them."""
+        return self.encoder(self.normalise(images))
+
+    def draw(self, draws) -> dict[str, Tensor]:
+        """The masks of a step's share of the batch, drawn for the whole of it: (B, N)."""
+        mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
+        return {"mask": mask[draws.cpu_positions]}
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> AutoencoderOutput:
+        """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        Raises InputError for a mask of another shape or dtype.
+        """
+        images, mask = self.normalise(images), self.choose_mask(mask, images, generator)
+        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
+        patches, predicted = patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
+        pasted = self.paste(predicted, patches, mask, statistics="visible")
+        if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
+            return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
+        mean, deviation = patch_statistics(patches)
+        error = (predicted - (patches - mean) / deviation).square().mean(dim=2)  # (B, N)
+        return AutoencoderOutput((error * mask).sum() / mask.sum(), pasted.detach())
+
+    def choose_mask(self, mask: Tensor | None, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A user's mask, or a random one, as bool (B, N) on the images' device."""
+        if mask is None:
+            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
+        return expand_mask(mask, len(images), self.grid_size).to(images.device)
+
+    def paste(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
+        """Normalised images (B, C, H, W): visible patches (B, N, P*P*C) as given, hidden ones as predicted."""
+        if self.norm_pix_loss:
+            predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
+        return unpatchify(torch.where(mask[..., None], predicted, patches), self.patch_size, self.image_size)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        statistics: str = "visible",
+    ) -> Reconstruction:
+        """Hide patches and paint them in; see `MaskedAutoencoder.reconstruct`.
+
+        Raises InputError for a mask of another shape or dtype, or other `statistics`.
+        """
+        images, mask = self.normalise(images), self.choose_mask(mask, images, generator)
+        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
+        patches, predicted = patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
+        hidden = unpatchify(mask[..., None].expand_as(patches), self.patch_size, self.image_size)
+        original = self.denormalise(images)
+        pasted = self.denormalise(self.paste(predicted, patches, mask, statistics=statistics))
+        return Reconstruction(
+            original=original,
+            images=torch.where(hidden, pasted, original),
+            prediction=pasted,
+            masked=torch.where(hidden, torch.full_like(original, 0.5), original),
+            mask=mask,
+            statistics=statistics if self.norm_pix_loss else "none",
+            patch_error=patchify((pasted - original).square(), self.patch_size).mean(dim=2),
+        )

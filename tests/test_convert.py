@@ -1,0 +1,556 @@
+"""Other libraries' weights, held against the libraries themselves; the official code by the plain reference."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import pretrain
+import pytest
+import timm
+import torch
+from reference import reference_loss
+from safetensors.torch import load_file, save_file
+from timm.models._manipulate import adapt_input_conv
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, adapt, export_timm, patchify, random_mask, unpatchify
+from tinymae.architecture import infer_sizes
+from tinymae.convert import read_autoencoder
+from tinymae.weights import Classifier, create_classifier, load_autoencoder, load_classifier, save_autoencoder
+
+SIZES = {
+    "image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16,
+    "decoder_depth": 2, "decoder_heads": 2,
+}  # fmt: skip
+HEADS = {"num_heads": 2, "decoder_heads": 2}
+STATISTICS = {"mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.4)}
+CLASSES = ["cat", "dog", "eel"]
+
+
+def off_the_start(module):
+    """Move every parameter off its start, so that no zero bias or zero token hides a mistake."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def small_model(**changes) -> MaskedAutoencoder:
+    return off_the_start(MaskedAutoencoder(**{**SIZES, **changes}))
+
+
+def small_classifier(*, pool: str = "cls", **changes) -> Classifier:
+    config = {**small_model(**changes).config, **STATISTICS}
+    vit = off_the_start(create_classifier(config, num_classes=len(CLASSES), pool=pool))
+    return Classifier(vit, mean=STATISTICS["mean"], std=STATISTICS["std"], classes=CLASSES).eval()
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module):
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def official_state(*, patch=4, channels=3, patches=16, width=32, decoder_width=16) -> dict:
+    """Random weights under the names and shapes of the official code, two blocks each."""
+
+    def blocks(prefix, width):
+        shapes = {
+            "norm1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm2": (width,),
+            "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width),
+        }  # fmt: skip
+        return {f"{prefix}.{n}.{name}": shape for n in range(2) for name, shape in shapes.items()}
+
+    layers = {
+        "patch_embed.proj": (width, channels, patch, patch), **blocks("blocks", width), "norm": (width,),
+        "decoder_embed": (decoder_width, width), **blocks("decoder_blocks", decoder_width),
+        "decoder_norm": (decoder_width,), "decoder_pred": (patch * patch * channels, decoder_width),
+    }  # fmt: skip
+    shapes = {
+        "cls_token": (1, 1, width), "pos_embed": (1, patches + 1, width), "mask_token": (1, 1, decoder_width),
+        "decoder_pos_embed": (1, patches + 1, decoder_width),
+    }  # fmt: skip
+    for name, shape in layers.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {name: torch.randn(shape) / max(shape[-1], 1) ** 0.5 for name, shape in shapes.items()}
+
+
+def without_decoder(state: dict) -> dict:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("decoder", "mask"))}
+
+
+# ---- the official MAE
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_an_official_checkpoint_predicts_what_the_paper_says(tmp_path, norm_pix_loss):
+    state = official_state()
+    settings = argparse.Namespace(norm_pix_loss=norm_pix_loss)
+    torch.save({"model": state, "args": settings, "epoch": 799}, tmp_path / "mae.pth")
+    model = MaskedAutoencoder.from_official(tmp_path / "mae.pth", **HEADS, norm_pix_loss=norm_pix_loss)
+    images, mask = torch.randn(2, 3, 16, 16), random_mask(2, 16, 0.75)
+    weights = {n if n.startswith(("decoder", "mask")) else f"encoder.{n}": tensor for n, tensor in state.items()}
+    loss, predictions = reference_loss(weights, {**SIZES, **model.config}, images, mask)
+    torch.testing.assert_close(model.decode(model.encode_tokens(images, mask), mask), predictions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(images, mask).loss, loss, atol=1e-5, rtol=0)
+    assert not model.training and model.config["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_what_is_written_for_the_official_code_comes_back_bit_for_bit(tmp_path):
+    model = small_model(image_size=(16, 8), in_channels=2, **dict.fromkeys(("mean", "std"), (0.4, 0.5)))
+    tinymae.to_official(model, tmp_path / "mae.pth")
+    written = torch.load(tmp_path / "mae.pth", weights_only=True)
+    assert written.keys() == {"model"}
+    assert written["model"].keys() == official_state().keys()
+    back = tinymae.from_official(
+        tmp_path / "mae.pth", **HEADS, image_size=(16, 8), mean=(0.4, 0.5), std=(0.4, 0.5), norm_pix_loss=True
+    )
+    assert_same_weights(model, back)
+    assert back.config == model.config
+    assert os.listdir(tmp_path) == ["mae.pth"]
+
+
+@pytest.mark.parametrize(
+    "width,patch,encoder,heads",
+    [
+        (768, 16, "vit_base_patch16_224", 12),
+        (1024, 16, "vit_large_patch16_224", 16),
+        (1280, 14, "vit_huge_patch14_224", 16),
+        (192, 4, "vit_tiny_patch16_224", 3),
+        (384, 8, "vit_small_patch16_224", 6),
+    ],
+)
+def test_the_sizes_of_known_models_are_read_off_their_shapes(width, patch, encoder, heads):
+    vit = timm.create_model(encoder, patch_size=patch, depth=1, num_classes=0)
+    state = {f"encoder.{name}": tensor for name, tensor in vit.state_dict().items()}
+    sizes = infer_sizes(state, source="a.pth", image_size=None, num_heads=None)
+    assert sizes == {
+        "encoder": encoder, "image_size": (224, 224), "patch_size": (patch, patch), "in_channels": 3,
+        "embed_dim": width, "depth": 1, "num_heads": heads,
+    }  # fmt: skip
+
+
+def test_the_papers_decoder_has_16_heads_and_others_are_64_wide(tmp_path):
+    torch.save({"model": official_state(width=64, decoder_width=512)}, tmp_path / "paper.pth")
+    torch.save({"model": official_state(width=64, decoder_width=128)}, tmp_path / "other.pth")
+    paper, other = (tinymae.from_official(tmp_path / f"{name}.pth").config for name in ("paper", "other"))
+    assert (paper["num_heads"], paper["decoder_heads"], other["decoder_heads"]) == (1, 16, 2)
+
+
+def test_an_encoder_alone_is_loaded_with_a_warning_about_the_decoder(tmp_path):
+    state = official_state()
+    torch.save({"model": without_decoder(state)}, tmp_path / "encoder.pth")
+    with pytest.warns(UserWarning, match="an encoder alone: the decoder is at its initialisation"):
+        model = tinymae.from_official(tmp_path / "encoder.pth", num_heads=2, decoder_dim=24, decoder_heads=2)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.encoder.state_dict().items())
+    assert (model.config["decoder_dim"], model.config["decoder_depth"]) == (24, 8)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+def test_a_file_that_could_run_code_is_refused_and_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": official_state(), "args": Trap()}, "trap.pth")
+    with pytest.raises(
+        InputError, match="holds a (posix|nt).mkdir, and to unpickle more than tensors could run code"
+    ) as error:
+        tinymae.from_official("trap.pth", **HEADS)
+    assert not Path("sprung").exists() and "\n" not in str(error.value)
+
+
+REFUSED = {
+    "fine-tuned": (lambda s: without_decoder(s) | {"head.weight": torch.zeros(3, 32)}, {}, "holds a classifier"),
+    "another decoder": (lambda s: s, {"decoder_dim": 32}, "decoder_dim 32 contradicts .* has 16"),
+    "unknown heads": (lambda s: s, {"num_heads": None}, "num_heads of .* width 32 .*: give num_heads"),
+    "unknown decoder heads": (lambda s: s, {"decoder_heads": None}, "give decoder_heads"),
+    "no square": (lambda s: s | {"pos_embed": torch.zeros(1, 13, 32)}, {}, "12 patches are no square: give it"),
+    "another size": (lambda s: s, {"image_size": 32}, "image_size .* does not give the 16 patches"),
+    "an extra tensor": (lambda s: s | {"gamma": torch.zeros(1)}, {}, "another architecture .*gamma"),
+    "a lost tensor": (lambda s: {n: t for n, t in s.items() if n != "norm.bias"}, {}, "missing .'encoder.norm.bias"),
+    "wide MLP": (lambda s: s | {"blocks.0.mlp.fc1.bias": torch.zeros(9)}, {}, "fc1.bias of shape"),
+    "no convolution": (lambda s: s | {"patch_embed.proj.weight": torch.zeros(32, 48)}, {}, "is no convolution"),
+    "something else": (lambda s: {"weight": torch.zeros(1)}, {}, "holds no masked autoencoder or ViT"),
+    "no tensors": (lambda s: {"model": 1}, {}, "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("change,arguments,message", REFUSED.values(), ids=REFUSED.keys())
+def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, change, arguments, message):
+    torch.save({"model": change(official_state())}, tmp_path / "mae.pth")
+    with pytest.raises(InputError, match=message) as error:
+        tinymae.from_official(tmp_path / "mae.pth", **{**HEADS, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_damaged_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="nothing.pth does not exist"):
+        tinymae.from_official(tmp_path / "nothing.pth")
+    path = tmp_path / "mae.pth"
+    torch.save({"model": official_state()}, path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="mae.pth is") as error:
+            tinymae.from_official(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "encoder", ["vit_betwixt_patch16_reg4_gap_256", "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_rpn_224"]
+)
+def test_an_encoder_that_others_do_not_know_is_not_written(tmp_path, encoder):
+    model = MaskedAutoencoder(encoder, **{**SIZES, "depth": 1})
+    for write in (tinymae.to_official, tinymae.to_transformers):
+        with pytest.raises(InputError, match=f"{encoder}' is no plain ViT"):
+            write(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- transformers
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def hugging_face_mae(transformers, **changes):
+    config = transformers.ViTMAEConfig(**{
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+        "image_size": 16, "patch_size": 4, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4, "decoder_intermediate_size": 64, **changes,
+    })  # fmt: skip
+    return transformers.ViTMAEForPreTraining(config).eval()
+
+
+def load_cleanly(model_class, folder):
+    model, report = model_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same_predictions(ours: MaskedAutoencoder, theirs):
+    images = torch.randn(3, ours.in_channels, *ours.image_size)
+    mask = random_mask(3, ours.num_patches, 0.75)
+    answer = theirs(images, noise=mask.float())  # it hides where the noise is largest
+    assert torch.equal(answer.mask.bool(), mask)
+    torch.testing.assert_close(ours.decode(ours.encode_tokens(images, mask), mask), answer.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(images, mask).loss, answer.loss, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"layer_norm_eps": 1e-6, "norm_pix_loss": True}, {"num_channels": 1, "image_size": 8}]
+)
+@pytest.mark.parametrize("start", ["as initialised", "off it"])
+def test_a_vitmae_of_transformers_predicts_the_same_here(tmp_path, transformers, changes, start):
+    theirs = hugging_face_mae(transformers, **changes)
+    if start == "off it":
+        off_the_start(theirs)
+    theirs.save_pretrained(tmp_path / "hf")
+    ours = tinymae.from_transformers(tmp_path / "hf")
+    assert_same_predictions(ours, theirs)
+    assert ours.norm_pix_loss == theirs.config.norm_pix_loss
+    save_autoencoder(ours, tmp_path / "ours")
+    assert_same_predictions(load_autoencoder(tmp_path / "ours"), theirs)
+
+
+def test_an_autoencoder_predicts_the_same_in_transformers_and_comes_back_bit_for_bit(tmp_path, transformers):
+    model = small_model(**STATISTICS, norm_pix_loss=False)
+    tinymae.to_transformers(model, tmp_path)
+    theirs = load_cleanly(transformers.ViTMAEForPreTraining, tmp_path)
+    assert_same_predictions(model, theirs)
+    theirs.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path, tmp_path / "again"):
+        assert_same_weights(tinymae.from_transformers(folder), model)
+    sizes = {"encoder", "embed_dim", "depth", "num_heads"}
+    back = tinymae.from_transformers(tmp_path).config
+    assert {k: v for k, v in back.items() if k not in sizes | {"mean", "std"}} == {
+        k: v for k, v in model.config.items() if k not in sizes | {"mean", "std"}
+    }
+    assert back["mean"] == pytest.approx(model.config["mean"]) and back["std"] == pytest.approx(model.config["std"])
+
+
+def test_the_names_of_transformers_own_modules_are_read_too(tmp_path, transformers):
+    theirs = off_the_start(hugging_face_mae(transformers))
+    theirs.save_pretrained(tmp_path)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, tmp_path / "model.safetensors"
+    )
+    assert_same_predictions(tinymae.from_transformers(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"image_size": (16, 8)}, {"image_size": (16, 8), "patch_size": (8, 4)}])
+def test_a_classifier_gives_the_same_logits_in_transformers_and_back(tmp_path, transformers, sizes):
+    model = small_classifier(**sizes)
+    tinymae.to_transformers(model, tmp_path)
+    theirs = load_cleanly(transformers.ViTForImageClassification, tmp_path)
+    images = torch.randint(0, 256, (3, 3, *model.image_size), dtype=torch.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, model.normalise(images), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixels).logits, model(images), atol=1e-5, rtol=0)
+    assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    back = tinymae.classifier_from_transformers(tmp_path)
+    assert_same_weights(back.vit, model.vit)
+    assert back.classes == CLASSES and torch.allclose(back.mean, model.mean) and torch.allclose(back.std, model.std)
+
+
+def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, transformers):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=16, patch_size=4,
+        num_labels=3,
+    )  # fmt: skip
+    theirs = off_the_start(transformers.ViTForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    ours, images = tinymae.classifier_from_transformers(tmp_path), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=0)
+    assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.mean.flatten().tolist() == [0.5]
+
+
+def test_what_transformers_cannot_express_is_refused(tmp_path):
+    for model, message in [
+        (small_classifier(pool="avg"), "classifies by the class token; fine-tune with pool 'cls'"),
+        (small_model(image_size=(16, 8)), "not square, which ViTMAE wants"),
+        (small_model(patch_size=(8, 4)), "not square, which ViTMAE wants"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            tinymae.to_transformers(model, tmp_path / "out")
+    with pytest.raises(InputError, match="is a classifier"):
+        tinymae.to_official(small_classifier(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"model_type": "vit"}, "holds model_type 'vit', not 'vit_mae'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"qkv_bias": False}, "qkv_bias False"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05"),
+        ({"decoder_num_hidden_layers": 3}, "another architecture"),
+        ({"image_size": 32}, "does not give the 16 patches"),
+    ],
+)
+def test_a_folder_of_transformers_that_does_not_fit_is_refused(tmp_path, change, message):
+    tinymae.to_transformers(small_model(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=message) as error:
+        tinymae.from_transformers(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_epsilon_that_a_classifier_could_not_keep_is_refused():
+    with pytest.raises(InputError, match="norm_eps 1e-05 is outside"):
+        small_model(norm_eps=1e-5)
+
+
+def test_an_incomplete_folder_of_transformers_is_refused(tmp_path):
+    tinymae.to_transformers(small_model(), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    lost = "vit.encoder.layer.0.attention.attention.key.bias"
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="missing .'encoder.blocks.0.attn.qkv.bias"):
+        tinymae.from_transformers(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"ViTMAEForPreTraining.from_pretrained\(...\).save_pretrained"):
+        tinymae.from_transformers(tmp_path)
+
+
+# ---- timm
+
+
+def timm_arguments(config: dict) -> dict:
+    return {
+        "img_size": config["image_size"], "patch_size": config["patch_size"], "in_chans": config["in_channels"],
+        **{key: config[key] for key in ("embed_dim", "depth", "num_heads")},
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def test_an_exported_encoder_is_the_encoder_in_plain_timm(tmp_path):
+    model = small_model(image_size=(16, 8), **STATISTICS)
+    save_autoencoder(model, tmp_path / "mae")
+    export_timm(tmp_path / "mae", tmp_path / "timm")
+    hub = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    plain, averaging = (
+        timm.create_model(
+            "vit_tiny_patch16_224", **timm_arguments(model.config), num_classes=0,
+            checkpoint_path=tmp_path / "timm" / "model.safetensors", **pooling,
+        ).eval()
+        for pooling in ({}, {"global_pool": "avg", "fc_norm": False})
+    )  # fmt: skip
+    images = torch.randn(2, 3, 16, 8)
+    for theirs in (hub, plain):
+        torch.testing.assert_close(theirs(images), model.encode(images, pool="cls"), atol=1e-6, rtol=0)
+        torch.testing.assert_close(theirs.forward_features(images), model.encode_tokens(images), atol=1e-6, rtol=0)
+    torch.testing.assert_close(averaging(images), model.encode(images), atol=1e-6, rtol=0)
+    data = timm.data.resolve_model_data_config(hub)
+    assert (data["input_size"], *map(tuple, (data["mean"], data["std"]))) == ((3, 16, 8), *STATISTICS.values())
+    with pytest.raises(InputError, match="an encoder written for timm, without a head"):
+        load_classifier(tmp_path / "timm")
+
+
+@pytest.mark.parametrize("pool,pooling", [("cls", {}), ("avg", {"global_pool": "avg", "fc_norm": False})])
+@torch.no_grad()
+def test_an_exported_classifier_gives_its_logits_in_plain_timm(tmp_path, pool, pooling):
+    model = small_classifier(pool=pool)
+    export_timm(model, tmp_path)
+    hub = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    plain = timm.create_model(
+        "vit_tiny_patch16_224", **timm_arguments(SIZES | {"in_channels": 3}), num_classes=3, **pooling,
+        checkpoint_path=tmp_path / "model.safetensors",
+    ).eval()  # fmt: skip
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for theirs in (hub, plain):
+        torch.testing.assert_close(theirs(model.normalise(images)), model(images), atol=1e-6, rtol=0)
+    assert hub.pretrained_cfg["label_names"] == CLASSES
+    assert hub.pretrained_cfg["mean"] == pytest.approx(STATISTICS["mean"])
+    assert torch.equal(load_classifier(tmp_path)(images), model(images))
+
+
+# ---- other sizes
+
+
+def test_the_same_size_keeps_every_weight():
+    model = small_model(**STATISTICS)
+    same = adapt(model, image_size=16, patch_size=4, in_channels=3)
+    assert_same_weights(model, same)
+    assert same.config == model.config and same is not model
+
+
+@pytest.mark.parametrize("image_size,patch_size", [(32, 4), ((24, 8), 4), (16, 8), ((16, 32), (2, 8))])
+def test_a_resized_encoder_is_what_timm_makes_of_its_weights(image_size, patch_size):
+    model = small_model()
+    resized = adapt(model, image_size=image_size, patch_size=patch_size)
+    plain = timm.create_model("vit_tiny_patch16_224", **timm_arguments(resized.config), num_classes=0)
+    plain.load_state_dict(checkpoint_filter_fn(model.encoder.state_dict(), plain), strict=True)
+    assert_same_weights(resized.encoder, plain)
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+def test_channels_are_adapted_as_timm_adapts_them(in_channels):
+    model = small_model(**STATISTICS)
+    adapted = adapt(model, in_channels=in_channels)
+    expected = adapt_input_conv(in_channels, model.encoder.patch_embed.proj.weight.detach().clone())
+    torch.testing.assert_close(adapted.encoder.patch_embed.proj.weight.detach(), expected, atol=1e-6, rtol=0)
+    assert adapted.config["mean"] == pytest.approx([0.2]) and adapted.config["std"] == pytest.approx([0.3])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before,after", [(3, 1), (1, 3), (1, 5), (2, 4)])
+def test_a_grey_picture_means_the_same_in_any_number_of_channels(before, after):
+    model = small_model(in_channels=before)
+    adapted = adapt(model, in_channels=after)
+    grey, mask = torch.randn(2, 1, 16, 16), random_mask(2, 16, 0.75)
+    tokens = [m.encode_tokens(grey.expand(-1, m.in_channels, -1, -1), mask) for m in (model, adapted)]
+    torch.testing.assert_close(*tokens, atol=1e-5, rtol=0)
+    pictures = [unpatchify(m.decode(t, mask), 4, 16) for m, t in zip((model, adapted), tokens, strict=True)]
+    expected = pictures[0].mean(1, keepdim=True) if after == 1 else pictures[0].repeat(1, after // before, 1, 1)
+    torch.testing.assert_close(pictures[1], expected, atol=1e-5, rtol=0)
+
+
+def resize_patches(images, *, old: tuple[int, int], new: tuple[int, int], size: tuple[int, int]):
+    """Every patch resized by itself, as a picture."""
+    flat = patchify(images, old)  # (B, N, P*P*C)
+    pictures = flat.flatten(0, 1).unflatten(1, (*old, images.shape[1])).permute(0, 3, 1, 2)
+    pictures = nn.functional.interpolate(pictures, new, mode="bicubic", antialias=True)
+    return unpatchify(pictures.permute(0, 2, 3, 1).flatten(1).unflatten(0, flat.shape[:2]), new, size)
+
+
+@torch.no_grad()
+def test_larger_patches_of_an_enlarged_picture_give_the_same_tokens_and_the_prediction_enlarged():
+    model = small_model(image_size=(16, 12), norm_pix_loss=False)
+    larger = adapt(model, image_size=(32, 18), patch_size=(8, 6))
+    images, mask = torch.randn(2, 3, 16, 12), random_mask(2, 12, 0.75)
+    enlarge = {"old": (4, 4), "new": (8, 6), "size": (32, 18)}
+    tokens = model.encode_tokens(images, mask)
+    torch.testing.assert_close(larger.encode_tokens(resize_patches(images, **enlarge), mask), tokens, atol=1e-4, rtol=0)
+    pictures = unpatchify(model.decode(tokens, mask), 4, (16, 12))
+    torch.testing.assert_close(
+        unpatchify(larger.decode(tokens, mask), (8, 6), (32, 18)),
+        resize_patches(pictures, **enlarge),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_the_positions_of_a_decoder_are_resampled_in_two_dimensions():
+    model = small_model(image_size=(16, 8))
+    with torch.no_grad():  # a ramp down the rows must stay one, and columns stay equal
+        model.decoder_pos_embed[0, 1:] = torch.arange(4.0).repeat_interleave(2)[:, None]
+    ramp = adapt(model, image_size=(32, 24)).decoder_pos_embed[0, 1:, 0].view(8, 6)
+    assert torch.allclose(ramp, ramp[:, :1].expand(8, 6), atol=1e-5)
+    assert (ramp[:, 0].diff() > 0).all()
+
+
+def test_a_size_that_cannot_be_is_refused_as_in_the_constructor():
+    with pytest.raises(InputError, match="image_size 17|not a multiple of patch_size"):
+        adapt(small_model(), image_size=17)
+    with pytest.raises(InputError, match="mean has 3 values for in_channels 2"):
+        adapt(small_model(), in_channels=2, **STATISTICS)
+
+
+# ---- going on from other weights
+
+# A learning rate of 0 leaves the weights as they were when training began.
+STILL = "--data digits --mixed-precision no --epochs 1 --warmup-epochs 0 --base-lr 0 --batch-size 512 --no-flip".split()
+
+
+def go_on(*arguments) -> MaskedAutoencoder:
+    args = pretrain.parse().parse_args([*STILL, *map(str, arguments)])
+    pretrain.main(args)
+    return load_autoencoder(args.output_dir)
+
+
+@pytest.mark.parametrize("kind", ["tinymae", "official", "transformers"])
+def test_pretraining_goes_on_from_every_kind_of_weights(tmp_path, kind):
+    model, source = small_model(in_channels=1, image_size=8, patch_size=2, mask_ratio=0.5), tmp_path / "start"
+    write = {"tinymae": save_autoencoder, "official": tinymae.to_official, "transformers": tinymae.to_transformers}
+    write[kind](model, source)
+    heads = ["--num-heads", "2", "--decoder-heads", "2"] if kind == "official" else []
+    trained = go_on("--weights", source, *heads, "--output-dir", tmp_path / "run")
+    assert_same_weights(trained, model)
+    digits = tinymae.load_dataset("digits")
+    assert trained.config["mean"] == pytest.approx(digits.statistics[0])
+    assert trained.config["std"] == pytest.approx(digits.statistics[1])
+    assert trained.mask_ratio == (0.75 if kind == "official" else 0.5)  # the official file does not say
+
+
+def test_sizes_that_are_given_adapt_the_weights(tmp_path):
+    save_autoencoder(model := small_model(), tmp_path / "start")
+    flags = "--image-size 12 --patch-size 3 --in-channels 1 --mask-ratio 0.5".split()
+    trained = go_on("--weights", tmp_path / "start", *flags, "--output-dir", tmp_path / "run")
+    assert_same_weights(trained, adapt(model, image_size=12, patch_size=3, in_channels=1))
+    assert trained.mask_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ("--embed-dim 48", "embed_dim 48 contradicts weights .*, which have 32: leave it out"),
+        ("--encoder vit_small_patch16_224", "encoder vit_small_patch16_224 contradicts"),
+        ("--decoder-depth 1", "decoder_depth 1 contradicts"),
+        ("--depth 2", "digits has 1 channels, not 3: give --in-channels 1"),
+        ("--patch-size 3 --in-channels 1", "not a multiple of patch_size"),
+    ],
+)
+def test_flags_that_contradict_the_weights_are_refused_by_name(tmp_path, flags, message):
+    save_autoencoder(small_model(), tmp_path / "start")
+    with pytest.raises(InputError, match=message):
+        go_on("--weights", tmp_path / "start", *flags.split(), "--output-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        read_autoencoder(tmp_path / "nowhere")
