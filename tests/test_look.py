@@ -6,6 +6,8 @@ from reference import layer_norm
 from test_mae import small_model, trained_looking
 
 from tinymae import InputError, MaskedAutoencoder, figures, patchify
+from tinymae.autoencoders.conv import ConvAutoencoder
+from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
 from tinymae.explain import covering_masks
 from tinymae.masking import denormalise_patches
 
@@ -34,6 +36,16 @@ def test_errors_are_those_of_the_models_own_pixels(channels, norm_pix_loss):
     )
     pasted = (shown.images - shown.original).square().mean(dim=(1, 2, 3))  # only hidden patches, 12 of 16, differ
     torch.testing.assert_close(shown.error, pasted * 16 / 12)
+
+
+def test_errors_of_the_other_families():
+    images = random_pictures(2)
+    plain = ConvAutoencoder(image_size=8).eval().reconstruct(images)
+    assert plain.patch_error is None
+    torch.testing.assert_close(plain.error, (plain.images - images / 255).square().mean(dim=(1, 2, 3)))
+    masked = MaskedConvAutoencoder(image_size=8, patch_size=2).eval().reconstruct(images, generator=seeded())
+    hidden = (patchify(masked.images, 2) - patchify(images / 255, 2)).square().mean(dim=2)[masked.mask].view(2, -1)
+    torch.testing.assert_close(masked.error, hidden.mean(dim=1))
 
 
 @pytest.mark.parametrize("nothing", [0, 0.0, torch.zeros(16, dtype=torch.bool)], ids=["0", "0.0", "mask"])
