@@ -12,6 +12,7 @@ from .weights import export_timm
 
 __version__ = "0.1.0"
 __all__ = [
+    "Features",
     "InputError",
     "MAEOutput",
     "MaskedAutoencoder",
@@ -28,3 +29,11 @@ __all__ = [
     "to_transformers",
     "unpatchify",
 ]
+
+
+def __getattr__(name: str):
+    if name == "Features":  # importing scikit-learn takes over a second: only for those who ask
+        from .features import Features
+
+        return Features
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

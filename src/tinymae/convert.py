@@ -65,6 +65,13 @@ def from_official(
     A file of the encoder alone, as most of the released ones are, leaves the decoder at its initialisation and warns
     (UserWarning): its features are the pretrained ones, its reconstructions are not.
 
+    >>> import tempfile
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=64, depth=1, num_heads=1, decoder_heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_official(model, f"{folder}/mae.pth")
+    ...     from_official(f"{folder}/mae.pth").num_features
+    64
+
     Args:
         path: the file, with the weights under "model" or at its top.
         image_size: needed where the patches form no square.
@@ -112,6 +119,12 @@ def to_official(model: MaskedAutoencoder | str | Path, path: str | Path) -> None
     """Write an autoencoder, or the one of a tinymae folder, as the official code's checkpoint: {"model": weights}.
 
     Heads, mean and std are not in such a file, and the official code's norm_eps is 1e-6.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_official(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), f"{folder}/mae.pth")
+    ...     len(torch.load(f"{folder}/mae.pth", weights_only=True)["model"]["pos_embed"][0])
+    17
 
     Raises InputError if the model is no plain ViT.
     """

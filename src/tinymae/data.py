@@ -130,6 +130,10 @@ def load_dataset(
     The test split is the official one. Validation is held out of train by a fixed seed: 2,000 images of the named
     sets, so that CIFAR has 48,000 / 2,000 / 10,000.
 
+    >>> dataset = load_dataset("digits", "test")
+    >>> dataset.images.shape, dataset.images.dtype, dataset.labels.shape, dataset.classes[:3]
+    (torch.Size([360, 1, 8, 8]), torch.uint8, torch.Size([360]), ['0', '1', '2'])
+
     Every picture of a folder is read once here. An unreadable one is refused by name, or with `skip_unreadable` left
     out and listed in the dataset's `skipped`.
 
@@ -339,7 +343,11 @@ def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of uint8 images (N, C, H, W), of pixels in [0, 1], exact by counting."""
+    """Mean and deviation per channel of uint8 images (N, C, H, W), of pixels in [0, 1], exact by counting.
+
+    >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
+    ([0.5], [0.5])
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.transpose(0, 1):
@@ -438,13 +446,21 @@ def limit_worker_threads(worker: int) -> None:
 
 
 def chunks(dataset: Dataset, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The dataset in its own order, `size` pictures at a time: for evaluation."""
+    """The dataset in its own order, `size` pictures at a time: for evaluation.
+
+    >>> [len(images) for images, labels in chunks(load_dataset("digits", "val"), 50)]
+    [50, 50, 37]
+    """
     for indices in torch.arange(len(dataset)).split(size):
         yield dataset[indices]
 
 
 def pick(dataset: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
-    """At most `count` pictures, always the same ones."""
+    """At most `count` pictures, always the same ones.
+
+    >>> len(pick(load_dataset("digits", "val"), 10))
+    10
+    """
     if len(dataset) <= count:
         return dataset
     return dataset.subset(torch.tensor(sorted(random.Random(seed).sample(range(len(dataset)), count))))

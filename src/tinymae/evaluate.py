@@ -16,7 +16,12 @@ def map_dataset(
     function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, batch_size: int = 256,
     desc: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`function` of all pictures (uint8, on `device`), batch by batch, stacked on the CPU in float32."""
+    """`function` of all pictures (uint8, on `device`), batch by batch, stacked on the CPU in float32.
+
+    >>> from tinymae import load_dataset
+    >>> map_dataset(lambda images: images.flatten(1), load_dataset("digits", "val"), device="cpu").shape
+    torch.Size([137, 64])
+    """
     bar = tqdm(total=len(dataset), desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
     results = []
     for images, _ in chunks(dataset, batch_size):
@@ -27,7 +32,11 @@ def map_dataset(
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Percentage of predicted classes (N,) that equal the labels (N,)."""
+    """Percentage of predicted classes (N,) that equal the labels (N,).
+
+    >>> accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3]))
+    75.0
+    """
     return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
 
 
@@ -38,6 +47,10 @@ def knn_predict(
     """Classes (N,) by a vote of the `k` most similar training features, weighted by exp(cosine / temperature).
 
     Features (N, F). The weighted k-NN of Wu et al., arXiv 1805.01978, with the settings used for DINO.
+
+    >>> known, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    >>> knn_predict(known, labels, torch.tensor([[0.9, 0.1], [0.1, 0.2]]), num_classes=2)
+    tensor([0, 1])
     """
     bank = nn.functional.normalize(train_features, dim=1).T.contiguous()
     one_hot = nn.functional.one_hot(train_labels, num_classes).float()
@@ -59,6 +72,10 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float)
     Minimises mean cross-entropy + l2 / 2 * ||weight||^2 over all of `features` (N, F): scikit-learn's logistic
     regression with C = 1 / (N * l2) on standardised features. The problem is convex, so neither a learning rate, nor
     an order, nor a seed enters.
+
+    >>> features, labels = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
+    >>> fit_linear(features, labels, num_classes=2, l2=0.01)(features).argmax(dim=1)
+    tensor([0, 0, 1, 1])
     """
     return next(linear_fits(features, labels, num_classes=num_classes, grid=[l2]))[1]
 
@@ -168,6 +185,10 @@ def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[s
     """MSE, PSNR (dB) and SSIM, each the mean over images, of float (B, C, H, W) in [0, 1]; by torchmetrics.
 
     SSIM has the usual Gaussian window (deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
+
+    >>> originals = torch.rand(2, 1, 16, 16) / 2
+    >>> {name: round(value, 2) for name, value in reconstruction_metrics(originals, originals + 0.1).items()}["psnr"]
+    20.0
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 

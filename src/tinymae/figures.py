@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from torch import Tensor
 
 from .files import write_atomically
@@ -43,6 +44,21 @@ def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -
     axis.axis("off")
     axis.set_title(title, fontsize=9)
     return save(figure, path)
+
+
+def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = None) -> Tensor:
+    """Maps (B, h, w) as pictures (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum).
+
+    With `images` (B, C, H, W) in [0, 1] they are laid over those in grey, and may be coarser, as a map of patches is.
+    """
+    maps = maps.detach().float().cpu()
+    top = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) if limit is None else limit
+    coloured = matplotlib.colormaps["inferno"]((maps / top).clamp(0, 1).numpy())[..., :3]  # (B, h, w, 3)
+    pictures = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
+    if images is None:
+        return pictures
+    grey = images.detach().float().cpu().mean(dim=1, keepdim=True)
+    return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(pictures, grey.shape[2:])
 
 
 def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:

@@ -56,6 +56,12 @@ def from_transformers(
     than 3 channels). LayerNorm's epsilon is as its config says: transformers' default is 1e-12, though the official
     weights were trained with 1e-6.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     from_transformers(folder).encode(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 192])
+
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
     config, sizes, state = read_folder(folder, model_type="vit_mae", architecture="ViTMAEForPreTraining")
@@ -81,6 +87,14 @@ def classifier_from_transformers(
     preprocessor_config.json, else 0.5, as in transformers. LayerNorm's epsilon is as the config says; written by
     `export_timm` it becomes timm's 1e-6.
 
+    >>> import tempfile
+    >>> config = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).config
+    >>> vit = create_classifier(config, num_classes=2, pool="cls")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(Classifier(vit, mean=[0.5], std=[0.5], classes=["cat", "dog"]), folder)
+    ...     classifier_from_transformers(folder).classes
+    ['cat', 'dog']
+
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
     config, sizes, state = read_folder(folder, model_type="vit", architecture="ViTForImageClassification")
@@ -102,6 +116,12 @@ def to_transformers(model: MaskedAutoencoder | Classifier | str | Path, folder: 
     """Write an autoencoder or a classifier, or the one of a tinymae folder, as a folder of transformers: config.json,
     model.safetensors and preprocessor_config.json (mean, std, size), for `ViTMAEForPreTraining.from_pretrained` or
     `ViTForImageClassification.from_pretrained`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['config.json', 'model.safetensors', 'preprocessor_config.json']
 
     Raises InputError for what transformers cannot express: a classifier that averages the patches (fine-tune with
     `--pool cls`), an autoencoder of images or patches that are not square, an encoder that is no plain ViT.

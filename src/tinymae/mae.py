@@ -3,6 +3,7 @@
 He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,9 +16,19 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from . import explain
 from .autoencoders.base import Autoencoder, Reconstruction, pair
 from .files import InputError
-from .masking import count_hidden, denormalise_patches, expand_mask, patch_statistics, patchify, random_mask, unpatchify
+from .masking import (
+    choose_mask,
+    count_hidden,
+    denormalise_patches,
+    expand_mask,
+    patch_statistics,
+    patchify,
+    random_mask,
+    unpatchify,
+)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -90,6 +101,10 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
             A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
+
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+    >>> model(torch.rand(5, 3, 8, 8)).reconstruction.shape
+    torch.Size([5, 3, 8, 8])
 
     Raises:
         InputError: an unknown encoder, sizes that do not divide, a mask ratio that hides no patch or all of them.
@@ -250,16 +265,19 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
     # ---- what users call
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
     ) -> MAEOutput:
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> output = model(torch.rand(5, 3, 8, 8))
+        >>> output.loss.shape, output.mask.sum(dim=1).tolist()
+        (torch.Size([]), [12, 12, 12, 12, 12])
 
         Raises InputError for a mask of another shape, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        if mask is None:
-            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
-        mask = expand_mask(mask, len(images), self.grid_size)
+        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
         visible, hidden = self.split(mask, images.device)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
@@ -285,6 +303,13 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.
 
         Without a mask every patch is visible and this is timm's own `forward_features`.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.encode_tokens(torch.rand(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
+        torch.Size([5, 5, 24])
+
+        Raises InputError for images or a mask of another shape, or if images differ in how many patches are hidden.
         """
         images = self.normalise(images)
         if mask is None:
@@ -292,12 +317,46 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         visible, _ = self.split(expand_mask(mask, len(images), self.grid_size), images.device)
         return self.forward_encoder(take(patchify(images, self.patch_size), visible), visible)
 
-    def encode(self, images: Tensor, *, pool: str = "avg") -> Tensor:
-        """Features (B, F) of unmasked images: the mean of the patch tokens, or with `pool="cls"` the class token."""
-        return pool_tokens(self.encode_tokens(images), pool, self.num_prefix_tokens)
+    def encode(self, images: Tensor, *, pool: str = "avg", layers: int | Sequence[int] = 1) -> Tensor:
+        """Features (B, F) of unmasked images: the mean of the patch tokens, or with `pool="cls"` the class token.
+
+        With `layers` as `encode_layers` takes them, the features of those layers side by side, F = D x their number.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> model.encode(images).shape, model.encode(images, pool="cls", layers=[0, 1]).shape
+        (torch.Size([5, 24]), torch.Size([5, 48]))
+
+        Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
+        """
+        tokens = self.encode_layers(images, layers)
+        return torch.cat([pool_tokens(layer, pool, self.num_prefix_tokens) for layer in tokens], dim=1)
+
+    def encode_layers(self, images: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tensor]:
+        """Tokens of unmasked images after some of the encoder's blocks: for each layer (B, prefix + N, D).
+
+        `layers` are numbers from 0, or from -1 backwards, in any order; an int means the last so many. They are timm's
+        `forward_intermediates(indices=layers)`. With `norm` they go through the encoder's final norm, so that the last
+        layer is `encode_tokens`; timm's own default is without.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> [tokens.shape for tokens in model.encode_layers(torch.rand(5, 3, 8, 8), [0, -1])]
+        [torch.Size([5, 17, 24]), torch.Size([5, 17, 24])]
+
+        Raises InputError for images of another shape, or for layers that the encoder does not have.
+        """
+        return explain.encode_layers(self, images, layers, norm=norm)
 
     def decode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D)."""
+        """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D).
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.decode(model.encode_tokens(torch.rand(5, 3, 8, 8), mask), mask).shape
+        torch.Size([5, 16, 12])
+
+        Raises InputError for a mask of another shape, or one that does not leave as many patches as there are tokens.
+        """
         visible, hidden = self.split(expand_mask(mask, len(tokens), self.grid_size), tokens.device)
         if tokens.shape[1] != self.num_prefix_tokens + visible.shape[1]:
             raise InputError(
@@ -311,24 +370,31 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
     def reconstruct(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | float | None = None,
         *,
         generator: torch.Generator | None = None,
         statistics: str = "visible",
     ) -> Reconstruction:
-        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W)) and paint them in.
+        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W) or one (C, H, W)) and paint them in.
+
+        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a share of the patches
+        in [0, 1), chosen at random by `generator`; None is the model's own `mask_ratio`. 0 hides nothing: the encoder
+        sees all, and the errors are those of patches that it saw.
 
         A model trained with norm_pix_loss predicts each patch up to its brightness and contrast. By default both are
         interpolated from the visible patches (weights 1 / distance^4), so nothing hidden is used.
         `statistics="target"` takes the hidden patches' true mean and deviation instead: prettier, but it leaks the
         target. The result's `statistics` says which was used.
 
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> shown = model.reconstruct(torch.rand(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> shown.images.shape, shown.patch_error.shape, shown.error.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5, 16]), torch.Size([5]))
+
         Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
         """
         images = self.normalise(images)
-        if mask is None:
-            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
-        mask = expand_mask(mask, len(images), self.grid_size)
+        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
         predicted = self.decode(self.encode_tokens(images, mask), mask).float()
         mask = mask.to(images.device)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
@@ -344,7 +410,43 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
             masked=torch.where(hidden, torch.full_like(original, 0.5), original),
             mask=mask,
             statistics=statistics if self.norm_pix_loss else "none",
+            patch_error=patchify((prediction - original).square(), self.patch_size).mean(dim=2),
         )
+
+    def anomaly_map(
+        self, images: Tensor, *, passes: int = 8, mask_ratio: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
+        """How badly each pixel (B, H, W) is predicted by patches other than its own: a squared error in [0, 1].
+
+        Each of the `passes` hides another share `mask_ratio` (None: the model's) of the patches, together all of them,
+        the same ones in every image; a pixel's error is its mean over channels and over the passes that hid it. Images
+        are uint8 or normalised float, (B, C, H, W) or one (C, H, W). Train with `norm_pix_loss=False` for this: else
+        brightness and contrast are guessed from visible patches, and much of the error is that guess's.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> model.anomaly_map(torch.rand(5, 3, 8, 8), passes=4).shape
+        torch.Size([5, 8, 8])
+
+        Raises InputError if passes x hidden patches cannot cover all, or for images of another shape.
+        """
+        num_hidden = self.num_hidden if mask_ratio is None else count_hidden(self.num_patches, mask_ratio)
+        return explain.anomaly_map(self, images, num_hidden=num_hidden, passes=passes, generator=generator)
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Who attends to whom in unmasked images: float (B, layers, heads, T, T), every row summing to 1.
+
+        Row t holds what token t takes from each of the T = prefix + N tokens, of which the cls token and any registers
+        come first. Memory grows with T squared: give few images at a time.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> maps = model.attention_maps(torch.rand(5, 3, 8, 8))
+        >>> maps.shape, maps[:, -1, :, 0, 1:].shape  # all; and from the cls token to the patches, in the last layer
+        (torch.Size([5, 2, 2, 17, 17]), torch.Size([5, 2, 16]))
+
+        Raises InputError for images of another shape, or an encoder whose blocks do not attend in timm's plain way.
+        """
+        return explain.attention_maps(self, images)
 
     @classmethod
     def from_official(cls, path: str | Path, **arguments) -> "MaskedAutoencoder":

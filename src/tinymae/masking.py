@@ -11,6 +11,9 @@ from .files import InputError
 def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """Cut images (B, C, H, W) into patches (B, N, P*P*C), row-major; inside a patch the order is row, column, channel.
 
+    >>> patchify(torch.zeros(2, 3, 8, 8), 4).shape
+    torch.Size([2, 4, 48])
+
     Raises InputError if the image's height or width is not a multiple of the patch's.
     """
     height, width = pair(patch_size)
@@ -20,7 +23,12 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int | tuple[int, int], image_size: int | tuple[int, int]) -> Tensor:
-    """Lay patches (B, N, P*P*C) back into images (B, C, H, W): the inverse of `patchify`."""
+    """Lay patches (B, N, P*P*C) back into images (B, C, H, W): the inverse of `patchify`.
+
+    >>> images = torch.rand(2, 3, 8, 12)
+    >>> torch.equal(unpatchify(patchify(images, 4), 4, (8, 12)), images)
+    True
+    """
     (height, width), rows = pair(patch_size), pair(image_size)[0] // pair(patch_size)[0]
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=height, q=width)
 
@@ -47,6 +55,9 @@ def random_mask(
 ) -> Tensor:
     """Hide exactly round(mask_ratio * N) patches of each image, chosen uniformly: bool (B, N), True = hidden.
 
+    >>> random_mask(2, 16, 0.75).sum(dim=1)
+    tensor([12, 12])
+
     `generator` must live on `device`. Raises InputError if the ratio would hide no patch or all of them.
     """
     num_hidden = count_hidden(num_patches, mask_ratio)
@@ -70,6 +81,35 @@ def expand_mask(mask: Tensor, batch_size: int, grid_size: tuple[int, int]) -> Te
             + f" or {shapes[-1]}"
         )
     return mask.reshape(-1, num_patches).expand(batch_size, -1)
+
+
+def choose_mask(
+    mask: Tensor | float | None,
+    batch_size: int,
+    grid_size: tuple[int, int],
+    *,
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A mask as users give it -> bool (B, N): a mask as `expand_mask` takes it, a share of the patches in [0, 1) to
+    hide at random, or None for the share `mask_ratio`.
+
+    >>> choose_mask(0.25, 2, (4, 4), mask_ratio=0.75).sum(dim=1)
+    tensor([4, 4])
+
+    Raises InputError as `expand_mask` does, or for a share that hides all patches, or rounds to none but is not 0.
+    """
+    if isinstance(mask, Tensor):
+        return expand_mask(mask, batch_size, grid_size)
+    share, num_patches = mask_ratio if mask is None else mask, grid_size[0] * grid_size[1]
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise InputError(f"mask is a {type(share).__name__}: give a bool tensor (True = hidden) or a share in [0, 1)")
+    if not 0 <= share < 1:
+        raise InputError(f"mask {share} is outside [0, 1): give the share of the patches to hide")
+    device = None if generator is None else generator.device
+    if share == 0:
+        return torch.zeros(batch_size, num_patches, dtype=torch.bool, device=device)
+    return random_mask(batch_size, num_patches, share, generator, device)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,14 @@ def require_channels(dataset: Dataset, in_channels: int) -> None:
 
 
 def save_autoencoder(model: Autoencoder, folder: str | Path) -> None:
-    """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads."""
+    """`model.safetensors` and `config.json`, each written atomically, that `from_pretrained` loads.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_autoencoder(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     kind_of(folder), load_autoencoder(folder).num_features
+    ('autoencoder', 192)
+    """
     folder = Path(folder)
     write_tensors(model.state_dict(), folder / "model.safetensors")
     write_json(folder / "config.json", {"architecture": type(model).__name__, **model.config})
@@ -78,6 +85,10 @@ def create_classifier(
     """A stock timm ViT like the encoder of a MaskedAutoencoder with this `config`, with a linear head.
 
     Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
+
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
+    >>> create_classifier(model.config, num_classes=10)(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
     """
     sizes = {key: config[key] for key in ("in_channels", "embed_dim", "depth", "num_heads")}
     classifier = create_vit(
@@ -299,6 +310,12 @@ def export_timm(weights: MaskedAutoencoder | Classifier | str | Path, folder: st
     patches, as fine-tuning and probing make them by default, needs these two arguments here as well.
 
     A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_timm(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 192])
 
     Raises InputError if there are no such weights, or for a pooling other than the class token or the average.
     """

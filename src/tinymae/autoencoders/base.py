@@ -44,6 +44,8 @@ class Reconstruction:
     """What `reconstruct` returns; pictures are float (B, C, H, W) in [0, 1].
 
     Of a model that hides nothing, `images` and `prediction` are the same, and so are `original` and `masked`.
+    Errors are squared differences of such pixels, averaged. A MaskedAutoencoder's visible patches have one as well, but
+    training never asked for it: the model saw the patch and was not told to copy it.
     """
 
     original: Tensor  # the images that were given
@@ -52,6 +54,15 @@ class Reconstruction:
     masked: Tensor  # what the encoder saw, hidden patches in mid-grey
     mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
     statistics: str = "none"  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
+    patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
+
+    @property
+    def error(self) -> Tensor:
+        """Mean squared error of each picture's hidden patches (B,); of all of it where nothing is hidden."""
+        if self.patch_error is None:
+            return (self.prediction - self.original).square().mean(dim=(1, 2, 3))
+        counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
+        return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -62,6 +73,8 @@ class Reconstruction:
 
 class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", license="mit"):
     """The part that all families share. A family adds `num_features`, `encode` and `forward`.
+
+    Methods take one image (C, H, W) for a batch of one: what they return keeps B = 1.
 
     Args:
         config: the constructor's arguments, as they go into config.json: at least `image_size`, `in_channels`, `mean`
@@ -126,12 +139,24 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
-        Raises InputError if the shape is not the model's.
+        One image (C, H, W) is a batch of one. Raises InputError if the shape is not the model's.
+
+        >>> from tinymae import MaskedAutoencoder
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
+        tensor([2.])
         """
+        images = images[None] if images.ndim == 3 else images
         return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it."""
+        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it.
+
+        >>> from tinymae import MaskedAutoencoder
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.denormalise(torch.tensor([-1.0, 0.0, 9.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)).unique()
+        tensor([0.2500, 0.5000, 1.0000])
+        """
         return (images.float() * self.std + self.mean).clamp(0, 1)
 
     def reconstruction_loss(self, prediction: Tensor, images: Tensor) -> Tensor:
@@ -150,7 +175,15 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     # ---- weights on disk
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
-        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub."""
+        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        """
         return super().save_pretrained(
             save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
         )
@@ -158,6 +191,13 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs):
         """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     MaskedAutoencoder.from_pretrained(folder).num_features
+        192
 
         Raises InputError if there is none, or if its weights are damaged or of another architecture.
         """

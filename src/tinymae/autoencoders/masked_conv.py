@@ -193,4 +193,5 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
             masked=torch.where(hidden, torch.full_like(original, 0.5), original),
             mask=mask,
             statistics=statistics if self.norm_pix_loss else "none",
+            patch_error=patchify((pasted - original).square(), self.patch_size).mean(dim=2),
         )

@@ -1,0 +1,242 @@
+"""Looking into a model: errors, anomaly maps, layers, attention, and its features in scikit-learn."""
+
+import pytest
+import torch
+from reference import layer_norm
+from test_mae import small_model, trained_looking
+
+from tinymae import InputError, MaskedAutoencoder, figures, patchify
+from tinymae.autoencoders.conv import ConvAutoencoder
+from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
+from tinymae.explain import covering_masks
+from tinymae.masking import denormalise_patches
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_pictures(count: int, channels: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (count, channels, 8, 8), dtype=torch.uint8, generator=seeded())
+
+
+# ---- reconstruct
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_errors_are_those_of_the_models_own_pixels(channels, norm_pix_loss):
+    model = trained_looking(small_model(in_channels=channels, norm_pix_loss=norm_pix_loss)).eval()
+    images = random_pictures(4, channels)
+    shown = model.reconstruct(images, generator=seeded())
+    squares = (patchify(shown.prediction, 2) - patchify(images / 255, 2)).square()  # (B, N, P*P*C)
+    torch.testing.assert_close(shown.patch_error, squares.mean(2))
+    torch.testing.assert_close(
+        shown.error, torch.stack([s[m].mean() for s, m in zip(squares, shown.mask, strict=True)])
+    )
+    pasted = (shown.images - shown.original).square().mean(dim=(1, 2, 3))  # only hidden patches, 12 of 16, differ
+    torch.testing.assert_close(shown.error, pasted * 16 / 12)
+
+
+def test_errors_of_the_other_families():
+    images = random_pictures(2)
+    plain = ConvAutoencoder(image_size=8).eval().reconstruct(images)
+    assert plain.patch_error is None
+    torch.testing.assert_close(plain.error, (plain.images - images / 255).square().mean(dim=(1, 2, 3)))
+    masked = MaskedConvAutoencoder(image_size=8, patch_size=2).eval().reconstruct(images, generator=seeded())
+    hidden = (patchify(masked.images, 2) - patchify(images / 255, 2)).square().mean(dim=2)[masked.mask].view(2, -1)
+    torch.testing.assert_close(masked.error, hidden.mean(dim=1))
+
+
+@pytest.mark.parametrize("nothing", [0, 0.0, torch.zeros(16, dtype=torch.bool)], ids=["0", "0.0", "mask"])
+def test_a_mask_that_hides_nothing_shows_the_encoder_all(nothing):
+    model = trained_looking(small_model()).eval()
+    images = random_pictures(3)
+    shown = model.reconstruct(images, nothing)
+    assert not shown.mask.any() and torch.equal(shown.images, shown.original)
+    prediction = model.decode(model.encode_tokens(images), torch.zeros(16, dtype=torch.bool))
+    patches = patchify(model.normalise(images), 2)
+    again = denormalise_patches(prediction, patches, shown.mask, grid_size=(4, 4), statistics="visible")
+    assert (shown.error > 0).all()  # of the model's own picture: what is seen is not copied
+    torch.testing.assert_close(patchify(shown.prediction, 2), model.denormalise(again), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown.error, shown.patch_error.mean(1))
+
+
+def test_a_share_hides_that_share_as_the_generator_says():
+    model = small_model().eval()
+    images = random_pictures(3)
+    shown, again, other = (model.reconstruct(images, 0.25, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert shown.mask.sum(1).tolist() == [4, 4, 4]
+    assert torch.equal(shown.prediction, again.prediction) and torch.equal(shown.patch_error, again.patch_error)
+    assert not torch.equal(shown.mask, other.mask)
+
+
+@pytest.mark.parametrize(
+    "mask,message",
+    [
+        (1.0, r"mask 1.0 is outside \[0, 1\)"),
+        (-0.1, "mask -0.1 is outside"),
+        (0.99, "hides every patch"),
+        (True, "mask is a bool"),
+        ([True, False], "mask is a list"),
+    ],
+)
+def test_a_share_that_cannot_be_is_refused(mask, message):
+    with pytest.raises(InputError, match=message) as error:
+        small_model().reconstruct(random_pictures(2), mask)
+    assert "\n" not in str(error.value)
+
+
+def test_one_image_is_a_batch_of_one():
+    model = trained_looking(small_model()).eval()
+    image = random_pictures(1)[0]
+    for function in (
+        lambda images: model.reconstruct(images, generator=seeded()).images,
+        lambda images: model.anomaly_map(images, generator=seeded()),
+        model.attention_maps,
+        model.encode,
+    ):
+        assert torch.equal(function(image), function(image[None])) and len(function(image)) == 1
+
+
+# ---- anomaly maps
+
+
+@pytest.mark.parametrize("patches,hidden,passes", [(16, 4, 4), (16, 12, 4), (49, 37, 8), (49, 25, 2), (7, 3, 3)])
+def test_masks_cover_every_patch_about_equally_often(patches, hidden, passes):
+    masks = covering_masks(patches, num_hidden=hidden, passes=passes, generator=seeded())
+    times = masks.sum(0)
+    assert (masks.sum(1) == hidden).all() and times.min() >= 1
+    assert times.max() - times.min() <= 2
+    if patches % passes == 0 and patches % hidden == 0:
+        assert (times == times[0]).all()
+
+
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_passes_that_cannot_cover_are_refused(passes):
+    model = small_model(mask_ratio=0.25)
+    with pytest.raises(InputError, match=f"passes {passes} .* cannot cover all: give at least 4"):
+        model.anomaly_map(random_pictures(1), passes=passes)
+    assert model.anomaly_map(random_pictures(1), passes=4).isfinite().all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_pix_loss": False}, {"patch_size": (4, 2)}])
+def test_anomaly_map_is_the_mean_error_over_the_passes_that_hid_a_pixel(changes):
+    model = trained_looking(small_model(**changes)).eval()
+    images = random_pictures(2)
+    found = model.anomaly_map(images, passes=5, mask_ratio=0.5, generator=seeded(3))
+    masks = covering_masks(model.num_patches, num_hidden=model.num_patches // 2, passes=5, generator=seeded(3))
+    height, width = model.patch_size
+    for row, column in [(0, 0), (3, 5), (7, 7)]:
+        patch = row // height * model.grid_size[1] + column // width
+        errors = []
+        for mask in masks[masks[:, patch]]:
+            shown = model.reconstruct(images, mask)
+            errors.append((shown.images - shown.original)[:, :, row, column].square().mean(1))
+        torch.testing.assert_close(found[:, row, column], torch.stack(errors).mean(0))
+
+
+def test_an_images_map_does_not_depend_on_its_company():
+    model = trained_looking(small_model()).eval()
+    images = random_pictures(4)
+    together, alone = (model.anomaly_map(part, generator=seeded()) for part in (images, images[2]))
+    torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_no_patch_helps_to_predict_itself():
+    model = trained_looking(small_model()).eval()
+    images = random_pictures(1)
+    changed = images.clone()
+    changed[:, :, :2, :2] = 255 - changed[:, :, :2, :2]
+    for mask in covering_masks(16, num_hidden=12, passes=4, generator=seeded()):
+        if mask[0]:
+            one, other = (model.reconstruct(given, mask).prediction[..., :2, :2] for given in (images, changed))
+            assert torch.equal(one, other)
+
+
+# ---- layers and attention
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_medium_patch16_gap_240"])
+def test_layers_are_timms_forward_intermediates(encoder, norm):
+    model = trained_looking(MaskedAutoencoder(encoder, image_size=8, patch_size=2, depth=4)).eval()
+    images, prefix = torch.randn(2, 3, 8, 8), model.num_prefix_tokens
+    theirs = model.encoder.forward_intermediates(
+        images, indices=[0, 2, 3], norm=norm, output_fmt="NLC", intermediates_only=True
+    )
+    ours = model.encode_layers(images, [3, 0, -2], norm=norm)
+    for layer, expected in zip(ours, (theirs[2], theirs[0], theirs[1]), strict=True):
+        assert torch.equal(layer[:, prefix:], expected)
+    if norm:
+        assert torch.equal(model.encode_layers(images, 1)[0], model.encode_tokens(images))
+        features = model.encode(images, layers=[3, 0])
+        torch.testing.assert_close(features, torch.cat([theirs[2].mean(1), theirs[0].mean(1)], dim=1))
+
+
+def test_the_last_layers_come_by_their_number():
+    model, images = trained_looking(small_model(depth=3)).eval(), torch.randn(2, 3, 8, 8)
+    for ours, expected in zip(model.encode_layers(images, 2), model.encode_layers(images, [1, 2]), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("layers", [[2], [-3], 3, 0, []])
+def test_layers_that_the_encoder_lacks_are_refused(layers):
+    with pytest.raises(InputError, match="layers .* must name some of this encoder's 2: 0 to 1"):
+        small_model().encode_layers(torch.randn(1, 3, 8, 8), layers)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
+    model = trained_looking(small_model(depth=3)).eval()
+    for block in model.encoder.blocks:
+        block.attn.fused_attn = fused
+    images, weights = torch.randn(2, 3, 8, 8), dict(model.encoder.named_parameters())
+    maps = model.attention_maps(images)
+    assert maps.shape == (2, 3, 2, 17, 17)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 2, 17))
+    kernel = weights["patch_embed.proj.weight"]
+    embedded = torch.nn.functional.conv2d(images, kernel, weights["patch_embed.proj.bias"], stride=2)
+    tokens = torch.cat([weights["cls_token"].expand(2, -1, -1), embedded.flatten(2).mT], dim=1) + weights["pos_embed"]
+    before = [tokens, *model.encode_layers(images, [0, 1], norm=False)]
+    for layer, inputs in enumerate(before):
+        name = f"blocks.{layer}."
+        normed = layer_norm(inputs, weights[name + "norm1.weight"], weights[name + "norm1.bias"])
+        qkv = normed @ weights[name + "attn.qkv.weight"].T + weights[name + "attn.qkv.bias"]  # (B, T, 3 x 24)
+        for head in range(2):
+            query, key = (qkv[..., start + 12 * head : start + 12 * (head + 1)] for start in (0, 24))
+            scores = (query @ key.mT / 12**0.5).exp()
+            torch.testing.assert_close(maps[:, layer, head], scores / scores.sum(-1, keepdim=True))
+
+
+def test_looking_at_attention_leaves_the_model_as_it_was():
+    model, images = trained_looking(small_model()).eval(), torch.randn(1, 3, 8, 8)
+    before = model.encode(images)
+    model.attention_maps(images)
+    assert torch.equal(model.encode(images), before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_attention_of_another_kind_is_refused():
+    model = small_model()
+    model.encoder.blocks[1].attn = torch.nn.Identity()
+    with pytest.raises(InputError, match="does not attend by timm's plain Attention"):
+        model.attention_maps(torch.randn(1, 3, 8, 8))
+
+
+# ---- pictures
+
+
+def test_heat_is_black_at_zero_and_brightest_at_the_limit():
+    maps = torch.linspace(0, 2, 16).view(1, 4, 4)
+    picture = figures.heat(maps, limit=1.0)
+    assert picture.shape == (1, 3, 4, 4) and picture[0, :, 0, 0].max() < 0.02
+    brightness = picture.sum(1).flatten()
+    assert brightness.argmax() == brightness[maps.flatten() >= 1].argmax() + int((maps < 1).sum())
+    assert torch.equal(figures.heat(maps), figures.heat(maps, limit=2.0))
+
+
+def test_heat_of_patches_lies_over_a_larger_picture():
+    images = torch.rand(1, 3, 8, 8)
+    picture = figures.heat(torch.zeros(1, 4, 4), images)
+    torch.testing.assert_close(picture[:, 0], 0.35 * images.mean(1), atol=0.01, rtol=0)
