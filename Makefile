@@ -1,12 +1,13 @@
 # make demo   set up, then the whole story on handwritten digits (about 4 minutes on 2 cores)
 # make test   set up, then the test suite
 # make lint   what CI checks of the style
+# make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup clean release
 
 setup: $(VENV)/ready
 
@@ -25,6 +26,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+release: setup
+	$(BIN)/python scripts/release.py $(FLAGS)
 
 clean:
 	rm -rf $(VENV) runs

@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> dict:
     groups = parameter_groups(trained, weight_decay=args.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.999))
     if args.compile:
-        trained.compile()
+        model.compile_core()
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     ema = ModelEmaV3(bare_model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None

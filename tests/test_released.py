@@ -7,8 +7,9 @@ import torch
 
 from tinymae import evaluate, load_dataset, random_mask
 from tinymae.data import few_labels, pick
+from tinymae.files import read_json
 from tinymae.train import choose_attention
-from tinymae.weights import load_autoencoder
+from tinymae.weights import load_autoencoder, load_classifier
 
 FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
 
@@ -28,3 +29,13 @@ def test_vit_t_mae_scores_as_stated(data_dir):
     classes = evaluate.knn_predict(features[0], train.labels, features[1], num_classes=10)
     assert hidden_error == pytest.approx(0.0287, rel=0.05)
     assert evaluate.accuracy(classes, test.labels) == pytest.approx(42.3, abs=1.5)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FOLDER.parent.glob("*/scores.json")))
+def test_a_released_classifier_scores_as_stated(name, data_dir):
+    classifier = load_classifier(FOLDER.parent / name)
+    choose_attention(classifier, "cpu")
+    test = pick(load_dataset("cifar10", "test", data_dir=data_dir), 1000)
+    classes = evaluate.map_dataset(classifier, test, device="cpu").argmax(dim=1)
+    stated = read_json(FOLDER.parent / name / "scores.json")["accuracy_first_1000"]
+    assert evaluate.accuracy(classes, test.labels) == pytest.approx(stated, abs=0.2)

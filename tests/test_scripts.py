@@ -15,6 +15,7 @@ import linear_probe
 import numpy as np
 import pretrain
 import pytest
+import release
 import torch
 from conftest import SCRIPTS
 from PIL import Image
@@ -258,6 +259,34 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
         tuned = run(finetune, "--weights", weights, *data, *once, "--label-fraction", 0.1, "--mixup", 0, "--cutmix", 0,
                     "--ema-decay", 0, "--no-trivial-augment", "--output-dir", tmp_path / "finetune")  # fmt: skip
         assert tuned["steps"] == 2 and load_classifier(tmp_path / "finetune").classes == load_dataset("digits").classes
+
+
+def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp_path):
+    flags = ["--data", "digits", "--pretrain-epochs", 2, "--finetune-epochs", 2, "--few-images", 200,
+             "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
+             "--pretrain-flags", " ".join([*MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
+             "--finetune-flags", "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"]  # fmt: skip
+    with pytest.raises(Stopped):
+        run(release, *flags, "--max-minutes", 0)
+    summary = run(release, *flags)
+    assert len(list((tmp_path / "runs").glob("*/stage.json"))) == 12  # none is left out
+    weights = tmp_path / "weights"
+    assert {tensor.dtype for tensor in load_file(weights / "vit-t-mae" / "model.safetensors").values()} == {
+        torch.float16
+    }
+    test = load_dataset("digits", "test")
+    for name in ("vit-t-linear-probe", "vit-t-classifier-pretrained"):
+        scores = json.loads((weights / name / "scores.json").read_text())
+        with torch.no_grad():
+            correct = (load_classifier(weights / name)(test.images).argmax(1) == test.labels).double().mean()
+        assert scores["accuracy_first_1000"] == pytest.approx(100 * correct, abs=1e-6)
+        assert f"{scores['accuracy_test']:.2f}" in (weights / name / "README.md").read_text()
+        assert summary["results"][name]["accuracy"] == scores["accuracy_test"]
+    assert (tmp_path / "logs" / "vit-t-scratch" / "metrics.jsonl").exists()
+    assert (tmp_path / "assets" / "per_class_digits.csv").exists()
+    before = (weights / "vit-t-mae" / "model.safetensors").read_bytes()
+    assert run(release, *flags)["results"] == summary["results"]
+    assert (weights / "vit-t-mae" / "model.safetensors").read_bytes() == before
 
 
 def test_few_labels_and_the_mlp_head(pretrained, tmp_path):

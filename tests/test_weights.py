@@ -3,19 +3,23 @@ import json
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tinymae import InputError, MaskedAutoencoder, evaluate
 from tinymae.weights import (
     Classifier,
+    build_classifier,
     create_classifier,
     fill_encoder,
     fold_probe,
+    halve,
     kind_of,
     load_autoencoder,
     load_classifier,
     save_autoencoder,
     save_classifier,
+    save_head,
 )
 
 SIZES = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -104,3 +108,20 @@ def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(loaded.encode(images), autoencoder.encode(images), atol=0.02, rtol=0)
+
+
+def test_a_head_alone_finds_its_autoencoder_and_no_other(autoencoder, tmp_path):
+    save_autoencoder(autoencoder, tmp_path / "whole")
+    halve(tmp_path / "whole", tmp_path / "mae")
+    classifier = build_classifier(load_autoencoder(tmp_path / "mae"), classes=CLASSES).eval()
+    save_head(classifier.head, tmp_path / "head", autoencoder=tmp_path / "mae", classes=CLASSES)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(load_classifier(tmp_path / "head")(images), classifier(images), atol=1e-3, rtol=1e-3)
+    assert (tmp_path / "head" / "model.safetensors").stat().st_size < 5000
+    halved = load_file(tmp_path / "mae" / "model.safetensors")
+    assert {tensor.dtype for tensor in halved.values()} == {torch.float16}
+    with torch.no_grad():
+        autoencoder.encoder.norm.bias += 1
+    save_autoencoder(autoencoder, tmp_path / "mae")
+    with pytest.raises(InputError, match="were fitted on another autoencoder"):
+        load_classifier(tmp_path / "head")

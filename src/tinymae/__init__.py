@@ -8,7 +8,7 @@ from .huggingface import classifier_from_transformers, from_transformers, to_tra
 from .mae import MAEOutput, MaskedAutoencoder
 from .masking import patchify, random_mask, unpatchify
 from .resample import adapt
-from .weights import export_timm
+from .weights import export_timm, load_autoencoder, load_classifier
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "export_timm",
     "from_official",
     "from_transformers",
+    "load_autoencoder",
+    "load_classifier",
     "load_dataset",
     "patchify",
     "random_mask",

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import timm
@@ -25,6 +26,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from .cards import write_card
 from .data import Batch, Dataset, count_steps, load_dataset, split_batch, step_batches
 from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
@@ -126,6 +128,20 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: argparse.Ar
     except Stopped as stopped:
         print(f"{parser.prog}: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+
+
+def run_stage(script: ModuleType, folder: str | Path, *flags, free: Sequence = ()) -> dict:
+    """The results of a script's run in `folder`: read, if a run with these flags has ended there, or else made.
+
+    `script` is an imported script with `parse` and `main`. `free` are flags that do not change what is computed.
+    """
+    folder, command = Path(folder), [str(flag) for flag in flags]
+    if (folder / "stage.json").exists() and read_json(folder / "stage.json")["flags"] == command:
+        return read_json(folder / "results.json")
+    print(f"\n=== {folder}", flush=True)
+    results = script.main(script.parse().parse_args([*command, *map(str, free), "--output-dir", str(folder)]))
+    write_json(folder / "stage.json", {"flags": command})
+    return results
 
 
 class Stopped(Exception):
@@ -458,6 +474,8 @@ class Run:
             self.bar.refresh()
         if self.is_main:
             write_json(self.folder / "results.json", results)
+            if (self.folder / "model.safetensors").exists():
+                shown = [*shown, write_card(self.folder)]
         self.close()
         self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
 

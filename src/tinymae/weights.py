@@ -15,13 +15,14 @@ from .autoencoders.pca import PrincipalComponents
 from .autoencoders.unet import ResNetUNet
 from .autoencoders.vqvae import VQAutoencoder
 from .data import Dataset
-from .files import InputError, load_weights_strictly, read_json, write_json, write_tensors
+from .files import InputError, digest, load_weights_strictly, read_json, read_tensors, write_json, write_tensors
 from .mae import MaskedAutoencoder, create_vit
 
 FAMILIES: dict[str, type[Autoencoder]] = {
     "mae": MaskedAutoencoder, "conv_ae": ConvAutoencoder, "vae": VariationalAutoencoder, "vqvae": VQAutoencoder,
     "resnet_unet": ResNetUNet, "masked_conv": MaskedConvAutoencoder, "pca": PrincipalComponents,
 }  # fmt: skip
+HEAD = "LinearHead"  # a classifier whose folder holds no more than its last layer: see `save_head`
 ARCHITECTURES = {family.__name__: family for family in FAMILIES.values()}  # as config.json names them
 
 
@@ -30,7 +31,9 @@ def kind_of(folder: str | Path) -> str:
     architecture = read_json(weights_folder(folder) / "config.json").get("architecture")
     if architecture in ARCHITECTURES:
         return "autoencoder"
-    if architecture == EncoderClassifier.__name__ or (isinstance(architecture, str) and timm.is_model(architecture)):
+    if architecture in (EncoderClassifier.__name__, HEAD) or (
+        isinstance(architecture, str) and timm.is_model(architecture)
+    ):
         return "classifier"
     raise InputError(f"weights {folder}: config.json names architecture {architecture!r}, which tinymae does not know")
 
@@ -68,8 +71,26 @@ def save_autoencoder(model: Autoencoder, folder: str | Path) -> None:
     write_json(folder / "config.json", {"architecture": type(model).__name__, **model.config})
 
 
+def halve(source: str | Path, folder: str | Path) -> None:
+    """Write the weights of one folder into another in float16, which loads as float32, with the same config.json.
+
+    Raises InputError if `source` holds no weights.
+    """
+    source, folder = weights_folder(source), Path(folder)
+    state = read_tensors(source / "model.safetensors")
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    write_tensors(halved, folder / "model.safetensors")
+    write_json(folder / "config.json", read_json(source / "config.json"))
+
+
 def load_autoencoder(folder: str | Path) -> Autoencoder:
     """The autoencoder of a weights folder, whatever its family, in evaluation mode.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=5), folder)
+    ...     load_autoencoder(folder).num_features
+    5
 
     Raises InputError if the folder holds a classifier, or is damaged.
     """
@@ -186,9 +207,15 @@ class Classifier(nn.Module):
         """The layer that classifies."""
         return self.vit.head
 
+    def compile_core(self) -> None:
+        """`torch.compile` the encoder."""
+        self.vit.forward_features = torch.compile(self.vit.forward_features)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
-        return self.vit(self.normalise(images))
+        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W), the last layer in float32."""
+        tokens = self.vit.forward_features(self.normalise(images))
+        with torch.autocast(images.device.type, enabled=False):  # half precision would blur a probe's logits
+            return self.vit.forward_head(tokens.float())
 
     def save(self, folder: str | Path) -> None:
         """The folder that `save_classifier` writes and `load_classifier` reads."""
@@ -232,13 +259,19 @@ class EncoderClassifier(nn.Module):
     def in_channels(self) -> int:
         return self.autoencoder.in_channels
 
+    def compile_core(self) -> None:
+        """`torch.compile` the encoder."""
+        self.autoencoder.encode = torch.compile(self.autoencoder.encode)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
         return self.autoencoder.normalise(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W)."""
-        return self.head(self.autoencoder.encode(images))
+        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W), the last layer in float32."""
+        features = self.autoencoder.encode(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(features.float())
 
     def save(self, folder: str | Path) -> None:
         """`model.safetensors` and `config.json`, each written atomically, that `load_classifier` reads."""
@@ -267,12 +300,49 @@ def build_classifier(
     return Classifier(vit, mean=config["mean"], std=config["std"], classes=classes).to(autoencoder.mean.device)
 
 
+def save_head(head: nn.Linear, folder: str | Path, *, autoencoder: str | Path, classes: list[str]) -> None:
+    """A linear layer on the features of an autoencoder in a folder beside this one, which is not written again.
+
+    `load_classifier` joins the two, and refuses another autoencoder than this one.
+    """
+    folder, autoencoder = Path(folder), weights_folder(autoencoder)
+    if autoencoder.resolve().parent != folder.resolve().parent:
+        raise InputError(f"autoencoder {autoencoder} does not lie beside {folder}: move one of them")
+    write_tensors({name: tensor.half() for name, tensor in head.state_dict().items()}, folder / "model.safetensors")
+    reference = {"folder": autoencoder.name, "sha256": digest(read_tensors(autoencoder / "model.safetensors"))}
+    write_json(folder / "config.json", {"architecture": HEAD, "autoencoder": reference, "label_names": classes})
+
+
+def load_head(folder: Path, config: dict) -> Classifier | EncoderClassifier:
+    """The classifier of `save_head`. Raises InputError if its autoencoder is missing or is another one."""
+    reference = config["autoencoder"]
+    base = folder.resolve().parent / reference["folder"]
+    autoencoder = load_autoencoder(base)
+    if digest(read_tensors(base / "model.safetensors")) != reference["sha256"]:
+        raise InputError(f"weights {folder} were fitted on another autoencoder than the one now in {base}")
+    classifier = build_classifier(autoencoder, classes=config["label_names"])
+    load_weights_strictly(classifier.head, folder / "model.safetensors")
+    return classifier.eval()
+
+
 def load_classifier(folder: str | Path) -> Classifier | EncoderClassifier:
-    """The classifier of a weights folder. Raises InputError if the folder holds an autoencoder, or is damaged."""
+    """The classifier of a weights folder, in evaluation mode: a module from images to logits, with `.classes`.
+
+    >>> import tempfile
+    >>> autoencoder = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     build_classifier(autoencoder, classes=["cat", "dog"]).save(folder)
+    ...     load_classifier(folder)(torch.rand(5, 3, 8, 8)).shape
+    torch.Size([5, 2])
+
+    Raises InputError if the folder holds an autoencoder, or is damaged.
+    """
     if kind_of(folder) != "classifier":
         raise InputError(f"weights {folder} hold an autoencoder; give the folder of a fine-tuning run")
     folder = weights_folder(folder)
     config = read_json(folder / "config.json")
+    if config["architecture"] == HEAD:
+        return load_head(folder, config)
     if config["architecture"] == EncoderClassifier.__name__:
         arguments = dict(config["autoencoder"])
         family = ARCHITECTURES[arguments.pop("architecture")]

@@ -1,5 +1,6 @@
 """What every autoencoder is: images in, features and reconstructions out, and a folder on disk."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
-from ..files import InputError, load_weights_strictly, read_json
+from ..files import InputError, load_weights_strictly, read_json, write_tensors
 from ..losses import LOSSES, parse_loss
 
 
@@ -85,6 +86,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     """
 
     num_features: int  # the width of `encode`
+    source: Path | None = None  # the folder that the weights came from
 
     def __init__(self, config: dict):
         super().__init__()
@@ -177,6 +179,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
 
+        The card of the folder that the model was loaded from, with its pictures, goes along; `push_to_hub` likewise.
+
         >>> import tempfile
         >>> from tinymae import MaskedAutoencoder
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -187,6 +191,13 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
         return super().save_pretrained(
             save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
         )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by the mixin's `save_pretrained` and `push_to_hub`; unlike the mixin's own it adds a checksum."""
+        write_tensors(self.state_dict(), save_directory / "model.safetensors")
+        if self.source is not None and self.source.resolve() != save_directory.resolve():
+            for file in (*self.source.glob("README.md"), *self.source.glob("*.png")):
+                shutil.copy(file, save_directory)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs):
@@ -228,4 +239,5 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
             weights = hf_hub_download(model_id, "model.safetensors", **download)
         model = cls(**kwargs)
         load_weights_strictly(model, weights)
+        model.source = folder if folder.is_dir() else None
         return model.to(map_location).eval()
