@@ -1,6 +1,7 @@
 """The scripts as people use them, on real digits (and real CIFAR-10 where it is at hand)."""
 
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -93,6 +94,17 @@ def test_pretraining_leaves_what_it_promises(pretrained):
         assert np.asarray(Image.open(pretrained / name)).std() > 10
     model = MaskedAutoencoder.from_pretrained(pretrained)
     assert model.encode(load_dataset("digits", "test").images[:5]).shape == (5, 32)
+
+
+def test_a_runs_card_tells_what_it_recorded_and_travels_to_the_hub_with_the_weights(pretrained, tmp_path):
+    card = (pretrained / "README.md").read_text()
+    results = json.loads((pretrained / "results.json").read_text())
+    assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "Settings: " in card and "epochs 2" in card
+    digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in card and "license: mit" in card and "(reconstructions.png)" in card
+    MaskedAutoencoder.from_pretrained(pretrained).save_pretrained(tmp_path)  # what push_to_hub uploads
+    assert (tmp_path / "README.md").read_text() == card and (tmp_path / "reconstructions.png").exists()
+    assert (tmp_path / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
 
 
 def test_tensorboard_holds_the_curves_and_pictures(pretrained):
@@ -269,7 +281,7 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)
-    assert len(list((tmp_path / "runs").glob("*/stage.json"))) == 12  # none is left out
+    assert len(list((tmp_path / "runs").glob("*/stage.json"))) == 13  # none is left out
     weights = tmp_path / "weights"
     assert {tensor.dtype for tensor in load_file(weights / "vit-t-mae" / "model.safetensors").values()} == {
         torch.float16
@@ -279,7 +291,7 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
         scores = json.loads((weights / name / "scores.json").read_text())
         with torch.no_grad():
             correct = (load_classifier(weights / name)(test.images).argmax(1) == test.labels).double().mean()
-        assert scores["accuracy_first_1000"] == pytest.approx(100 * correct, abs=1e-6)
+        assert scores["accuracy_first_1000"] == pytest.approx(100 * float(correct), abs=1e-6)
         assert f"{scores['accuracy_test']:.2f}" in (weights / name / "README.md").read_text()
         assert summary["results"][name]["accuracy"] == scores["accuracy_test"]
     assert (tmp_path / "logs" / "vit-t-scratch" / "metrics.jsonl").exists()
