@@ -16,24 +16,24 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import timm
 import torch
 import torchvision
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from .cards import write_card
 from .data import Batch, Dataset, count_steps, load_dataset, split_batch, step_batches
 from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
+from .trackers import INSTALLED, log_picture, log_results, require_installed, start_trackers
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
 # Arguments that change where or how fast a run goes, but not what it computes.
 FREE_ARGUMENTS = {
-    "output_dir", "overwrite", "data_dir", "num_workers", "log_every", "checkpoint_minutes", "pause_after_minutes",
+    "output_dir", "overwrite", "data_dir", "num_workers", "log_every", "log_with", "checkpoint_minutes",
+    "pause_after_minutes",
 }  # fmt: skip
 KEPT_CHECKPOINTS = 2
 PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
@@ -91,6 +91,13 @@ def add_training_arguments(
     training.add_argument("--compile", action="store_true", help="torch.compile the model")
     training.add_argument("--num-workers", type=int, default=2, help="processes that decode a streamed folder")
     training.add_argument("--log-every", type=int, default=20, help="steps between lines of metrics.jsonl")
+    training.add_argument(
+        "--log-with",
+        nargs="+",
+        choices=list(INSTALLED),
+        default=["tensorboard"],
+        help="one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI (default: tensorboard)",
+    )
     training.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints")
 
 
@@ -167,13 +174,9 @@ def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
 
 
 def create_training_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The same for a script that trains: with gradient accumulation, and TensorBoard in the run's folder."""
-    return create_accelerator(
-        args,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_dir=args.output_dir,
-    )
+    """The same for a script that trains: with gradient accumulation, and every tracker that --log-with names."""
+    require_installed(args.log_with)
+    return create_accelerator(args, gradient_accumulation_steps=args.gradient_accumulation_steps)
 
 
 def dataset_loader(args: argparse.Namespace, **arguments) -> Callable[..., Dataset]:
@@ -214,18 +217,11 @@ class Run:
         arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
         self.arguments = json.loads(json.dumps(arguments))  # as args.json will give them back: tuples become lists
         self.log_every = getattr(args, "log_every", 50)
+        self.log_with = getattr(args, "log_with", [])
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
         self.pause_after_minutes = getattr(args, "pause_after_minutes", None)
         self.bar, self.stop_code = None, None
-        problem = None
-        if self.is_main:
-            try:
-                self.claim(args.overwrite)
-            except InputError as error:  # told to every process, so that none waits for a run that will not start
-                problem = str(error)
-        problem = agree(accelerator, problem)
-        if problem:
-            raise InputError(problem)
+        on_main(accelerator, partial(self.claim, args.overwrite))
 
     def claim(self, overwrite: bool) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""
@@ -349,12 +345,13 @@ class Run:
 
     def start(self, schedule: Schedule, *, step: int, steps_per_epoch: int, batch_size: int) -> None:
         """Open the progress bar and the trackers, and catch SIGTERM and SIGINT, for a loop that starts at `step`."""
+        start = partial(start_trackers, self.accelerator, self.log_with, self.folder)
+        on_main(self.accelerator, lambda: start(step=step, arguments=self.arguments, metrics=self.metrics))
         self.schedule, self.steps_per_epoch, self.batch_size = schedule, steps_per_epoch, batch_size
         self.last_saved = self.last_report = time.monotonic()
         self.last_step = self.first_step = step
         self.checked: TrainStep | None = None
         self.skipped_steps = 0
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
         self.bar = tqdm(
             total=1.0, initial=min(1.0, schedule.progress(step)), disable=not self.is_main, dynamic_ncols=True,
             bar_format="{percentage:5.1f}%|{bar}| {postfix}",
@@ -462,10 +459,9 @@ class Run:
         self.last_report += time.monotonic() - began
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
-        """Show a PNG in TensorBoard."""
+        """Show a PNG in the trackers."""
         if self.is_main:
-            picture = np.asarray(Image.open(path).convert("RGB"))[None]
-            self.accelerator.get_tracker("tensorboard").log_images({name: picture}, step=step, dataformats="NHWC")
+            log_picture(self.accelerator, name, path, step=step)
 
     def finish(self, results: dict, shown: list[Path]) -> None:
         """Write results.json and say where everything is."""
@@ -476,6 +472,7 @@ class Run:
             write_json(self.folder / "results.json", results)
             if (self.folder / "model.safetensors").exists():
                 shown = [*shown, write_card(self.folder)]
+            log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.close()
         self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
 
@@ -491,6 +488,19 @@ class Run:
 
     def print(self, text: str) -> None:
         self.accelerator.print(text)
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do it on the main process. Its InputError is raised on all, so that none waits for a run that will not start."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except InputError as error:
+            problem = str(error)
+    problem = agree(accelerator, problem)
+    if problem:
+        raise InputError(problem)
 
 
 def agree(accelerator: Accelerator, value):

@@ -1,0 +1,207 @@
+"""Runs on real digits as MLflow and Weights & Biases hold them, read back from their own stores."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+import finetune
+import pretrain
+import pytest
+from conftest import SCRIPTS
+from test_scripts import DIGITS, MODEL, SHORT, launch, metrics, refused, run
+
+from tinymae.runs import Stopped
+
+PRETRAIN = [*DIGITS, *MODEL, *SHORT]
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_this_machine(monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def mlflow():
+    return pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A finished run that TensorBoard and MLflow have followed."""
+    pytest.importorskip("mlflow")
+    folder = tmp_path_factory.mktemp("runs") / "it's 50% tracked"
+    run(pretrain, *PRETRAIN, "--log-with", "tensorboard", "mlflow", "--output-dir", folder)
+    return folder
+
+
+def mlflow_run(mlflow, folder: Path, store: str | None = None):
+    """The only run in a store: (run, its {metric: [(step, value), ...]})."""
+    client = mlflow.MlflowClient(store or f"sqlite:///{folder}/mlflow/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert len(runs) == 1
+    (found,) = runs
+    history = {key: client.get_metric_history(found.info.run_id, key) for key in found.data.metrics}
+    return found, {key: sorted((metric.step, metric.value) for metric in values) for key, values in history.items()}
+
+
+def written(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The same, as metrics.jsonl has it."""
+    values = {}
+    for row in metrics(folder):
+        for key in row.keys() - {"step", "epoch"}:
+            values.setdefault(key, []).append((row["step"], row[key]))
+    return values
+
+
+def test_mlflow_holds_the_arguments_metrics_pictures_and_weights(mlflow, tracked):
+    found, history = mlflow_run(mlflow, tracked)
+    assert found.info.status == "FINISHED" and found.info.run_name == tracked.name
+    arguments = json.loads((tracked / "args.json").read_text())["arguments"]
+    assert found.data.params == {key: str(value) for key, value in arguments.items()}
+    expected = written(tracked)
+    assert len(expected["loss"]) == 9 and len(expected["knn_val"]) == 2
+    assert history == expected | {"epochs": [(40, 2.0)], "steps": [(40, 40.0)]}
+    (artifacts,) = (tracked / "mlflow" / "artifacts").glob("*/artifacts")
+    names = ["model.safetensors", "config.json", "args.json", "results.json", "metrics.jsonl", "curves.png"]
+    for name in [*names, "reconstructions.png"]:
+        assert (artifacts / name).read_bytes() == (tracked / name).read_bytes()
+    pictures = [artifacts / f"pictures/step-{step:09d}/reconstructions.png" for step in (0, 40)]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes() == (tracked / "reconstructions.png").read_bytes()
+
+
+def test_tensorboard_beside_it_is_what_it_is_alone(tracked):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tracked / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == written(tracked).keys()
+    assert events.Tags()["images"] == ["reconstructions"] and not events.Tags()["tensors"]
+
+
+def test_fine_tuning_in_the_same_process_has_its_own_store_and_its_score(mlflow, tracked, tmp_path):
+    flags = [*SHORT, "--epochs", 1, "--log-with", "mlflow", "--output-dir", tmp_path]
+    results = run(finetune, "--weights", tracked, *DIGITS, *flags)
+    assert not (tmp_path / "tensorboard").exists()
+    _, history = mlflow_run(mlflow, tmp_path)
+    assert history["accuracy_test"] == [(20, results["accuracy_test"])]
+    assert history["accuracy_val"] == written(tmp_path)["accuracy_val"]
+    (matrix,) = (tmp_path / "mlflow" / "artifacts").glob("*/artifacts/confusion_matrix.png")
+    assert matrix.read_bytes() == (tmp_path / "confusion_matrix.png").read_bytes()
+    mlflow_run(mlflow, tracked)  # still one
+
+
+def test_a_killed_run_goes_on_in_the_same_mlflow_run_without_a_step_twice(mlflow, tmp_path):
+    arguments = [*PRETRAIN, "--epochs", 15, "--log-with", "mlflow", "--output-dir", tmp_path]
+    with pytest.raises(Stopped):
+        run(pretrain, *arguments, "--pause-after-minutes", 0)  # the only checkpoint: step 1
+    killed = launch(SCRIPTS / "pretrain.py", *arguments, "--checkpoint-minutes", 60)
+    while metrics(tmp_path)[-1]["step"] < 20:
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    began, before = mlflow_run(mlflow, tmp_path)
+    assert before["loss"][-1][0] >= 15  # metrics.jsonl is a line ahead
+    run(pretrain, *arguments)
+    ended, history = mlflow_run(mlflow, tmp_path)
+    assert (began.info.run_id, ended.info.status) == (ended.info.run_id, "FINISHED")
+    for key in ("loss", "learning_rate", "grad_norm", "knn_val"):
+        assert history[key] == written(tmp_path)[key]
+    for values in history.values():
+        steps = [step for step, _ in values]
+        assert len(steps) == len(set(steps))
+
+
+def test_a_tracker_that_joins_later_is_told_the_beginning_and_may_be_elsewhere(mlflow, tmp_path, monkeypatch):
+    arguments = [*PRETRAIN, "--output-dir", tmp_path / "run"]
+    with pytest.raises(Stopped):
+        run(pretrain, *arguments, "--pause-after-minutes", 0)
+    store = f"sqlite:///{tmp_path}/elsewhere.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the files of such a store
+    run(pretrain, *arguments, "--log-with", "mlflow")
+    _, history = mlflow_run(mlflow, tmp_path, store)
+    expected = written(tmp_path / "run")
+    assert {key: history[key] for key in expected} == expected and expected["knn_val"][0][0] == 0
+    assert not (tmp_path / "run" / "mlflow").exists()
+
+
+def test_a_folder_that_was_moved_keeps_its_files_to_itself(mlflow, tracked, tmp_path):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    run(pretrain, *PRETRAIN, "--log-with", "mlflow", "--output-dir", first)
+    first.rename(moved)
+    run(pretrain, *PRETRAIN, "--log-with", "mlflow", "--output-dir", moved)
+    assert not first.exists()
+    assert len(list((moved / "mlflow" / "artifacts").glob("*/artifacts/model.safetensors"))) == 2
+
+
+def wandb_records(folder: Path) -> list:
+    """What the runs of a folder have recorded, the oldest first.
+
+    A file is a log of LevelDB's kind: blocks of 32 KiB of pieces, each a checksum, a length, and whether its record is
+    whole (1) or begins (2), goes on (3) or ends (4) here. The first block opens with seven bytes of W&B's own.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    records, data = [], b""
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        content, place = file.read_bytes(), 7
+        while place < len(content):
+            left = -place % 32768 or 32768
+            if left < 7:
+                place += left
+                continue
+            length, kind = struct.unpack_from("<HB", content, place + 4)
+            data += content[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):
+                records.append(wandb_internal_pb2.Record.FromString(data))
+                data = b""
+    return records
+
+
+def test_wandb_offline_holds_metrics_and_pictures_and_keeps_its_run(tmp_path):
+    pytest.importorskip("wandb")
+    arguments = [*PRETRAIN, "--log-with", "wandb", "--output-dir", tmp_path]
+    with pytest.raises(Stopped):
+        run(pretrain, *arguments, "--pause-after-minutes", 0)
+    run(pretrain, *arguments)
+    records = wandb_records(tmp_path)
+    ids = {record.run.run_id for record in records if record.HasField("run")}
+    assert ids == {json.loads((tmp_path / "trackers.json").read_text())["wandb"]["run"]}
+    config = {item.key: item.value_json for r in records if r.HasField("run") for item in r.run.config.update}
+    config |= {item.key: item.value_json for r in records if r.HasField("config") for item in r.config.update}
+    assert config["mask_ratio"] == "0.75" and config["norm_pix_loss"] == "true"
+    losses, pictures = [], {}
+    for record in records:
+        items = {".".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
+        if "loss" in items:
+            losses.append((record.history.step.num, json.loads(items["loss"])))
+        for name in ("reconstructions", "curves"):
+            if name in items:
+                pictures.setdefault(name, []).append(record.history.step.num)
+    assert losses == written(tmp_path)["loss"]
+    assert pictures == {"reconstructions": [0, 40], "curves": [40]}
+    assert len(list(tmp_path.glob("wandb/*/files/media/images/curves_40_*.png"))) == 1
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_at_once(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)  # as Python remembers a module that it has not found
+    line = refused(pretrain, monkeypatch, capsys, *PRETRAIN, "--log-with", name, "--output-dir", tmp_path / "run")
+    assert f"log_with '{name}' is not installed: pip install {name}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(mlflow, tracked, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tracked, tmp_path / "run")
+    (tmp_path / "run" / "mlflow" / "mlflow.db").write_bytes(os.urandom(5000))
+    flags = ["--log-with", "mlflow", "--output-dir", tmp_path / "run"]
+    line = refused(pretrain, monkeypatch, capsys, *PRETRAIN, *flags)
+    assert "log_with mlflow cannot start (" in line and "file is not a database" in line
