@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import InputError, write_atomically
-from .mae import MaskedAutoencoder, patchify, pool_tokens, unpatchify
+from .mae import MaskedAutoencoder, patchify, unpatchify
 from .weights import Classifier
 
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
