@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tinymae import InputError
 from tinymae.export import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
+from tinymae.files import read_json, write_json
 from tinymae.page import read_samples, write_page
 from tinymae.runs import run_script
 from tinymae.weights import kind_of, load_autoencoder, load_classifier
@@ -39,7 +40,7 @@ def parse() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> list[Path]:
-    folder, kind = Path(args.output_dir), kind_of(args.weights)
+    folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file")
     if args.classifier and args.format != "web":
@@ -53,10 +54,12 @@ def main(args: argparse.Namespace) -> list[Path]:
         classifier = load_classifier(args.classifier) if args.classifier else None
         write_page(model, folder, samples=read_samples(args.samples, model), classifier=classifier)
     else:
-        graphs = load_graphs(args, kind)
-        export, suffix = {"onnx": (export_onnx, "onnx"), "torch": (export_torch, "pt2")}[args.format]
-        for name, graph in graphs.items():
-            export(graph, folder / f"{name}.{suffix}")
+        for name, graph in load_graphs(args).items():
+            if args.format == "onnx":
+                export_onnx(graph, folder / f"{name}.onnx")
+            else:
+                export_torch(graph, folder / f"{name}.pt2")
+        write_json(folder / "config.json", read_json(Path(args.weights) / "config.json"))  # mean, std, class names
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in written:
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
@@ -65,9 +68,9 @@ def main(args: argparse.Namespace) -> list[Path]:
     return written
 
 
-def load_graphs(args: argparse.Namespace, kind: str) -> dict:
+def load_graphs(args: argparse.Namespace) -> dict:
     """What a weights folder can do, by the names of the files."""
-    if kind == "classifier":
+    if kind_of(args.weights) == "classifier":
         return {"classifier": ClassifierGraph(load_classifier(args.weights))}
     model = load_autoencoder(args.weights)
     encoder = EncoderGraph(model, pool=args.pool, normalised=args.normalised)

@@ -266,7 +266,7 @@ async function reconstruct() {
   const milliseconds = Math.round(performance.now() - started);
   const painted = Uint8Array.from(reconstruction.data, (value) => Math.round(255 * value));
   draw(element("reconstruction"), painted);
-  say(`${countHidden()} of ${mask.length} patches hidden · painted in ${milliseconds} ms`);
+  say(`${countHidden()} of ${mask.length} patches hidden · ${milliseconds} ms`);
   if (!sessions.classifier) return;
   const both = new Uint8Array([...pixels, ...painted]);
   const { probabilities } = await sessions.classifier.run({ images: new ort.Tensor("uint8", both, [2, ...shape.slice(1)]) });
@@ -360,7 +360,7 @@ element("random").addEventListener("click", () => {
   hideUntil(count);
 });
 element("invert").addEventListener("click", () => {
-  if (!countHidden()) return say("Nothing is hidden, and one patch has to stay visible.");
+  if (!countHidden()) return say("One patch has to stay visible.");
   mask.forEach((hidden, patch) => (mask[patch] = 1 - hidden));
   showMask();
 });
