@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from test_scripts import refused, run
 
-from tinymae import MaskedAutoencoder
+from tinymae import InputError, MaskedAutoencoder
 from tinymae.export import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
+from tinymae.page import read_samples, write_page
 from tinymae.weights import Classifier, create_classifier, load_classifier, save_autoencoder, save_classifier
 
 onnx = pytest.importorskip("onnx", reason="pip install 'tinymae[onnx]'")
@@ -165,3 +166,14 @@ def test_a_page_needs_npm_or_the_archive(folders, tmp_path, monkeypatch, capsys)
     (tmp_path / "cache" / "tinymae" / "onnxruntime-web-1.30.0.tgz").write_bytes(b"not it")
     assert "is damaged or another" in refused(export, monkeypatch, capsys, *page)
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_refuses_what_it_cannot_show(folders, tmp_path):
+    classifier = load_classifier(folders[1])
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    with pytest.raises(InputError, match=r"classifier takes images of \(3, 8, 8\), the weights take \(3, 16, 16\)"):
+        write_page(MaskedAutoencoder(**sizes), tmp_path / "page", samples=[], classifier=classifier)
+    with pytest.raises(InputError, match="weights want 2 channels"):
+        write_page(MaskedAutoencoder(**sizes, in_channels=2), tmp_path / "page", samples=[])
+    with pytest.raises(InputError, match="samples folder .* does not exist"):
+        read_samples(tmp_path / "none", MaskedAutoencoder(**sizes))
