@@ -1,0 +1,179 @@
+"""Exported graphs give torch's numbers, in ONNX Runtime and as torch.export programs, for batches of any size."""
+
+import json
+import sys
+
+import export
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_scripts import refused, run
+
+from tinymae import InputError, MaskedAutoencoder
+from tinymae.export import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
+from tinymae.page import read_samples, write_page
+from tinymae.weights import Classifier, create_classifier, load_classifier, save_autoencoder, save_classifier
+
+onnx = pytest.importorskip("onnx", reason="pip install 'tinymae[onnx]'")
+pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'tinymae[onnx]'")
+
+SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+MODELS = {
+    "square, RGB": {"image_size": 8, "patch_size": 2, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.3)},
+    "wide, grey": {"image_size": (8, 12), "patch_size": (2, 4), "in_channels": 1, "mean": (0.3,), "std": (0.2,)},
+    "raw pixels": {"image_size": (12, 8), "patch_size": 4, "norm_pix_loss": False},
+    "registers, no class token": {"encoder": "vit_betwixt_patch16_reg4_gap_256", "image_size": 8, "patch_size": 2},
+}
+CLASSES = ["cat", "dog", "owl"]
+TOLERANCE = {"atol": 1e-4, "rtol": 0}
+
+
+def create(name: str) -> MaskedAutoencoder:
+    model = MaskedAutoencoder(**SIZES | MODELS[name]).eval()
+    with torch.no_grad():
+        for block in model.encoder.blocks:
+            block.attn.qkv.weight.mul_(3)  # a fresh model attends so evenly that a missing mask would hardly show
+    return model
+
+
+def random_images(model, batch_size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch_size, model.in_channels, *model.image_size), dtype=torch.uint8)
+
+
+def runners(graph, folder):
+    """The exported graph as functions of named tensors: by ONNX Runtime, and by torch.export."""
+    export_onnx(graph, folder / "graph.onnx")
+    export_torch(graph, folder / "graph.pt2")
+    session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == [graph.output]
+    program = torch.export.load(folder / "graph.pt2").module()
+    return (
+        lambda **inputs: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0]),
+        lambda **inputs: program(**inputs),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reconstruction_is_torchs_for_masks_of_every_size(name, tmp_path):
+    model = create(name)
+    for reconstruct in runners(ReconstructionGraph(model), tmp_path):
+        for batch_size in (1, 5):
+            images = random_images(model, batch_size)
+            hidden = torch.linspace(model.num_patches - 1, 0, batch_size).round()  # all but one, ..., none
+            mask = torch.rand(batch_size, model.num_patches).argsort(dim=1) < hidden[:, None]
+            # One by one: torch gathers the visible patches, so a batch of it needs equal counts.
+            expected = [model.reconstruct(images[i : i + 1], mask[i : i + 1]).images for i in range(batch_size)]
+            torch.testing.assert_close(reconstruct(images=images, mask=mask), torch.cat(expected), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "normalised"), [("square, RGB", False), ("wide, grey", True)])
+def test_features_are_torchs(name, normalised, tmp_path):
+    model = create(name)
+    for encode in runners(EncoderGraph(model, normalised=normalised), tmp_path):
+        for batch_size in (1, 5):
+            images = random_images(model, batch_size)
+            given = model.normalise(images) if normalised else images
+            torch.testing.assert_close(encode(images=given), model.encode(images), **TOLERANCE)
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_probabilities_are_torchs(pool, tmp_path):
+    model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"])
+    vit = create_classifier(model.config, num_classes=3, pool=pool).eval()
+    torch.nn.init.normal_(vit.head.weight)
+    classifier = Classifier(vit, mean=model.config["mean"], std=model.config["std"], classes=CLASSES)
+    for classify in runners(ClassifierGraph(classifier), tmp_path):
+        for batch_size in (1, 5):
+            images = random_images(model, batch_size)
+            probabilities = classify(images=images)
+            torch.testing.assert_close(probabilities, classifier(images).softmax(dim=1), **TOLERANCE)
+            assert probabilities.std(dim=1).min() > 0.01
+
+
+def test_hidden_pixels_do_not_reach_the_reconstruction(tmp_path):
+    model = MaskedAutoencoder(**SIZES | MODELS["wide, grey"]).eval()
+    images, mask = random_images(model, 2), torch.zeros(2, model.num_patches, dtype=torch.bool)
+    mask[:, :4] = True  # the upper rows of patches, whose first row is as wide as the image
+    other = images.clone()
+    other[:, :, :2] = 255 - other[:, :, :2]
+    reconstruct, _ = runners(ReconstructionGraph(model), tmp_path)
+    assert torch.equal(reconstruct(images=images, mask=mask), reconstruct(images=other, mask=mask))
+
+
+def test_exporting_leaves_the_model_as_it_was(tmp_path):
+    model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"]).train()
+    before = [getattr(module, "fused_attn", None) for module in model.modules()]
+    export_onnx(EncoderGraph(model), tmp_path / "encoder.onnx")
+    assert [getattr(module, "fused_attn", None) for module in model.modules()] == before
+    assert model.training and all(parameter.requires_grad for parameter in model.encoder.blocks.parameters())
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An autoencoder and a classifier, as runs leave them."""
+    torch.manual_seed(1)
+    model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"]).eval()
+    save_autoencoder(model, tmp_path / "mae")
+    vit = create_classifier(model.config, num_classes=3)
+    save_classifier(vit, tmp_path / "classifier", config=model.config, pool="avg", classes=CLASSES)
+    return tmp_path / "mae", tmp_path / "classifier"
+
+
+def test_the_script_writes_graphs_that_stand_alone(folders, tmp_path):
+    mae, classifier = folders
+    run(export, "--weights", mae, "--format", "onnx", "--output-dir", tmp_path / "onnx")
+    run(export, "--weights", classifier, "--format", "torch", "--output-dir", tmp_path / "pt2")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
+        "encoder.onnx", "reconstruction.onnx", "config.json"
+    }  # fmt: skip
+    graph = onnx.load(tmp_path / "onnx" / "encoder.onnx")
+    assert graph.opset_import[0].version >= 17
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert json.loads((tmp_path / "pt2" / "config.json").read_text())["label_names"] == CLASSES
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    probabilities = torch.export.load(tmp_path / "pt2" / "classifier.pt2").module()(images=images)
+    torch.testing.assert_close(probabilities, load_classifier(classifier)(images).softmax(dim=1), **TOLERANCE)
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
+    mae, classifier = folders
+    out = ("--output-dir", tmp_path / "out")
+    line = refused(export, monkeypatch, capsys, "--weights", tmp_path / "none", "--format", "onnx", *out)
+    assert "none does not exist" in line
+    line = refused(export, monkeypatch, capsys, "--weights", classifier, "--format", "web", *out)
+    assert "hold a classifier" in line
+    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", "--classifier", classifier, *out)
+    assert "is for --format web" in line
+    (tmp_path / "file").touch()
+    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", "--output-dir", tmp_path / "file")
+    assert "is a file" in line
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", *out)
+    assert "needs the package onnxscript: pip install 'tinymae[onnx]'" in line
+
+
+def test_a_page_needs_npm_or_the_archive(folders, tmp_path, monkeypatch, capsys):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(samples / "black.png")
+    page = ("--weights", folders[0], "--format", "web", "--samples", samples, "--output-dir", tmp_path / "page")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "needs npm once" in refused(export, monkeypatch, capsys, *page)
+    (tmp_path / "cache" / "tinymae").mkdir(parents=True)
+    (tmp_path / "cache" / "tinymae" / "onnxruntime-web-1.30.0.tgz").write_bytes(b"not it")
+    assert "is damaged or another" in refused(export, monkeypatch, capsys, *page)
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_page_refuses_what_it_cannot_show(folders, tmp_path):
+    classifier = load_classifier(folders[1])
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    with pytest.raises(InputError, match=r"classifier takes images of \(3, 8, 8\), the weights take \(3, 16, 16\)"):
+        write_page(MaskedAutoencoder(**sizes), tmp_path / "page", samples=[], classifier=classifier)
+    with pytest.raises(InputError, match="weights want 2 channels"):
+        write_page(MaskedAutoencoder(**sizes, in_channels=2), tmp_path / "page", samples=[])
+    with pytest.raises(InputError, match="samples folder .* does not exist"):
+        read_samples(tmp_path / "none", MaskedAutoencoder(**sizes))

@@ -1,0 +1,224 @@
+"""The page as people use it: real clicks, keys and files in a headless Chromium, answers held against torch."""
+
+import contextlib
+import functools
+import http.server
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinymae import InputError, MaskedAutoencoder
+from tinymae.page import fetch_runtime, read_samples, write_page
+from tinymae.weights import Classifier, create_classifier
+
+pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium", allow_module_level=True)
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+ROWS, COLUMNS = 4, 6
+CLASSES = ["cat", "dog", "owl"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """The address of a folder handed out as `python -m http.server` does."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A page of a small random model, wide and in colour, with what it was made of."""
+    try:
+        fetch_runtime()
+    except InputError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("page")
+    torch.manual_seed(0)
+    sizes = {"image_size": (16, 24), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = MaskedAutoencoder(**sizes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).eval()
+    vit = create_classifier(model.config, num_classes=3).eval()
+    torch.nn.init.normal_(vit.head.weight, std=3)
+    classifier = Classifier(vit, mean=model.config["mean"], std=model.config["std"], classes=CLASSES)
+    (folder / "pictures").mkdir()
+    for name in ("one picture", "another"):  # smooth, so that patches guess something of each other
+        coarse = Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+        coarse.resize((24, 16)).save(folder / "pictures" / f"{name}.png")
+    samples = read_samples(folder / "pictures", model)
+    write_page(model, folder / "page", samples=samples, classifier=classifier)
+    return folder, model, classifier, samples
+
+
+@pytest.fixture
+def page(shown, tmp_path):
+    """The page in a browser, its model loaded. Whatever goes wrong or leaves the machine fails the test."""
+    problems = []
+    with serve(shown[0] / "page") as address, playwright.sync_playwright() as play:
+        browser = play.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1100, "height": 900}
+        )
+        page = browser.pages[0]
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(r.url))
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        yield page
+        browser.close()
+    assert problems == []
+
+
+def pixels(page, canvas: str) -> np.ndarray:
+    """What a canvas shows: uint8 (H, W, 3)."""
+    settle(page)
+    data = page.evaluate(
+        "(id) => { const c = document.getElementById(id);"
+        "return [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data] }",
+        canvas,
+    )
+    return np.array(data[2:], dtype=np.uint8).reshape(data[0], data[1], 4)[..., :3]
+
+
+def settle(page) -> None:
+    # Not wait_for_function, which the page's security policy forbids.
+    page.evaluate(
+        "new Promise((done) => { const look = () => (busy || stale ? setTimeout(look, 5) : done()); look() })"
+    )
+
+
+def patch(page, row: int, column: int):
+    return page.locator(f"#patches button >> nth={row * COLUMNS + column}")
+
+
+def hidden(page) -> list[bool]:
+    buttons = page.locator("#patches button")
+    return [pressed == "true" for pressed in buttons.evaluate_all("all => all.map(b => b.ariaPressed)")]
+
+
+def test_clicked_patches_are_painted_in_as_torch_does(page, shown):
+    _, model, classifier, samples = shown
+    page.click("text=Show all")
+    picture = samples[0][1].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels(page, "original"), picture)
+    assert np.abs(pixels(page, "reconstruction").astype(int) - picture).max() <= 1
+    mask = torch.zeros(ROWS, COLUMNS, dtype=torch.bool)
+    before = pixels(page, "reconstruction")
+    for row, column in [(0, 1), (1, 1), (1, 4), (3, 5)]:
+        patch(page, row, column).click()
+        mask[row, column] = True
+        after = pixels(page, "reconstruction")
+        place = (slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4))
+        assert not np.array_equal(after[place], before[place])
+        before = after
+    assert hidden(page) == mask.flatten().tolist()
+    expected = model.reconstruct(samples[0][1][None], mask).images
+    difference = np.abs(after.astype(int) - (255 * expected[0]).round().permute(1, 2, 0).numpy())
+    assert difference.max() <= 1  # of 255: what rounding may do
+    images = torch.stack([samples[0][1], torch.from_numpy(after).permute(2, 0, 1)])
+    percent = 100 * classifier(images).softmax(dim=1).T  # (classes, original and reconstruction)
+    texts = page.locator("#classes tr").all_inner_texts()
+    for text, name, row in zip(texts, CLASSES, percent, strict=True):
+        assert text.startswith(name)
+        assert [int(n) for n in re.findall(r"(\d+) %", text)] == pytest.approx(row.tolist(), abs=1)
+    patch(page, 0, 1).click()
+    assert not hidden(page)[1]
+
+
+def test_a_stroke_paints_what_its_first_patch_did(page):
+    page.click("text=Show all")
+    start, end = patch(page, 2, 0).bounding_box(), patch(page, 2, 5).bounding_box()
+    page.mouse.move(start["x"] + 9, start["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 9, end["y"] + 9, steps=12)
+    page.mouse.up()
+    page.mouse.move(end["x"] + 9, start["y"] - 60)  # a hand that moves on paints nothing
+    assert hidden(page) == [row == 2 for row in range(ROWS) for _ in range(COLUMNS)]
+
+
+def test_the_keyboard_reaches_every_patch(page):
+    page.click("text=Show all")
+    patch(page, 0, 0).focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowUp", "ArrowUp", "Space"):
+        page.keyboard.press(key)
+    assert [i for i, one in enumerate(hidden(page)) if one] == [2]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "ratio"
+    page.keyboard.press("ArrowRight")
+    assert sum(hidden(page)) == 2 and page.inner_text("#share") == "8 %"
+
+
+def test_the_slider_the_buttons_and_the_last_patch(page):
+    page.fill("#ratio", "20")
+    first = hidden(page)
+    assert sum(first) == 20
+    page.click("text=New random mask")
+    assert sum(hidden(page)) == 20 and hidden(page) != first
+    second = hidden(page)
+    page.click("text=Invert")
+    assert hidden(page) == [not one for one in second]
+    page.fill("#ratio", "23")
+    settle(page)
+    last = hidden(page).index(False)
+    patch(page, *divmod(last, COLUMNS)).click()
+    assert sum(hidden(page)) == 23 and "has to stay visible" in page.inner_text("#status")
+
+
+def test_another_picture_and_one_of_ones_own(page, shown, tmp_path):
+    page.click("[title=another]" if shown[3][0][0] != "another" else "[title='one picture']")
+    assert np.array_equal(pixels(page, "original"), shown[3][1][1].permute(1, 2, 0).numpy())
+    # A tall photograph, blue above and below: the middle is cut out and averaged down.
+    photograph = np.zeros((900, 300, 3), dtype=np.uint8)
+    photograph[..., 2] = 255
+    photograph[350:550] = (200, 100, 50)
+    Image.fromarray(photograph).save(tmp_path / "own.png")
+    page.set_input_files("#upload", tmp_path / "own.png")
+    page.wait_for_selector(".upload.chosen")
+    assert np.abs(pixels(page, "original").astype(int) - (200, 100, 50)).max() <= 2
+    (tmp_path / "note.png").write_text("no picture")
+    page.set_input_files("#upload", tmp_path / "note.png")
+    page.wait_for_selector("#status.error")
+    assert "note.png is not a picture" in page.inner_text("#status")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen_or_jumps(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    height = page.evaluate("document.documentElement.scrollHeight")
+    page.click("text=New random mask")
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollHeight") == height
+
+
+def test_a_missing_model_is_said_on_the_page(shown, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(shown[0] / "page", folder)
+    (folder / "reconstruction.onnx").unlink()
+    with serve(folder) as address, playwright.sync_playwright() as play:
+        browser = play.chromium.launch_persistent_context(tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS)
+        page = browser.pages[0]
+        page.goto(address)
+        page.wait_for_selector("#status.error")
+        assert "reconstruction.onnx: 404" in page.inner_text("#status")
+        browser.close()
