@@ -5,8 +5,7 @@ Each graph takes a whole job, preprocessing included, over a batch of any size. 
 graph is drawn, so all tokens run and the hidden ones are closed to attention. That is the same mathematics, costs the
 time of a full image, and lets every image of a batch hide its own number of patches.
 
-Checked with torch 2.6 and 2.15. With 2.6 the ONNX files run with every batch too, but onnxruntime warns, as they write
-down the batch that they were drawn with.
+Works with torch 2.6 and 2.15.
 """
 
 import copy
@@ -95,19 +94,15 @@ def example_images(model: MaskedAutoencoder | Classifier, *, normalised: bool = 
     return model.normalise(images) if normalised else images
 
 
-def dynamic_shapes(graph: nn.Module) -> dict[str, dict]:
-    """Every input has the batch as its first dimension, and only that may vary."""
-    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
-    return {name: {0: batch} for name in graph.inputs}
-
-
 def trace(graph: nn.Module) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
     graph = copy.deepcopy(graph).eval().requires_grad_(False)
     for module in graph.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # plain products: one operator less for a runtime to know
-    return torch.export.export(graph, (), graph.inputs, dynamic_shapes=dynamic_shapes(graph), strict=False)
+    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
+    shapes = {name: {0: batch} for name in graph.inputs}
+    return torch.export.export(graph, (), graph.inputs, dynamic_shapes=shapes, strict=False)
 
 
 def export_torch(graph: nn.Module, path: str | Path) -> None:
@@ -129,13 +124,15 @@ def export_onnx(graph: nn.Module, path: str | Path) -> None:
         import onnx
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise InputError(f"format 'onnx' needs the package {error.name}: pip install 'tinymae[onnx]'") from None
-    # Of the inputs, whose batches are the same dimension, the exporter wants to hear of its name once.
-    names = {name: shape if name == "images" else None for name, shape in dynamic_shapes(graph).items()}
-    program = torch.onnx.export(
+        raise InputError(f"an ONNX file needs the package {error.name}: pip install 'tinymae[onnx]'") from None
+    proto = torch.onnx.export(
         trace(graph), input_names=list(graph.inputs), output_names=[graph.output], opset_version=OPSET, dynamo=True,
-        dynamic_shapes=names, verbose=False,
-    )  # fmt: skip
-    onnx.checker.check_model(program.model_proto, full_check=True)
+        verbose=False,
+    ).model_proto  # fmt: skip
+    # torch 2.6 writes down the batch that the graph was drawn with, and later ones a symbol's number.
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(proto, full_check=True)
     # Not by program.save, which puts the weights into a second file that a rename would lose.
-    write_atomically(path, lambda beside: beside.write_bytes(program.model_proto.SerializeToString()))
+    write_atomically(path, lambda beside: beside.write_bytes(proto.SerializeToString()))
