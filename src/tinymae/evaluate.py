@@ -86,7 +86,7 @@ def linear_fits(
     """(l2, linear probe) over a grid; see `fit_linear`."""
     norm = nn.BatchNorm1d(features.shape[1], affine=False)
     variance, mean = torch.var_mean(features, dim=0, correction=0)
-    assert norm.running_mean is not None and norm.running_var is not None  # as without track_running_stats
+    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
     inputs = norm.eval()(features)

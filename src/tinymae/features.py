@@ -98,9 +98,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) > 2:
             X = flatten_images(np.asarray(X), shape)
-        pixels: np.ndarray = validate_data(
-            self, X, reset=reset
-        )  # remembers n_features_in_, refuses NaN, sparse and complex values
+        # Remembers n_features_in_, refuses NaN, sparse and complex values.
+        pixels: np.ndarray = validate_data(self, X, reset=reset)
         if (count := pixels.shape[1]) != np.prod(shape):
             raise InputError(
                 f"X has n_features = {count}, this model wants images {shape} or {np.prod(shape)} values of each"
@@ -108,9 +107,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if np.issubdtype(pixels.dtype, np.floating):
             pixels = pixels.astype(np.float32)
         elif pixels.min() < 0 or pixels.max() > 255:
-            raise InputError(
-                f"X holds integers {pixels.min()} to {pixels.max()}: pixels are 0 to 255, else give floats"
-            )
+            low, high = pixels.min(), pixels.max()
+            raise InputError(f"X holds integers from {low} to {high}: pixels are 0 to 255, else give floats")
         else:
             pixels = pixels.astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(pixels)).view(-1, *shape)
