@@ -1,6 +1,6 @@
 # make demo   set up, then the whole story on handwritten digits (about 4 minutes on 2 cores)
 # make test   set up, then the test suite
-# make lint   what CI checks of the style
+# make lint   what CI checks of the style (ruff) and of the types (mypy)
 # make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 release: setup
 	$(BIN)/python scripts/release.py $(FLAGS)

@@ -49,7 +49,10 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--finetune-epochs", type=int, default=100, help="with all labels (default: %(default)s)")
     parser.add_argument("--few-images", type=int, default=1_000_000, help="seen in a run with few labels")
     parser.add_argument("--pretrain-flags", default="", help="more flags for pretrain.py, as one string")
-    parser.add_argument("--finetune-flags", default="", help="more flags for finetune.py, as one string")
+    parser.add_argument(
+        "--finetune-flags", default="", help="more flags for finetune.py with all labels, as one string"
+    )
+    parser.add_argument("--few-flags", default="", help="more flags for finetune.py with few labels, as one string")
     parser.add_argument("--max-minutes", type=float, help="save and exit with code 75 then; the same command goes on")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     return parser
@@ -82,8 +85,9 @@ def main(args: argparse.Namespace) -> dict:
         few = round(args.few_images / (share * num_train))
         batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * num_train) // 8 * 2))
         lengths = (args.finetune_epochs, matched) if share == 1 else (few, few)
+        more = (args.finetune_flags if share == 1 else args.few_flags).split()
         for start, length in zip(("finetune", "scratch"), lengths, strict=True):
-            flags = [*some, "--batch-size", batch_size, "--epochs", length, *args.finetune_flags.split()]
+            flags = [*some, "--batch-size", batch_size, "--epochs", length, *more]
             flags += ["--from-scratch"] if start == "scratch" else []
             results[f"{start}_{labels}"] = stage(finetune, f"{start}_{labels}", *flags)
 

@@ -22,9 +22,9 @@ from conftest import SCRIPTS
 from PIL import Image
 from safetensors.torch import load_file
 
-from tinymae import MaskedAutoencoder, files, load_dataset
+from tinymae import InputError, MaskedAutoencoder, files, load_dataset
 from tinymae.runs import PAUSED, Stopped, run_script
-from tinymae.weights import load_classifier
+from tinymae.weights import export_timm, load_classifier
 
 DIGITS = ["--data", "digits", "--seed", "1", "--mixed-precision", "no"]
 MODEL = [
@@ -274,10 +274,11 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
 
 
 def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp_path):
+    light = "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"
     flags = ["--data", "digits", "--pretrain-epochs", 2, "--finetune-epochs", 2, "--few-images", 200,
              "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
              "--pretrain-flags", " ".join([*MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
-             "--finetune-flags", "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"]  # fmt: skip
+             "--finetune-flags", light, "--few-flags", light]  # fmt: skip
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)
@@ -400,6 +401,17 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch, caps
     line = refused(script, monkeypatch, capsys, *DIGITS, "--output-dir", tmp_path / "run", *flags.split())
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_family_are_refused(tmp_path, monkeypatch, capsys):
+    small = ["--width", 8, "--latent-dim", 8, "--epochs", 1]
+    run(pretrain, *DIGITS, *SHORT, "--model", "vae", *small, "--output-dir", tmp_path / "vae")
+    capsys.readouterr()
+    flags = ["--weights", tmp_path / "vae", "--output-dir", tmp_path / "x"]
+    line = refused(pretrain, monkeypatch, capsys, *DIGITS, *SHORT, *flags)
+    assert "VariationalAutoencoder, not a MaskedAutoencoder" in line
+    with pytest.raises(InputError, match="not a MaskedAutoencoder or its classifier"):
+        export_timm(tmp_path / "vae", tmp_path / "timm")
 
 
 def test_weights_that_do_not_fit_are_refused(pretrained, tmp_path, monkeypatch, capsys):

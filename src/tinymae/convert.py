@@ -41,7 +41,10 @@ def read_autoencoder(
     config = Path(source) / "config.json"
     if config.is_file() and "model_type" in read_json(config):
         return from_transformers(source)
-    return load_autoencoder(source)
+    model = load_autoencoder(source)
+    if not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"weights {source} hold a {type(model).__name__}, not a MaskedAutoencoder")
+    return model
 
 
 def from_official(
@@ -101,7 +104,8 @@ def from_official(
         found[name] = found[name] if value is None else value
     heads = decoder_heads or guess_heads(found["decoder_dim"], known={512: 16}, name="decoder_heads", source=path)
     model = MaskedAutoencoder(
-        **sizes, **found, decoder_heads=heads, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss,
+        **sizes, decoder_dim=found["decoder_dim"], decoder_depth=found["decoder_depth"], decoder_heads=heads,
+        mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss,
         mean=default_statistics(sizes["in_channels"], mean, IMAGENET_DEFAULT_MEAN),
         std=default_statistics(sizes["in_channels"], std, IMAGENET_DEFAULT_STD),
     )  # fmt: skip
@@ -128,11 +132,11 @@ def to_official(model: MaskedAutoencoder | str | Path, path: str | Path) -> None
 
     Raises InputError if the model is no plain ViT.
     """
-    model = read_model(model)
-    if not isinstance(model, MaskedAutoencoder):
+    autoencoder = read_model(model)
+    if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError("model is a classifier: an official checkpoint holds an autoencoder")
-    require_plain(model.encoder, "the official code")
-    state = {name.removeprefix("encoder."): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    require_plain(autoencoder.encoder, "the official code")
+    state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in autoencoder.state_dict().items()}
     write_atomically(path, lambda beside: torch.save({"model": state}, beside))
 
 

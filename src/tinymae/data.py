@@ -47,7 +47,8 @@ class ImageDataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
@@ -299,8 +300,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
-            image = to_mode(ImageOps.exif_transpose(image), {1: "L", 3: "RGB"}[channels])
+        with Image.open(path) as file:
+            image = to_mode(ImageOps.exif_transpose(file), {1: "L", 3: "RGB"}[channels])
     except KeyError:
         raise InputError(f"channels {channels} is neither 1 nor 3, which is what a folder of images gives") from None
     except UNREADABLE as error:
@@ -425,11 +426,11 @@ def step_batches(
     steps = step_indices(len(dataset), batch_size, seed, start_step)
     wanted = (indices[part] for indices in steps for part in parts)
     if isinstance(dataset, StreamedDataset):
-        loader = DataLoader(
-            dataset, sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=str(device) != "cpu",
+        micro_batches: Iterator[tuple[Tensor, Tensor | None]] = iter(DataLoader(
+            dataset,  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
+            sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=str(device) != "cpu",
             prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
-        )  # fmt: skip
-        micro_batches = iter(loader)
+        ))  # fmt: skip
     else:
         micro_batches = (dataset[indices] for indices in wanted)
     while True:

@@ -86,6 +86,7 @@ def linear_fits(
     """(l2, linear probe) over a grid; see `fit_linear`."""
     norm = nn.BatchNorm1d(features.shape[1], affine=False)
     variance, mean = torch.var_mean(features, dim=0, correction=0)
+    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
     inputs = norm.eval()(features)
@@ -132,14 +133,13 @@ def fit_mlp(
     dropout: float = 0.3, epochs: int = 30, batch_size: int = 256, learning_rate: float = 2e-3,
 ) -> nn.Module:  # fmt: skip
     """Affine-free BatchNorm and one hidden layer with dropout, by AdamW with a cosine schedule."""
-    probe = nn.Sequential(
-        nn.BatchNorm1d(features.shape[1], affine=False),
-        nn.Linear(features.shape[1], hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes),
-    )  # fmt: skip
+    first, last = nn.Linear(features.shape[1], hidden), nn.Linear(hidden, num_classes)
+    norm = nn.BatchNorm1d(features.shape[1], affine=False)
+    probe = nn.Sequential(norm, first, nn.GELU(), nn.Dropout(dropout), last)
     generator = torch.Generator().manual_seed(seed)
-    for module in (probe[1], probe[4]):
-        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-        nn.init.zeros_(module.bias)
+    for layer in (first, last):
+        nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
     batch_size = min(batch_size, len(features))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(features) // batch_size))
@@ -158,11 +158,14 @@ def choose_probe(
     fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor
 ) -> tuple[nn.Module, float, dict[float, float]]:
     """The probe with the best validation accuracy, its hyper-parameter, and the accuracy of each that was tried."""
-    best, tried = None, {}
+    best: tuple[nn.Module, float] | None = None
+    tried: dict[float, float] = {}
     for setting, probe in fits:
         tried[setting] = predict_accuracy(probe, features, labels)
         if best is None or tried[setting] > tried[best[1]]:
             best = (probe, setting)
+    if best is None:
+        raise ValueError("fits is empty: there is no probe to choose")
     return *best, tried
 
 

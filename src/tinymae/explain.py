@@ -87,12 +87,14 @@ def encode_layers(
 def attention_maps(model: MaskedAutoencoder, images: Tensor) -> Tensor:
     """Attention weights (B, layers, heads, T, T); see `MaskedAutoencoder.attention_maps`."""
     images = model.normalise(images)
-    attentions = [getattr(block, "attn", None) for block in model.encoder.blocks]
-    if not all(type(attention) is Attention for attention in attentions):
+    blocks = model.encoder.blocks
+    attentions = [block.attn for block in blocks if type(getattr(block, "attn", None)) is Attention]
+    if len(attentions) < len(blocks):
         raise InputError(f"encoder {model.config['encoder']!r} does not attend by timm's plain Attention alone")
     # The fused kernel never shows its weights, so they are computed again from the queries and keys, which pass
     # through q_norm and k_norm in either case: identities, unless the encoder has qk_norm.
-    queries, keys = [], []
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
     hooks = [
         getattr(attention, name).register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
         for attention in attentions

@@ -24,7 +24,14 @@ from .weights import Classifier
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
 
 
-class EncoderGraph(nn.Module):
+class Graph(nn.Module):
+    """A job to be exported: `inputs` are an example of each by its name, `output` is the name of the answer."""
+
+    inputs: dict[str, Tensor]
+    output: str
+
+
+class EncoderGraph(Graph):
     """Images (B, C, H, W) -> features (B, F), as `MaskedAutoencoder.encode`.
 
     A graph's inputs have one type each: uint8 pixels with `normalised=False`, else floats normalised by the data's mean
@@ -41,7 +48,7 @@ class EncoderGraph(nn.Module):
         return self.model.encode(images, pool=self.pool)
 
 
-class ClassifierGraph(nn.Module):
+class ClassifierGraph(Graph):
     """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes, which sum to 1."""
 
     def __init__(self, classifier: Classifier):
@@ -54,7 +61,7 @@ class ClassifierGraph(nn.Module):
         return self.classifier.vit(self.classifier.normalise(images)).softmax(dim=1)
 
 
-class ReconstructionGraph(nn.Module):
+class ReconstructionGraph(Graph):
     """uint8 images (B, C, H, W) and mask bool (B, N), True = hidden -> images in [0, 1], hidden patches painted in.
 
     Images may hide different numbers of patches, but each must keep one visible: the brightness of the others is
@@ -94,18 +101,19 @@ def example_images(model: MaskedAutoencoder | Classifier, *, normalised: bool = 
     return model.normalise(images) if normalised else images
 
 
-def trace(graph: nn.Module) -> torch.export.ExportedProgram:
+def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
     graph = copy.deepcopy(graph).eval().requires_grad_(False)
     for module in graph.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # plain products: one operator less for a runtime to know
+            # Plain products: one operator less for a runtime to know.
+            module.fused_attn = False  # type: ignore[assignment]  # timm's flag, a bool
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
     shapes = {name: {0: batch} for name in graph.inputs}
     return torch.export.export(graph, (), graph.inputs, dynamic_shapes=shapes, strict=False)
 
 
-def export_torch(graph: nn.Module, path: str | Path) -> None:
+def export_torch(graph: Graph, path: str | Path) -> None:
     """Write the graph as a `.pt2` file, which runs without tinymae and timm.
 
     `torch.export.load(path).module()` takes the inputs by their names.
@@ -115,7 +123,7 @@ def export_torch(graph: nn.Module, path: str | Path) -> None:
     write_atomically(path, lambda beside: beside.write_bytes(buffer.getvalue()))
 
 
-def export_onnx(graph: nn.Module, path: str | Path) -> None:
+def export_onnx(graph: Graph, path: str | Path) -> None:
     """Write the graph as one ONNX file (opset 18), its inputs and output named as in the graph's docstring.
 
     Raises InputError without the packages of `pip install tinymae[onnx]`.
@@ -125,10 +133,12 @@ def export_onnx(graph: nn.Module, path: str | Path) -> None:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise InputError(f"an ONNX file needs the package {error.name}: pip install 'tinymae[onnx]'") from None
-    proto = torch.onnx.export(
+    program = torch.onnx.export(
         trace(graph), input_names=list(graph.inputs), output_names=[graph.output], opset_version=OPSET, dynamo=True,
         verbose=False,
-    ).model_proto  # fmt: skip
+    )  # fmt: skip
+    assert program is not None  # with dynamo
+    proto = program.model_proto
     # torch 2.6 writes down the batch that the graph was drawn with, and later ones a symbol's number.
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output):

@@ -98,18 +98,20 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) > 2:
             X = flatten_images(np.asarray(X), shape)
-        X = validate_data(self, X, reset=reset)  # remembers n_features_in_, refuses NaN, sparse and complex values
-        if X.shape[1] != np.prod(shape):
+        # Remembers n_features_in_, refuses NaN, sparse and complex values.
+        pixels: np.ndarray = validate_data(self, X, reset=reset)
+        if (count := pixels.shape[1]) != np.prod(shape):
             raise InputError(
-                f"X has n_features = {X.shape[1]}, this model wants images {shape} or {np.prod(shape)} values of each"
+                f"X has n_features = {count}, this model wants images {shape} or {np.prod(shape)} values of each"
             )
-        if np.issubdtype(X.dtype, np.floating):
-            X = X.astype(np.float32)
-        elif X.min() < 0 or X.max() > 255:
-            raise InputError(f"X holds integers from {X.min()} to {X.max()}: pixels are 0 to 255, else give floats")
+        if np.issubdtype(pixels.dtype, np.floating):
+            pixels = pixels.astype(np.float32)
+        elif pixels.min() < 0 or pixels.max() > 255:
+            low, high = pixels.min(), pixels.max()
+            raise InputError(f"X holds integers from {low} to {high}: pixels are 0 to 255, else give floats")
         else:
-            X = X.astype(np.uint8)
-        return torch.from_numpy(np.ascontiguousarray(X)).view(-1, *shape)
+            pixels = pixels.astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).view(-1, *shape)
 
 
 def flatten_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

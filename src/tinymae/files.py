@@ -19,7 +19,7 @@ class InputError(ValueError):
     """
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, flush it to disk, then rename it over `path`.
 
     A kill at any moment leaves either the old file or the new one, never a part of one.
@@ -34,6 +34,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file's content, atomically."""
+    write_atomically(path, lambda beside: beside.write_bytes(content))
 
 
 def file_digest(path: str | Path) -> str:

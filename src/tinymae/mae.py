@@ -209,7 +209,8 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         if num_hidden == self.num_patches:
             raise InputError(f"mask hides all {self.num_patches} patches: leave at least one visible")
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
-        return to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
+        visible, hidden = to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
+        return visible, hidden
 
     def forward_encoder(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Embed and encode the visible patches (B, V, P*P*C), which stand at `visible` (B, V): (B, prefix + V, D)."""
@@ -264,7 +265,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
 
     # ---- what users call
 
-    def forward(
+    def forward(  # type: ignore[override]  # MAEOutput has the same fields; it paints only when it is asked to
         self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
     ) -> MAEOutput:
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
@@ -293,7 +294,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
 
     def compile_core(self) -> None:
         """`torch.compile` the layers, without the drawing of masks and the gathering of patches."""
-        self.forward_core = torch.compile(self.forward_core)
+        self.forward_core = torch.compile(self.forward_core)  # type: ignore[method-assign]  # of this model alone
 
     def save_memory(self) -> None:
         """Compute the blocks' activations again in the backward pass."""

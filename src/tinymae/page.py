@@ -5,6 +5,7 @@ a page is written, once per machine; no repository should carry them.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from .data import find_images, read_image
 from .export import ClassifierGraph, ReconstructionGraph, export_onnx
-from .files import InputError, write_atomically, write_json
+from .files import InputError, write_bytes, write_json
 from .mae import MaskedAutoencoder
 from .weights import Classifier
 
@@ -59,8 +60,9 @@ def write_page(
     files = []
     for number, (name, image) in enumerate(samples):
         files.append({"file": f"samples/{number}.png", "name": name})
-        picture = to_pil_image(image)
-        write_atomically(folder / files[-1]["file"], lambda beside, p=picture: p.save(beside, format="PNG"))
+        buffer = io.BytesIO()
+        to_pil_image(image).save(buffer, format="PNG")
+        write_bytes(folder / files[-1]["file"], buffer.getvalue())
     settings = {
         "in_channels": model.in_channels,
         "image_size": model.image_size,
@@ -71,8 +73,7 @@ def write_page(
     }
     write_json(folder / "model.json", settings)
     for source in resources.files("tinymae").joinpath("web").iterdir():
-        content = source.read_bytes()
-        write_atomically(folder / source.name, lambda beside, content=content: beside.write_bytes(content))
+        write_bytes(folder / source.name, source.read_bytes())
 
 
 def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
@@ -119,10 +120,16 @@ def unpack_runtime(archive: Path, folder: Path) -> None:
     """The few files of the archive that the page loads."""
     with tarfile.open(archive) as tar:
         for name in RUNTIME_FILES:
-            content = tar.extractfile(f"package/dist/{name}").read()
-            write_atomically(folder / name, lambda beside, content=content: beside.write_bytes(content))
-        licence = json.load(tar.extractfile("package/package.json"))["license"]
+            write_bytes(folder / name, read_member(tar, f"package/dist/{name}"))
+        licence = json.loads(read_member(tar, "package/package.json"))["license"]
     note = (
         f"{RUNTIME}, Copyright (c) Microsoft Corporation, {licence} licence: https://github.com/microsoft/onnxruntime\n"
     )
-    write_atomically(folder / "NOTICE.txt", lambda beside: beside.write_text(note))
+    write_bytes(folder / "NOTICE.txt", note.encode())
+
+
+def read_member(tar: tarfile.TarFile, name: str) -> bytes:
+    """The content of a file in an archive."""
+    file = tar.extractfile(name)
+    assert file is not None  # a plain file, as the checksum vouches for
+    return file.read()

@@ -60,7 +60,7 @@ class Draws:
 class SampleDropPath(DropPath):
     """timm's DropPath with its draw made outside, for the global batch: see `draw_drop_path`."""
 
-    keep: Tensor | None = None  # (B,), 0 or 1 / keep_prob
+    keep: Tensor  # (B,), 0 or 1 / keep_prob
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_prob == 0:

@@ -114,9 +114,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     """The flags that say which encoder to build."""
     model = parser.add_argument_group("model")
     model.add_argument("--encoder", default="vit_tiny_patch16_224", help="a timm model (default: vit_tiny_patch16_224)")
-    size = {"type": int, "nargs": "+", "action": Size}
-    model.add_argument("--image-size", **size, help="pixels, or height and width (default: the data's; folders: 32)")
-    model.add_argument("--patch-size", **size, default=4, help="pixels, or height and width (default: 4)")
+    pixels = "pixels, or height and width"
+    model.add_argument(
+        "--image-size", type=int, nargs="+", action=Size, help=f"{pixels} (default: the data's; folders: 32)"
+    )
+    model.add_argument("--patch-size", type=int, nargs="+", action=Size, default=4, help=f"{pixels} (default: 4)")
     model.add_argument("--in-channels", type=int, default=3, help="1 (grey) or 3, for a folder of images (default: 3)")
     model.add_argument("--embed-dim", type=int, help="over the named timm model's")
     model.add_argument("--depth", type=int, help="over the named timm model's; of conv_ae, vae, vqvae: halvings")
@@ -220,7 +222,8 @@ class Run:
         self.log_with = getattr(args, "log_with", [])
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
         self.pause_after_minutes = getattr(args, "pause_after_minutes", None)
-        self.bar, self.stop_code = None, None
+        self.started = False
+        self.stop_code: int | None = None
         on_main(accelerator, partial(self.claim, args.overwrite))
 
     def claim(self, overwrite: bool) -> None:
@@ -356,6 +359,7 @@ class Run:
             total=1.0, initial=min(1.0, schedule.progress(step)), disable=not self.is_main, dynamic_ncols=True,
             bar_format="{percentage:5.1f}%|{bar}| {postfix}",
         )  # fmt: skip
+        self.started = True
         self.old_handlers = {
             number: signal.signal(number, self.on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -429,13 +433,13 @@ class Run:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to the trackers."""
+        # A gradient that overflowed is no JSON number.
+        numbers = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
         if self.is_main:
-            # A gradient that overflowed is no JSON number.
-            values = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
-            row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
+            row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **numbers}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-        self.accelerator.log(values, step=step)
+        self.accelerator.log(numbers, step=step)
 
     def complete(self) -> None:
         """The schedule has ended: check the last loss and keep the last state."""
@@ -465,7 +469,7 @@ class Run:
 
     def finish(self, results: dict, shown: list[Path]) -> None:
         """Write results.json and say where everything is."""
-        if self.bar is not None:
+        if self.started:
             self.bar.n = 1.0
             self.bar.refresh()
         if self.is_main:
@@ -478,7 +482,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the progress bar, the trackers, the signals and the folder."""
-        if self.bar is not None:
+        if self.started:
             self.bar.close()
             self.accelerator.end_training()
             for number, handler in self.old_handlers.items():

@@ -38,7 +38,7 @@ class RunInMLflow(MLflowTracker):
         own = folder.resolve() / "mlflow"
         given = os.environ.get("MLFLOW_TRACKING_URI")
         self.store = given or f"sqlite:///{own.as_posix()}/mlflow.db"
-        self.logged: dict[str, set[int]] = {}
+        self.logged: dict[str, set[int | None]] = {}
         mlflow.set_tracking_uri(self.store)
         if given:
             where = {"experiment_name": PROJECT}

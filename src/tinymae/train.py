@@ -161,7 +161,7 @@ def choose_attention(model: nn.Module, device: torch.device | str) -> None:
     """
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = torch.device(device).type != "cpu"
+            module.fused_attn = torch.device(device).type != "cpu"  # type: ignore[assignment]  # timm's flag, a bool
 
 
 def keep_freed_memory(keep: bool = True) -> None:

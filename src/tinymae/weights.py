@@ -1,6 +1,7 @@
 """Weights on disk: what an `--weights` folder may hold, and how each kind is read back."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -128,6 +129,8 @@ def fold_probe(head: nn.Linear, probe: nn.Sequential) -> None:
 
     The normalisation is a fixed scale and shift once fitted, so it folds into the linear layer.
     """
+    norm: Any  # Modules with any attributes: a Sequential does not know what it holds
+    linear: Any
     norm, linear = probe
     scale = (norm.running_var + norm.eps).rsqrt()
     head.weight.copy_(linear.weight * scale)
@@ -186,6 +189,8 @@ class Classifier(nn.Module):
     def __init__(self, vit: VisionTransformer, *, mean: list[float], std: list[float], classes: list[str]):
         super().__init__()
         self.vit, self.classes = vit, classes
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -261,7 +266,8 @@ class EncoderClassifier(nn.Module):
 
     def compile_core(self) -> None:
         """`torch.compile` the encoder."""
-        self.autoencoder.encode = torch.compile(self.autoencoder.encode)
+        autoencoder = self.autoencoder
+        autoencoder.encode = torch.compile(autoencoder.encode)  # type: ignore[method-assign]  # of this one alone
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
@@ -360,10 +366,13 @@ def load_classifier(folder: str | Path) -> Classifier | EncoderClassifier:
 
 
 def read_model(source: MaskedAutoencoder | Classifier | str | Path) -> MaskedAutoencoder | Classifier:
-    """The model itself, or the one of a weights folder."""
+    """The model itself, or the one of a weights folder. Raises InputError for other families of autoencoders."""
     if isinstance(source, (MaskedAutoencoder, Classifier)):
         return source
-    return (load_classifier if kind_of(source) == "classifier" else load_autoencoder)(source)
+    model = (load_classifier if kind_of(source) == "classifier" else load_autoencoder)(source)
+    if not isinstance(model, (MaskedAutoencoder, Classifier)):
+        raise InputError(f"weights {source} hold a {type(model).__name__}, not a MaskedAutoencoder or its classifier")
+    return model
 
 
 def export_timm(weights: MaskedAutoencoder | Classifier | str | Path, folder: str | Path) -> None:

@@ -60,7 +60,7 @@ class Reconstruction:
     @property
     def error(self) -> Tensor:
         """Mean squared error of each picture's hidden patches (B,); of all of it where nothing is hidden."""
-        if self.patch_error is None:
+        if self.mask is None or self.patch_error is None:
             return (self.prediction - self.original).square().mean(dim=(1, 2, 3))
         counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
         return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
@@ -95,6 +95,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
             "image_size": list(self.image_size), "mean": [float(m) for m in config["mean"]],
             "std": [float(s) for s in config["std"]],
         }  # fmt: skip
+        self.mean: Tensor
+        self.std: Tensor
         for name in ("mean", "std"):
             if len(config[name]) not in (1, self.in_channels):
                 raise InputError(f"{name} has {len(config[name])} values for in_channels {self.in_channels}")
@@ -170,7 +172,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
         for weight, name in self.loss_terms:
             pictures = (prediction, images)
             if name == "ssim":
-                pictures = (picture * self.std + self.mean for picture in pictures)
+                pictures = (prediction * self.std + self.mean, images * self.std + self.mean)
             total = total + weight * LOSSES[name](*pictures)
         return total
 
@@ -200,7 +202,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
                 shutil.copy(file, save_directory)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs):
+    def from_pretrained(cls, folder_or_hub_id: str | Path, **kwargs):  # type: ignore[override]  # its name says more
         """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
 
         >>> import tempfile

@@ -96,7 +96,7 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
 
     # ---- the layers
 
-    def shown_places(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    def shown_places(self, mask: Tensor, size: torch.Size) -> Tensor:
         """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
         visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
         if size[0] >= self.grid_size[0]:

@@ -34,6 +34,8 @@ class PrincipalComponents(Autoencoder, tags=["pca"]):
         if not 1 <= latent_dim <= values:
             raise InputError(f"latent_dim {latent_dim} is not within 1 and the image's {values} values")
         self.num_features = latent_dim
+        self.centre: Tensor
+        self.components: Tensor
         self.register_buffer("centre", torch.zeros(values))
         self.register_buffer("components", torch.eye(latent_dim, values))
 

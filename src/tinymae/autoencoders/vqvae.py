@@ -19,6 +19,10 @@ class VectorQuantizer(nn.Module):
     def __init__(self, codebook_size: int, code_dim: int, positions: int, *, decay: float = 0.99):
         super().__init__()
         self.decay = decay
+        self.codes: Tensor
+        self.counts: Tensor
+        self.sums: Tensor
+        self.place_counts: Tensor
         self.register_buffer("codes", torch.randn(codebook_size, code_dim))
         self.register_buffer("counts", torch.ones(codebook_size))  # moving average of how often each code is used
         self.register_buffer("sums", self.codes.clone())  # and of the sum of the vectors it stood for
