@@ -103,17 +103,26 @@ def main(args: argparse.Namespace) -> list[dict]:
     if args.overwrite:
         move_aside(folder)
     lock = lock_folder(folder)
-    rows = []
+    rows, diverged = [], []
     for data in args.data:
         tuned = {model: tune(args, data, model) for model in args.models} if args.search else {}
         rows.append(score_pixels(args, data))
         for cell, seed in product(plan(args, data, tuned), args.seeds):
-            rows += run_cell(args, cell, seed)
-            tables = write_tables(rows, folder)
-    report = write_report(rows, folder / "report.html", loader(args))
-    lock.close()
+            try:
+                rows += run_cell(args, cell, seed)
+            except Diverged as error:  # no reason to lose the others
+                print(error)
+                diverged.append(f"{cell.folder}/seed{seed}")
+            write_tables(rows, folder)
+    tables = write_tables(rows, folder)
     print("\n" + tables[1].read_text(encoding="utf-8"))
-    print("wrote " + "\n      ".join(map(str, [*tables, report])))
+    shown = [*tables, write_report(rows, folder / "report.html", loader(args))]
+    print("wrote " + "\n      ".join(map(str, shown)))
+    lock.close()
+    if diverged:
+        raise InputError(
+            f"the loss of {', '.join(diverged)} diverged: give a lower --base-lr or --clip-grad by --extra"
+        )
     return rows
 
 
@@ -126,7 +135,7 @@ def check(args: argparse.Namespace) -> None:
         args.finetune_minutes, args.finetune_epochs = args.minutes, args.epochs
     if len({data_name(data) for data in args.data}) < len(args.data):
         raise InputError(f"data {' '.join(args.data)}: two have one name, and would share a folder; rename one")
-    places = {*args.models, "pretrain", "finetune"}
+    places = {*MODELS, "pretrain", "finetune"}
     for extra in args.extra:
         if extra.split(":")[0] not in places:
             raise InputError(f"extra {extra!r} does not begin with one of {', '.join(sorted(places))}, and a colon")

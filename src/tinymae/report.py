@@ -29,7 +29,7 @@ MAPPED = 1000  # test pictures in a map of latents
 
 def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset]) -> Path:
     """Write the page about these rows, see `comparison.cell_rows`. `load(data, split, image_size=, channels=)`."""
-    names = list(dict.fromkeys(row["data"] for row in rows))
+    names = list(dict.fromkeys(row["data"] for row in rows if not row["control"]))
     sections = [data_section([row for row in rows if row["data"] == name], load) for name in names]
     links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names]
     nav = f'<nav aria-label="data sets">{"".join(links)}</nav>' if len(names) > 1 else ""
