@@ -32,15 +32,16 @@ import pretrain
 from tinymae import InputError
 from tinymae.comparison import cell_rows, pixel_row, write_tables
 from tinymae.data import load_dataset
-from tinymae.files import lock_folder, write_json
+from tinymae.files import lock_folder
 from tinymae.report import write_report
 from tinymae.runs import Diverged, finished_results, move_aside, run_script, settle_precision
 from tinymae.search import as_flags, require_optuna, search, search_space
 
-VARIANTS = {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}
-MODELS = [*pretrain.MODELS, *VARIANTS]
+# What --models offers: the family, and the flags that make a variant of it.
+MODELS = {name: (name, []) for name in pretrain.MODELS} | {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}
 NO_END = 100_000  # epochs that minutes cut short
 WARMUP = 0.05  # share of a training
+WATCH = ["--probe-every", NO_END, "--probe-images", 1000]  # k-NN on the way would use up a pretraining's minutes
 
 
 @dataclass
@@ -56,8 +57,8 @@ class Cell:
     @property
     def words(self) -> list[str]:
         """The model, its latent size, and its loss where that is not the usual one."""
-        family, _ = VARIANTS.get(self.model, (self.model, []))
-        loss = self.settings.loss if self.settings.loss != pretrain.MODELS[family].get("loss") else None
+        usual = pretrain.MODELS[self.settings.model].get("loss")
+        loss = None if self.settings.loss == usual else self.settings.loss
         return [self.model, *(str(word) for word in (self.settings.latent_dim, loss) if word is not None)]
 
     @property
@@ -70,7 +71,7 @@ def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     grid = parser.add_argument_group("grid")
     grid.add_argument("--data", nargs="+", default=["cifar10"], help="data sets, as of pretrain.py (default: cifar10)")
-    grid.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="(default: all)")
+    grid.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS], help="(default: all)")
     grid.add_argument("--latent-dims", nargs="+", type=int, help="of the families that have one (default: theirs)")
     grid.add_argument("--losses", nargs="+", help="of the families that reconstruct whole pictures (default: mse)")
     grid.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
@@ -150,7 +151,7 @@ def plan(args: argparse.Namespace, data: str, tuned: dict[str, dict]) -> list[Ce
     """The cells of the grid on one data set; what `tuned` says of a model is what a search found best."""
     cells = {}
     for model in args.models:
-        family, variant = VARIANTS.get(model, (model, []))
+        family, variant = MODELS[model]
         best = tuned.get(model) or {"settings": {}, "trial": None}
         for grid in product(*grid_of(args, family).values()):
             chosen = best["settings"] | dict(zip(grid_of(args, family), grid, strict=True))
@@ -176,7 +177,7 @@ def run_cell(args: argparse.Namespace, cell: Cell, seed: int) -> list[dict]:
     folder = Path(args.output_dir) / cell.folder / f"seed{seed}"
     weights = ["--weights", folder / "pretrain"]
     run = partial(run_stage, args, data=cell.data, seed=seed)
-    run(pretrain, folder / "pretrain", *pretrain_length(args.minutes, args.epochs), *cell.flags)
+    run(pretrain, folder / "pretrain", *WATCH, *training_length(args.minutes, args.epochs), *cell.flags)
     # The untrained components of a PCA are pixels, which are a control of their own.
     linear = [] if cell.model == "pca" else ["--controls", "untrained"]
     run(linear_probe, folder / "linear", *weights, *linear)
@@ -200,16 +201,12 @@ def score_pixels(args: argparse.Namespace, data: str) -> dict:
 
 def tune(args: argparse.Namespace, data: str, model: str) -> dict | None:
     """Search for a model's best settings by its linear probe on validation. None if all of them are given."""
-    family, variant = VARIANTS.get(model, (model, []))
+    family, variant = MODELS[model]
     extra = extra_flags(args, "pretrain", model)
     fixed = {name: values[0] for name, values in grid_of(args, family).items()}
-    given = {word.split("=")[0] for word in [*as_flags(fixed), *extra]}
     recipe = next(cell.settings for cell in plan(args, data, {}) if cell.model == model)
     val_set = loader(args)(data, "val", image_size=recipe.image_size, channels=recipe.in_channels)
-    space = search_space(family, values=math.prod(val_set.image_shape))
-    space = {name: where for name, where in space.items() if as_flags({name: 0})[0] not in given}
-    if not space:
-        return None
+    space = search_space(family, values=math.prod(val_set.image_shape), given=[*as_flags(fixed), *extra])
     folder = Path(args.output_dir) / data_name(data) / "search" / model
     seed = args.seeds[0]
     run = partial(run_stage, args, data=data, seed=seed)
@@ -217,21 +214,18 @@ def tune(args: argparse.Namespace, data: str, model: str) -> dict | None:
     def objective(number: int, settings: dict) -> float:
         trial = folder / f"trial{number}"
         flags = ["--model", family, *variant, *as_flags(fixed | settings), *extra]
-        length = pretrain_length(args.minutes, args.epochs, share=args.trial_share)
+        length = training_length(args.minutes, args.epochs, args.trial_share)
         try:
-            run(pretrain, trial / "pretrain", *length, *flags)
+            run(pretrain, trial / "pretrain", *WATCH, *length, *flags)
         except Diverged as error:  # a learning rate too high is a finding
             print(error)
             return 0.0
         return run(linear_probe, trial / "linear", "--weights", trial / "pretrain", "--no-test")["probe_val"]
 
-    best = search(
-        objective, space, {name: getattr(recipe, name) for name in space}, study_name=f"{data_name(data)}/{model}",
-        trials=args.trials, seed=seed, storage=Path(args.output_dir) / "search.db",
+    return search(
+        objective, space, vars(recipe), folder=folder, storage=Path(args.output_dir) / "search.db",
+        study_name=f"{data_name(data)}/{model}", trials=args.trials, seed=seed,
     )  # fmt: skip
-    write_json(folder / "best.json", best | {"flags": as_flags(best["settings"]), "trials": args.trials})
-    print(f"{data}, {model}: trial {best['trial']} is best, {best['value']:.2f} % of validation, {best['settings']}")
-    return best
 
 
 def run_stage(args: argparse.Namespace, script, folder: Path, *flags, data: str, seed: int) -> dict:
@@ -246,11 +240,6 @@ def run_stage(args: argparse.Namespace, script, folder: Path, *flags, data: str,
         print(f"\n=== {folder.relative_to(args.output_dir)}")
         results = script.main(stage)
     return results
-
-
-def pretrain_length(minutes: float | None, epochs: int | None, share: float = 1.0) -> list:
-    """Flags for a share of a pretraining, whose clock only training uses up."""
-    return [*training_length(minutes, epochs, share), "--probe-every", NO_END, "--probe-images", 1000]
 
 
 def training_length(minutes: float | None, epochs: int | None, share: float = 1.0) -> list:

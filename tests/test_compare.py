@@ -236,6 +236,12 @@ def test_other_arguments_are_refused(compared):
         run(folder, *GRID, "--epochs", 2)
 
 
+def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
+    with pytest.raises(InputError, match="the loss of digits/vae-8/seed0 diverged: give a lower --base-lr"):
+        run(tmp_path, *GRID, "--models", "vae", "--extra", "vae: --base-lr 1e30")
+    assert "raw pixels" in (tmp_path / "comparison.csv").read_text()
+
+
 # ---- the search, and choosing on validation
 
 
@@ -271,7 +277,7 @@ def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
             raise Diverged("stopped")
         return -abs(settings["beta"] - 0.3)
 
-    common = {"study_name": "s", "trials": 8, "seed": 0}
+    common = {"folder": tmp_path, "study_name": "s", "trials": 8, "seed": 0}
     best = search.search(lambda *a: objective(*a, whole), space, recipe, storage=tmp_path / "a.db", **common)
     with pytest.raises(Diverged):
         search.search(lambda *a: objective(*a, cut, 6), space, recipe, storage=tmp_path / "b.db", **common)

@@ -1,9 +1,9 @@
 """Bayesian search for a family's settings, by Optuna's tree-structured Parzen estimator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .files import InputError
+from .files import InputError, write_json
 from .randomness import derive_seed
 
 RANDOM_TRIALS = 5  # before the estimator has something to go by
@@ -19,8 +19,17 @@ def require_optuna():
     return optuna
 
 
-def search_space(family: str, *, values: int) -> dict:
-    """Which settings of a family are searched, and where; `values` is how many numbers an image has."""
+def search_space(family: str, *, values: int, given: Sequence[str] = ()) -> dict:
+    """Which settings of a family are searched, and where, but for those that `given` flags fix.
+
+    `values` is how many numbers an image has.
+    """
+    fixed = {word.split("=")[0] for word in given}
+    return {name: where for name, where in full_space(family, values).items() if as_flags({name: 0})[0] not in fixed}
+
+
+def full_space(family: str, values: int) -> dict:
+    """The same, with nothing fixed."""
     optuna = require_optuna()
     real, choice = optuna.distributions.FloatDistribution, optuna.distributions.CategoricalDistribution
     latents = (16, 32, 64, 128, 256)
@@ -43,17 +52,21 @@ def search_space(family: str, *, values: int) -> dict:
 
 
 def search(
-    objective: Callable[[int, dict], float], space: dict, recipe: dict, *, study_name: str, trials: int, seed: int,
-    storage: Path,
-) -> dict:  # fmt: skip
+    objective: Callable[[int, dict], float], space: dict, recipe: dict, *, folder: Path, storage: Path, study_name: str,
+    trials: int, seed: int,
+) -> dict | None:  # fmt: skip
     """The best of `trials` settings, `trials` counting those that `storage` (SQLite) holds already.
 
     `objective(number, settings)` is maximised. Trial 0 is the family's recipe, if the space has it, so that what is
     found is never worse. Trial n draws from (seed, n) and the results before it: a search that was interrupted
     proposes the same settings again, and its objective may go on where it stopped.
 
-    Returns {"trial": its number, "settings": name -> value, "value": the objective's}.
+    Returns, and writes to best.json in `folder`: the best trial's number, its settings, these as flags, its value, and
+    how many trials there were. None if the space is empty.
     """
+    if not space:
+        return None
+    recipe = {name: recipe[name] for name in space}
     optuna = require_optuna()
     study = optuna.create_study(
         study_name=study_name, storage=f"sqlite:///{storage}", load_if_exists=True, direction="maximize"
@@ -75,7 +88,12 @@ def search(
         study.tell(trial, objective(number, trial.params))
     done = study.get_trials(states=complete)
     number = max(range(len(done)), key=lambda number: done[number].value)
-    return {"trial": number, "settings": done[number].params, "value": done[number].value}
+    settings = done[number].params
+    best = {"trial": number, "settings": settings, "flags": as_flags(settings), "value": done[number].value}
+    best["trials"] = len(done)
+    write_json(folder / "best.json", best)
+    print(f"{study_name}: trial {number} of {len(done)} is best, {best['value']:.2f} %, {' '.join(best['flags'])}")
+    return best
 
 
 def holds(distribution, value) -> bool:
