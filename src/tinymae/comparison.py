@@ -120,14 +120,14 @@ def summarise(rows: Sequence[dict]) -> list[dict]:
 def format_value(value: tuple[float, float | None] | None, decimals: int) -> str:
     """ "61.3 ± 0.4", or "61.3" of one seed, or a dash of none.
 
-    >>> format_value((61.3, 0.42), 1), format_value((5400000.0, 0.0), 0), format_value(None, 1)
-    ('61.3 ± 0.4', '5,400,000', '–')
+    >>> format_value((61.3, 0.42), 1), format_value((97.5, None), 1), format_value((5400000.0, 0.0), 0)
+    ('61.3 ± 0.4', '97.5', '5,400,000')
     """
     if value is None:
         return "–"
     mean, deviation = value
     text = f"{mean:,.{decimals}f}"
-    return f"{text} ± {deviation:.{decimals}f}" if deviation and decimals else text
+    return f"{text} ± {deviation:.{decimals}f}" if deviation is not None and decimals else text
 
 
 def write_tables(rows: Sequence[dict], folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset])
     links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names]
     nav = f'<nav aria-label="data sets">{"".join(links)}</nav>' if len(names) > 1 else ""
     template = Template((files(__package__) / "report_template.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=f"Autoencoders on {', '.join(names)}", nav=nav, body="".join(sections))
+    page = template.substitute(title=f"Autoencoders compared on {', '.join(names)}", nav=nav, body="".join(sections))
     write_atomically(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
@@ -97,7 +97,8 @@ def facts(rows: Sequence[dict], cells: Sequence[dict], test_set: Dataset, seeds:
     """Data, seeds and cost, before any number is read."""
     probe = read_json(Path(cells[0]["folder"]) / "linear" / "results.json")
     learnt = [row for row in rows if not row["control"] and row["model"] != "pca"]
-    length = f"pretrained for {spread([row['minutes'] for row in learnt])} minutes" if learnt else "fitted"
+    minutes = [row["minutes"] for row in learnt]
+    length = f"pretrained for {spread(minutes, 1 if max(minutes) > 1 else 2)} minutes" if learnt else "fitted"
     length += f" ({spread([row['epochs'] for row in learnt])} epochs)" if learnt else ""
     one = "one seed, so differences between models may be chance" if len(seeds) == 1 else f"{len(seeds)} seeds"
     many = f"{len(cells)} models" if len(cells) > 1 else "One model"
@@ -118,7 +119,9 @@ def tiles(lines: Sequence[dict]) -> str:
         if ranked:
             line = (min if key == "mse" else max)(ranked, key=lambda line, key=key: line[key][0])
             unit = "" if key == "mse" else "&thinsp;%"
-            best[title] = (format_value(line[key], decimals) + unit, line["name"])
+            mean, *deviation = format_value(line[key], decimals).split(" ± ")
+            give = f"<small>&thinsp;±&thinsp;{deviation[0]}</small>" if deviation else ""
+            best[title] = (f"{mean}{unit}{give}", line["name"])
     pixels = [line for line in lines if line["control"] == "raw pixels"]
     if pixels:
         best["control: raw pixels"] = (f"{format_value(pixels[0]['linear_test'], 1)}&thinsp;%", "linear probe")
@@ -174,15 +177,15 @@ def table_note(lines: Sequence[dict], seeds: list[int]) -> str:
     else:
         how = f"One seed ({seeds[0]}): no deviations. "
     hidden = (
-        " A masked autoencoder was never trained to copy patches that it sees, so its figures with nothing hidden "
-        "are no measure of quality; with patches hidden, visible ones are pasted and the whole picture counts."
+        " Masked autoencoders never learnt to redraw patches that they see, so with nothing hidden their figures say "
+        "little; with patches hidden, the visible ones are pasted and the whole picture counts."
         if any("mse_masked" in line for line in lines)
         else ""
     )
     return (
-        f"{how}Press a heading to sort. Bold is the best of a column among trained models. The regularisation of each "
-        "probe was chosen on validation; test was scored once. Rows marked control were not trained: raw pixels, and "
-        f"each encoder as it was before training. MSE, PSNR and SSIM are of pixels in [0, 1].{hidden}"
+        f"{how}Press a heading to sort; bold is the best trained model of a column. Controls were not trained: raw "
+        "pixels, and each encoder before its training. Probes chose their regularisation on validation; test was "
+        f"scored once. Errors are of pixels in [0, 1].{hidden}"
     )
 
 
@@ -262,6 +265,8 @@ def strips(models: dict, test_set: Dataset) -> str:
 def strips_note(models: dict, under: str) -> str:
     """What the strips are of."""
     note = f"The same test pictures, the first of each of {SHOWN} classes, through every model.{under}"
+    if any(hasattr(model, "mask_ratio") for model in models.values()):
+        note += " With nothing hidden, a masked autoencoder is asked for what it never learnt: patches that it sees."
     if any(getattr(model, "norm_pix_loss", False) for model in models.values()):
         note += (
             " Brightness and contrast of hidden patches, which a loss on normalised patches leaves open, are "
@@ -308,7 +313,7 @@ def maps(models: dict, test_set: Dataset, under: str) -> str:
         f"t-SNE of the features of {len(some):,} test pictures (perplexity 30, at most 50 principal components). "
         f"{colours} Clusters are worth a look; sizes of clusters and distances between them mean nothing.{under}"
     )
-    return block("Maps of the latents", f'{key}<div class="panels">{"".join(panels)}</div>', note)
+    return block("Maps of the latents", f'{key}<div class="panels maps">{"".join(panels)}</div>', note)
 
 
 def embed(features: np.ndarray) -> np.ndarray:
