@@ -103,23 +103,21 @@ def main(args: argparse.Namespace) -> list[dict]:
     folder = Path(args.output_dir)
     if args.overwrite:
         move_aside(folder)
-    lock = lock_folder(folder)
     rows, diverged = [], []
-    for data in args.data:
-        tuned = {model: tune(args, data, model) for model in args.models} if args.search else {}
-        rows.append(score_pixels(args, data))
-        for cell, seed in product(plan(args, data, tuned), args.seeds):
-            try:
-                rows += run_cell(args, cell, seed)
-            except Diverged as error:  # no reason to lose the others
-                print(error)
-                diverged.append(f"{cell.folder}/seed{seed}")
-            write_tables(rows, folder)
-    tables = write_tables(rows, folder)
-    print("\n" + tables[1].read_text(encoding="utf-8"))
-    shown = [*tables, write_report(rows, folder / "report.html", loader(args))]
-    print("wrote " + "\n      ".join(map(str, shown)))
-    lock.close()
+    with lock_folder(folder):
+        for data in args.data:
+            tuned = {model: tune(args, data, model) for model in args.models} if args.search else {}
+            rows.append(score_pixels(args, data))
+            for cell, seed in product(plan(args, data, tuned), args.seeds):
+                try:
+                    rows += run_cell(args, cell, seed)
+                except Diverged as error:  # no reason to lose the others
+                    print(error)
+                    diverged.append(f"{cell.folder}/seed{seed}")
+                tables = write_tables(rows, folder)
+        print("\n" + tables[1].read_text(encoding="utf-8"))
+        report = write_report(rows, folder / "report.html", loader(args))
+    print("wrote " + "\n      ".join(map(str, [*tables, report])))
     if diverged:
         raise InputError(
             f"the loss of {', '.join(diverged)} diverged: give a lower --base-lr or --clip-grad by --extra"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def cell_rows(folder: Path, **names) -> list[dict]:
     model = load_autoencoder(folder / "pretrain")
     scores = {"linear": results["linear"], "mlp": results["mlp"]}
     full, masked = results["evaluate"]["full"], results["evaluate"].get("masked", {})
+    if not math.isfinite(full["psnr"]):  # a masked_conv pastes what it sees: a copy, and no reconstruction
+        full = {}
     # Principal components are no parameters to an optimiser; they are what is stored nevertheless.
     tensors = list(model.parameters()) or model.state_dict().values()
     row = {
@@ -66,7 +69,7 @@ def cell_rows(folder: Path, **names) -> list[dict]:
         "parameters": sum(tensor.numel() for tensor in tensors),
         **{key: results["pretrain"][key] for key in ("minutes", "epochs")},
         **probe_columns(scores),
-        **{metric: full[metric] for metric in ("mse", "psnr", "ssim")},
+        **{metric: full[metric] for metric in ("mse", "psnr", "ssim") if full},
         **{f"{metric}_masked": masked[metric] for metric in ("mse", "psnr", "ssim") if masked},
         "mask_ratio": results["evaluate"].get("mask_ratio"), "folder": str(folder),
     }  # fmt: skip
