@@ -8,6 +8,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import compare
+import evaluate
 import finetune
 import linear_probe
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tinymae import InputError, comparison, report, search
+from tinymae.files import write_json
 from tinymae.runs import Diverged
 
 TINY = (
@@ -116,6 +118,20 @@ def test_the_tables_hold_what_the_stages_found(compared):
     assert f"| {float(rows['vae 8']['linear_test']):.1f} |" in line and "*raw pixels (control)*" in table
 
 
+def test_a_copy_is_no_reconstruction(tmp_path):
+    """A masked_conv pastes what it sees: with nothing hidden its error is zero, and says nothing."""
+    arguments = ["--data", "digits", "--mixed-precision", "no", "--output-dir"]
+    tiny = ["--model", "masked_conv", "--patch-size", "2", "--decoder-dim", "16", "--epochs", "1", "--batch-size", "650"]
+    pretrain.main(pretrain.parse().parse_args([*arguments, str(tmp_path / "pretrain"), *tiny]))
+    for name in ("linear", "mlp"):
+        scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320}
+        write_json(tmp_path / name / "results.json", scores)
+    weights = ["--weights", str(tmp_path / "pretrain")]
+    found = evaluate.main(evaluate.parse().parse_args([*arguments, str(tmp_path / "evaluate"), *weights]))
+    row = comparison.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
+    assert found["full"]["mse"] == 0 and "mse" not in row and row["mse_masked"] == found["masked"]["mse"] > 0
+
+
 def test_means_and_deviations_are_over_seeds():
     rows = [
         {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value}
@@ -177,7 +193,7 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_a_press_on_a_heading_sorts(compared, tmp_path):
+def test_on_a_phone_the_page_fits_and_a_press_on_a_heading_sorts(compared, tmp_path):
     folder, rows, *_ = compared
     page = (folder / "report.html").read_text()
     press = """<script>
@@ -185,14 +201,17 @@ def test_a_press_on_a_heading_sorts(compared, tmp_path):
       const head = heads.find((head) => head.textContent === "features");
       head.firstElementChild.click(); head.firstElementChild.click();
       const names = [...document.querySelectorAll("tbody tr")].map((row) => row.cells[0].dataset.value);
-      document.title = head.getAttribute("aria-sort") + ": " + names.join("; ");
+      const fits = document.documentElement.scrollWidth <= innerWidth ? "fits" : "overflows";
+      document.title = fits + ", " + head.getAttribute("aria-sort") + ": " + names.join("; ");
     </script></body>"""
     pressed = tmp_path / "pressed.html"
     pressed.write_text(page.replace("</body>", press))
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --window-size=390,800 --disable-component-update --disable-sync"
     command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", pressed.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    order, names = re.search(r"<title>(\w+): (.*?)</title>", shown).groups()
+    width, order, names = re.search(r"<title>(\w+), (\w+): (.*?)</title>", shown).groups()
+    assert width == "fits"
     sizes = {row["name"]: row["num_features"] for row in rows}
     assert order == "ascending" and [sizes[name] for name in names.split("; ")] == sorted(sizes.values())
 

@@ -127,20 +127,21 @@ def accuracy_by_size(
 
 def loss_curves(runs: Sequence[Sequence[tuple[float, float]]], index: int, label: str) -> str:
     """(minutes, loss) of each seed's pretraining, one line a seed. Losses above nine tenths of them leave the box."""
-    width, height, left, right, top, bottom = 280, 150, 44, 10, 10, 26
+    width, height, left, right, top, bottom = 280, 150, 44, 18, 10, 26
     every = [loss for run in runs for _, loss in run]
     low, high = min(every), float(np.quantile(every, 0.9))
     margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - margin, high + margin
     end = max(minutes for run in runs for minutes, _ in run) or 1.0
     content = []
-    for tick in ticks(low, high, 3):
+    for tick in ticks(low, high, 4):
         y = top + (high - tick) / (high - low) * (height - top - bottom)
         content.append(f'<path class="rule" d="M{left},{number(y)}H{width - right}"/>')
         content.append(text(left - 6, y + 4, f"{tick:.4g}", anchor="end", css="soft"))
     for tick in ticks(0, end, 4):
         x = left + tick / end * (width - left - right)
-        content.append(text(x, height - 8, f"{tick:.4g}", anchor="middle", css="soft"))
+        words = f"{tick:.4g}" if tick else "0 min"
+        content.append(text(x, height - 8, words, anchor="middle", css="soft"))
     for run in runs:
         points = []
         for minutes, loss in run:

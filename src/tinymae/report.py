@@ -103,7 +103,7 @@ def facts(rows: Sequence[dict], cells: Sequence[dict], test_set: Dataset, seeds:
     one = "one seed, so differences between models may be chance" if len(seeds) == 1 else f"{len(seeds)} seeds"
     many = f"{len(cells)} models" if len(cells) > 1 else "One model"
     return (
-        f'<p class="lead">{many}, each {length} on {escape(run["device"])}, scored on {len(test_set):,} test images; '
+        f'<p class="lead">{many}, {length} on {escape(run["device"])}, scored on {len(test_set):,} test images; '
         f"{probe['num_labels']:,} labelled images for the probes; {one}.</p>"
     )
 
@@ -178,8 +178,8 @@ def table_note(lines: Sequence[dict], seeds: list[int]) -> str:
         how = f"One seed ({seeds[0]}): no deviations. "
     hidden = (
         " Masked autoencoders never learnt to redraw patches that they see: with nothing hidden their figures say "
-        "little, or there are none where they paste what they see. With patches hidden, the whole picture counts, visible "
-        "patches pasted."
+        "little, or there are none where they paste what they see. With patches hidden, the whole picture counts, "
+        "visible patches pasted."
         if any("mse_masked" in line for line in lines)
         else ""
     )
@@ -213,7 +213,7 @@ def size_block(lines: Sequence[dict], rows: Sequence[dict], order: dict[str, int
     for model, index in order.items():
         picture = f'<svg viewBox="-9 -9 18 18" aria-hidden="true">{charts.marker(index, 0, 0)}</svg>'
         keys.append(f"<li>{picture}{escape(model)}</li>")
-    hollow = f'<svg viewBox="-9 -9 18 18" aria-hidden="true">{charts.marker(0, 0, 0, size=4, hollow=True)}</svg>'
+    hollow = '<svg viewBox="-9 -9 18 18" aria-hidden="true"><circle class="ring" r="4"/></svg>'
     if any(point["untrained"] is not None for point in points):
         keys.append(f"<li>{hollow}hollow: the same encoder, untrained</li>")
     note = (
