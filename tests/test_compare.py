@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from tinymae import InputError, comparison, report, search
+from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
 from tinymae.files import write_json
 from tinymae.runs import Diverged
+from tinymae.weights import save_autoencoder
 
 TINY = (
     "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",
@@ -120,12 +122,14 @@ def test_the_tables_hold_what_the_stages_found(compared):
 
 def test_a_copy_is_no_reconstruction(tmp_path):
     """A masked_conv pastes what it sees: with nothing hidden its error is zero, and says nothing."""
-    arguments = ["--data", "digits", "--mixed-precision", "no", "--output-dir"]
-    tiny = ["--model", "masked_conv", "--patch-size", "2", "--decoder-dim", "16", "--epochs", "1", "--batch-size", "650"]
-    pretrain.main(pretrain.parse().parse_args([*arguments, str(tmp_path / "pretrain"), *tiny]))
+    model = MaskedConvAutoencoder(image_size=8, in_channels=1, patch_size=2, decoder_dim=16)
+    save_autoencoder(model, tmp_path / "pretrain")
+    write_json(tmp_path / "pretrain" / "args.json", {"arguments": {"latent_dim": None, "loss": "mse"}})
+    write_json(tmp_path / "pretrain" / "results.json", {"minutes": 1, "epochs": 1})
     for name in ("linear", "mlp"):
         scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320}
         write_json(tmp_path / name / "results.json", scores)
+    arguments = ["--data", "digits", "--mixed-precision", "no", "--output-dir"]
     weights = ["--weights", str(tmp_path / "pretrain")]
     found = evaluate.main(evaluate.parse().parse_args([*arguments, str(tmp_path / "evaluate"), *weights]))
     row = comparison.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
