@@ -6,7 +6,8 @@
     python scripts/finetune.py --weights runs/mae --label-fraction 0.1 ...
 
 Repeating a command resumes it. The result is a stock timm VisionTransformer. Watch the validation accuracy while it
-trains; test is scored once, on the final weights (their moving average with --ema-decay).
+trains; test is scored once, on the final weights (their moving average with --ema-decay), or with --no-test not even
+loaded, for whoever chooses between runs.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder with classes")
     parser.add_argument("--label-fraction", type=float, default=1.0, help="share of each class's labels used")
     parser.add_argument("--eval-every", type=int, default=5, help="epochs between validations (default: %(default)s)")
+    parser.add_argument("--no-test", action="store_true", help="leave the test split out: for choosing on validation")
     add_run_arguments(parser, output_dir="runs/finetune")
     add_training_arguments(parser, epochs=100, warmup_epochs=5, batch_size=512, base_lr=1e-3, weight_decay=0.05)
     add_model_arguments(parser)
@@ -83,7 +85,8 @@ def main(args: argparse.Namespace) -> dict:
         (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, args.in_channels)
     )
     load = dataset_loader(args, image_size=size, channels=channels)
-    train_set, val_set, test_set = (load(split).to(device) for split in ("train", "val", "test"))
+    train_set, val_set = load("train").to(device), load("val").to(device)
+    judged_set = val_set if args.no_test else load("test").to(device)
     if train_set.labels is None:
         raise InputError(f"data set {args.data} has no labels: fine-tuning needs class sub-folders")
     train_set = train_set.subset(few_labels(train_set.labels, args.label_fraction, args.seed))
@@ -110,7 +113,7 @@ def main(args: argparse.Namespace) -> dict:
 
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
     run = Run(args, accelerator)
-    run.list_skipped(train_set, val_set, test_set)
+    run.list_skipped(train_set, val_set, judged_set)
     run.print_summary(trained, depth=1)
     run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
 
@@ -141,21 +144,21 @@ def main(args: argparse.Namespace) -> dict:
     run.complete()
     val_accuracy = evaluate.accuracy(predict(judged, val_set, run), val_set.labels)
     run.log(step, {"accuracy_val": val_accuracy})
-    predictions = predict(judged, test_set, run)
+    predictions = predict(judged, judged_set, run)
+    split, accuracy = "val" if args.no_test else "test", evaluate.accuracy(predictions, judged_set.labels)
+    matrix = confusion_matrix(judged_set.labels.cpu(), predictions, labels=range(len(classes)))
     results = {
-        "accuracy_val": val_accuracy,
-        "accuracy_test": evaluate.accuracy(predictions, test_set.labels),
-        "epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes, "num_labels": len(train_set),
+        "accuracy_val": val_accuracy, f"accuracy_{split}": accuracy, "epochs": step / steps_per_epoch, "steps": step,
+        "minutes": schedule.minutes, "num_labels": len(train_set), "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
     if run.is_main:
         judged.save(run.folder)
         panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
         start = "from scratch" if args.from_scratch else "fine-tuning"
         figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"{start} on {args.data}")
-        matrix = confusion_matrix(test_set.labels.cpu(), predictions, labels=range(len(classes)))
-        title = f"{start} on {args.data}, test, {results['accuracy_test']:.1f} %"
+        title = f"{start} on {args.data}, {split}, {accuracy:.1f} %"
         figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)
-    run.print(f"{results['accuracy_test']:.2f} % of the test images, {val_accuracy:.2f} % of validation")
+    run.print(f"{accuracy:.2f} % of the {split} images, {val_accuracy:.2f} % of validation")
     names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
     run.finish(results, [run.folder / name for name in names])
     return results

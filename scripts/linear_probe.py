@@ -4,7 +4,9 @@
     python scripts/linear_probe.py --weights runs/mae --data cifar10 --label-fraction 0.01 --head mlp --controls
 
 Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is scored
-once. With the linear head, the output folder is a stock timm classifier that evaluate.py and finetune users can load.
+once, or with --no-test not even loaded, for whoever chooses between runs. With a linear head (linear, or logistic, the
+same problem solved by scikit-learn), the output folder is a stock timm classifier that evaluate.py and finetune users
+can load.
 """
 
 import argparse
@@ -22,15 +24,24 @@ from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loa
 from tinymae.train import choose_attention
 from tinymae.weights import build_classifier, fold_probe, load_autoencoder, require_channels
 
+HEADS = {"linear": evaluate.linear_fits, "mlp": evaluate.mlp_fits, "logistic": evaluate.logistic_fits}
+
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="folder of a pretraining run")
     parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder with classes")
     parser.add_argument("--pool", choices=["avg", "cls"], default="avg", help="(default: %(default)s)")
-    parser.add_argument("--head", choices=["linear", "mlp"], default="linear", help="(default: %(default)s)")
+    parser.add_argument("--head", choices=HEADS, default="linear", help="(default: %(default)s)")
     parser.add_argument("--label-fraction", type=float, default=1.0, help="share of each class's labels used")
-    parser.add_argument("--controls", action="store_true", help="score an untrained encoder and raw pixels as well")
+    parser.add_argument(
+        "--controls",
+        nargs="?",
+        const="all",
+        choices=["all", "untrained", "raw_pixels"],
+        help="score an untrained encoder and raw pixels as well, or one of them",
+    )
+    parser.add_argument("--no-test", action="store_true", help="leave the test split out: for choosing on validation")
     parser.add_argument("--batch-size", type=int, default=256, help="images in a forward pass (default: %(default)s)")
     add_run_arguments(parser, output_dir="runs/linear_probe")
     return parser
@@ -44,7 +55,8 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError(f"pool {args.pool!r} is for --model mae: a {type(model).__name__} has no class token")
     choose_attention(model, device)
     load = dataset_loader(args, image_size=model.image_size, channels=model.in_channels)
-    splits = {split: load(split).to(device) for split in ("train", "val", "test")}
+    judged = "val" if args.no_test else "test"
+    splits = {split: load(split).to(device) for split in dict.fromkeys(("train", "val", judged))}
     require_channels(splits["train"], model.in_channels)
     if splits["train"].labels is None:
         raise InputError(f"data set {args.data} has no labels: a probe needs class sub-folders")
@@ -64,9 +76,10 @@ def main(args: argparse.Namespace) -> dict:
     if digest(model.state_dict()) != before:
         raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
     rows = {"pretrained": scores}
-    if args.controls:
+    if args.controls in ("all", "raw_pixels"):
         pixels = extract(lambda images: images.flatten(1) / 255, splits, args.batch_size, device)
         rows["raw_pixels"] = score(args, pixels, splits)[0]
+    if args.controls in ("all", "untrained"):
         torch.manual_seed(derive_seed(args.seed, "weights"))
         untrained = type(model)(**model.config).to(device).eval()
         choose_attention(untrained, device)
@@ -75,16 +88,16 @@ def main(args: argparse.Namespace) -> dict:
         rows["untrained"] = score(args, control, splits)[0]
     for name, row in rows.items():
         run.print(
-            f"{name:12} k-NN {row['knn_test']:.2f} %, {args.head} {row['probe_test']:.2f} % of the test images "
-            f"({row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g})"
+            f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {args.head} {row[f'probe_{judged}']:.2f} % of the {judged} "
+            f"images ({row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g})"
         )
-    results = rows.pop("pretrained") | {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds} | rows
-
     classes = splits["train"].classes
-    matrix = confusion_matrix(splits["test"].labels.cpu(), predictions, labels=range(len(classes)))
-    title = f"{args.head} probe on {args.data}, {results['probe_test']:.1f} %"
+    matrix = confusion_matrix(splits[judged].labels.cpu(), predictions, labels=range(len(classes)))
+    proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
+    results = rows.pop("pretrained") | proof | rows | {"confusion_matrix": matrix.tolist(), "classes": classes}
+    title = f"{args.head} probe on {args.data} {judged}, {results[f'probe_{judged}']:.1f} %"
     shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
-    if args.head == "linear":
+    if args.head != "mlp":
         classifier = build_classifier(model, classes=classes, pool=args.pool)
         fold_probe(classifier.head, head)
         classifier.save(run.folder)
@@ -105,21 +118,21 @@ def extract(function, splits: dict[str, Dataset], batch_size: int, device: torch
 
 
 def score(args: argparse.Namespace, features: dict[str, torch.Tensor], splits: dict[str, Dataset]):
-    """k-NN and the head: (figures, the chosen head, its predictions on test)."""
+    """k-NN and the head: (figures, the chosen head, its predictions on test; on validation with --no-test)."""
     labels = {name: split.labels.cpu() for name, split in splits.items()}
     num_classes = len(splits["train"].classes)
-    fits = partial(evaluate.mlp_fits, seed=args.seed) if args.head == "mlp" else evaluate.linear_fits
+    fits = partial(HEADS[args.head], **({"seed": args.seed} if args.head == "mlp" else {}))
     head, chosen, tried = evaluate.choose_probe(
         fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"]
     )
-    with torch.no_grad():
-        predictions = head(features["test"]).argmax(dim=1)
     neighbours = partial(evaluate.knn_predict, features["train"], labels["train"], num_classes=num_classes)
-    figures_of = {
-        "knn_val": evaluate.accuracy(neighbours(features["val"]), labels["val"]),
-        "knn_test": evaluate.accuracy(neighbours(features["test"]), labels["test"]),
-        "probe_val": tried[chosen],
-        "probe_test": evaluate.accuracy(predictions, labels["test"]),
+    figures_of = {}
+    for split in list(splits)[1:]:  # validation, then test
+        with torch.no_grad():
+            predictions = head(features[split]).argmax(dim=1)
+        figures_of[f"knn_{split}"] = evaluate.accuracy(neighbours(features[split]), labels[split])
+        figures_of[f"probe_{split}"] = evaluate.accuracy(predictions, labels[split])
+    figures_of |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
         "num_features": features["train"].shape[1],

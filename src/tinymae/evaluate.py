@@ -84,12 +84,8 @@ def linear_fits(
     features: Tensor, labels: Tensor, *, num_classes: int, grid: Sequence[float] = L2_GRID
 ) -> Iterator[tuple[float, nn.Sequential]]:
     """(l2, linear probe) over a grid; see `fit_linear`."""
-    norm = nn.BatchNorm1d(features.shape[1], affine=False)
-    variance, mean = torch.var_mean(features, dim=0, correction=0)
-    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    inputs = norm.eval()(features)
+    norm = standardise(features)
+    inputs = norm(features)
     # Frozen features are strongly correlated, which makes the problem stiff. In their principal axes, each scaled by
     # the root of its curvature, it is nearly round, and a few dozen steps do instead of hundreds.
     covariance = (inputs.T @ inputs / len(inputs)).double()
@@ -97,6 +93,16 @@ def linear_fits(
     for l2 in grid:
         linear = solve_logistic(inputs, labels, eigenvalues, axes, num_classes=num_classes, l2=l2)
         yield l2, nn.Sequential(norm, linear).eval()
+
+
+def standardise(features: Tensor) -> nn.BatchNorm1d:
+    """An affine-free BatchNorm, in evaluation mode, that holds the mean and variance of features (N, F)."""
+    norm = nn.BatchNorm1d(features.shape[1], affine=False)
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    return norm.eval()
 
 
 def solve_logistic(
@@ -126,6 +132,29 @@ def solve_logistic(
         linear.weight.copy_(weight @ to_weight.T)
         linear.bias.copy_(bias)
     return linear
+
+
+def logistic_fits(
+    features: Tensor, labels: Tensor, *, num_classes: int, grid: Sequence[float] = L2_GRID
+) -> Iterator[tuple[float, nn.Sequential]]:
+    """(l2, linear probe) over a grid, by scikit-learn's LogisticRegression: a check of `linear_fits`, and slower."""
+    from sklearn.linear_model import LogisticRegression
+
+    norm = standardise(features)
+    inputs = norm(features).numpy()
+    for l2 in grid:
+        strength = 1 / (len(inputs) * l2)
+        if num_classes == 2:  # one weight w there stands for w/2 and -w/2 here, whose penalty is half as large
+            strength *= 2
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels.numpy())
+        weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+        if num_classes == 2:
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        linear = nn.Linear(inputs.shape[1], num_classes)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        yield l2, nn.Sequential(norm, linear).eval()
 
 
 def fit_mlp(

@@ -153,6 +153,10 @@ def run_stage(script: ModuleType, folder: str | Path, *flags, free: Sequence = (
     return results
 
 
+class Diverged(InputError):
+    """The loss is no longer finite. A search can go on; a single run cannot."""
+
+
 class Stopped(Exception):
     """The run was told to stop and its state was saved.
 
@@ -165,13 +169,18 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
-    """Accelerate with the run's precision; `auto` becomes what the device supports, and is recorded as that."""
-    keep_freed_memory()
+def settle_precision(args: argparse.Namespace) -> None:
+    """`auto` becomes what the device supports. Raises InputError for a precision that it does not."""
     if args.mixed_precision == "auto":
         args.mixed_precision = "bf16" if supports_bf16(PartialState().device) else "no"
     if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
         raise InputError("mixed_precision 'fp16' needs a GPU: use bf16 or no")
+
+
+def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
+    """Accelerate with the run's precision, which args.json records as settled."""
+    keep_freed_memory()
+    settle_precision(args)
     return Accelerator(mixed_precision=args.mixed_precision, **arguments)
 
 
@@ -211,13 +220,49 @@ def create_schedule(args: argparse.Namespace, *, steps_per_epoch: int, minutes_b
     )
 
 
+def recorded_arguments(args: argparse.Namespace) -> dict:
+    """What args.json keeps: the arguments that decide what a run computes."""
+    arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
+    return json.loads(json.dumps(arguments))  # as args.json will give them back: tuples become lists
+
+
+def require_same_arguments(folder: Path, arguments: dict) -> None:
+    """Raises InputError, naming what differs, if the folder holds a run with other arguments."""
+    if not (folder / "args.json").exists():
+        return
+    old = read_json(folder / "args.json")["arguments"]
+    names = [name for name in {**old, **arguments} if old.get(name) != arguments.get(name)]
+    if names:
+        was_now = ((name, old.get(name), arguments.get(name)) for name in names)
+        changes = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in was_now)
+        raise InputError(f"output_dir {folder} holds another run ({changes}): choose another folder, or --overwrite")
+
+
+def finished_results(args: argparse.Namespace) -> dict | None:
+    """The results.json of the run with these arguments in their output_dir, or None if it is not finished.
+
+    Raises InputError if the folder holds a run with other arguments.
+    """
+    folder = Path(args.output_dir)
+    require_same_arguments(folder, recorded_arguments(args))
+    return read_json(folder / "results.json") if (folder / "results.json").exists() else None
+
+
+def move_aside(folder: Path) -> None:
+    """Give an existing folder another name, which tells the time."""
+    if folder.exists():
+        lock_folder(folder).close()  # a run that is still going is not moved away under its feet
+        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(aside)
+        print(f"moved the old {folder} to {aside}")
+
+
 class Run:
     """A run's output folder. Only the main process writes to it."""
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
         self.folder, self.accelerator, self.is_main = Path(args.output_dir), accelerator, accelerator.is_main_process
-        arguments = {key: value for key, value in vars(args).items() if key not in FREE_ARGUMENTS}
-        self.arguments = json.loads(json.dumps(arguments))  # as args.json will give them back: tuples become lists
+        self.arguments = recorded_arguments(args)
         self.log_every = getattr(args, "log_every", 50)
         self.log_with = getattr(args, "log_with", [])
         self.checkpoint_minutes = getattr(args, "checkpoint_minutes", 5.0)
@@ -230,24 +275,12 @@ class Run:
         """Make the folder this run's own. Raises InputError if it cannot be."""
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"output_dir {self.folder} is a file")
-        if overwrite and self.folder.exists():
-            lock_folder(self.folder).close()  # a run that is still going is not moved away under its feet
-            aside = self.folder.with_name(f"{self.folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
-            self.folder.rename(aside)
-            print(f"moved the old {self.folder} to {aside}")
+        if overwrite:
+            move_aside(self.folder)
         self.lock = lock_folder(self.folder)
-        args_file = self.folder / "args.json"
-        if args_file.exists():
-            old = read_json(args_file)["arguments"]
-            names = [name for name in {**old, **self.arguments} if old.get(name) != self.arguments.get(name)]
-            if names:
-                was_now = ((name, old.get(name), self.arguments.get(name)) for name in names)
-                changes = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in was_now)
-                raise InputError(
-                    f"output_dir {self.folder} holds another run ({changes}): choose another folder, or --overwrite"
-                )
-        else:
-            write_json(args_file, {"arguments": self.arguments, "command": sys.argv, **environment()})
+        require_same_arguments(self.folder, self.arguments)
+        if not (self.folder / "args.json").exists():
+            write_json(self.folder / "args.json", {"arguments": self.arguments, "command": sys.argv, **environment()})
 
     @property
     def processes(self) -> str:
@@ -400,7 +433,7 @@ class Run:
 
     def require_finite(self, state: TrainStep) -> None:
         if not math.isfinite(float(state.loss)):
-            raise InputError(
+            raise Diverged(
                 f"loss is {float(state.loss)} at step {state.step} (learning rate {state.learning_rate:.2e}); "
                 f"last good checkpoint: {self.last_checkpoint}. "
                 "Try a lower --base-lr, a longer warm-up or --clip-grad 1"

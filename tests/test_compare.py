@@ -1,0 +1,343 @@
+"""The comparison as people run it, on tiny models of real digits."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import compare
+import evaluate
+import finetune
+import linear_probe
+import numpy as np
+import pretrain
+import pytest
+from PIL import Image
+
+from tinymae import InputError, comparison, report, search
+from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
+from tinymae.files import write_json
+from tinymae.runs import Diverged
+from tinymae.weights import save_autoencoder
+
+TINY = (
+    "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",
+    "mae: --patch-size 2 --embed-dim 16 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1 --no-norm-pix-loss",
+    "vae: --width 8 --depth 2",
+    "finetune: --batch-size 64 --no-flip --no-trivial-augment --mixup 0 --cutmix 0",
+)
+GRID = ["--data", "digits", "--models", "mae", "vae", "--latent-dims", "8", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_maps():
+    """t-SNE of few pictures, as it takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "MAPPED", 60)
+        yield
+
+
+def run(folder, *arguments):
+    extra = [word for flags in TINY for word in ("--extra", flags)]
+    common = ["--mixed-precision", "no", *extra, "--output-dir", str(folder)]
+    return compare.main(compare.parse().parse_args([*common, *map(str, arguments)]))
+
+
+def results_in(folder) -> dict:
+    """Every results.json and when it was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("results.json"))}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A grid that is stopped after its first cell, and then run to its end."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        main = pretrain.main
+
+        def stop_at_the_second(args):
+            if "vae-8" in args.output_dir:
+                raise KeyboardInterrupt
+            return main(args)
+
+        patch.setattr(pretrain, "main", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, *GRID)
+    before = results_in(folder)
+    table = (folder / "comparison.csv").read_text()
+    rows = run(folder, *GRID)
+    return folder, rows, before, table
+
+
+def test_an_interrupted_grid_keeps_what_was_done(compared):
+    folder, rows, before, table = compared
+    stages = {f"digits/mae/seed0/{stage}/results.json" for stage in "pretrain linear mlp evaluate finetune".split()}
+    assert stages < before.keys() and not any("vae" in name for name in before)
+    assert "mae, untrained" in table and "vae" not in table
+    after = results_in(folder)
+    assert {name: after[name] for name in before} == before
+    assert [row["name"] for row in rows] == [
+        "raw pixels", "mae", "mae, untrained", "vae 8", "vae 8, untrained",
+    ]  # fmt: skip
+
+
+def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
+    folder, rows, _, _ = compared
+    before = results_in(folder)
+    tables = [(folder / name).read_bytes() for name in ("comparison.csv", "comparison.md", "report.html")]
+    for script in (pretrain, linear_probe, finetune):
+        monkeypatch.setattr(script, "main", None)
+    assert run(folder, *GRID) == rows
+    assert results_in(folder) == before
+    assert [(folder / name).read_bytes() for name in ("comparison.csv", "comparison.md", "report.html")] == tables
+
+
+def test_the_tables_hold_what_the_stages_found(compared):
+    folder, *_ = compared
+    with open(folder / "comparison.csv", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 5
+    for name, cell in {"mae": "mae", "vae 8": "vae-8"}.items():
+        stage = {p.parent.name: json.loads(p.read_text()) for p in folder.glob(f"digits/{cell}/seed0/*/results.json")}
+        found = {
+            "knn_test": stage["linear"]["knn_test"], "linear_test": stage["linear"]["probe_test"],
+            "mlp_test": stage["mlp"]["probe_test"], "finetuned_test": stage["finetune"]["accuracy_test"],
+            "mse": stage["evaluate"]["full"]["mse"], "ssim": stage["evaluate"]["full"]["ssim"],
+            "psnr": stage["evaluate"]["full"]["psnr"], "minutes": stage["pretrain"]["minutes"], "epochs": 1,
+            "num_features": stage["linear"]["num_features"],
+        }  # fmt: skip
+        assert {column: float(rows[name][column]) for column in found} == found
+        assert float(rows[f"{name}, untrained"]["linear_test"]) == stage["linear"]["untrained"]["probe_test"]
+        assert (rows[name]["mse_masked"] != "") == (name == "mae")
+    pixels = json.loads((folder / "digits" / "raw_pixels" / "linear" / "results.json").read_text())
+    assert float(rows["raw pixels"]["linear_test"]) == pixels["raw_pixels"]["probe_test"] > 90
+    assert rows["raw pixels"]["num_features"] == "64" and rows["raw pixels"]["control"]
+
+    table = (folder / "comparison.md").read_text()
+    line = next(line for line in table.splitlines() if line.startswith("| vae 8 |"))
+    assert f"| {float(rows['vae 8']['linear_test']):.1f} |" in line and "*raw pixels (control)*" in table
+
+
+def test_a_copy_is_no_reconstruction(tmp_path):
+    """A masked_conv pastes what it sees: with nothing hidden its error is zero, and says nothing."""
+    model = MaskedConvAutoencoder(image_size=8, in_channels=1, patch_size=2, decoder_dim=16)
+    save_autoencoder(model, tmp_path / "pretrain")
+    write_json(tmp_path / "pretrain" / "args.json", {"arguments": {"latent_dim": None, "loss": "mse"}})
+    write_json(tmp_path / "pretrain" / "results.json", {"minutes": 1, "epochs": 1})
+    for name in ("linear", "mlp"):
+        scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320}
+        write_json(tmp_path / name / "results.json", scores)
+    arguments = ["--data", "digits", "--mixed-precision", "no", "--output-dir"]
+    weights = ["--weights", str(tmp_path / "pretrain")]
+    found = evaluate.main(evaluate.parse().parse_args([*arguments, str(tmp_path / "evaluate"), *weights]))
+    row = comparison.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
+    assert found["full"]["mse"] == 0 and "mse" not in row and row["mse_masked"] == found["masked"]["mse"] > 0
+
+
+def test_means_and_deviations_are_over_seeds():
+    rows = [
+        {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value}
+        for name, values in {"a": [60, 62, 64], "b": [70]}.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    first, second = comparison.summarise(rows)
+    assert first["name"] == "b" and first["linear_test"] == (70, None) and first["seeds"] == 1
+    assert second["linear_test"] == (62, pytest.approx(np.std([60, 62, 64], ddof=1)))
+    assert comparison.format_value(second["linear_test"], 1) == "62.0 ± 2.0"
+
+
+class Page(HTMLParser):
+    """What a browser would look up, and whether every element is closed."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.addresses, self.images, self.headings, self.texts = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [attributes[name] for name in ("src", "href", "srcset", "action") if name in attributes]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "svg":
+            assert "aria-label" in attributes or "aria-hidden" in attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h2", "h3"):
+            self.headings.append(data)
+        self.texts.append(data)
+
+
+def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
+    folder, rows, *_ = compared
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert not page.open
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert all(image["alt"] for image in page.images)
+    assert len(page.images) == 6  # original, 3 of mae, a vae's and its samples
+    expected = "Results Reconstructions Samples Confusion Loss latent size Maps".split()
+    assert all(any(word in heading for heading in page.headings) for word in expected)
+    for row in rows:
+        assert row["name"] in page.texts and f"{row['linear_test']:.1f}" in page.texts
+    assert text.count('<span class="badge">control</span>') == 3
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_on_a_phone_the_page_fits_and_a_press_on_a_heading_sorts(compared, tmp_path):
+    folder, rows, *_ = compared
+    page = (folder / "report.html").read_text()
+    press = """<script>
+      const heads = [...document.querySelectorAll("thead tr:last-child th")];
+      const head = heads.find((head) => head.textContent === "features");
+      head.firstElementChild.click(); head.firstElementChild.click();
+      const names = [...document.querySelectorAll("tbody tr")].map((row) => row.cells[0].dataset.value);
+      const fits = document.documentElement.scrollWidth <= innerWidth ? "fits" : "overflows";
+      document.title = fits + ", " + head.getAttribute("aria-sort") + ": " + names.join("; ");
+    </script></body>"""
+    pressed = tmp_path / "pressed.html"
+    pressed.write_text(page.replace("</body>", press))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --window-size=390,800 --disable-component-update --disable-sync"
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", pressed.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    width, order, names = re.search(r"<title>(\w+), (\w+): (.*?)</title>", shown).groups()
+    assert width == "fits"
+    sizes = {row["name"]: row["num_features"] for row in rows}
+    assert order == "ascending" and [sizes[name] for name in names.split("; ")] == sorted(sizes.values())
+
+
+def test_the_grid_gives_each_family_what_it_has():
+    def cells(*arguments) -> list[str]:
+        return [str(cell.folder) for cell in compare.plan(compare.parse().parse_args([*arguments]), "digits", {})]
+
+    usual = cells()
+    assert len(usual) == 8 and {"digits/mae", "digits/conv_ae", "digits/vae-128", "digits/vqvae-32"} < {*usual}
+    assert {"digits/resnet_unet", "digits/resnet_unet_no_skips"} < {*usual}
+    assert cells("--losses", "mse") == usual
+    grid = cells("--latent-dims", "4", "8", "--losses", "mse", "0.8*ssim+0.2*l1", "--models", "mae", "vae", "pca")
+    assert grid == [
+        "digits/mae", "digits/vae-4", "digits/vae-4-0.8xssim+0.2xl1", "digits/vae-8", "digits/vae-8-0.8xssim+0.2xl1",
+        "digits/pca-4", "digits/pca-8",
+    ]  # fmt: skip
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "mae"], "give --minutes or --epochs"),
+        (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea: --beta 1' does not begin with one of"),
+        (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
+        (["--epochs", "1", "--data", "a/digits", "digits"], "two have one name"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "new", *arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_arguments_are_refused(compared):
+    folder, *_ = compared
+    with pytest.raises(InputError, match="epochs was 1, now 2"):
+        run(folder, *GRID, "--epochs", 2)
+
+
+def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
+    with pytest.raises(InputError, match="the loss of digits/vae-8/seed0 diverged: give a lower --base-lr"):
+        run(tmp_path, *GRID, "--models", "vae", "--extra", "vae: --base-lr 1e30")
+    assert "raw pixels" in (tmp_path / "comparison.csv").read_text()
+
+
+# ---- the search, and choosing on validation
+
+
+def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
+    grid = ["--data", "digits", "--models", "pca", "--epochs", 1, "--search", "optuna"]
+    run(tmp_path, *grid, "--trials", 2)
+    trials = {name: time for name, time in results_in(tmp_path).items() if "trial0/" in name or "trial1/" in name}
+    assert len([name for name in trials if name.endswith("linear/results.json") and "search" in name]) == 2
+    rows = run(tmp_path, *grid, "--trials", 3)
+    after = results_in(tmp_path)
+    assert {name: after[name] for name in trials} == trials
+    scores = {}
+    for path in tmp_path.glob("digits/search/pca/trial*/linear/results.json"):
+        results = json.loads(path.read_text())
+        assert "probe_val" in results and not any("test" in key for key in results)
+        scores[int(path.parts[-3].removeprefix("trial"))] = results["probe_val"]
+    best = json.loads((tmp_path / "digits" / "search" / "pca" / "best.json").read_text())
+    assert sorted(scores) == [0, 1, 2] and best["value"] == max(scores.values()) == scores[best["trial"]]
+    assert best["flags"] == ["--latent-dim", str(best["settings"]["latent_dim"])]
+    assert rows[1]["latent_dim"] == rows[1]["num_features"] == best["settings"]["latent_dim"]
+    assert f"trial{best['trial']}" in rows[1]["folder"] and "trial" not in rows[1]["name"]
+    assert " ".join(best["flags"]) in (tmp_path / "report.html").read_text()
+
+
+def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
+    space = search.search_space("vae", values=64)
+    recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}
+    whole, cut = [], []
+
+    def objective(number, settings, seen, stop=None):
+        seen.append((number, settings))
+        if number == stop:
+            raise Diverged("stopped")
+        return -abs(settings["beta"] - 0.3)
+
+    common = {"folder": tmp_path, "study_name": "s", "trials": 8, "seed": 0}
+    best = search.search(lambda *a: objective(*a, whole), space, recipe, storage=tmp_path / "a.db", **common)
+    with pytest.raises(Diverged):
+        search.search(lambda *a: objective(*a, cut, 6), space, recipe, storage=tmp_path / "b.db", **common)
+    again = search.search(lambda *a: objective(*a, cut), space, recipe, storage=tmp_path / "b.db", **common)
+    assert whole[0] == (0, recipe) and [number for number, _ in whole] == list(range(8))
+    assert cut == [*whole[:7], *whole[6:]] and again == best
+    assert best["settings"] == max(whole, key=lambda trial: -abs(trial[1]["beta"] - 0.3))[1]
+    assert len({settings["beta"] for _, settings in whole}) == 8
+
+
+def test_without_test_nothing_of_it_is_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in ("dark", "light"):
+            folder = tmp_path / "pictures" / split / label
+            folder.mkdir(parents=True)
+            for index in range(8):
+                pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + 100 * (label == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
+        picture.write_bytes(b"not a picture")
+    common = ["--data", str(tmp_path / "pictures"), "--mixed-precision", "no"]
+
+    def go(script, name, *flags):
+        arguments = [*common, "--output-dir", str(tmp_path / name), *flags]
+        return script.main(script.parse().parse_args(arguments))
+
+    sizes = ["--image-size", "8", "--in-channels", "1", "--latent-dim", "4"]
+    go(pretrain, "pca", "--model", "pca", *sizes)
+    weights = ["--weights", str(tmp_path / "pca")]
+    short = ["--batch-size", "8", "--epochs", "1"]
+    with pytest.raises(InputError, match="cannot be read|unreadable|not a picture|does not decode"):
+        go(linear_probe, "probe", *weights)
+    probe = go(linear_probe, "probe", *weights, "--no-test", "--controls")
+    tuned = go(finetune, "finetune", *weights, *short, "--no-test")
+    assert probe["probe_val"] > 90 and probe["raw_pixels"]["probe_val"] > 90 and 0 <= tuned["accuracy_val"] <= 100
+    keys = [*probe, *probe["untrained"], *probe["raw_pixels"], *tuned]
+    assert not [key for key in keys if "test" in key]
+    for name in ("probe", "finetune"):
+        assert (tmp_path / name / "confusion_matrix.png").exists()
