@@ -112,8 +112,11 @@ def accuracy_by_size(
         content.append(marker(point["index"], x, y, title=words))
     for point in sorted(points, key=lambda point: -point["accuracy"]) if labels else []:
         x, y, long = across(point["size"]), down(point["accuracy"]), 6.4 * len(point["name"])
-        places = [(10, 4), (-10 - long, 4), (-long / 2, -12), (-long / 2, 20), (8, -9), (8, 17), (-8 - long, -9)]
-        for dx, dy in places:
+        # Where a label may stand, seen from its mark: right, left, above, below, aslant.
+        spots: list[tuple[float, float]] = [
+            (10, 4), (-10 - long, 4), (-long / 2, -12), (-long / 2, 20), (8, -9), (8, 17), (-8 - long, -9),
+        ]  # fmt: skip
+        for dx, dy in spots:
             box = (x + dx, y + dy - 10, x + dx + long, y + dy + 3)
             inside = box[0] > left and box[2] < width and box[1] > 0 and box[3] < height - bottom
             clear = all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken)

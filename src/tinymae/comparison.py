@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import read_json, write_atomically
+from .files import read_json, write_bytes
 from .weights import load_autoencoder
 
 COLUMNS = (
@@ -141,7 +141,7 @@ def write_tables(rows: Sequence[dict], folder: Path) -> list[Path]:
     writer.writerows(rows)
     contents = {"comparison.csv": text.getvalue(), "comparison.md": markdown(summarise(rows))}
     for name, content in contents.items():
-        write_atomically(folder / name, lambda beside, content=content: beside.write_text(content, encoding="utf-8"))
+        write_bytes(folder / name, content.encode())
     return [folder / name for name in contents]
 
 

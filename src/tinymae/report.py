@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from string import Template
 
@@ -117,7 +118,7 @@ def tiles(lines: Sequence[dict]) -> str:
     ):  # fmt: skip
         ranked = [line for line in lines if key in line and not line["control"]]
         if ranked:
-            line = (min if key == "mse" else max)(ranked, key=lambda line, key=key: line[key][0])
+            line = sorted(ranked, key=itemgetter(key))[0 if key == "mse" else -1]  # by the mean, which comes first
             unit = "" if key == "mse" else "&thinsp;%"
             mean, *deviation = format_value(line[key], decimals).split(" ± ")
             give = f"<small>&thinsp;±&thinsp;{deviation[0]}</small>" if deviation else ""
@@ -239,6 +240,7 @@ def picture(images: Tensor, columns: int, alt: str, *, gap: int = 1) -> str:
 
 def strips(models: dict, test_set: Dataset) -> str:
     """The same test pictures through every model, a line each."""
+    assert test_set.labels is not None  # or there would be no probes
     labels = test_set.labels.tolist()
     chosen = [labels.index(label) for label in sorted(set(labels))][:SHOWN]
     chosen += [index for index in range(len(labels)) if index not in chosen][: SHOWN - len(chosen)]
@@ -297,6 +299,7 @@ def samples(models: dict, under: str) -> str:
 def maps(models: dict, test_set: Dataset, under: str) -> str:
     """A map of each model's features, and of the pixels."""
     some = pick(test_set, MAPPED)
+    assert some.labels is not None
     labels, classes = some.labels.cpu().numpy(), test_set.classes
     encoders = {"raw pixels (control)": lambda images: images.flatten(1) / 255}
     encoders |= {name: model.encode for name, model in models.items()}
