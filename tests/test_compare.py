@@ -16,7 +16,7 @@ import pretrain
 import pytest
 from PIL import Image
 
-from tinymae import InputError, comparison, report, search
+from tinymae import InputError, comparison, load_dataset, report, search
 from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
 from tinymae.files import write_json
 from tinymae.runs import Diverged
@@ -287,6 +287,19 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
     assert rows[1]["latent_dim"] == rows[1]["num_features"] == best["settings"]["latent_dim"]
     assert f"trial{best['trial']}" in rows[1]["folder"] and "trial" not in rows[1]["name"]
     assert " ".join(best["flags"]) in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("family", pretrain.MODELS)
+def test_what_a_search_proposes_is_a_model(family):
+    digits = load_dataset("digits")
+    space = search.search_space(family, values=64)
+    study = search.require_optuna().create_study()
+    for settings in (study.ask(space).params for _ in range(5)):
+        args = pretrain.parse().parse_args(["--model", family, *search.as_flags(settings)])
+        pretrain.complete_arguments(args, None)
+        assert {name: getattr(args, name) for name in settings} == settings
+        assert pretrain.create_model(args, digits, None).num_features > 0
+    assert "base_lr" not in search.search_space(family, values=64, given=["--base-lr", "1e-3"])
 
 
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
