@@ -34,7 +34,7 @@ from tinymae.comparison import cell_rows, pixel_row, write_tables
 from tinymae.data import load_dataset
 from tinymae.files import lock_folder
 from tinymae.report import write_report
-from tinymae.runs import Diverged, finished_results, move_aside, run_script, settle_precision
+from tinymae.runs import Diverged, move_aside, run_script, run_stage, settle_precision
 from tinymae.search import as_flags, require_optuna, search, search_space
 
 # What --models offers: the family, and the flags that make a variant of it.
@@ -174,7 +174,7 @@ def run_cell(args: argparse.Namespace, cell: Cell, seed: int) -> list[dict]:
     """One cell under one seed, all of its stages: its rows of the table."""
     folder = Path(args.output_dir) / cell.folder / f"seed{seed}"
     weights = ["--weights", folder / "pretrain"]
-    run = partial(run_stage, args, data=cell.data, seed=seed)
+    run = partial(stage, args, data=cell.data, seed=seed)
     run(pretrain, folder / "pretrain", *WATCH, *training_length(args.minutes, args.epochs), *cell.flags)
     # The untrained components of a PCA are pixels, which are a control of their own.
     linear = [] if cell.model == "pca" else ["--controls", "untrained"]
@@ -191,9 +191,9 @@ def score_pixels(args: argparse.Namespace, data: str) -> dict:
     """The row of the raw pixels, which linear_probe.py scores beside a model: here, beside one component of a PCA."""
     folder = Path(args.output_dir) / data_name(data) / "raw_pixels"
     sizes = extra_flags(args, "pretrain")
-    run_stage(args, pretrain, folder / "pretrain", "--model", "pca", *sizes, "--latent-dim", 1, data=data, seed=0)
+    stage(args, pretrain, folder / "pretrain", "--model", "pca", *sizes, "--latent-dim", 1, data=data, seed=0)
     weights = ["--weights", folder / "pretrain", "--controls", "raw_pixels"]
-    run_stage(args, linear_probe, folder / "linear", *weights, data=data, seed=0)
+    stage(args, linear_probe, folder / "linear", *weights, data=data, seed=0)
     return pixel_row(folder, data=data_name(data), model="pixels")
 
 
@@ -207,7 +207,7 @@ def tune(args: argparse.Namespace, data: str, model: str) -> dict | None:
     space = search_space(family, values=math.prod(val_set.image_shape), given=[*as_flags(fixed), *extra])
     folder = Path(args.output_dir) / data_name(data) / "search" / model
     seed = args.seeds[0]
-    run = partial(run_stage, args, data=data, seed=seed)
+    run = partial(stage, args, data=data, seed=seed)
 
     def objective(number: int, settings: dict) -> float:
         trial = folder / f"trial{number}"
@@ -226,18 +226,10 @@ def tune(args: argparse.Namespace, data: str, model: str) -> dict | None:
     )  # fmt: skip
 
 
-def run_stage(args: argparse.Namespace, script, folder: Path, *flags, data: str, seed: int) -> dict:
+def stage(args: argparse.Namespace, script, folder: Path, *flags, data: str, seed: int) -> dict:
     """The results of a script with these flags, from its folder if they are there. Raises InputError as `Run` does."""
-    common = ["--data", data, "--seed", seed, "--output-dir", folder, "--mixed-precision", args.mixed_precision]
-    common += ["--data-dir", args.data_dir, *(["--skip-unreadable"] if args.skip_unreadable else [])]
-    stage = script.parse().parse_args([str(word) for word in [*common, *flags]])
-    if script is pretrain:
-        pretrain.complete_arguments(stage, None)
-    results = finished_results(stage)
-    if results is None:
-        print(f"\n=== {folder.relative_to(args.output_dir)}")
-        results = script.main(stage)
-    return results
+    common = ["--data", data, "--seed", seed, "--mixed-precision", args.mixed_precision, "--data-dir", args.data_dir]
+    return run_stage(script, folder, *common, *(["--skip-unreadable"] if args.skip_unreadable else []), *flags)
 
 
 def training_length(minutes: float | None, epochs: int | None, share: float = 1.0) -> list:

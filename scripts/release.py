@@ -62,11 +62,11 @@ def main(args: argparse.Namespace) -> dict:
     runs, weights, started = Path(args.output_dir), Path(args.publish_dir) / "weights", time.monotonic()
 
     def stage(script, name: str, *flags) -> dict:
-        free = ["--data-dir", args.data_dir]
+        common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", args.seed]
         if args.max_minutes is not None and script in (pretrain, finetune):
             left = args.max_minutes - (time.monotonic() - started) / 60
-            free += ["--pause-after-minutes", max(left, 0)]
-        return run_stage(script, runs / name, "--data", args.data, "--seed", args.seed, *flags, free=free)
+            common += ["--pause-after-minutes", max(left, 0)]
+        return run_stage(script, runs / name, *common, *flags)
 
     pretrained = Path(args.weights) if args.weights else runs / "pretrain"
     if not args.weights:
@@ -81,7 +81,8 @@ def main(args: argparse.Namespace) -> dict:
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
     for labels, share in LABELS.items():
         some = ["--weights", mae, "--label-fraction", share]
-        results[f"probe_{labels}"] = stage(linear_probe, f"probe_{labels}", *some, "--controls")
+        controls = ["--controls"] if share == 1 else []
+        results[f"probe_{labels}"] = stage(linear_probe, f"probe_{labels}", *some, *controls)
         few = round(args.few_images / (share * num_train))
         batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * num_train) // 8 * 2))
         lengths = (args.finetune_epochs, matched) if share == 1 else (few, few)
@@ -147,7 +148,7 @@ def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)
         for file in (*source.glob("*.json*"), *source.glob("tensorboard/events.*")):
-            if file.name not in ("config.json", "stage.json"):
+            if file.name != "config.json":
                 shutil.copy(file, logs)
     (root / "assets").mkdir(exist_ok=True)
     looked_at = runs / f"evaluate_{args.name}-classifier-pretrained"

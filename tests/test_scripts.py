@@ -282,7 +282,7 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)
-    assert len(list((tmp_path / "runs").glob("*/stage.json"))) == 13  # none is left out
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 13  # none is left out
     weights = tmp_path / "weights"
     assert {tensor.dtype for tensor in load_file(weights / "vit-t-mae" / "model.safetensors").values()} == {
         torch.float16

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -139,20 +139,6 @@ def run_script(main: Callable[[argparse.Namespace], object], parser: argparse.Ar
         sys.exit(stopped.exit_code)
 
 
-def run_stage(script: ModuleType, folder: str | Path, *flags, free: Sequence = ()) -> dict:
-    """The results of a script's run in `folder`: read, if a run with these flags has ended there, or else made.
-
-    `script` is an imported script with `parse` and `main`. `free` are flags that do not change what is computed.
-    """
-    folder, command = Path(folder), [str(flag) for flag in flags]
-    if (folder / "stage.json").exists() and read_json(folder / "stage.json")["flags"] == command:
-        return read_json(folder / "results.json")
-    print(f"\n=== {folder}", flush=True)
-    results = script.main(script.parse().parse_args([*command, *map(str, free), "--output-dir", str(folder)]))
-    write_json(folder / "stage.json", {"flags": command})
-    return results
-
-
 class Diverged(InputError):
     """The loss is no longer finite. A search can go on; a single run cannot."""
 
@@ -246,6 +232,22 @@ def finished_results(args: argparse.Namespace) -> dict | None:
     folder = Path(args.output_dir)
     require_same_arguments(folder, recorded_arguments(args))
     return read_json(folder / "results.json") if (folder / "results.json").exists() else None
+
+
+def run_stage(script: ModuleType, folder: str | Path, *flags) -> dict:
+    """The results of a script's run with these flags in `folder`: read if it has ended there, else made.
+
+    `script` is an imported script with `parse` and `main`. Raises InputError if the folder holds another run.
+    """
+    args = script.parse().parse_args([*map(str, flags), "--output-dir", str(folder)])
+    settle_precision(args)
+    if hasattr(script, "complete_arguments"):  # the flags that a run records are not yet all there
+        script.complete_arguments(args, None)
+    results = finished_results(args)
+    if results is None:
+        print(f"\n=== {folder}", flush=True)
+        results = script.main(args)
+    return results
 
 
 def move_aside(folder: Path) -> None:
