@@ -159,7 +159,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], label: str) -> str:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= 20
     side = 300 / len(classes)
-    margin = 8 + 6.2 * max(map(len, classes)) if named else 8
+    margin = 10 + 7.2 * max(map(len, classes)) if named else 8
     content = [f'<rect class="frame" x="{number(margin)}" y="8" width="300" height="300"/>']
     for (row, column), share in np.ndenumerate(shares):
         if share < 0.005:
