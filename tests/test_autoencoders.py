@@ -224,6 +224,15 @@ def test_only_with_skips_do_fine_details_pass_an_empty_bottleneck(images):
         assert (reconstructions.std(dim=0).max() > 1e-3) == told_apart
 
 
+@pytest.mark.parametrize("size", [2, 3, 8, 9, 28])
+def test_the_unet_halves_no_map_of_one_pixel(size):
+    model = ResNetUNet(image_size=size, in_channels=1, skips=True)
+    sides = [size, *(found.shape[-1] for found in model.encoder(torch.zeros(1, 1, size, size)))]
+    assert all(before > 1 for before in sides[:-1]) and len(sides) <= 5
+    images = torch.rand(4, 1, size, size)
+    assert model(images).reconstruction.shape == images.shape and model.encode(images).shape == (4, model.num_features)
+
+
 def test_the_default_bottleneck_is_256x2x2():
     assert ResNetUNet(image_size=32).num_features == 1024
     assert ResNetUNet(image_size=96).num_features == 1024

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..files import InputError
 from .base import Autoencoder, AutoencoderOutput
-from .conv import ConvLayer
+from .conv import ConvLayer, halvings
 
 
 class ResNetUNet(Autoencoder, tags=["u-net"]):
@@ -26,7 +26,8 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
         others: as for ConvAutoencoder.
 
     Raises:
-        InputError: an encoder that timm does not know or that has no four feature maps, an unknown loss.
+        InputError: an encoder that timm does not know or that has no four feature maps, an unknown loss, an image one
+            pixel high or wide.
     """
 
     def __init__(
@@ -47,14 +48,17 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
             }
         )  # fmt: skip
         self.skips = skips
+        # A map of one pixel is not halved again: besides making no sense, torch's bf16 kernel for that reads
+        # uninitialised memory on CPUs (seen with 2.15), and now and then a gradient is NaN.
+        count = min(4, len(halvings(self.image_size, min(self.image_size).bit_length() - 1)) - 1)
         try:
             self.encoder = timm.create_model(
-                encoder, in_chans=in_channels, features_only=True, out_indices=(0, 1, 2, 3),
+                encoder, in_chans=in_channels, features_only=True, out_indices=tuple(range(count)),
                 norm_layer=partial(GroupNorm, num_groups=8),
             )  # fmt: skip
         except (RuntimeError, TypeError, AssertionError, IndexError) as error:
             raise InputError(f"encoder {encoder!r} cannot be built as a timm ResNet: {error}") from None
-        channels = self.encoder.feature_info.channels()  # of strides 2, 4, 8, 16
+        channels = self.encoder.feature_info.channels()  # of strides 2, 4, 8, 16, as far as the image allows
         self.num_features = channels[-1] * 4
         upward = [*channels[::-1], channels[0]]  # the last one at the image's own size
         across = [*channels[-2::-1], 0] if skips else [0] * len(channels)
