@@ -22,7 +22,7 @@ from tinymae.files import digest, write_tensors
 from tinymae.randomness import derive_seed
 from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
 from tinymae.train import choose_attention
-from tinymae.weights import build_classifier, fold_probe, load_autoencoder, require_channels
+from tinymae.weights import build_classifier, fold_probe, load_autoencoder, require_channels, require_pool
 
 HEADS = {"linear": evaluate.linear_fits, "mlp": evaluate.mlp_fits, "logistic": evaluate.logistic_fits}
 
@@ -51,8 +51,7 @@ def main(args: argparse.Namespace) -> dict:
     accelerator = create_accelerator(args)
     device = accelerator.device
     model = load_autoencoder(args.weights).to(device)
-    if args.pool != "avg" and not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"pool {args.pool!r} is for --model mae: a {type(model).__name__} has no class token")
+    require_pool(model, args.pool)
     choose_attention(model, device)
     load = dataset_loader(args, image_size=model.image_size, channels=model.in_channels)
     judged = "val" if args.no_test else "test"

@@ -96,9 +96,9 @@ def main(args: argparse.Namespace) -> dict:
     fitted = load_classifier(runs / "probe_all")
     save_head(fitted.head, probe, autoencoder=mae, classes=fitted.classes)
     halve(runs / "finetune_all", tuned)
+    first = pick(load_dataset(args.data, "test", data_dir=args.data_dir), NUM_FIXED)
     for folder in (probe, tuned):
         scores = stage(evaluate, f"evaluate_{folder.name}", "--weights", folder)
-        first = pick(load_dataset(args.data, "test", data_dir=args.data_dir), NUM_FIXED)
         fixed = scoring.accuracy(predict(folder, first), first.labels)
         write_json(folder / "scores.json", {"accuracy_test": scores["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed})
         results[folder.name] = scores

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .files import InputError, write_atomically
+from .files import InputError, write_bytes
 from .mae import MaskedAutoencoder
 from .masking import denormalise_patches, patchify, unpatchify
 from .weights import Classifier
@@ -120,7 +120,7 @@ def export_torch(graph: Graph, path: str | Path) -> None:
     """
     buffer = io.BytesIO()
     torch.export.save(trace(graph), buffer)
-    write_atomically(path, lambda beside: beside.write_bytes(buffer.getvalue()))
+    write_bytes(path, buffer.getvalue())
 
 
 def export_onnx(graph: Graph, path: str | Path) -> None:
@@ -145,4 +145,4 @@ def export_onnx(graph: Graph, path: str | Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(proto, full_check=True)
     # Not by program.save, which puts the weights into a second file that a rename would lose.
-    write_atomically(path, lambda beside: beside.write_bytes(proto.SerializeToString()))
+    write_bytes(path, proto.SerializeToString())

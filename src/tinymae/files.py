@@ -89,7 +89,7 @@ def write_tensors(state: dict[str, Tensor], path: str | Path) -> None:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length - 8)
     data = data[:8] + text + data[length:]
-    write_atomically(path, lambda beside: beside.write_bytes(data))
+    write_bytes(path, data)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

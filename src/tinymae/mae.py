@@ -17,16 +17,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from . import explain
-from .autoencoders.base import Autoencoder, Reconstruction, pair
+from .autoencoders.base import Reconstruction, pair
 from .files import InputError
 from .masking import (
-    choose_mask,
+    PatchMasking,
     count_hidden,
     denormalise_patches,
     expand_mask,
     patch_statistics,
     patchify,
-    random_mask,
     unpatchify,
 )
 
@@ -86,7 +85,7 @@ class MAEOutput:
         return unpatchify(pasted, self.model.patch_size, self.model.image_size)
 
 
-class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
+class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     """A masked autoencoder whose encoder is a stock timm `VisionTransformer` (arXiv 2111.06377).
 
     Args:
@@ -138,15 +137,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
                 "mean": mean, "std": std,
             }
         )  # fmt: skip
-        self.patch_size, self.mask_ratio, self.norm_pix_loss = pair(patch_size), mask_ratio, norm_pix_loss
-        for size, multiple in zip(self.image_size, self.patch_size, strict=True):
-            if multiple < 1 or size < multiple or size % multiple:
-                raise InputError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-        if norm_pix_loss and self.patch_size[0] * self.patch_size[1] * in_channels == 1:
-            raise InputError("norm_pix_loss needs patches of more than one value: use a larger patch_size")
-        self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.num_hidden = count_hidden(self.num_patches, mask_ratio)
+        self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
 
         self.encoder = create_vit(
             encoder, image_size=self.image_size, patch_size=self.patch_size, in_channels=in_channels,
@@ -278,7 +269,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         Raises InputError for a mask of another shape, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
+        mask = self.choose_mask(mask, images, generator)
         visible, hidden = self.split(mask, images.device)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
@@ -286,11 +277,6 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         loss, prediction = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
         mask = to_device(mask, images.device)
         return MAEOutput(loss=loss, mask=mask, prediction=prediction, hidden=hidden, images=images, model=self)
-
-    def draw(self, draws) -> dict[str, Tensor]:
-        """The masks of a step's share of the batch, drawn for the whole of it: (B, N)."""
-        mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
-        return {"mask": mask[draws.cpu_positions]}
 
     def compile_core(self) -> None:
         """`torch.compile` the layers, without the drawing of masks and the gathering of patches."""
@@ -306,6 +292,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         Without a mask every patch is visible and this is timm's own `forward_features`.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> from tinymae import random_mask
         >>> mask = random_mask(5, model.num_patches, 0.75)
         >>> model.encode_tokens(torch.rand(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
         torch.Size([5, 5, 24])
@@ -352,6 +339,7 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D).
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> from tinymae import random_mask
         >>> mask = random_mask(5, model.num_patches, 0.75)
         >>> model.decode(model.encode_tokens(torch.rand(5, 3, 8, 8), mask), mask).shape
         torch.Size([5, 16, 12])
@@ -395,24 +383,13 @@ class MaskedAutoencoder(Autoencoder, tags=["mae", "timm"]):
         Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
         """
         images = self.normalise(images)
-        mask = choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
+        mask = self.choose_mask(mask, images, generator)
         predicted = self.decode(self.encode_tokens(images, mask), mask).float()
         mask = mask.to(images.device)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
         if self.norm_pix_loss:
             predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
-        picture = partial(unpatchify, patch_size=self.patch_size, image_size=self.image_size)
-        prediction, hidden = self.denormalise(picture(predicted)), picture(mask[..., None].expand_as(patches))
-        original = self.denormalise(images)
-        return Reconstruction(
-            original=original,
-            images=torch.where(hidden, prediction, original),
-            prediction=prediction,
-            masked=torch.where(hidden, torch.full_like(original, 0.5), original),
-            mask=mask,
-            statistics=statistics if self.norm_pix_loss else "none",
-            patch_error=patchify((prediction - original).square(), self.patch_size).mean(dim=2),
-        )
+        return self.show(predicted, images, mask, statistics=statistics)
 
     def anomaly_map(
         self, images: Tensor, *, passes: int = 8, mask_ratio: float | None = None,

@@ -288,6 +288,12 @@ class EncoderClassifier(nn.Module):
         write_json(folder / "config.json", content)
 
 
+def require_pool(autoencoder: Autoencoder, pool: str) -> None:
+    """Raises InputError for another `pool` than "avg" of a family that has no class token."""
+    if pool != "avg" and not isinstance(autoencoder, MaskedAutoencoder):
+        raise InputError(f"pool {pool!r} is for --model mae: a {type(autoencoder).__name__} has no class token")
+
+
 def build_classifier(
     autoencoder: Autoencoder, *, classes: list[str], pool: str = "avg", drop_path: float = 0.0
 ) -> Classifier | EncoderClassifier:
@@ -296,9 +302,8 @@ def build_classifier(
     Of a MaskedAutoencoder this is a stock timm ViT, with `pool` and `drop_path`; other families have neither.
     Raises InputError for another `pool` than "avg" of such a family.
     """
+    require_pool(autoencoder, pool)
     if not isinstance(autoencoder, MaskedAutoencoder):
-        if pool != "avg":
-            raise InputError(f"pool {pool!r} is for --model mae: a {type(autoencoder).__name__} has no class token")
         return EncoderClassifier(autoencoder, classes=classes)
     config = autoencoder.config
     vit = create_classifier(config, num_classes=len(classes), pool=pool, drop_path=drop_path)

@@ -6,20 +6,12 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from ..files import InputError
-from ..masking import (
-    count_hidden,
-    denormalise_patches,
-    expand_mask,
-    patch_statistics,
-    patchify,
-    random_mask,
-    unpatchify,
-)
-from .base import Autoencoder, AutoencoderOutput, Reconstruction, pair
+from ..masking import PatchMasking, denormalise_patches, patch_statistics, patchify, unpatchify
+from .base import AutoencoderOutput, Reconstruction, pair
 from .conv import ConvLayer
 
 
-class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
+class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     """A masked autoencoder on a timm ConvNeXt, in the spirit of SparK and ConvNeXt V2 (arXiv 2301.03580, 2301.00808).
 
     A convolution cannot skip hidden patches as a transformer does: its window would carry visible pixels into them and
@@ -64,18 +56,13 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
                 "decoder_dim": decoder_dim, "norm_pix_loss": norm_pix_loss, "loss": loss, "mean": mean, "std": std,
             }
         )  # fmt: skip
-        self.patch_size, self.mask_ratio, self.norm_pix_loss = pair(patch_size), mask_ratio, norm_pix_loss
-        if any(size < 1 or side % size for side, size in zip(self.image_size, self.patch_size, strict=True)):
-            raise InputError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
         if stem_size not in (1, 2, 4):
             raise InputError(f"stem_size {stem_size} is not 1, 2 or 4")
         if norm_pix_loss and loss != "mse":
             raise InputError(f"loss {loss!r} does not go with norm_pix_loss: switch that off, or use mse")
         if decoder_dim % 8:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
-        self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        count_hidden(self.num_patches, mask_ratio)
 
         try:
             self.encoder = timm.create_model(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
@@ -113,8 +100,9 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
         for stage in self.encoder.stages:
             for layer in stage.downsample.children():  # a norm, whose bias fills empty places, and a convolution
                 x = emptied(layer(x))
+            shown = self.shown_places(mask, x.shape[2:])  # the blocks of a stage keep its size
             for block in stage.blocks:
-                x = emptied(block(x))
+                x = block(x) * shown
             maps.append(x)
         return maps
 
@@ -133,11 +121,6 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
         """Pooled and normalised features (B, F) of unmasked images, as timm's `encoder(images)` gives them."""
         return self.encoder(self.normalise(images))
 
-    def draw(self, draws) -> dict[str, Tensor]:
-        """The masks of a step's share of the batch, drawn for the whole of it: (B, N)."""
-        mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
-        return {"mask": mask[draws.cpu_positions]}
-
     def forward(
         self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> AutoencoderOutput:
@@ -145,27 +128,28 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
 
         Raises InputError for a mask of another shape or dtype.
         """
-        images, mask = self.normalise(images), self.choose_mask(mask, images, generator)
-        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
-        patches, predicted = patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
-        pasted = self.paste(predicted, patches, mask, statistics="visible")
+        images = self.normalise(images)
+        mask = self.choose_mask(mask, images, generator).to(images.device)
+        patches, predicted = self.predict(images, mask)
+        pasted = unpatchify(
+            self.paste(predicted, patches, mask, statistics="visible"), self.patch_size, self.image_size
+        )
         if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
             return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
         mean, deviation = patch_statistics(patches)
         error = (predicted - (patches - mean) / deviation).square().mean(dim=2)  # (B, N)
         return AutoencoderOutput((error * mask).sum() / mask.sum(), pasted.detach())
 
-    def choose_mask(self, mask: Tensor | None, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A user's mask, or a random one, as bool (B, N) on the images' device."""
-        if mask is None:
-            mask = random_mask(len(images), self.num_patches, self.mask_ratio, generator)
-        return expand_mask(mask, len(images), self.grid_size).to(images.device)
+    def predict(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """All patches of normalised images, as they are and as predicted: two (B, N, P*P*C), in float32."""
+        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
+        return patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
 
     def paste(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
-        """Normalised images (B, C, H, W): visible patches (B, N, P*P*C) as given, hidden ones as predicted."""
+        """Patches (B, N, P*P*C) in normalised pixels: visible ones as given, hidden ones as predicted."""
         if self.norm_pix_loss:
             predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
-        return unpatchify(torch.where(mask[..., None], predicted, patches), self.patch_size, self.image_size)
+        return torch.where(mask[..., None], predicted, patches)
 
     @torch.no_grad()
     def reconstruct(
@@ -180,18 +164,9 @@ class MaskedConvAutoencoder(Autoencoder, tags=["masked-image-modelling"]):
 
         Raises InputError for a mask of another shape or dtype, or other `statistics`.
         """
-        images, mask = self.normalise(images), self.choose_mask(mask, images, generator)
-        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
-        patches, predicted = patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
-        hidden = unpatchify(mask[..., None].expand_as(patches), self.patch_size, self.image_size)
-        original = self.denormalise(images)
-        pasted = self.denormalise(self.paste(predicted, patches, mask, statistics=statistics))
-        return Reconstruction(
-            original=original,
-            images=torch.where(hidden, pasted, original),
-            prediction=pasted,
-            masked=torch.where(hidden, torch.full_like(original, 0.5), original),
-            mask=mask,
-            statistics=statistics if self.norm_pix_loss else "none",
-            patch_error=patchify((pasted - original).square(), self.patch_size).mean(dim=2),
+        images = self.normalise(images)
+        mask = self.choose_mask(mask, images, generator).to(images.device)
+        patches, predicted = self.predict(images, mask)
+        return self.show(
+            self.paste(predicted, patches, mask, statistics=statistics), images, mask, statistics=statistics
         )
