@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tinymae import InputError, MaskedAutoencoder, evaluate, figures
 from tinymae.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from tinymae.data import Batch, Dataset, few_labels
-from tinymae.randomness import Draws, derive_seed, use_sample_drop_path
+from tinymae.randomness import Draws, derive_seed, use_sample_drop_path, use_sample_patch_drop
 from tinymae.runs import (
     Run,
     add_model_arguments,
@@ -56,6 +56,9 @@ def parse() -> argparse.ArgumentParser:
         "--layer-decay", type=float, default=0.75, help="of a ViT; 1 from scratch (default: %(default)s)"
     )
     regularisation.add_argument("--drop-path", type=float, default=0.1, help="of a ViT (default: %(default)s)")
+    regularisation.add_argument(
+        "--patch-drop", type=float, default=0.0, help="share of patches a ViT does not see in training (default: 0)"
+    )
     regularisation.add_argument("--label-smoothing", type=float, default=0.1, help="(default: %(default)s)")
     regularisation.add_argument("--mixup", type=float, default=0.8, help="alpha; 0 is off (default: %(default)s)")
     regularisation.add_argument("--cutmix", type=float, default=1.0, help="alpha; 0 is off (default: %(default)s)")
@@ -77,6 +80,8 @@ def parse() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     if not args.weights and not args.from_scratch:
         raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
+    if not 0 <= args.patch_drop < 1:
+        raise InputError(f"patch_drop {args.patch_drop} is outside [0, 1)")
     accelerator = create_training_accelerator(args)
     device = accelerator.device
     torch.manual_seed(derive_seed(args.seed, "weights"))
@@ -106,6 +111,7 @@ def main(args: argparse.Namespace) -> dict:
     trained = model.vit if isinstance(model, Classifier) else model
     if isinstance(model, Classifier):
         use_sample_drop_path(trained)
+        use_sample_patch_drop(trained, args.patch_drop)
         choose_attention(trained, device)
         trained.set_grad_checkpointing(args.gradient_checkpointing)
     elif args.gradient_checkpointing:

@@ -56,8 +56,8 @@ MODELS = {
     "vqvae": {"depth": 2, "width": 64, "latent_dim": 32, "codebook_size": 512, "loss": "mse"},
     "resnet_unet": {"encoder": "resnet18", "skips": True, "loss": "mse"},
     "masked_conv": {
-        "encoder": "convnext_atto", "patch_size": 4, "decoder_dim": 64, "mask_ratio": 0.6, "norm_pix_loss": True,
-        "loss": "mse",
+        "encoder": "convnext_atto", "patch_size": 4, "stem_size": 1, "decoder_dim": 64, "mask_ratio": 0.6,
+        "norm_pix_loss": True, "loss": "mse",
     },
     "pca": {"latent_dim": 128},
 }  # fmt: skip
@@ -85,6 +85,7 @@ def parse() -> argparse.ArgumentParser:
     model.add_argument("--beta", type=float, help="weight of the KL divergence (vae: 1)")
     model.add_argument("--kl-warmup-steps", type=int, help="steps over which beta rises from 0 (vae: 0)")
     model.add_argument("--codebook-size", type=int, help="how many codes there are (vqvae: 512)")
+    model.add_argument("--stem-size", type=int, help="stride of the first layer, 1, 2 or 4 (masked_conv: 1)")
     model.add_argument("--skips", action=flag, help="connections past the bottleneck (resnet_unet: yes)")
     model.add_argument("--loss", help="mse, l1, log_cosh, ssim, or a sum like 0.8*ssim+0.2*l1 (all but mae, pca: mse)")
     parser.set_defaults(**dict.fromkeys(name for recipe in (PICTURES, *MODELS.values()) for name in recipe))

@@ -27,6 +27,7 @@ from tinymae import load_dataset
 from tinymae.cards import write_card
 from tinymae.data import pick
 from tinymae.files import read_json, write_json
+from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
 from tinymae.runs import run_script, run_stage
 from tinymae.train import choose_attention
 from tinymae.weights import build_classifier, halve, load_autoencoder, load_classifier, save_head
@@ -73,7 +74,7 @@ def main(args: argparse.Namespace) -> dict:
         stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *args.pretrain_flags.split())
     mae = weights / f"{args.name}-mae"
     halve(pretrained, mae)
-    flops = count_flops(mae)
+    flops = count_flops(mae, patch_drop=finetune.parse().parse_args(args.finetune_flags.split()).patch_drop)
     epochs = read_json(pretrained / "results.json")["epochs"]
     matched = round(args.finetune_epochs + epochs * flops["pretraining"] / flops["fine-tuning"])
     num_train = len(load_dataset(args.data, "train", data_dir=args.data_dir))
@@ -119,11 +120,13 @@ def main(args: argparse.Namespace) -> dict:
     return summary
 
 
-def count_flops(mae: Path) -> dict[str, int]:
+def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     """FLOPs of one image, forward and backward, in pretraining and in fine-tuning."""
     autoencoder = load_autoencoder(mae)
     choose_attention(autoencoder, "cpu")  # the counter does not see into the fused kernel
     classifier = build_classifier(autoencoder, classes=["a", "b"])
+    use_sample_patch_drop(classifier.vit, patch_drop).train()
+    draw_drops(classifier, Draws(0, 0, 1, torch.arange(1), "cpu"))
     images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size)
     counts = {}
     losses = {"pretraining": lambda: autoencoder(images).loss, "fine-tuning": lambda: classifier(images).sum()}

@@ -137,7 +137,8 @@ def test_overwrite_moves_the_old_run_aside(pretrained, tmp_path):
 
 @pytest.mark.parametrize("script", ["pretrain", "finetune"])
 def test_a_stopped_run_resumes_to_the_same_bits(script, pretrained, tmp_path):
-    extra = MODEL if script == "pretrain" else ["--weights", pretrained, "--drop-path", "0.2", "--crop-padding", "1"]
+    chance = ["--drop-path", "0.2", "--patch-drop", "0.25", "--crop-padding", "1"]
+    extra = MODEL if script == "pretrain" else ["--weights", pretrained, *chance]
     command = [SCRIPTS / f"{script}.py", *DIGITS, *SHORT, *extra, "--epochs", 6, "--checkpoint-minutes", 0]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     both = [launch(*command, "--output-dir", folder) for folder in (whole, stopped)]
@@ -391,6 +392,7 @@ BAD = {
     "memory": (pretrain, "--model vae --gradient-checkpointing", "gradient_checkpointing is not available for"),
     "no weights": (linear_probe, "--weights not/there", "weights folder not/there does not exist"),
     "no start": (finetune, "", "give --weights DIR"),
+    "no patch left": (finetune, "--from-scratch --patch-drop 1", "patch_drop 1.0 is outside [0, 1)"),
     "no weights to look at": (evaluate, "--weights not/there", "weights folder not/there does not exist"),
 }
 

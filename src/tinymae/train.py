@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .data import Batch
 from .files import InputError
-from .randomness import Draws, draw_drop_path
+from .randomness import Draws, draw_drops
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
 
@@ -137,7 +137,7 @@ def train_steps(
         for batch in micro_batches:
             draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
             draws.seed_global_state()
-            draw_drop_path(bare_model, draws)
+            draw_drops(bare_model, draws)
             with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
                 found = compute_losses(batch, draws)
                 accelerator.backward(found["loss"])
