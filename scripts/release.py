@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> dict:
     num_train = len(load_dataset(args.data, "train", data_dir=args.data_dir))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
+    trainings = {}
     for labels, share in LABELS.items():
         some = ["--weights", mae, "--label-fraction", share]
         controls = ["--controls"] if share == 1 else []
@@ -91,7 +92,9 @@ def main(args: argparse.Namespace) -> dict:
         for start, length in zip(("finetune", "scratch"), lengths, strict=True):
             flags = [*some, "--batch-size", batch_size, "--epochs", length, *more]
             flags += ["--from-scratch"] if start == "scratch" else []
-            results[f"{start}_{labels}"] = stage(finetune, f"{start}_{labels}", *flags)
+            trainings[f"{start}_{labels}"] = flags
+    for name in sorted(trainings, key="scratch_all".__eq__):  # the longest last
+        results[name] = stage(finetune, name, *trainings[name])
 
     probe, tuned = weights / f"{args.name}-linear-probe", weights / f"{args.name}-classifier-pretrained"
     fitted = load_classifier(runs / "probe_all")
