@@ -13,6 +13,7 @@ are written, from what was measured.
 import argparse
 import shutil
 import time
+from itertools import product
 from pathlib import Path
 
 import evaluate
@@ -147,15 +148,20 @@ def predict(folder: Path, dataset) -> torch.Tensor:
 
 
 def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]) -> None:
-    """The logs behind the released weights and their control, and the pictures, into the repository."""
+    """The logs behind the released weights, their control and few labels, and the pictures, into the repository."""
     root = Path(args.publish_dir)
-    for name, source in (sources | {f"{args.name}-scratch": runs / "scratch_all"}).items():
+    few = {
+        f"{args.name}-{start}-{labels}-percent": runs / f"{start}_{labels}"
+        for start, labels in product(("finetune", "scratch"), ("10", "1"))
+    }
+    for name, source in (sources | {f"{args.name}-scratch": runs / "scratch_all"} | few).items():
         logs = root / "logs" / name
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)
         for file in (*source.glob("*.json*"), *source.glob("tensorboard/events.*")):
-            if file.name != "config.json":
+            if file.name not in ("config.json", "stage.json"):
                 shutil.copy(file, logs)
+    shutil.copy(runs / "release.json", root / "logs" / f"{args.name}-release.json")
     (root / "assets").mkdir(exist_ok=True)
     looked_at = runs / f"evaluate_{args.name}-classifier-pretrained"
     for source in (
