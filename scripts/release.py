@@ -164,11 +164,14 @@ def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]
     shutil.copy(runs / "release.json", root / "logs" / f"{args.name}-release.json")
     (root / "assets").mkdir(exist_ok=True)
     looked_at = runs / f"evaluate_{args.name}-classifier-pretrained"
-    for source in (
-        runs / "reconstruction" / "reconstructions.png", sources[f"{args.name}-mae"] / "curves.png",
-        looked_at / "confusion_matrix.png", looked_at / "per_class.csv",
-    ):  # fmt: skip
-        shutil.copy(source, root / "assets" / f"{source.stem}_{args.data}{source.suffix}")
+    pictures = {
+        "reconstructions.png": runs / "reconstruction", "curves.png": sources[f"{args.name}-mae"],
+        "confusion_matrix.png": looked_at, "per_class.csv": looked_at,
+    }  # fmt: skip
+    for name, folder in pictures.items():
+        file = folder / name
+        shutil.copy(file, root / "assets" / f"{file.stem}_{args.data}{file.suffix}")
+    shutil.copy(runs / "finetune_all" / "curves.png", root / "assets" / f"finetune_curves_{args.data}.png")
 
 
 def print_table(results: dict[str, dict]) -> None:
