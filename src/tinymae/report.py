@@ -360,7 +360,8 @@ def curves(trained: Sequence[dict], order: dict[str, int]) -> str:
             panels.append(panel(name, drawing))
     note = (
         "Training loss over minutes, one line a seed. Each model minimises a loss of its own, so heights do not "
-        "compare across panels. A PCA is fitted at once and has no curve."
+        "compare across panels; the highest tenth of the losses, at the start, is cut off. A PCA is fitted at once and "
+        "has no curve."
     )
     return block("Loss curves", f'<div class="panels">{"".join(panels)}</div>', note) if panels else ""
 
