@@ -152,7 +152,8 @@ def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]
     root = Path(args.publish_dir)
     few = {
         f"{args.name}-{start}-{labels}-percent": runs / f"{start}_{labels}"
-        for start, labels in product(("finetune", "scratch"), ("10", "1"))
+        for start, labels in product(("finetune", "scratch"), LABELS)
+        if labels != "all"
     }
     for name, source in (sources | {f"{args.name}-scratch": runs / "scratch_all"} | few).items():
         logs = root / "logs" / name

@@ -98,7 +98,6 @@ class SamplePatchDropout(PatchDropout):
 
 def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTransformer:
     """Let a stock timm ViT see all patches in evaluation, and in training a share `patch_drop`, 0 to 1, fewer."""
-    vit.patch_drop = nn.Identity()
     if patch_drop:
         vit.patch_drop = SamplePatchDropout(
             patch_drop, num_patches=vit.patch_embed.num_patches, num_prefix_tokens=vit.num_prefix_tokens
@@ -109,8 +108,7 @@ def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTr
 def draw_drops(model: nn.Module, draws: Draws) -> None:
     """Decide, for one step, which samples skip which residual branch, and which patches of each are left out."""
     paths = [module for module in model.modules() if isinstance(module, SampleDropPath)]
-    chances = draws.uniform(len(paths)).unbind(1) if paths else []
-    for layer, chance in zip(paths, chances, strict=True):
+    for layer, chance in zip(paths, draws.uniform(len(paths)).unbind(1), strict=True):
         keep_prob = 1 - layer.drop_prob
         keep = (chance < keep_prob).float()
         layer.keep = keep / keep_prob if layer.scale_by_keep and keep_prob > 0 else keep
