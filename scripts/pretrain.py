@@ -18,13 +18,15 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import InputError, MaskedAutoencoder, adapt, evaluate, figures
 from tinymae.architecture import describe
-from tinymae.augment import padded_crop, random_flip, random_resized_crop
+from tinymae.augment import color_jitter, padded_crop, random_flip, random_resized_crop
 from tinymae.autoencoders.base import Autoencoder
 from tinymae.autoencoders.pca import PrincipalComponents
+from tinymae.contrast import ContrastiveLearner
 from tinymae.convert import read_autoencoder
 from tinymae.data import Batch, Dataset, chunks, pick
 from tinymae.randomness import Draws, derive_seed, seeded
@@ -90,6 +92,12 @@ def parse() -> argparse.ArgumentParser:
     model.add_argument("--loss", help="mse, l1, log_cosh, ssim, or a sum like 0.8*ssim+0.2*l1 (all but mae, pca: mse)")
     parser.set_defaults(**dict.fromkeys(name for recipe in (PICTURES, *MODELS.values()) for name in recipe))
 
+    contrast = parser.add_argument_group("contrast of two views (mae)")
+    contrast.add_argument(
+        "--contrast-weight", type=float, default=0.0, help="of its loss beside the reconstruction's (default: 0)"
+    )
+    contrast.add_argument("--temperature", type=float, default=0.2, help="of its softmax (default: %(default)s)")
+
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
         "--crop", choices=["none", "pad", "resized"], default="pad", help="(default: %(default)s)"
@@ -101,6 +109,10 @@ def parse() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="left-right; give --no-flip for digits or text",
+    )
+
+    augmentation.add_argument(
+        "--color-jitter", type=float, default=0.0, help="strength of SimCLR's colour distortion (default: 0)"
     )
 
     watching = parser.add_argument_group("watching")
@@ -131,6 +143,7 @@ def main(args: argparse.Namespace) -> dict:
         model.save_memory()
     if args.compile:
         model.compile_core()
+    learner, views = create_learner(args, model), 2 if args.contrast_weight else 1
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
@@ -139,40 +152,45 @@ def main(args: argparse.Namespace) -> dict:
         run.print_summary(model, depth=2)
         model.eval()  # a codebook learns from what it sees in training
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *train_set.image_shape)).loss.backward()
+            model(torch.zeros(views, *train_set.image_shape)).loss.backward()  # alone, as this process is
         model.zero_grad()
         run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image, forward and backward")
         run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch, {run.processes}")
 
-    groups = parameter_groups(model, weight_decay=args.weight_decay)
+    groups = parameter_groups(learner, weight_decay=args.weight_decay)
     optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.95))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    bare_model = accelerator.unwrap_model(model)
-    start_step, minutes = run.resume(model=bare_model, optimizer=optimizer)
+    learner, optimizer = accelerator.prepare(learner, optimizer)
+    start_step, minutes = run.resume(model=accelerator.unwrap_model(learner), optimizer=optimizer)
     schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
 
-    def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        images = batch.images
+    def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
         if args.crop == "pad":
             images = padded_crop(images, draws, args.crop_padding)
         elif args.crop == "resized":
             images = random_resized_crop(images, draws, scale=(args.min_scale, 1.0))
         if args.flip:
             images = random_flip(images, draws)
-        output = model(images, **bare_model.draw(draws))
+        if args.color_jitter:
+            images = color_jitter(images, draws, strength=args.color_jitter)
+        return images
+
+    def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+        images = torch.cat([augment(batch.images, draws) for _ in range(views)])
+        drawn = [model.draw(draws) for _ in range(views)]
+        output = learner(images, **{name: torch.cat([view[name] for view in drawn]) for name in drawn[0]})
         return {"loss": output.loss, **output.terms}
 
-    look = partial(look_at, bare_model, run, pick(train_set, args.probe_images), val_set)
+    look = partial(look_at, model, run, pick(train_set, args.probe_images), val_set)
     run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)
     if start_step == 0:
         look(0)
     step = start_step
     for state in train_steps(
-        model, optimizer, compute_losses, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
+        learner, optimizer, compute_losses, batches(start_step=start_step), accelerator=accelerator, schedule=schedule,
         batch_size=args.batch_size, seed=args.seed, start_step=start_step, clip_grad=args.clip_grad,
     ):  # fmt: skip
         step = state.step
-        bare_model.after_step(accelerator, seeded(args.seed, "after step", step))
+        model.after_step(accelerator, seeded(args.seed, "after step", step))
         run.report(state)
         if step % (args.probe_every * steps_per_epoch) == 0 and step < schedule.total_steps:
             look(step)
@@ -181,7 +199,7 @@ def main(args: argparse.Namespace) -> dict:
     results = {"epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes} | look(step)
     accelerator.wait_for_everyone()
     if run.is_main:
-        save_autoencoder(bare_model, run.folder)
+        save_autoencoder(model, run.folder)
         panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
         figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"pretraining on {args.data}")
     names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
@@ -215,6 +233,26 @@ def complete_arguments(args: argparse.Namespace, start: MaskedAutoencoder | None
             raise InputError(f"{name} is not a setting of model {args.model}, but of {families}: leave it out")
     if start is None:
         vars(args).update({name: value for name, value in known.items() if getattr(args, name) is None})
+
+
+def create_learner(args: argparse.Namespace, model: Autoencoder) -> nn.Module:
+    """What is trained: the model, with a contrastive loss around it if there is one.
+
+    Raises InputError for flags that do not go with it.
+    """
+    for name in ("contrast_weight", "color_jitter"):
+        if getattr(args, name) < 0:
+            raise InputError(f"{name} {getattr(args, name)} is negative: give 0 for none, or a positive number")
+    if not args.contrast_weight:
+        return model
+    if args.model != "mae":
+        raise InputError(f"contrast_weight goes with --model mae, not {args.model}: leave it out")
+    if args.gradient_accumulation_steps > 1:
+        raise InputError(
+            f"gradient_accumulation_steps {args.gradient_accumulation_steps} would split the batch whose images "
+            "contrast_weight compares: use a smaller batch_size, more processes or --gradient-checkpointing"
+        )
+    return ContrastiveLearner(model, weight=args.contrast_weight, temperature=args.temperature)
 
 
 def create_model(args: argparse.Namespace, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:

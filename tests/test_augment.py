@@ -11,6 +11,7 @@ AUGMENTATIONS = {
     "resized crop": augment.random_resized_crop,
     "erasing": lambda images, draws: augment.random_erasing(images, draws, probability=0.5),
     "trivial augment": augment.trivial_augment,
+    "colour jitter": lambda images, draws: augment.color_jitter(images, draws, strength=0.5),
 }
 
 
@@ -99,6 +100,31 @@ def test_operations_agree_with_torchvision(name, channels):
     for image, level, mine in zip(images, levels, result, strict=True):
         difference = (theirs(image, level.item()).int() - mine.int()).abs()
         assert difference.max() <= 1, f"{name} {level}: {difference.max()}"  # they truncate, we round
+
+
+def test_turning_the_hue_keeps_luma_and_grey_and_comes_round():
+    images = (pictures(3, size=32) // 4 + 96).float()  # far from clipping
+    for turns in (0.0, 1.0):
+        torch.testing.assert_close(augment.rotate_hue(images, torch.full((3,), turns)), images, atol=0.01, rtol=0)
+    turned = augment.rotate_hue(images, torch.tensor([0.1, -0.3, 0.5]))
+    assert (turned - images).abs().amax(dim=(1, 2, 3)).min() > 5
+    torch.testing.assert_close(augment.to_grey(turned), augment.to_grey(images), atol=0.05, rtol=0)
+    back = augment.rotate_hue(turned, torch.tensor([-0.1, 0.3, -0.5]))
+    torch.testing.assert_close(back, images, atol=0.01, rtol=0)
+    grey = augment.to_grey(images).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment.rotate_hue(grey, torch.tensor([0.1, -0.3, 0.5])), grey, atol=0.15, rtol=0)
+
+
+def test_colour_jitter_changes_about_four_images_in_five_and_makes_one_in_five_grey():
+    images = pictures(1000)
+    draws = draws_for(torch.arange(1000), 1000)
+    changed = augment.color_jitter(images, draws, strength=0.5)
+    same = (changed == images).flatten(1).all(1).sum()
+    grey = (changed == changed[:, :1]).flatten(1).all(1).sum()
+    assert 130 < same < 190 and 160 < grey < 240  # 0.2 x 0.8 stay as they are
+    colours = augment.color_jitter(images, draws_for(torch.arange(1000), 1000), strength=0.0)
+    close = (colours.int() - images.int()).abs().flatten(1).amax(1) <= 1
+    assert close.sum() == 1000 - grey
 
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0, -77.0, 90.0])

@@ -184,8 +184,38 @@ def test_two_processes_make_the_same_run_even_when_killed(tmp_path):
             torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
 
 
-def test_a_paused_run_goes_on_to_the_same_bits(tmp_path):
-    arguments = [*DIGITS, *MODEL, *SHORT, "--gradient-accumulation-steps", 2, "--optimizer", "muon"]
+def test_two_processes_contrast_the_same_views_as_one(tmp_path):
+    command = [SCRIPTS / "pretrain.py", *DIGITS, *MODEL, *SHORT, "--contrast-weight", 0.5, "--color-jitter", 0.5]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29556]
+    one = launch(*command, "--output-dir", tmp_path / "one")
+    two = launch(*torchrun, *command, "--output-dir", tmp_path / "two", ACCELERATE_USE_CPU="1")
+    outputs = [process.communicate()[0] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), outputs
+    single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in single.items():
+        if not name.endswith("qkv.bias"):
+            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+    losses = [[row["contrastive_loss"] for row in metrics(tmp_path / name) if "loss" in row] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0]
+
+
+def test_contrast_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys):
+    common = [*DIGITS, "--patch-size", 2, "--output-dir", tmp_path / "run", "--contrast-weight"]
+    line = refused(pretrain, monkeypatch, capsys, *common, 0.1, "--gradient-accumulation-steps", 2)
+    assert "gradient_accumulation_steps 2" in line and "contrast_weight" in line
+    line = refused(pretrain, monkeypatch, capsys, *common, -1)
+    assert "contrast_weight -1.0 is negative" in line
+    line = refused(
+        pretrain, monkeypatch, capsys, *DIGITS, "--output-dir", tmp_path, "--contrast-weight", 1, "--model", "conv_ae"
+    )
+    assert "contrast_weight goes with --model mae" in line
+
+
+@pytest.mark.parametrize(
+    "flags", [["--gradient-accumulation-steps", 2], ["--contrast-weight", 0.5, "--color-jitter", 0.5]]
+)
+def test_a_paused_run_goes_on_to_the_same_bits(tmp_path, flags):
+    arguments = [*DIGITS, *MODEL, *SHORT, "--optimizer", "muon", *flags]
     run(pretrain, *arguments, "--output-dir", tmp_path / "whole")
     pauses = 0
     while not (tmp_path / "paused" / "results.json").exists():

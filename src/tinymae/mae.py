@@ -4,7 +4,7 @@ He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -58,14 +58,11 @@ class MAEOutput:
     loss: Tensor  # scalar, float32: mean squared error over hidden patches
     mask: Tensor  # bool (B, N), True = hidden
     prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
+    features: Tensor  # (B, D): the mean of the visible patches' tokens
     hidden: Tensor  # (B, hidden): which patches those are
     images: Tensor  # (B, C, H, W), normalised
     model: "MaskedAutoencoder"
-
-    @property
-    def terms(self) -> dict[str, Tensor]:
-        """The loss has no parts worth logging."""
-        return {}
+    terms: dict[str, Tensor] = field(default_factory=dict)  # parts of the loss worth logging, where it has several
 
     @cached_property
     def reconstruction(self) -> Tensor:
@@ -247,12 +244,15 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
             target = (target - mean) / deviation
         return (prediction.float() - target).square().mean()
 
-    def forward_core(self, patches: Tensor, target: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_core(
+        self, patches: Tensor, target: Tensor, visible: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """From visible patches (B, V, P*P*C) to the loss on the hidden ones: what is worth compiling."""
         tokens = self.forward_encoder(patches, visible)
+        features = pool_tokens(tokens, "avg", self.num_prefix_tokens)
         tokens = self.forward_decoder(tokens, visible, hidden)[:, visible.shape[1] :]
         prediction = self.decoder_pred(tokens)  # (B, H, P*P*C)
-        return self.forward_loss(prediction, target), prediction
+        return self.forward_loss(prediction, target), prediction, features
 
     # ---- what users call
 
@@ -274,9 +274,11 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
         patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
-        loss, prediction = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
+        loss, prediction, features = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
         mask = to_device(mask, images.device)
-        return MAEOutput(loss=loss, mask=mask, prediction=prediction, hidden=hidden, images=images, model=self)
+        return MAEOutput(
+            loss=loss, mask=mask, prediction=prediction, features=features, hidden=hidden, images=images, model=self
+        )
 
     def compile_core(self) -> None:
         """`torch.compile` the layers, without the drawing of masks and the gathering of patches."""

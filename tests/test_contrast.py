@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tinymae import InputError, MaskedAutoencoder
+from tinymae.contrast import ContrastiveLearner, nt_xent
+from tinymae.masking import random_mask
+
+TINY = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16}
+
+
+def test_nt_xent_is_equation_1_of_simclr():
+    """Against the paper's sum, written out pair by pair."""
+    first, second = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    rows = [*first, *second]
+
+    def similarity(i, j):
+        return math.exp(float(rows[i] @ rows[j] / (rows[i].norm() * rows[j].norm())) / 0.3)
+
+    losses = []
+    for i in range(10):
+        others = sum(similarity(i, k) for k in range(10) if k != i)
+        losses.append(-math.log(similarity(i, (i + 5) % 10) / others))
+    assert float(nt_xent(first, second, temperature=0.3)) == pytest.approx(sum(losses) / 10, rel=1e-5)
+
+
+def test_features_are_the_mean_of_the_visible_patches():
+    model, images = MaskedAutoencoder(**TINY), torch.rand(3, 3, 8, 8)
+    mask = random_mask(3, 16, 0.75)
+    torch.testing.assert_close(model(images, mask).features, model.encode_tokens(images, mask)[:, 1:].mean(dim=1))
+
+
+def test_the_loss_is_the_reconstruction_and_the_weighted_contrast():
+    model, images = MaskedAutoencoder(**TINY), torch.rand(6, 3, 8, 8)
+    mask = random_mask(6, 16, 0.75)
+    output = ContrastiveLearner(model, weight=0.3)(images, mask)
+    torch.testing.assert_close(output.terms["reconstruction_loss"], model(images, mask).loss)
+    torch.testing.assert_close(output.loss, sum(w * t for w, t in zip((1, 0.3), output.terms.values(), strict=True)))
+
+
+def test_learning_brings_the_views_of_an_image_together():
+    """The right partner of 32 ends up nearest for most images, under a mask of its own."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(**TINY, mask_ratio=0.5)
+    learner, images = ContrastiveLearner(model, weight=1.0), torch.rand(32, 3, 8, 8)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
+    for _ in range(40):
+        learner(images.repeat(2, 1, 1, 1)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    features = nn.functional.normalize(learner.projector(model(images.repeat(2, 1, 1, 1)).features), dim=1)
+    nearest = (features[:32] @ features[32:].T).argmax(dim=1)
+    assert (nearest == torch.arange(32)).float().mean() > 0.4
+
+
+def test_a_temperature_that_is_not_positive_is_refused():
+    with pytest.raises(InputError, match=r"temperature 0 is not positive"):
+        ContrastiveLearner(MaskedAutoencoder(**TINY), weight=1.0, temperature=0)
