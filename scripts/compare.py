@@ -155,7 +155,7 @@ def plan(args: argparse.Namespace, data: str, tuned: dict[str, dict]) -> list[Ce
             chosen = best["settings"] | dict(zip(grid_of(args, family), grid, strict=True))
             flags = ["--model", family, *variant, *as_flags(chosen), *extra_flags(args, "pretrain", model)]
             settings = pretrain.parse().parse_args(flags)
-            pretrain.complete_arguments(settings, None)
+            pretrain.complete_arguments(settings)
             cell = Cell(data, model, flags, settings, best["trial"])
             cells[cell.folder] = cell
     return list(cells.values())

@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> dict:
     accelerator = create_training_accelerator(args)
     torch.manual_seed(derive_seed(args.seed, "weights"))
     start = read_start(args) if args.weights else None
-    complete_arguments(args, start)
+    complete_arguments(args)
     size = args.image_size or (start.image_size if start else None)
     channels = args.in_channels or start.in_channels
     load = dataset_loader(args, image_size=size, channels=channels)
@@ -224,14 +224,14 @@ def read_start(args: argparse.Namespace) -> MaskedAutoencoder:
     return start
 
 
-def complete_arguments(args: argparse.Namespace, start: MaskedAutoencoder | None) -> None:
+def complete_arguments(args: argparse.Namespace) -> None:
     """Fill in the recipe of the family, unless weights say it. Raises InputError for a flag of another family."""
     known = PICTURES | MODELS[args.model]
     for name in {name for recipe in MODELS.values() for name in recipe} - known.keys():
         if getattr(args, name) is not None:
             families = ", ".join(model for model, recipe in MODELS.items() if name in recipe)
             raise InputError(f"{name} is not a setting of model {args.model}, but of {families}: leave it out")
-    if start is None:
+    if not args.weights:
         vars(args).update({name: value for name, value in known.items() if getattr(args, name) is None})
 
 

@@ -4,14 +4,16 @@
     python scripts/release.py --output-dir runs/release --max-minutes 9        # in slots: exit code 75, repeat it
     python scripts/release.py --output-dir runs/release --pretrain-epochs 30 --finetune-epochs 8 --few-images 150_000
 
-Pretrains, writes the weights in half precision, and takes every figure from that file: probes with all, 10 % and 1 % of
-the labels, fine-tuning likewise. The controls start from random weights: with all labels they get as much computing as
-pretraining and fine-tuning together, with few labels the same number of steps. At the end weights/, logs/ and assets/
-are written, from what was measured.
+Pretrains, first by reconstruction alone, then on two contrasted views as well; writes the weights in half precision,
+and takes every figure from that file: probes with all, 10 % and 1 % of the labels, fine-tuning likewise, for each
+of the seeds. The controls start from random weights: with all labels they get as much computing as pretraining and
+fine-tuning together, once; with few labels the same number of steps. At the end weights/, logs/ and assets/ are
+written, from what was measured. The weights and pictures are those of the first seed.
 """
 
 import argparse
 import shutil
+import statistics
 import time
 from itertools import product
 from pathlib import Path
@@ -34,6 +36,7 @@ from tinymae.train import choose_attention
 from tinymae.weights import build_classifier, halve, load_autoencoder, load_classifier, save_head
 
 PRETRAIN = ["--optimizer", "muon"]
+CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]
 BATCH_SIZE = 512  # in fine-tuning; with few labels a quarter of them, up to 128
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
 NUM_FIXED = 1000  # of the test pictures, for tests that cannot look at all
@@ -48,23 +51,28 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="vit-t", help="what the names begin with (default: %(default)s)")
     parser.add_argument("--weights", help="a finished pretraining run, instead of a new one")
     parser.add_argument("--pretrain-epochs", type=int, default=800, help="(default: %(default)s)")
+    parser.add_argument(
+        "--contrast-epochs", type=int, default=200, help="of pretraining after that; 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--finetune-epochs", type=int, default=100, help="with all labels (default: %(default)s)")
+    parser.add_argument("--scratch-epochs", type=int, help="with all labels (default: what costs as much in all)")
     parser.add_argument("--few-images", type=int, default=1_000_000, help="seen in a run with few labels")
     parser.add_argument("--pretrain-flags", default="", help="more flags for pretrain.py, as one string")
+    parser.add_argument("--contrast-flags", default="", help="more flags for it when it goes on, as one string")
     parser.add_argument(
         "--finetune-flags", default="", help="more flags for finetune.py with all labels, as one string"
     )
     parser.add_argument("--few-flags", default="", help="more flags for finetune.py with few labels, as one string")
     parser.add_argument("--max-minutes", type=float, help="save and exit with code 75 then; the same command goes on")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning and of the choice of labels")
     return parser
 
 
 def main(args: argparse.Namespace) -> dict:
     runs, weights, started = Path(args.output_dir), Path(args.publish_dir) / "weights", time.monotonic()
 
-    def stage(script, name: str, *flags) -> dict:
-        common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", args.seed]
+    def stage(script, name: str, *flags, seed: int = args.seeds[0]) -> dict:
+        common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", seed]
         if args.max_minutes is not None and script in (pretrain, finetune):
             left = args.max_minutes - (time.monotonic() - started) / 60
             common += ["--pause-after-minutes", max(left, 0)]
@@ -73,29 +81,39 @@ def main(args: argparse.Namespace) -> dict:
     pretrained = Path(args.weights) if args.weights else runs / "pretrain"
     if not args.weights:
         stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *args.pretrain_flags.split())
+        if args.contrast_epochs:
+            more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST, *args.contrast_flags.split()]
+            stage(pretrain, "contrast", *more)
+            pretrained = runs / "contrast"
     mae = weights / f"{args.name}-mae"
     halve(pretrained, mae)
+    pretrainings = list_pretrainings(pretrained)
     flops = count_flops(mae, patch_drop=finetune.parse().parse_args(args.finetune_flags.split()).patch_drop)
-    epochs = read_json(pretrained / "results.json")["epochs"]
-    matched = round(args.finetune_epochs + epochs * flops["pretraining"] / flops["fine-tuning"])
+    passes = sum(count_passes(run) for run in pretrainings)
+    matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
+    scratch_epochs = args.scratch_epochs or matched
     num_train = len(load_dataset(args.data, "train", data_dir=args.data_dir))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
     trainings = {}
-    for labels, share in LABELS.items():
-        some = ["--weights", mae, "--label-fraction", share]
-        controls = ["--controls"] if share == 1 else []
-        results[f"probe_{labels}"] = stage(linear_probe, f"probe_{labels}", *some, *controls)
+    for seed, (labels, share) in product(args.seeds, LABELS.items()):
+        some, suffix = ["--weights", mae, "--label-fraction", share], name_seed(args, seed)
+        if share < 1 or seed == args.seeds[0]:  # with all labels, nothing in a probe is drawn
+            controls = ["--controls"] if share == 1 else []
+            name = f"probe_{labels}{suffix}"
+            results[name] = stage(linear_probe, name, *some, *controls, seed=seed)
         few = round(args.few_images / (share * num_train))
         batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * num_train) // 8 * 2))
-        lengths = (args.finetune_epochs, matched) if share == 1 else (few, few)
+        lengths = (args.finetune_epochs, scratch_epochs) if share == 1 else (few, few)
         more = (args.finetune_flags if share == 1 else args.few_flags).split()
         for start, length in zip(("finetune", "scratch"), lengths, strict=True):
             flags = [*some, "--batch-size", batch_size, "--epochs", length, *more]
             flags += ["--from-scratch"] if start == "scratch" else []
-            trainings[f"{start}_{labels}"] = flags
+            if (start, share) != ("scratch", 1) or not suffix:
+                trainings[f"{start}_{labels}{suffix}"] = seed, flags
     for name in sorted(trainings, key="scratch_all".__eq__):  # the longest last
-        results[name] = stage(finetune, name, *trainings[name])
+        seed, flags = trainings[name]
+        results[name] = stage(finetune, name, *flags, seed=seed)
 
     probe, tuned = weights / f"{args.name}-linear-probe", weights / f"{args.name}-classifier-pretrained"
     fitted = load_classifier(runs / "probe_all")
@@ -107,7 +125,10 @@ def main(args: argparse.Namespace) -> dict:
         fixed = scoring.accuracy(predict(folder, first), first.labels)
         write_json(folder / "scores.json", {"accuracy_test": scores["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed})
         results[folder.name] = scores
-    summary = {"epochs": epochs, "scratch_epochs": matched, "flops_per_image": flops, "results": results}
+    summary = {
+        "pretraining_passes": passes, "scratch_epochs": scratch_epochs, "matched_scratch_epochs": matched,
+        "flops_per_image": flops, "test": summarise(args, results), "results": results,
+    }  # fmt: skip
     write_json(runs / "release.json", summary)
     cards = {
         mae: (pretrained, {"k-NN, test": "knn_test", "linear probe, test": "probe_test"}, results["probe_all"]),
@@ -119,9 +140,44 @@ def main(args: argparse.Namespace) -> dict:
         write_card(
             folder, run=run, scores=scores, remarks="Float16 on disk, measured from this file; loads as float32."
         )
-    copy_evidence(args, runs, {mae.name: pretrained, probe.name: runs / "probe_all", tuned.name: runs / "finetune_all"})
-    print_table(results)
+    sources = {mae.name + "-start" * number: run for number, run in enumerate(pretrainings)}
+    copy_evidence(args, runs, sources | {probe.name: runs / "probe_all", tuned.name: runs / "finetune_all"})
+    print_table(summary["test"])
     return summary
+
+
+def name_seed(args: argparse.Namespace, seed: int) -> str:
+    """What a stage's name ends in: nothing for the first seed."""
+    return "" if seed == args.seeds[0] else f"_seed{seed}"
+
+
+def list_pretrainings(run: Path) -> list[Path]:
+    """A pretraining run, then the one it went on from, and so on."""
+    runs = [run]
+    while before := read_json(runs[-1] / "args.json")["arguments"].get("weights"):
+        if not (Path(before) / "results.json").exists():  # somebody else's model
+            break
+        runs.append(Path(before))
+    return runs
+
+
+def count_passes(run: Path) -> float:
+    """Epochs of a pretraining run; an epoch on two views counts as two (the projector's one percent is left out)."""
+    views = 2 if read_json(run / "args.json")["arguments"].get("contrast_weight") else 1
+    return views * read_json(run / "results.json")["epochs"]
+
+
+def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, dict]:
+    """Test accuracies over the seeds: for each kind of training and labels n, mean and standard deviation."""
+    scores = {"knn": ("probe", "knn_test"), "probe": ("probe", "probe_test")}
+    scores |= {start: (start, "accuracy_test") for start in ("finetune", "scratch")}
+    found = {}
+    for (kind, (stage, score)), labels in product(scores.items(), LABELS):
+        names = [f"{stage}_{labels}{name_seed(args, seed)}" for seed in args.seeds]
+        values = [results[name][score] for name in names if name in results]
+        std = statistics.stdev(values) if len(values) > 1 else None
+        found[f"{kind}_{labels}"] = {"n": len(values), "mean": statistics.mean(values), "std": std}
+    return found
 
 
 def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
@@ -175,17 +231,14 @@ def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]
     shutil.copy(runs / "finetune_all" / "curves.png", root / "assets" / f"finetune_curves_{args.data}.png")
 
 
-def print_table(results: dict[str, dict]) -> None:
-    """Test accuracies by the share of labels."""
-    columns = {"k-NN": "knn_test", "linear probe": "probe_test"}
-    print(f"\n{'test accuracy, %':16}" + "".join(f"{name:>14}" for name in (*columns, "fine-tuned", "from scratch")))
+def print_table(found: dict[str, dict]) -> None:
+    """Test accuracies by the share of labels, with the standard deviation where there are several seeds."""
+    kinds = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
+    print(f"\n{'test accuracy, %':16}" + "".join(f"{name:>20}" for name in kinds.values()))
     for labels in LABELS:
-        probe = results[f"probe_{labels}"]
-        row = [probe[key] for key in columns.values()]
-        row += [results[f"{start}_{labels}"]["accuracy_test"] for start in ("finetune", "scratch")]
-        print(
-            f"{labels + ('' if labels == 'all' else ' %') + ' labels':16}" + "".join(f"{value:>14.2f}" for value in row)
-        )
+        cells = [found[f"{kind}_{labels}"] for kind in kinds]
+        texts = [f"{c['mean']:.2f}" + (f" ± {c['std']:.2f} (n={c['n']})" if c["n"] > 1 else "") for c in cells]
+        print(f"{labels + ('' if labels == 'all' else ' %') + ' labels':16}" + "".join(f"{text:>20}" for text in texts))
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ def test_what_a_search_proposes_is_a_model(family):
     study = search.require_optuna().create_study()
     for settings in (study.ask(space).params for _ in range(5)):
         args = pretrain.parse().parse_args(["--model", family, *search.as_flags(settings)])
-        pretrain.complete_arguments(args, None)
+        pretrain.complete_arguments(args)
         assert {name: getattr(args, name) for name in settings} == settings
         assert pretrain.create_model(args, digits, None).num_features > 0
     assert "base_lr" not in search.search_space(family, values=64, given=["--base-lr", "1e-3"])

@@ -306,14 +306,16 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
 
 def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp_path):
     light = "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"
-    flags = ["--data", "digits", "--pretrain-epochs", 2, "--finetune-epochs", 2, "--few-images", 200,
+    flags = ["--data", "digits", "--pretrain-epochs", 1, "--contrast-epochs", 1, "--finetune-epochs", 2,
+             "--few-images", 200, "--contrast-flags", "--batch-size 64 --no-flip --crop none --warmup-epochs 1",
              "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
              "--pretrain-flags", " ".join([*MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
              "--finetune-flags", light, "--few-flags", light]  # fmt: skip
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)
-    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 13  # none is left out
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 14  # none is left out
+    assert summary["pretraining_passes"] == 3  # one epoch of one view, one of two
     weights = tmp_path / "weights"
     assert {tensor.dtype for tensor in load_file(weights / "vit-t-mae" / "model.safetensors").values()} == {
         torch.float16
@@ -329,7 +331,11 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     assert (tmp_path / "logs" / "vit-t-scratch" / "metrics.jsonl").exists()
     assert (tmp_path / "assets" / "per_class_digits.csv").exists()
     before = (weights / "vit-t-mae" / "model.safetensors").read_bytes()
-    assert run(release, *flags)["results"] == summary["results"]
+    both = run(release, *flags, "--seeds", 0, 1)
+    assert {name: both["results"][name] for name in summary["results"]} == summary["results"]
+    tuned = [both["results"][name]["accuracy_test"] for name in ("finetune_1", "finetune_1_seed1")]
+    assert both["test"]["finetune_1"] == {"n": 2, "mean": np.mean(tuned), "std": pytest.approx(np.std(tuned, ddof=1))}
+    assert both["test"]["scratch_all"]["n"] == 1
     assert (weights / "vit-t-mae" / "model.safetensors").read_bytes() == before
 
 

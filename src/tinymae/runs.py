@@ -242,7 +242,7 @@ def run_stage(script: ModuleType, folder: str | Path, *flags) -> dict:
     args = script.parse().parse_args([*map(str, flags), "--output-dir", str(folder)])
     settle_precision(args)
     if hasattr(script, "complete_arguments"):  # the flags that a run records are not yet all there
-        script.complete_arguments(args, None)
+        script.complete_arguments(args)
     results = finished_results(args)
     if results is None:
         print(f"\n=== {folder}", flush=True)
