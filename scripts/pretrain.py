@@ -3,6 +3,8 @@
     accelerate launch scripts/pretrain.py --data cifar10 --output-dir runs/mae
     python scripts/pretrain.py --data path/to/images --image-size 64 --patch-size 8 --max-minutes 60
     python scripts/pretrain.py --data path/to/images --weights mae_pretrain_vit_base.pth --image-size 96
+    python scripts/pretrain.py --data cifar10 --weights runs/mae --epochs 25 --output-dir runs/mae-contrast \\
+        --contrast-weight 0.5 --crop resized --color-jitter 0.5
 
 --weights goes on from a pretraining run, an official MAE checkpoint or a transformers ViTMAE folder, in its sizes; the
 image size, patch size or channels that are given adapt it. Mean and std become those of the new data.

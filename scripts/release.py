@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinymae import evaluate as scoring
 from tinymae import load_dataset
 from tinymae.cards import write_card
-from tinymae.data import pick
+from tinymae.data import Dataset, few_labels, pick
 from tinymae.files import read_json, write_json
 from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
 from tinymae.runs import run_script, run_stage
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> dict:
     passes = sum(count_passes(run) for run in pretrainings)
     matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
     scratch_epochs = args.scratch_epochs or matched
-    num_train = len(load_dataset(args.data, "train", data_dir=args.data_dir))
+    train, test = (load_dataset(args.data, split, data_dir=args.data_dir) for split in ("train", "test"))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
     trainings = {}
@@ -102,8 +102,8 @@ def main(args: argparse.Namespace) -> dict:
             controls = ["--controls"] if share == 1 else []
             name = f"probe_{labels}{suffix}"
             results[name] = stage(linear_probe, name, *some, *controls, seed=seed)
-        few = round(args.few_images / (share * num_train))
-        batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * num_train) // 8 * 2))
+        few = round(args.few_images / (share * len(train)))
+        batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * len(train)) // 8 * 2))
         lengths = (args.finetune_epochs, scratch_epochs) if share == 1 else (few, few)
         more = (args.finetune_flags if share == 1 else args.few_flags).split()
         for start, length in zip(("finetune", "scratch"), lengths, strict=True):
@@ -116,10 +116,12 @@ def main(args: argparse.Namespace) -> dict:
         results[name] = stage(finetune, name, *flags, seed=seed)
 
     probe, tuned = weights / f"{args.name}-linear-probe", weights / f"{args.name}-classifier-pretrained"
+    first = pick(test, NUM_FIXED)
+    scores = {name: results["probe_all"][name] for name in ("knn_test", "probe_test")}
+    write_json(mae / "scores.json", scores | score_autoencoder(mae, train, first))
     fitted = load_classifier(runs / "probe_all")
     save_head(fitted.head, probe, autoencoder=mae, classes=fitted.classes)
     halve(runs / "finetune_all", tuned)
-    first = pick(load_dataset(args.data, "test", data_dir=args.data_dir), NUM_FIXED)
     for folder in (probe, tuned):
         scores = stage(evaluate, f"evaluate_{folder.name}", "--weights", folder)
         fixed = scoring.accuracy(predict(folder, first), first.labels)
@@ -198,7 +200,24 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
 
 
 @torch.no_grad()
-def predict(folder: Path, dataset) -> torch.Tensor:
+def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str, float]:
+    """What a test can measure again in seconds, on the CPU: the error over hidden pixels of a few fixed pictures, and
+    their k-NN accuracy by 4 % of the training labels."""
+    model = load_autoencoder(folder)
+    choose_attention(model, "cpu")
+    known = train.subset(few_labels(train.labels, 0.04, seed=0))
+    with torch.autocast("cpu", torch.bfloat16):
+        shown = model.reconstruct(first.images, generator=torch.Generator().manual_seed(0))
+        features = [scoring.map_dataset(model.encode, split, device="cpu") for split in (known, first)]
+    classes = scoring.knn_predict(features[0], known.labels, features[1], num_classes=len(train.classes))
+    return {
+        f"hidden_mse_first_{NUM_FIXED}": float(shown.error.mean()),
+        f"knn_4_percent_first_{NUM_FIXED}": scoring.accuracy(classes, first.labels),
+    }
+
+
+@torch.no_grad()
+def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
     """Classes (N,) of a data set's pictures by a released classifier, in float32 on the CPU."""
     return scoring.map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
 
