@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> dict:
         model.save_memory()
     if args.compile:
         model.compile_core()
-    learner, views = create_learner(args, model), 2 if args.contrast_weight else 1
+    learner = create_learner(args, model)
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
@@ -154,7 +154,8 @@ def main(args: argparse.Namespace) -> dict:
         run.print_summary(model, depth=2)
         model.eval()  # a codebook learns from what it sees in training
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(views, *train_set.image_shape)).loss.backward()  # alone, as this process is
+            views = 2 if args.contrast_weight else 1
+            model(torch.zeros(views, *train_set.image_shape)).loss.backward()  # the projector left out
         model.zero_grad()
         run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image, forward and backward")
         run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch, {run.processes}")
@@ -177,9 +178,11 @@ def main(args: argparse.Namespace) -> dict:
         return images
 
     def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        images = torch.cat([augment(batch.images, draws) for _ in range(views)])
-        drawn = [model.draw(draws) for _ in range(views)]
-        output = learner(images, **{name: torch.cat([view[name] for view in drawn]) for name in drawn[0]})
+        images, drawn = augment(batch.images, draws), model.draw(draws)
+        if args.contrast_weight:  # a second view, under another mask
+            images = torch.cat([images, augment(batch.images, draws)])
+            drawn = {"mask": torch.cat([drawn["mask"], model.draw(draws)["mask"]])}
+        output = learner(images, **drawn)
         return {"loss": output.loss, **output.terms}
 
     look = partial(look_at, model, run, pick(train_set, args.probe_images), val_set)
