@@ -112,7 +112,6 @@ def parse() -> argparse.ArgumentParser:
         default=True,
         help="left-right; give --no-flip for digits or text",
     )
-
     augmentation.add_argument(
         "--color-jitter", type=float, default=0.0, help="strength of SimCLR's colour distortion (default: 0)"
     )

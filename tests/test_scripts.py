@@ -162,6 +162,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(script, pretrained, tmp_path):
     assert len(shared) == len(rows[0])  # the resumed run may log one more line, after its first step
 
 
+def assert_same_weights(one: Path, two: Path) -> None:
+    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in single.items():
+        if not name.endswith("qkv.bias"):  # see test_train: the keys' bias has no gradient but rounding noise
+            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+
+
 def test_two_processes_make_the_same_run_even_when_killed(tmp_path):
     """Two processes are killed after they saved, and the run resumes on two: as the run of one process."""
     command = [SCRIPTS / "pretrain.py", *DIGITS, *MODEL, *SHORT, "--checkpoint-minutes", 0]
@@ -178,10 +185,7 @@ def test_two_processes_make_the_same_run_even_when_killed(tmp_path):
     outputs = [process.communicate()[0] for process in (one, resumed)]
     assert (one.returncode, resumed.returncode) == (0, 0), outputs
     assert "1 process" in outputs[0] and "2 processes" in outputs[1] and "resuming from" in outputs[1]
-    single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in single.items():
-        if not name.endswith("qkv.bias"):  # see test_train: the keys' bias has no gradient but rounding noise
-            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_two_processes_contrast_the_same_views_as_one(tmp_path):
@@ -191,10 +195,7 @@ def test_two_processes_contrast_the_same_views_as_one(tmp_path):
     two = launch(*torchrun, *command, "--output-dir", tmp_path / "two", ACCELERATE_USE_CPU="1")
     outputs = [process.communicate()[0] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outputs
-    single, double = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in single.items():
-        if not name.endswith("qkv.bias"):
-            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
     losses = [[row["contrastive_loss"] for row in metrics(tmp_path / name) if "loss" in row] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0]
 

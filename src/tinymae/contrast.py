@@ -23,11 +23,12 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
     >>> nt_xent(torch.eye(2), torch.eye(2), temperature=0.1) < nt_xent(torch.eye(2), torch.ones(2, 2), temperature=0.1)
     tensor(True)
     """
-    rows = nn.functional.normalize(torch.cat([first, second]).float(), dim=1)
-    similarity = rows @ rows.T / temperature
-    similarity.fill_diagonal_(-torch.inf)
-    partners = torch.arange(len(rows), device=rows.device).roll(len(first))
-    return nn.functional.cross_entropy(similarity, partners)
+    with torch.autocast(first.device.type, enabled=False):
+        rows = nn.functional.normalize(torch.cat([first, second]).float(), dim=1)
+        similarity = rows @ rows.T / temperature
+        similarity.fill_diagonal_(-torch.inf)
+        partners = torch.arange(len(rows), device=rows.device).roll(len(first))
+        return nn.functional.cross_entropy(similarity, partners)
 
 
 class ContrastiveLearner(nn.Module):
@@ -68,8 +69,7 @@ class ContrastiveLearner(nn.Module):
         output = self.model(images, mask)
         first, second = (gather_rows(view) for view in output.features.float().chunk(2))
         first, second = self.projector(torch.cat([first, second])).chunk(2)
-        with torch.autocast(images.device.type, enabled=False):
-            contrast = nt_xent(first, second, temperature=self.temperature)
+        contrast = nt_xent(first, second, temperature=self.temperature)
         terms = {"reconstruction_loss": output.loss, "contrastive_loss": contrast}
         return replace(output, loss=output.loss + self.weight * contrast, terms=terms)
 
