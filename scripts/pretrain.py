@@ -20,7 +20,6 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import InputError, MaskedAutoencoder, adapt, evaluate, figures
@@ -123,6 +122,7 @@ def parse() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
+    check_contrast(args)
     accelerator = create_training_accelerator(args)
     torch.manual_seed(derive_seed(args.seed, "weights"))
     start = read_start(args) if args.weights else None
@@ -144,7 +144,9 @@ def main(args: argparse.Namespace) -> dict:
         model.save_memory()
     if args.compile:
         model.compile_core()
-    learner = create_learner(args, model)
+    learner = model
+    if args.contrast_weight:
+        learner = ContrastiveLearner(model, weight=args.contrast_weight, temperature=args.temperature)
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
@@ -239,24 +241,18 @@ def complete_arguments(args: argparse.Namespace) -> None:
         vars(args).update({name: value for name, value in known.items() if getattr(args, name) is None})
 
 
-def create_learner(args: argparse.Namespace, model: Autoencoder) -> nn.Module:
-    """What is trained: the model, with a contrastive loss around it if there is one.
-
-    Raises InputError for flags that do not go with it.
-    """
+def check_contrast(args: argparse.Namespace) -> None:
+    """Raises InputError for flags that do not go with a contrastive loss."""
     for name in ("contrast_weight", "color_jitter"):
         if getattr(args, name) < 0:
             raise InputError(f"{name} {getattr(args, name)} is negative: give 0 for none, or a positive number")
-    if not args.contrast_weight:
-        return model
-    if args.model != "mae":
+    if args.contrast_weight and args.model != "mae":
         raise InputError(f"contrast_weight goes with --model mae, not {args.model}: leave it out")
-    if args.gradient_accumulation_steps > 1:
+    if args.contrast_weight and args.gradient_accumulation_steps > 1:
         raise InputError(
             f"gradient_accumulation_steps {args.gradient_accumulation_steps} would split the batch whose images "
             "contrast_weight compares: use a smaller batch_size, more processes or --gradient-checkpointing"
         )
-    return ContrastiveLearner(model, weight=args.contrast_weight, temperature=args.temperature)
 
 
 def create_model(args: argparse.Namespace, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:

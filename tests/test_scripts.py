@@ -200,16 +200,24 @@ def test_two_processes_contrast_the_same_views_as_one(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0]
 
 
+def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
+    """As in the README. The processor is asked what it supports before Accelerate starts the processes' group."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29557]
+    command = [SCRIPTS / "pretrain.py", "--data", "digits", *MODEL, *SHORT, "--epochs", 1, "--output-dir", tmp_path]
+    process = launch(*torchrun, *command, ACCELERATE_USE_CPU="1")
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "2 processes" in output, output
+
+
 def test_contrast_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys):
     common = [*DIGITS, "--patch-size", 2, "--output-dir", tmp_path / "run", "--contrast-weight"]
     line = refused(pretrain, monkeypatch, capsys, *common, 0.1, "--gradient-accumulation-steps", 2)
     assert "gradient_accumulation_steps 2" in line and "contrast_weight" in line
     line = refused(pretrain, monkeypatch, capsys, *common, -1)
     assert "contrast_weight -1.0 is negative" in line
-    line = refused(
-        pretrain, monkeypatch, capsys, *DIGITS, "--output-dir", tmp_path, "--contrast-weight", 1, "--model", "conv_ae"
-    )
-    assert "contrast_weight goes with --model mae" in line
+    for family in ("conv_ae", "pca"):
+        line = refused(pretrain, monkeypatch, capsys, *DIGITS, "--contrast-weight", 1, "--model", family)
+        assert "contrast_weight goes with --model mae" in line
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import timm
 import torch
 import torchvision
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import nn
 from tqdm import tqdm
 
@@ -157,9 +157,11 @@ class Stopped(Exception):
 
 def settle_precision(args: argparse.Namespace) -> None:
     """`auto` becomes what the device supports. Raises InputError for a precision that it does not."""
+    # The first state made is the one that counts, and only Accelerator itself looks at this variable.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if args.mixed_precision == "auto":
-        args.mixed_precision = "bf16" if supports_bf16(PartialState().device) else "no"
-    if args.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        args.mixed_precision = "bf16" if supports_bf16(device) else "no"
+    if args.mixed_precision == "fp16" and device.type == "cpu":
         raise InputError("mixed_precision 'fp16' needs a GPU: use bf16 or no")
 
 
