@@ -132,17 +132,28 @@ def main(args: argparse.Namespace) -> dict:
         "flops_per_image": flops, "test": summarise(args, results), "results": results,
     }  # fmt: skip
     write_json(runs / "release.json", summary)
+    features, untrained = results["probe_all"], results["probe_all"]["untrained"]
+    share = 100 * scratch_epochs / matched
     cards = {
-        mae: (pretrained, {"k-NN, test": "knn_test", "linear probe, test": "probe_test"}, results["probe_all"]),
-        probe: (runs / "probe_all", {"accuracy, test": "accuracy"}, results[probe.name]),
-        tuned: (runs / "finetune_all", {"accuracy, test": "accuracy"}, results[tuned.name]),
-    }
-    for folder, (run, names, found) in cards.items():
-        scores = {name: found[key] for name, key in names.items()}
-        write_card(
-            folder, run=run, scores=scores, remarks="Float16 on disk, measured from this file; loads as float32."
-        )
-    sources = {mae.name + "-start" * number: run for number, run in enumerate(pretrainings)}
+        mae: (pretrained, {
+            f"k-NN, test ({features['num_features']} features)": features["knn_test"],
+            "linear probe, test": features["probe_test"],
+            "k-NN, untrained encoder": untrained["knn_test"],
+            "linear probe, untrained encoder": untrained["probe_test"],
+        }),
+        probe: (runs / "probe_all", {"accuracy, test": results[probe.name]["accuracy"]}),
+        tuned: (runs / "finetune_all", {
+            "accuracy, test": results[tuned.name]["accuracy"],
+            f"the same model from scratch, {scratch_epochs} epochs ({share:.0f} % of the computing of pretraining and "
+            "fine-tuning together)": results["scratch_all"]["accuracy_test"],
+        }),
+    }  # fmt: skip
+    for folder, (run, scores) in cards.items():
+        history = tell_history(pretrainings) if folder == mae else f"Made from [{mae.name}](../{mae.name}/README.md)."
+        remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
+        write_card(folder, run=run, scores=scores, remarks=remarks)
+    names = [mae.name, *(f"{mae.name}-part-{number}" for number in range(len(pretrainings) - 1, 0, -1))]
+    sources = dict(zip(names, pretrainings, strict=True))
     copy_evidence(args, runs, sources | {probe.name: runs / "probe_all", tuned.name: runs / "finetune_all"})
     print_table(summary["test"])
     return summary
@@ -167,6 +178,17 @@ def count_passes(run: Path) -> float:
     """Epochs of a pretraining run; an epoch on two views counts as two (the projector's one percent is left out)."""
     views = 2 if read_json(run / "args.json")["arguments"].get("contrast_weight") else 1
     return views * read_json(run / "results.json")["epochs"]
+
+
+def tell_history(pretrainings: list[Path]) -> str:
+    """Length, target and cost of each part of pretraining, in the order of time; a line for each."""
+    lines = []
+    for number, run in enumerate(reversed(pretrainings), 1):
+        recorded, results = read_json(run / "args.json"), read_json(run / "results.json")
+        target = "contrasted views" if recorded["arguments"].get("contrast_weight") else "reconstruction"
+        length = f"{results['epochs']:g} epochs, {results['minutes']:.0f} minutes on {recorded['device']}"
+        lines.append(f"{number}. {target}: {length}")
+    return "Pretraining:\n\n" + "\n".join(lines) + "\n"
 
 
 def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, dict]:

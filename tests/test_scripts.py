@@ -341,7 +341,9 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     assert stated["probe_test"] == summary["results"]["probe_all"]["probe_test"]
     assert 0 < stated["hidden_mse_first_1000"] < 1 and 0 < stated["knn_4_percent_first_1000"] <= 100
     assert (tmp_path / "logs" / "vit-t-scratch" / "metrics.jsonl").exists()
-    assert (tmp_path / "logs" / "vit-t-mae-start" / "metrics.jsonl").exists()
+    assert (tmp_path / "logs" / "vit-t-mae-part-1" / "metrics.jsonl").exists()
+    card = (weights / "vit-t-mae" / "README.md").read_text()
+    assert "1. reconstruction: 1 epochs" in card and "2. contrasted views: 1 epochs" in card
     assert (tmp_path / "assets" / "per_class_digits.csv").exists()
     before = (weights / "vit-t-mae" / "model.safetensors").read_bytes()
     both = run(release, *flags, "--seeds", 0, 1)

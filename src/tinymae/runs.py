@@ -551,6 +551,13 @@ def agree(accelerator: Accelerator, value):
     return broadcast_object_list([value])[0]
 
 
+def describe_cores() -> str:
+    """How many of the CPU's cores the run's threads can keep busy."""
+    total = os.cpu_count() or 1
+    busy = min(torch.get_num_threads() * PartialState().num_processes, total)
+    return f"{busy} of {total} CPU cores" if busy < total else f"{total} CPU cores"
+
+
 def environment() -> dict:
     """Versions, commit and machine, for args.json."""
     root = Path(__file__).resolve().parent
@@ -567,6 +574,6 @@ def environment() -> dict:
             "torchvision": torchvision.__version__,
             "timm": timm.__version__,
         },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_cores(),
         "date": datetime.now().isoformat(timespec="seconds"),
     }
