@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from .files import InputError
 from .mae import MAEOutput, MaskedAutoencoder
@@ -75,7 +74,15 @@ class ContrastiveLearner(nn.Module):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes (their B together, F), of which each process knows the gradient; alone, as given."""
+    """The rows of all processes (their B together, F); alone, as given.
+
+    Every process works out the same loss of all rows, so each has the whole gradient of its own; it is multiplied by
+    the number of processes, by which their mean will divide it.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    return torch.cat(list(all_gather(rows)))
+    fixed, processes = rows.detach(), dist.get_world_size()
+    gathered = [torch.empty_like(fixed) for _ in range(processes)]
+    dist.all_gather(gathered, fixed)
+    gathered[dist.get_rank()] = fixed + processes * (rows - fixed)
+    return torch.cat(gathered)
