@@ -12,6 +12,7 @@ written, from what was measured. The weights and pictures are those of the first
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import time
@@ -26,7 +27,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import evaluate as scoring
-from tinymae import load_dataset
+from tinymae import figures, load_dataset
 from tinymae.cards import write_card
 from tinymae.data import Dataset, few_labels, pick
 from tinymae.files import read_json, write_json
@@ -154,6 +155,12 @@ def main(args: argparse.Namespace) -> dict:
         write_card(folder, run=run, scores=scores, remarks=remarks)
     names = [mae.name, *(f"{mae.name}-part-{number}" for number in range(len(pretrainings) - 1, 0, -1))]
     sources = dict(zip(names, pretrainings, strict=True))
+    panels = {
+        "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
+        "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
+    }  # fmt: skip
+    title = f"pretraining on {args.data}"
+    figures.training_curves(join_metrics(pretrainings), panels, runs / "curves.png", title)
     copy_evidence(args, runs, sources | {probe.name: runs / "probe_all", tuned.name: runs / "finetune_all"})
     print_table(summary["test"])
     return summary
@@ -189,6 +196,19 @@ def tell_history(pretrainings: list[Path]) -> str:
         length = f"{results['epochs']:g} epochs, {results['minutes']:.0f} minutes on {recorded['device']}"
         lines.append(f"{number}. {target}: {length}")
     return "Pretraining:\n\n" + "\n".join(lines) + "\n"
+
+
+def join_metrics(pretrainings: list[Path]) -> list[dict]:
+    """The lines of metrics.jsonl of all parts of pretraining, as if they were one run."""
+    rows, before = [], 0.0
+    for run in reversed(pretrainings):
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if "loss" in row:
+                row.setdefault("reconstruction_loss", row["loss"])
+            rows.append(row | {"epoch": before + row["epoch"]})
+        before = rows[-1]["epoch"]
+    return rows
 
 
 def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, dict]:
@@ -263,7 +283,7 @@ def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]
     (root / "assets").mkdir(exist_ok=True)
     looked_at = runs / f"evaluate_{args.name}-classifier-pretrained"
     pictures = {
-        "reconstructions.png": runs / "reconstruction", "curves.png": sources[f"{args.name}-mae"],
+        "reconstructions.png": runs / "reconstruction", "curves.png": runs,
         "confusion_matrix.png": looked_at, "per_class.csv": looked_at,
     }  # fmt: skip
     for name, folder in pictures.items():
