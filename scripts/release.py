@@ -71,6 +71,7 @@ def parse() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     runs, weights, started = Path(args.output_dir), Path(args.publish_dir) / "weights", time.monotonic()
+    mae, probe, tuned = (weights / f"{args.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained"))
 
     def stage(script, name: str, *flags, seed: int = args.seeds[0]) -> dict:
         common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", seed]
@@ -86,37 +87,15 @@ def main(args: argparse.Namespace) -> dict:
             more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST, *args.contrast_flags.split()]
             stage(pretrain, "contrast", *more)
             pretrained = runs / "contrast"
-    mae = weights / f"{args.name}-mae"
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
-    flops = count_flops(mae, patch_drop=finetune.parse().parse_args(args.finetune_flags.split()).patch_drop)
-    passes = sum(count_passes(run) for run in pretrainings)
-    matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
-    scratch_epochs = args.scratch_epochs or matched
+    cost = count_cost(args, mae, pretrainings)
     train, test = (load_dataset(args.data, split, data_dir=args.data_dir) for split in ("train", "test"))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
-    trainings = {}
-    for seed, (labels, share) in product(args.seeds, LABELS.items()):
-        some, suffix = ["--weights", mae, "--label-fraction", share], name_seed(args, seed)
-        if share < 1 or seed == args.seeds[0]:  # with all labels, nothing in a probe is drawn
-            controls = ["--controls"] if share == 1 else []
-            name = f"probe_{labels}{suffix}"
-            results[name] = stage(linear_probe, name, *some, *controls, seed=seed)
-        few = round(args.few_images / (share * len(train)))
-        batch_size = BATCH_SIZE if share == 1 else max(2, min(128, round(share * len(train)) // 8 * 2))
-        lengths = (args.finetune_epochs, scratch_epochs) if share == 1 else (few, few)
-        more = (args.finetune_flags if share == 1 else args.few_flags).split()
-        for start, length in zip(("finetune", "scratch"), lengths, strict=True):
-            flags = [*some, "--batch-size", batch_size, "--epochs", length, *more]
-            flags += ["--from-scratch"] if start == "scratch" else []
-            if (start, share) != ("scratch", 1) or not suffix:
-                trainings[f"{start}_{labels}{suffix}"] = seed, flags
-    for name in sorted(trainings, key="scratch_all".__eq__):  # the longest last
-        seed, flags = trainings[name]
-        results[name] = stage(finetune, name, *flags, seed=seed)
+    for name, (script, seed, flags) in plan(args, mae, len(train), cost["scratch_epochs"]).items():
+        results[name] = stage(script, name, *flags, seed=seed)
 
-    probe, tuned = weights / f"{args.name}-linear-probe", weights / f"{args.name}-classifier-pretrained"
     first = pick(test, NUM_FIXED)
     scores = {name: results["probe_all"][name] for name in ("knn_test", "probe_test")}
     write_json(mae / "scores.json", scores | score_autoencoder(mae, train, first))
@@ -128,42 +107,36 @@ def main(args: argparse.Namespace) -> dict:
         fixed = scoring.accuracy(predict(folder, first), first.labels)
         write_json(folder / "scores.json", {"accuracy_test": scores["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed})
         results[folder.name] = scores
-    summary = {
-        "pretraining_passes": passes, "scratch_epochs": scratch_epochs, "matched_scratch_epochs": matched,
-        "flops_per_image": flops, "test": summarise(args, results), "results": results,
-    }  # fmt: skip
+
+    summary = cost | {"test": summarise(args, results), "results": results}
     write_json(runs / "release.json", summary)
-    features, untrained = results["probe_all"], results["probe_all"]["untrained"]
-    share = 100 * scratch_epochs / matched
-    cards = {
-        mae: (pretrained, {
-            f"k-NN, test ({features['num_features']} features)": features["knn_test"],
-            "linear probe, test": features["probe_test"],
-            "k-NN, untrained encoder": untrained["knn_test"],
-            "linear probe, untrained encoder": untrained["probe_test"],
-        }),
-        probe: (runs / "probe_all", {"accuracy, test": results[probe.name]["accuracy"]}),
-        tuned: (runs / "finetune_all", {
-            "accuracy, test": results[tuned.name]["accuracy"],
-            f"the same model from scratch, {scratch_epochs} epochs ({share:.0f} % of the computing of pretraining and "
-            "fine-tuning together)": results["scratch_all"]["accuracy_test"],
-        }),
-    }  # fmt: skip
-    for folder, (run, scores) in cards.items():
-        history = tell_history(pretrainings) if folder == mae else f"Made from [{mae.name}](../{mae.name}/README.md)."
-        remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
-        write_card(folder, run=run, scores=scores, remarks=remarks)
-    names = [mae.name, *(f"{mae.name}-part-{number}" for number in range(len(pretrainings) - 1, 0, -1))]
-    sources = dict(zip(names, pretrainings, strict=True))
-    panels = {
-        "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
-        "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
-    }  # fmt: skip
-    title = f"pretraining on {args.data}"
-    figures.training_curves(join_metrics(pretrainings), panels, runs / "curves.png", title)
-    copy_evidence(args, runs, sources | {probe.name: runs / "probe_all", tuned.name: runs / "finetune_all"})
+    write_cards(args, summary, pretrainings)
+    copy_evidence(args, pretrainings)
     print_table(summary["test"])
     return summary
+
+
+def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: int) -> dict[str, tuple]:
+    """The probes, then the trainings, the longest last. For each stage's name: script, seed and flags."""
+    probes, trainings = {}, {}
+    for labels, share in LABELS.items():
+        some = ["--weights", mae, "--label-fraction", share]
+        if share == 1:
+            batch_size, more = BATCH_SIZE, args.finetune_flags.split()
+            lengths = {"finetune": args.finetune_epochs, "scratch": scratch_epochs}
+        else:
+            batch_size, more = max(2, min(128, round(share * num_images) // 8 * 2)), args.few_flags.split()
+            lengths = dict.fromkeys(("finetune", "scratch"), round(args.few_images / (share * num_images)))
+        for seed in args.seeds:
+            is_first, suffix = seed == args.seeds[0], name_seed(args, seed)
+            if is_first or share < 1:  # with all labels, nothing in a probe is drawn
+                probes[f"probe_{labels}{suffix}"] = linear_probe, seed, [*some, *["--controls"] * (share == 1)]
+            for start, epochs in lengths.items():
+                if is_first or (start, share) != ("scratch", 1):
+                    flags = [*some, "--batch-size", batch_size, "--epochs", epochs, *more]
+                    flags += ["--from-scratch"] if start == "scratch" else []
+                    trainings[f"{start}_{labels}{suffix}"] = finetune, seed, flags
+    return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}
 
 
 def name_seed(args: argparse.Namespace, seed: int) -> str:
@@ -185,6 +158,33 @@ def count_passes(run: Path) -> float:
     """Epochs of a pretraining run; an epoch on two views counts as two (the projector's one percent is left out)."""
     views = 2 if read_json(run / "args.json")["arguments"].get("contrast_weight") else 1
     return views * read_json(run / "results.json")["epochs"]
+
+
+def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path]) -> None:
+    """The README of each released folder."""
+    runs, weights, results = Path(args.output_dir), Path(args.publish_dir) / "weights", summary["results"]
+    features, untrained = results["probe_all"], results["probe_all"]["untrained"]
+    probe, tuned = f"{args.name}-linear-probe", f"{args.name}-classifier-pretrained"
+    share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
+    mae_scores = {
+        f"k-NN, test ({features['num_features']} features)": features["knn_test"],
+        "linear probe, test": features["probe_test"],
+        "k-NN, untrained encoder": untrained["knn_test"],
+        "linear probe, untrained encoder": untrained["probe_test"],
+    }
+    tuned_scores = {
+        "accuracy, test": results[tuned]["accuracy"],
+        f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
+        "pretraining and fine-tuning together)": results["scratch_all"]["accuracy_test"],
+    }
+    origin = f"Made from [{args.name}-mae](../{args.name}-mae/README.md)."
+    for name, run, history, scores in (
+        (f"{args.name}-mae", pretrainings[0], tell_history(pretrainings), mae_scores),
+        (probe, runs / "probe_all", origin, {"accuracy, test": results[probe]["accuracy"]}),
+        (tuned, runs / "finetune_all", origin, tuned_scores),
+    ):
+        remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
+        write_card(weights / name, run=run, scores=scores, remarks=remarks)
 
 
 def tell_history(pretrainings: list[Path]) -> str:
@@ -222,6 +222,18 @@ def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, d
         std = statistics.stdev(values) if len(values) > 1 else None
         found[f"{kind}_{labels}"] = {"n": len(values), "mean": statistics.mean(values), "std": std}
     return found
+
+
+def count_cost(args: argparse.Namespace, mae: Path, pretrainings: list[Path]) -> dict:
+    """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
+    patch_drop = finetune.parse().parse_args(args.finetune_flags.split()).patch_drop
+    flops = count_flops(mae, patch_drop=patch_drop)
+    passes = sum(count_passes(run) for run in pretrainings)
+    matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
+    return {
+        "pretraining_passes": passes, "scratch_epochs": args.scratch_epochs or matched,
+        "matched_scratch_epochs": matched, "flops_per_image": flops,
+    }  # fmt: skip
 
 
 def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
@@ -264,16 +276,25 @@ def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
     return scoring.map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
 
 
-def copy_evidence(args: argparse.Namespace, runs: Path, sources: dict[str, Path]) -> None:
+def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
     """The logs behind the released weights, their control and few labels, and the pictures, into the repository."""
-    root = Path(args.publish_dir)
-    few = {
-        f"{args.name}-{start}-{labels}-percent": runs / f"{start}_{labels}"
-        for start, labels in product(("finetune", "scratch"), LABELS)
-        if labels != "all"
-    }
-    for name, source in (sources | {f"{args.name}-scratch": runs / "scratch_all"} | few).items():
-        logs = root / "logs" / name
+    runs, root = Path(args.output_dir), Path(args.publish_dir)
+    panels = {
+        "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
+        "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
+    }  # fmt: skip
+    title = f"pretraining on {args.data}"
+    figures.training_curves(join_metrics(pretrainings), panels, runs / "curves.png", title)
+    sources = {
+        "linear-probe": runs / "probe_all", "classifier-pretrained": runs / "finetune_all",
+        "scratch": runs / "scratch_all", "mae": pretrainings[0],
+    }  # fmt: skip
+    sources |= {f"mae-part-{number}": run for number, run in enumerate(reversed(pretrainings[1:]), 1)}
+    for start, labels in product(("finetune", "scratch"), LABELS):
+        if labels != "all":
+            sources[f"{start}-{labels}-percent"] = runs / f"{start}_{labels}"
+    for name, source in sources.items():
+        logs = root / "logs" / f"{args.name}-{name}"
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)
         for file in (*source.glob("*.json*"), *source.glob("tensorboard/events.*")):
