@@ -12,7 +12,6 @@ written, from what was measured. The weights and pictures are those of the first
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import time
@@ -30,7 +29,7 @@ from tinymae import evaluate as scoring
 from tinymae import figures, load_dataset
 from tinymae.cards import write_card
 from tinymae.data import Dataset, few_labels, pick
-from tinymae.files import read_json, write_json
+from tinymae.files import read_json, read_metrics, write_json
 from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
 from tinymae.runs import run_script, run_stage
 from tinymae.train import choose_attention
@@ -70,8 +69,8 @@ def parse() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    runs, weights, started = Path(args.output_dir), Path(args.publish_dir) / "weights", time.monotonic()
-    mae, probe, tuned = (weights / f"{args.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained"))
+    runs, started = Path(args.output_dir), time.monotonic()
+    mae, probe, tuned = name_folders(args)
 
     def stage(script, name: str, *flags, seed: int = args.seeds[0]) -> dict:
         common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", seed]
@@ -139,6 +138,12 @@ def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: i
     return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}
 
 
+def name_folders(args: argparse.Namespace) -> list[Path]:
+    """Where the autoencoder, its linear probe and the fine-tuned classifier are released."""
+    weights = Path(args.publish_dir) / "weights"
+    return [weights / f"{args.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained")]
+
+
 def name_seed(args: argparse.Namespace, seed: int) -> str:
     """What a stage's name ends in: nothing for the first seed."""
     return "" if seed == args.seeds[0] else f"_seed{seed}"
@@ -162,9 +167,9 @@ def count_passes(run: Path) -> float:
 
 def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path]) -> None:
     """The README of each released folder."""
-    runs, weights, results = Path(args.output_dir), Path(args.publish_dir) / "weights", summary["results"]
+    runs, results = Path(args.output_dir), summary["results"]
+    mae, probe, tuned = name_folders(args)
     features, untrained = results["probe_all"], results["probe_all"]["untrained"]
-    probe, tuned = f"{args.name}-linear-probe", f"{args.name}-classifier-pretrained"
     share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
     mae_scores = {
         f"k-NN, test ({features['num_features']} features)": features["knn_test"],
@@ -173,18 +178,18 @@ def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path
         "linear probe, untrained encoder": untrained["probe_test"],
     }
     tuned_scores = {
-        "accuracy, test": results[tuned]["accuracy"],
+        "accuracy, test": results[tuned.name]["accuracy"],
         f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
         "pretraining and fine-tuning together)": results["scratch_all"]["accuracy_test"],
     }
-    origin = f"Made from [{args.name}-mae](../{args.name}-mae/README.md)."
-    for name, run, history, scores in (
-        (f"{args.name}-mae", pretrainings[0], tell_history(pretrainings), mae_scores),
-        (probe, runs / "probe_all", origin, {"accuracy, test": results[probe]["accuracy"]}),
+    origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
+    for folder, run, history, scores in (
+        (mae, pretrainings[0], tell_history(pretrainings), mae_scores),
+        (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}),
         (tuned, runs / "finetune_all", origin, tuned_scores),
     ):
         remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
-        write_card(weights / name, run=run, scores=scores, remarks=remarks)
+        write_card(folder, run=run, scores=scores, remarks=remarks)
 
 
 def tell_history(pretrainings: list[Path]) -> str:
@@ -202,8 +207,7 @@ def join_metrics(pretrainings: list[Path]) -> list[dict]:
     """The lines of metrics.jsonl of all parts of pretraining, as if they were one run."""
     rows, before = [], 0.0
     for run in reversed(pretrainings):
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            row = json.loads(line)
+        for row in read_metrics(run / "metrics.jsonl"):
             if "loss" in row:
                 row.setdefault("reconstruction_loss", row["loss"])
             rows.append(row | {"epoch": before + row["epoch"]})

@@ -68,6 +68,17 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def digest(state: dict[str, Tensor]) -> str:
     """sha256 over the names and every byte of some tensors."""
     total = hashlib.sha256()

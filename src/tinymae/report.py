@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
@@ -21,7 +20,7 @@ from .comparison import READ, TABLE, format_value, summarise
 from .data import Dataset, pick
 from .evaluate import map_dataset
 from .figures import tile
-from .files import read_json, write_atomically
+from .files import read_json, read_metrics, write_atomically
 from .weights import load_autoencoder
 
 SHOWN = 8  # test pictures in the strips of reconstructions
@@ -368,8 +367,7 @@ def curves(trained: Sequence[dict], order: dict[str, int]) -> str:
 
 def loss_points(path: Path) -> list[tuple[float, float]]:
     """(minutes, loss) of a run's metrics."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(line["minutes"], line["loss"]) for line in lines if line.get("loss") is not None]
+    return [(line["minutes"], line["loss"]) for line in read_metrics(path) if line.get("loss") is not None]
 
 
 def settings(rows: Sequence[dict], run: dict) -> str:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .cards import write_card
 from .data import Batch, Dataset, count_steps, load_dataset, split_batch, step_batches
-from .files import InputError, file_digest, lock_folder, read_json, write_atomically, write_json
+from .files import InputError, file_digest, lock_folder, read_json, read_metrics, write_atomically, write_json
 from .trackers import INSTALLED, log_picture, log_results, require_installed, start_trackers
 from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 
@@ -374,14 +374,9 @@ class Run:
 
     @property
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
-        rows, path = [], self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """The lines of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
 
     def start(self, schedule: Schedule, *, step: int, steps_per_epoch: int, batch_size: int) -> None:
         """Open the progress bar and the trackers, and catch SIGTERM and SIGINT, for a loop that starts at `step`."""
