@@ -56,6 +56,8 @@ def test_every_family_encodes_trains_and_reconstructs(name, images):
     shown = model.reconstruct(images)
     assert shown.images.shape == images.shape and 0 <= shown.images.min() <= shown.images.max() <= 1
     torch.testing.assert_close(shown.original, images / 255)
+    one = model.reconstruct(images[0])  # a batch of one
+    assert one.images.shape == one.original.shape == (1, 2, 16, 24) and len(model.encode(images[0])) == 1
     with pytest.raises(InputError, match=r"this model wants \(batch, 2, 16, 24\)"):
         model.encode(images[:, :1])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import timm.optim
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
@@ -76,7 +76,10 @@ class Schedule:
         done = step / self.total_steps
         if self.max_minutes is None:
             return done
-        return max(done, float(broadcast(torch.tensor(self.minutes / self.max_minutes))))
+        spent, state = self.minutes / self.max_minutes, PartialState()
+        if state.num_processes > 1:  # GPUs share nothing that is not on them
+            spent = float(broadcast(torch.tensor(spent, device=state.device)))
+        return max(done, spent)
 
     def learning_rate(self, progress: float) -> float:
         """The learning rate at this progress, before any layer's scale."""

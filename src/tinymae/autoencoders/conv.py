@@ -211,8 +211,7 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
     @torch.no_grad()
     def reconstruct(self, images: Tensor, *, generator: torch.Generator | None = None):
         """The images and their reconstructions from the means: nothing is drawn. See `Autoencoder.reconstruct`."""
-        noise = torch.zeros(len(images), self.num_features, device=images.device)
-        return self.compare(images, self(images, noise=noise).reconstruction)
+        return self.compare(images, self.decode(self.encode(images)))
 
     @torch.no_grad()
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
