@@ -106,6 +106,7 @@ def test_a_classifier_starts_at_the_features_and_freezes_what_it_does_not_use(na
     classifier = build_classifier(autoencoder, classes=["a", "b", "c"]).eval()
     assert isinstance(classifier, EncoderClassifier)
     torch.testing.assert_close(classifier(images), classifier.head(autoencoder.encode(images)))
+    torch.testing.assert_close(classifier(images[0]), classifier(images[:1]))  # one image is a batch of one
     classifier(images).sum().backward()
     for parameter in classifier.parameters():
         assert (parameter.grad is not None) == parameter.requires_grad

@@ -61,6 +61,7 @@ def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, tmp_path
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     expected = vit(autoencoder.normalise(images))
     assert torch.equal(ours(images), expected) and ours.classes == CLASSES
+    torch.testing.assert_close(ours(images[0]), expected[:1])  # one image is a batch of one
     assert torch.equal(theirs(autoencoder.normalise(images)), expected)
     assert theirs.pretrained_cfg["mean"] == (0.4, 0.5, 0.6) or list(theirs.pretrained_cfg["mean"]) == [0.4, 0.5, 0.6]
 

@@ -217,7 +217,10 @@ class Classifier(nn.Module):
         self.vit.forward_features = torch.compile(self.vit.forward_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W), the last layer in float32."""
+        """Logits (B, classes) of uint8 or normalised float images, the last layer in float32.
+
+        Images are (B, C, H, W), or one (C, H, W), which is a batch of one.
+        """
         tokens = self.vit.forward_features(self.normalise(images))
         with torch.autocast(images.device.type, enabled=False):  # half precision would blur a probe's logits
             return self.vit.forward_head(tokens.float())
@@ -274,7 +277,10 @@ class EncoderClassifier(nn.Module):
         return self.autoencoder.normalise(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of uint8 or normalised float images (B, C, H, W), the last layer in float32."""
+        """Logits (B, classes) of uint8 or normalised float images, the last layer in float32.
+
+        Images are (B, C, H, W), or one (C, H, W), which is a batch of one.
+        """
         features = self.autoencoder.encode(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.head(features.float())

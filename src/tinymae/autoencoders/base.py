@@ -22,8 +22,9 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
 
-    Raises InputError unless `images` is (B, *shape).
+    One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`.
     """
+    images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise InputError(
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
@@ -150,7 +151,6 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin, library_name="tinymae", licen
         >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([2.])
         """
-        images = images[None] if images.ndim == 3 else images
         return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
     def denormalise(self, images: Tensor) -> Tensor:
