@@ -569,6 +569,6 @@ def environment() -> dict:
             "torchvision": torchvision.__version__,
             "timm": timm.__version__,
         },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_cores(),
+        "device": torch.cuda.get_device_name() if PartialState().device.type == "cuda" else describe_cores(),
         "date": datetime.now().isoformat(timespec="seconds"),
     }
