@@ -39,6 +39,7 @@ PRETRAIN = ["--optimizer", "muon"]
 CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]
 BATCH_SIZE = 512  # in fine-tuning; with few labels a quarter of them, up to 128
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
+KINDS = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
 NUM_FIXED = 1000  # of the test pictures, for tests that cannot look at all
 
 
@@ -171,17 +172,24 @@ def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path
     mae, probe, tuned = name_folders(args)
     features, untrained = results["probe_all"], results["probe_all"]["untrained"]
     share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
+    test = summary["test"]
     mae_scores = {
         f"k-NN, test ({features['num_features']} features)": features["knn_test"],
         "linear probe, test": features["probe_test"],
         "k-NN, untrained encoder": untrained["knn_test"],
         "linear probe, untrained encoder": untrained["probe_test"],
     }
-    tuned_scores = {
-        "accuracy, test": results[tuned.name]["accuracy"],
+    for labels, (key, kind) in product(LABELS, KINDS.items()):
+        if labels != "all":
+            cell = test[f"{key}_{labels}"]
+            mae_scores[f"{kind}, {labels} % of the labels{tell_spread(cell)}"] = cell["mean"]
+    tuned_scores = {"accuracy, test": results[tuned.name]["accuracy"]}
+    if test["finetune_all"]["n"] > 1:
+        tuned_scores[f"the same recipe{tell_spread(test['finetune_all'])}"] = test["finetune_all"]["mean"]
+    tuned_scores[
         f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
-        "pretraining and fine-tuning together)": results["scratch_all"]["accuracy_test"],
-    }
+        "pretraining and fine-tuning together)"
+    ] = results["scratch_all"]["accuracy_test"]
     origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
     for folder, run, history, scores in (
         (mae, pretrainings[0], tell_history(pretrainings), mae_scores),
@@ -190,6 +198,11 @@ def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path
     ):
         remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
         write_card(folder, run=run, scores=scores, remarks=remarks)
+
+
+def tell_spread(cell: dict) -> str:
+    """Of how many seeds a mean is, and their standard deviation; nothing for one seed."""
+    return f", mean of {cell['n']} seeds (deviation {cell['std']:.2f})" if cell["n"] > 1 else ""
 
 
 def tell_history(pretrainings: list[Path]) -> str:
@@ -319,10 +332,9 @@ def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
 
 def print_table(found: dict[str, dict]) -> None:
     """Test accuracies by the share of labels, with the standard deviation where there are several seeds."""
-    kinds = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
-    print(f"\n{'test accuracy, %':16}" + "".join(f"{name:>20}" for name in kinds.values()))
+    print(f"\n{'test accuracy, %':16}" + "".join(f"{name:>20}" for name in KINDS.values()))
     for labels in LABELS:
-        cells = [found[f"{kind}_{labels}"] for kind in kinds]
+        cells = [found[f"{kind}_{labels}"] for kind in KINDS]
         texts = [f"{c['mean']:.2f}" + (f" ± {c['std']:.2f} (n={c['n']})" if c["n"] > 1 else "") for c in cells]
         print(f"{labels + ('' if labels == 'all' else ' %') + ' labels':16}" + "".join(f"{text:>20}" for text in texts))
 
