@@ -18,7 +18,6 @@ not loaded there. --extra passes flags on to one family's pretraining, to all, o
 import argparse
 import math
 import re
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -34,8 +33,9 @@ from tinymae.comparison import cell_rows, pixel_row, write_tables
 from tinymae.data import load_dataset
 from tinymae.files import lock_folder
 from tinymae.report import write_report
-from tinymae.runs import Diverged, move_aside, run_script, run_stage, settle_precision
+from tinymae.runs import Diverged, move_aside, run_script, settle_precision
 from tinymae.search import as_flags, require_optuna, search, search_space
+from tinymae.stages import check_extra, extra_flags, run_stage
 
 # What --models offers: the family, and the flags that make a variant of it.
 MODELS = {name: (name, []) for name in pretrain.MODELS} | {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}
@@ -134,10 +134,7 @@ def check(args: argparse.Namespace) -> None:
         args.finetune_minutes, args.finetune_epochs = args.minutes, args.epochs
     if len({data_name(data) for data in args.data}) < len(args.data):
         raise InputError(f"data {' '.join(args.data)}: two have one name, and would share a folder; rename one")
-    places = {*MODELS, "pretrain", "finetune"}
-    for extra in args.extra:
-        if extra.split(":")[0] not in places:
-            raise InputError(f"extra {extra!r} does not begin with one of {', '.join(sorted(places))}, and a colon")
+    check_extra(args, {*MODELS, "pretrain", "finetune"})
     if args.search:
         require_optuna()
     finetune.parse().parse_args(extra_flags(args, "finetune"))
@@ -237,12 +234,6 @@ def training_length(minutes: float | None, epochs: int | None, share: float = 1.
     epochs = NO_END if epochs is None else max(1, round(share * epochs))
     clock = [] if minutes is None else ["--max-minutes", share * minutes]
     return ["--epochs", epochs, "--warmup-epochs", WARMUP * epochs, *clock]
-
-
-def extra_flags(args: argparse.Namespace, *places: str) -> list[str]:
-    """What --extra gives to these places, in their order."""
-    pairs = [extra.split(":", 1) for extra in args.extra]
-    return [word for place in places for where, flags in pairs if where == place for word in shlex.split(flags)]
 
 
 def loader(args: argparse.Namespace):

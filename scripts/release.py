@@ -9,6 +9,11 @@ and takes every figure from that file: probes with all, 10 % and 1 % of the labe
 of the seeds. The controls start from random weights: with all labels they get as much computing as pretraining and
 fine-tuning together, once; with few labels the same number of steps. At the end weights/, logs/ and assets/ are
 written, from what was measured. The weights and pictures are those of the first seed.
+
+--extra passes flags on to pretrain.py (pretrain: the first part, contrast: the second) or to finetune.py, the controls
+included (finetune: with any labels; all, 10, 1: with that percentage of them):
+
+    --extra "pretrain: --base-lr 2e-3" --extra "finetune: --patch-drop 0.5" --extra "10: --no-trivial-augment"
 """
 
 import argparse
@@ -31,7 +36,8 @@ from tinymae.cards import write_card
 from tinymae.data import Dataset, few_labels, pick
 from tinymae.files import read_json, read_metrics, write_json
 from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
-from tinymae.runs import run_script, run_stage
+from tinymae.runs import run_script
+from tinymae.stages import check_extra, extra_flags, run_stage
 from tinymae.train import choose_attention
 from tinymae.weights import build_classifier, halve, load_autoencoder, load_classifier, save_head
 
@@ -39,6 +45,7 @@ PRETRAIN = ["--optimizer", "muon"]
 CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]
 BATCH_SIZE = 512  # in fine-tuning; with few labels a quarter of them, up to 128
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
+PLACES = ["pretrain", "contrast", "finetune", *LABELS]  # where --extra puts flags
 KINDS = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
 NUM_FIXED = 1000  # of the test pictures, for tests that cannot look at all
 
@@ -58,18 +65,20 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--finetune-epochs", type=int, default=100, help="with all labels (default: %(default)s)")
     parser.add_argument("--scratch-epochs", type=int, help="with all labels (default: what costs as much in all)")
     parser.add_argument("--few-images", type=int, default=1_000_000, help="seen in a run with few labels")
-    parser.add_argument("--pretrain-flags", default="", help="more flags for pretrain.py, as one string")
-    parser.add_argument("--contrast-flags", default="", help="more flags for it when it goes on, as one string")
     parser.add_argument(
-        "--finetune-flags", default="", help="more flags for finetune.py with all labels, as one string"
+        "--extra",
+        action="append",
+        default=[],
+        metavar='"WHERE: FLAGS"',
+        help=f"{', '.join(PLACES[:-1])} or {PLACES[-1]}",
     )
-    parser.add_argument("--few-flags", default="", help="more flags for finetune.py with few labels, as one string")
     parser.add_argument("--max-minutes", type=float, help="save and exit with code 75 then; the same command goes on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning and of the choice of labels")
     return parser
 
 
 def main(args: argparse.Namespace) -> dict:
+    check_extra(args, PLACES)
     runs, started = Path(args.output_dir), time.monotonic()
     mae, probe, tuned = name_folders(args)
 
@@ -82,9 +91,16 @@ def main(args: argparse.Namespace) -> dict:
 
     pretrained = Path(args.weights) if args.weights else runs / "pretrain"
     if not args.weights:
-        stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *args.pretrain_flags.split())
+        stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *extra_flags(args, "pretrain"))
         if args.contrast_epochs:
-            more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST, *args.contrast_flags.split()]
+            more = [
+                "--weights",
+                pretrained,
+                "--epochs",
+                args.contrast_epochs,
+                *CONTRAST,
+                *extra_flags(args, "contrast"),
+            ]
             stage(pretrain, "contrast", *more)
             pretrained = runs / "contrast"
     halve(pretrained, mae)
@@ -122,10 +138,10 @@ def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: i
     for labels, share in LABELS.items():
         some = ["--weights", mae, "--label-fraction", share]
         if share == 1:
-            batch_size, more = BATCH_SIZE, args.finetune_flags.split()
+            batch_size = BATCH_SIZE
             lengths = {"finetune": args.finetune_epochs, "scratch": scratch_epochs}
         else:
-            batch_size, more = max(2, min(128, round(share * num_images) // 8 * 2)), args.few_flags.split()
+            batch_size = max(2, min(128, round(share * num_images) // 8 * 2))
             lengths = dict.fromkeys(("finetune", "scratch"), round(args.few_images / (share * num_images)))
         for seed in args.seeds:
             is_first, suffix = seed == args.seeds[0], name_seed(args, seed)
@@ -133,7 +149,8 @@ def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: i
                 probes[f"probe_{labels}{suffix}"] = linear_probe, seed, [*some, *["--controls"] * (share == 1)]
             for start, epochs in lengths.items():
                 if is_first or (start, share) != ("scratch", 1):
-                    flags = [*some, "--batch-size", batch_size, "--epochs", epochs, *more]
+                    flags = [*some, "--batch-size", batch_size, "--epochs", epochs]
+                    flags += extra_flags(args, "finetune", labels)
                     flags += ["--from-scratch"] if start == "scratch" else []
                     trainings[f"{start}_{labels}{suffix}"] = finetune, seed, flags
     return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}
@@ -243,7 +260,7 @@ def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, d
 
 def count_cost(args: argparse.Namespace, mae: Path, pretrainings: list[Path]) -> dict:
     """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
-    patch_drop = finetune.parse().parse_args(args.finetune_flags.split()).patch_drop
+    patch_drop = finetune.parse().parse_args(extra_flags(args, "finetune", "all")).patch_drop
     flops = count_flops(mae, patch_drop=patch_drop)
     passes = sum(count_passes(run) for run in pretrainings)
     matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])

@@ -316,14 +316,19 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
 def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp_path):
     light = "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"
     flags = ["--data", "digits", "--pretrain-epochs", 1, "--contrast-epochs", 1, "--finetune-epochs", 2,
-             "--few-images", 200, "--contrast-flags", "--batch-size 64 --no-flip --crop none --warmup-epochs 1",
+             "--few-images", 200, "--extra", "contrast: --batch-size 64 --no-flip --crop none --warmup-epochs 1",
              "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
-             "--pretrain-flags", " ".join([*MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
-             "--finetune-flags", light, "--few-flags", light]  # fmt: skip
+             "--extra", " ".join(["pretrain:", *MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
+             "--extra", f"finetune: {light}", "--extra", "10: --layer-decay 0.8"]  # fmt: skip
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)
     assert len(list((tmp_path / "runs").glob("*/results.json"))) == 14  # none is left out
+    decays = {}
+    for labels in ("all", "10"):
+        recorded = json.loads((tmp_path / "runs" / f"finetune_{labels}" / "args.json").read_text())["arguments"]
+        decays[labels] = recorded["layer_decay"]
+    assert decays == {"all": 0.75, "10": 0.8}
     assert summary["pretraining_passes"] == 3  # one epoch of one view, one of two
     weights = tmp_path / "weights"
     assert {tensor.dtype for tensor in load_file(weights / "vit-t-mae" / "model.safetensors").values()} == {

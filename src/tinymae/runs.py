@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import timm
 import torch
@@ -224,32 +223,6 @@ def require_same_arguments(folder: Path, arguments: dict) -> None:
         was_now = ((name, old.get(name), arguments.get(name)) for name in names)
         changes = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in was_now)
         raise InputError(f"output_dir {folder} holds another run ({changes}): choose another folder, or --overwrite")
-
-
-def finished_results(args: argparse.Namespace) -> dict | None:
-    """The results.json of the run with these arguments in their output_dir, or None if it is not finished.
-
-    Raises InputError if the folder holds a run with other arguments.
-    """
-    folder = Path(args.output_dir)
-    require_same_arguments(folder, recorded_arguments(args))
-    return read_json(folder / "results.json") if (folder / "results.json").exists() else None
-
-
-def run_stage(script: ModuleType, folder: str | Path, *flags) -> dict:
-    """The results of a script's run with these flags in `folder`: read if it has ended there, else made.
-
-    `script` is an imported script with `parse` and `main`. Raises InputError if the folder holds another run.
-    """
-    args = script.parse().parse_args([*map(str, flags), "--output-dir", str(folder)])
-    settle_precision(args)
-    if hasattr(script, "complete_arguments"):  # the flags that a run records are not yet all there
-        script.complete_arguments(args)
-    results = finished_results(args)
-    if results is None:
-        print(f"\n=== {folder}", flush=True)
-        results = script.main(args)
-    return results
 
 
 def move_aside(folder: Path) -> None:

@@ -1,0 +1,40 @@
+"""Scripts that run other scripts: each stage in a folder of its own, done once, with flags passed on to it."""
+
+import argparse
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from .files import InputError, read_json
+from .runs import recorded_arguments, require_same_arguments, settle_precision
+
+
+def run_stage(script: ModuleType, folder: str | Path, *flags) -> dict:
+    """The results of a script's run with these flags in `folder`: read if it has ended there, else made.
+
+    `script` is an imported script with `parse` and `main`. Raises InputError if the folder holds another run.
+    """
+    args = script.parse().parse_args([*map(str, flags), "--output-dir", str(folder)])
+    settle_precision(args)
+    if hasattr(script, "complete_arguments"):  # the flags that a run records are not yet all there
+        script.complete_arguments(args)
+    folder = Path(folder)
+    require_same_arguments(folder, recorded_arguments(args))
+    if (folder / "results.json").exists():
+        return read_json(folder / "results.json")
+    print(f"\n=== {folder}", flush=True)
+    return script.main(args)
+
+
+def check_extra(args: argparse.Namespace, places: Iterable[str]) -> None:
+    """Raises InputError for an --extra that does not begin with one of the places and a colon."""
+    for extra in args.extra:
+        if ":" not in extra or extra.split(":")[0] not in places:
+            raise InputError(f"extra {extra!r} does not begin with one of {', '.join(sorted(places))}, and a colon")
+
+
+def extra_flags(args: argparse.Namespace, *places: str) -> list[str]:
+    """What --extra "WHERE: FLAGS" gives to these places, in their order."""
+    pairs = [extra.split(":", 1) for extra in args.extra]
+    return [word for place in places for where, flags in pairs if where == place for word in shlex.split(flags)]
