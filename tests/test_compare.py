@@ -243,6 +243,7 @@ def test_the_grid_gives_each_family_what_it_has():
     [
         (["--models", "mae"], "give --minutes or --epochs"),
         (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea: --beta 1' does not begin with one of"),
+        (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with one of"),
         (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
         (["--epochs", "1", "--data", "a/digits", "digits"], "two have one name"),
     ],
