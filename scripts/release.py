@@ -93,15 +93,8 @@ def main(args: argparse.Namespace) -> dict:
     if not args.weights:
         stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *extra_flags(args, "pretrain"))
         if args.contrast_epochs:
-            more = [
-                "--weights",
-                pretrained,
-                "--epochs",
-                args.contrast_epochs,
-                *CONTRAST,
-                *extra_flags(args, "contrast"),
-            ]
-            stage(pretrain, "contrast", *more)
+            more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST]
+            stage(pretrain, "contrast", *more, *extra_flags(args, "contrast"))
             pretrained = runs / "contrast"
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
