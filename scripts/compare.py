@@ -134,10 +134,9 @@ def check(args: argparse.Namespace) -> None:
         args.finetune_minutes, args.finetune_epochs = args.minutes, args.epochs
     if len({data_name(data) for data in args.data}) < len(args.data):
         raise InputError(f"data {' '.join(args.data)}: two have one name, and would share a folder; rename one")
-    check_extra(args, {*MODELS, "pretrain", "finetune"})
+    check_extra(args, dict.fromkeys([*MODELS, "pretrain"], pretrain) | {"finetune": finetune})
     if args.search:
         require_optuna()
-    finetune.parse().parse_args(extra_flags(args, "finetune"))
     for data in args.data:
         plan(args, data, {})
 

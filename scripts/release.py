@@ -45,7 +45,7 @@ PRETRAIN = ["--optimizer", "muon"]
 CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]
 BATCH_SIZE = 512  # in fine-tuning; with few labels a quarter of them, up to 128
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
-PLACES = ["pretrain", "contrast", "finetune", *LABELS]  # where --extra puts flags
+PLACES = {"pretrain": pretrain, "contrast": pretrain, **dict.fromkeys(["finetune", *LABELS], finetune)}  # of --extra
 KINDS = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
 NUM_FIXED = 1000  # of the test pictures, for tests that cannot look at all
 
@@ -66,11 +66,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--scratch-epochs", type=int, help="with all labels (default: what costs as much in all)")
     parser.add_argument("--few-images", type=int, default=1_000_000, help="seen in a run with few labels")
     parser.add_argument(
-        "--extra",
-        action="append",
-        default=[],
-        metavar='"WHERE: FLAGS"',
-        help=f"{', '.join(PLACES[:-1])} or {PLACES[-1]}",
+        "--extra", action="append", default=[], metavar='"WHERE: FLAGS"', help=f"WHERE is one of {', '.join(PLACES)}"
     )
     parser.add_argument("--max-minutes", type=float, help="save and exit with code 75 then; the same command goes on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning and of the choice of labels")

@@ -254,6 +254,13 @@ def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("extra", ["finetune: --no-such-flag", "vae: --epochs many"])
+def test_flags_that_a_stage_would_refuse_later_are_refused_at_once(extra, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "new", "--epochs", "1", "--extra", extra)
+    assert f'--extra "{extra.split(":")[0]}: ..."' in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_other_arguments_are_refused(compared):
     folder, *_ = compared
     with pytest.raises(InputError, match="epochs was 1, now 2"):

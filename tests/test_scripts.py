@@ -320,6 +320,9 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
              "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
              "--extra", " ".join(["pretrain:", *MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
              "--extra", f"finetune: {light}", "--extra", "10: --layer-decay 0.8"]  # fmt: skip
+    with pytest.raises(SystemExit):  # not after pretraining
+        run(release, *flags, "--extra", "1: --no-such-flag")
+    assert not (tmp_path / "runs").exists()
     with pytest.raises(Stopped):
         run(release, *flags, "--max-minutes", 0)
     summary = run(release, *flags)

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,11 +26,19 @@ def run_stage(script: ModuleType, folder: str | Path, *flags) -> dict:
     return script.main(args)
 
 
-def check_extra(args: argparse.Namespace, places: Iterable[str]) -> None:
-    """Raises InputError for an --extra that does not begin with one of the places and a colon."""
+def check_extra(args: argparse.Namespace, places: dict[str, ModuleType]) -> None:
+    """Refuse, before anything is trained, an --extra that its script would refuse hours later.
+
+    `places` names the script of each place. Raises InputError for an --extra that does not begin with a place and a
+    colon; flags that the script does not know end the process, as argparse does.
+    """
     for extra in args.extra:
-        if ":" not in extra or extra.split(":")[0] not in places:
+        where, colon, flags = extra.partition(":")
+        if not colon or where not in places:
             raise InputError(f"extra {extra!r} does not begin with one of {', '.join(sorted(places))}, and a colon")
+        parser = places[where].parse()
+        parser.prog, parser.usage = f'--extra "{where}: ..."', f"flags of {places[where].__name__}.py"
+        parser.parse_args(shlex.split(flags))
 
 
 def extra_flags(args: argparse.Namespace, *places: str) -> list[str]:
