@@ -30,12 +30,12 @@ import pretrain
 
 from tinymae import InputError
 from tinymae.comparison import cell_rows, pixel_row, write_tables
-from tinymae.data import load_dataset
+from tinymae.data import load_dataset, require_labels
 from tinymae.files import lock_folder
 from tinymae.report import write_report
 from tinymae.runs import Diverged, move_aside, run_script, settle_precision
 from tinymae.search import as_flags, require_optuna, search, search_space
-from tinymae.stages import check_extra, extra_flags, run_stage
+from tinymae.stages import check_extra, extra_flags, require_distinct, run_stage
 
 # What --models offers: the family, and the flags that make a variant of it.
 MODELS = {name: (name, []) for name in pretrain.MODELS} | {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}
@@ -114,9 +114,9 @@ def main(args: argparse.Namespace) -> list[dict]:
                 except Diverged as error:  # no reason to lose the others
                     print(error)
                     diverged.append(f"{cell.folder}/seed{seed}")
-                tables = write_tables(rows, folder)
+                tables = write_tables(rows, folder, diverged)
         print("\n" + tables[1].read_text(encoding="utf-8"))
-        report = write_report(rows, folder / "report.html", loader(args))
+        report = write_report(rows, folder / "report.html", loader(args), diverged)
     print("wrote " + "\n      ".join(map(str, [*tables, report])))
     if diverged:
         raise InputError(
@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> list[dict]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse, before anything is trained, what could only fail hours later."""
+    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models."""
     settle_precision(args)  # once, as the folders of the stages compare it
     if args.minutes is None and args.epochs is None:
         raise InputError("give --minutes or --epochs, the length of each pretraining")
@@ -135,10 +135,28 @@ def check(args: argparse.Namespace) -> None:
     if len({data_name(data) for data in args.data}) < len(args.data):
         raise InputError(f"data {' '.join(args.data)}: two have one name, and would share a folder; rename one")
     check_extra(args, dict.fromkeys([*MODELS, "pretrain"], pretrain) | {"finetune": finetune})
+    require_distinct("seeds", args.seeds)
     if args.search:
         require_optuna()
+        if args.trials < 1:
+            raise InputError(f"trials {args.trials} is below 1")
+    shape = None
     for data in args.data:
-        plan(args, data, {})
+        val_set = None
+        for cell in plan(args, data, {}):
+            sizes = {"image_size": cell.settings.image_size, "channels": cell.settings.in_channels}
+            if (shape := shape or sizes) != sizes:
+                raise InputError(
+                    f"extra gives {cell.model} pictures of {sizes}, others {shape}: they are compared on the same "
+                    "pictures, so give that to 'pretrain'"
+                )
+            val_set = val_set or loader(args)(data, "val", **sizes)
+            require_labels(data, val=val_set)
+            if not (cell.settings.weights or args.search):  # a search will change the settings
+                try:
+                    pretrain.create_model(cell.settings, val_set, None)
+                except InputError as error:
+                    raise InputError(f"model {cell.model} on {data}: {error}") from None
 
 
 def plan(args: argparse.Namespace, data: str, tuned: dict[str, dict]) -> list[Cell]:

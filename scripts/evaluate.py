@@ -62,6 +62,12 @@ def evaluate_classifier(args: argparse.Namespace, model: Classifier, dataset, ac
             f"weights {args.weights} tell {len(model.classes)} classes apart, data set {args.data} has "
             f"{len(dataset.classes)}"
         )
+    for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
+        if name in model.classes and model.classes.index(name) != place:
+            raise InputError(
+                f"data set {args.data} counts {name!r} as class {place}, weights {args.weights} as class "
+                f"{model.classes.index(name)}: give it the same class folders"
+            )
     run = Run(args, accelerator)
     run.list_skipped(dataset)
     extract = partial(evaluate.map_dataset, device=accelerator.device, batch_size=args.batch_size, desc="logits")

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> list[Path]:
     if args.format == "timm":
         export_timm(args.weights, folder)
     elif args.format == "web":
-        model = load_autoencoder(args.weights)
-        classifier = load_classifier(args.classifier) if args.classifier else None
+        model = load_vit(args.weights)
+        classifier = load_vit_classifier(args.classifier) if args.classifier else None
         write_page(model, folder, samples=read_samples(args.samples, model), classifier=classifier)
     else:
         for name, graph in load_graphs(args).items():
@@ -69,15 +69,26 @@ def main(args: argparse.Namespace) -> list[Path]:
 def load_graphs(args: argparse.Namespace) -> dict:
     """What a weights folder can do, by the names of the files."""
     if kind_of(args.weights) == "classifier":
-        classifier = load_classifier(args.weights)
-        if not isinstance(classifier, Classifier):
-            raise InputError(f"weights {args.weights}: only a ViT's classifier can be exported")
-        return {"classifier": ClassifierGraph(classifier)}
-    model = load_autoencoder(args.weights)
-    if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"weights {args.weights}: only --model mae can be exported, not a {type(model).__name__}")
+        return {"classifier": ClassifierGraph(load_vit_classifier(args.weights))}
+    model = load_vit(args.weights)
     encoder = EncoderGraph(model, pool=args.pool, normalised=args.normalised)
     return {"encoder": encoder, "reconstruction": ReconstructionGraph(model)}
+
+
+def load_vit(folder: str) -> MaskedAutoencoder:
+    """The autoencoder of a folder. Raises InputError for another family."""
+    model = load_autoencoder(folder)
+    if not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"weights {folder}: only --model mae can be exported, not a {type(model).__name__}")
+    return model
+
+
+def load_vit_classifier(folder: str) -> Classifier:
+    """The classifier of a folder. Raises InputError for one of another family."""
+    classifier = load_classifier(folder)
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"weights {folder}: only a ViT's classifier can be exported")
+    return classifier
 
 
 if __name__ == "__main__":

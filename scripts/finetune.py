@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tinymae import InputError, MaskedAutoencoder, evaluate, figures
 from tinymae.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from tinymae.data import Batch, Dataset, few_labels
+from tinymae.data import Batch, Dataset, few_labels, require_labels
 from tinymae.randomness import Draws, derive_seed, use_sample_drop_path, use_sample_patch_drop
 from tinymae.runs import (
     Run,
@@ -47,7 +47,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--eval-every", type=int, default=5, help="epochs between validations (default: %(default)s)")
     parser.add_argument("--no-test", action="store_true", help="leave the test split out: for choosing on validation")
     add_run_arguments(parser, output_dir="runs/finetune")
-    add_training_arguments(parser, epochs=100, warmup_epochs=5, batch_size=512, base_lr=1e-3, weight_decay=0.05)
+    add_training_arguments(parser, epochs=100, batch_size=512, base_lr=1e-3, weight_decay=0.05)
     add_model_arguments(parser)
 
     regularisation = parser.add_argument_group("regularisation")
@@ -82,6 +82,8 @@ def main(args: argparse.Namespace) -> dict:
         raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
     if not 0 <= args.patch_drop < 1:
         raise InputError(f"patch_drop {args.patch_drop} is outside [0, 1)")
+    if args.batch_size % 2 and (args.mixup or args.cutmix):
+        raise InputError(f"batch_size {args.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0")
     accelerator = create_training_accelerator(args)
     device = accelerator.device
     torch.manual_seed(derive_seed(args.seed, "weights"))
@@ -92,8 +94,7 @@ def main(args: argparse.Namespace) -> dict:
     load = dataset_loader(args, image_size=size, channels=channels)
     train_set, val_set = load("train").to(device), load("val").to(device)
     judged_set = val_set if args.no_test else load("test").to(device)
-    if train_set.labels is None:
-        raise InputError(f"data set {args.data} has no labels: fine-tuning needs class sub-folders")
+    require_labels(args.data, train=train_set, val=val_set, **({} if args.no_test else {"test": judged_set}))
     train_set = train_set.subset(few_labels(train_set.labels, args.label_fraction, args.seed))
     classes = train_set.classes
 
@@ -126,11 +127,11 @@ def main(args: argparse.Namespace) -> dict:
     layer_decay = args.layer_decay if isinstance(model, Classifier) and not args.from_scratch else 1.0
     groups = parameter_groups(trained, weight_decay=args.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer(args.optimizer, groups, betas=(0.9, 0.999))
-    if args.compile:
-        model.compile_core()
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
     ema = ModelEmaV3(bare_model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    if args.compile:  # a copy made after this would run the original's weights
+        bare_model.compile_core()
     start_step, minutes = run.resume(model=bare_model, optimizer=optimizer, ema=ema)
     schedule = create_schedule(args, steps_per_epoch=steps_per_epoch, minutes_before=minutes)
     run.start(schedule, step=start_step, steps_per_epoch=steps_per_epoch, batch_size=args.batch_size)

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from sklearn.metrics import confusion_matrix
 
-from tinymae import InputError, MaskedAutoencoder, evaluate, figures
-from tinymae.data import Dataset, few_labels
+from tinymae import MaskedAutoencoder, evaluate, figures
+from tinymae.data import Dataset, few_labels, require_labels
 from tinymae.files import digest, write_tensors
 from tinymae.randomness import derive_seed
 from tinymae.runs import Run, add_run_arguments, create_accelerator, dataset_loader, run_script
@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> dict:
     judged = "val" if args.no_test else "test"
     splits = {split: load(split).to(device) for split in dict.fromkeys(("train", "val", judged))}
     require_channels(splits["train"], model.in_channels)
-    if splits["train"].labels is None:
-        raise InputError(f"data set {args.data} has no labels: a probe needs class sub-folders")
+    require_labels(args.data, **splits)
     splits["train"] = splits["train"].subset(few_labels(splits["train"].labels, args.label_fraction, args.seed))
     run = Run(args, accelerator)
     run.list_skipped(*splits.values())

@@ -71,7 +71,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="cifar10", help="cifar10, cifar100, mnist, digits or a folder of images")
     parser.add_argument("--model", choices=MODELS, default="mae", help="family of autoencoder (default: %(default)s)")
     add_run_arguments(parser, output_dir="runs/pretrain")
-    add_training_arguments(parser, epochs=400, warmup_epochs=20, batch_size=512, base_lr=1e-3, weight_decay=0.05)
+    add_training_arguments(parser, epochs=400, batch_size=512, base_lr=1e-3, weight_decay=0.05)
 
     model = add_model_arguments(parser)
     model.add_argument("--weights", help="go on from this model; what it has replaces the defaults (mae)")
@@ -292,7 +292,7 @@ def look_at(
         if run.is_main:
             model.eval()
             with accelerator.autocast():
-                if train_set.labels is not None:
+                if train_set.labels is not None and val_set.labels is not None:
                     encode = partial(evaluate.map_dataset, model.encode, device=accelerator.device)
                     classes = evaluate.knn_predict(
                         encode(train_set), train_set.labels.cpu(), encode(val_set), num_classes=len(train_set.classes)

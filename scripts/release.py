@@ -30,14 +30,14 @@ import pretrain
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinymae import InputError, figures, load_dataset
 from tinymae import evaluate as scoring
-from tinymae import figures, load_dataset
 from tinymae.cards import write_card
 from tinymae.data import Dataset, few_labels, pick
-from tinymae.files import read_json, read_metrics, write_json
+from tinymae.files import digest, read_json, read_metrics, read_tensors, write_json
 from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
 from tinymae.runs import run_script
-from tinymae.stages import check_extra, extra_flags, run_stage
+from tinymae.stages import check_extra, extra_flags, require_distinct, run_stage
 from tinymae.train import choose_attention
 from tinymae.weights import build_classifier, halve, load_autoencoder, load_classifier, save_head
 
@@ -75,6 +75,7 @@ def parse() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     check_extra(args, PLACES)
+    require_distinct("seeds", args.seeds)
     runs, started = Path(args.output_dir), time.monotonic()
     mae, probe, tuned = name_folders(args)
 
@@ -92,10 +93,13 @@ def main(args: argparse.Namespace) -> dict:
             more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST]
             stage(pretrain, "contrast", *more, *extra_flags(args, "contrast"))
             pretrained = runs / "contrast"
+    require_same_weights(pretrained, runs)
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
     cost = count_cost(args, mae, pretrainings)
-    train, test = (load_dataset(args.data, split, data_dir=args.data_dir) for split in ("train", "test"))
+    released = load_autoencoder(mae)
+    pictures = {"data_dir": args.data_dir, "image_size": released.image_size, "channels": released.in_channels}
+    train, test = (load_dataset(args.data, split, **pictures) for split in ("train", "test"))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
     for name, (script, seed, flags) in plan(args, mae, len(train), cost["scratch_epochs"]).items():
@@ -131,7 +135,7 @@ def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: i
             lengths = {"finetune": args.finetune_epochs, "scratch": scratch_epochs}
         else:
             batch_size = max(2, min(128, round(share * num_images) // 8 * 2))
-            lengths = dict.fromkeys(("finetune", "scratch"), round(args.few_images / (share * num_images)))
+            lengths = dict.fromkeys(("finetune", "scratch"), max(1, round(args.few_images / (share * num_images))))
         for seed in args.seeds:
             is_first, suffix = seed == args.seeds[0], name_seed(args, seed)
             if is_first or share < 1:  # with all labels, nothing in a probe is drawn
@@ -149,6 +153,14 @@ def name_folders(args: argparse.Namespace) -> list[Path]:
     """Where the autoencoder, its linear probe and the fine-tuned classifier are released."""
     weights = Path(args.publish_dir) / "weights"
     return [weights / f"{args.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained")]
+
+
+def require_same_weights(pretrained: Path, runs: Path) -> None:
+    """Raises InputError if the stages in `runs` are of other weights: their arguments tell only a folder's name."""
+    file, found = runs / "weights.json", {"sha256": digest(read_tensors(pretrained / "model.safetensors"))}
+    if file.exists() and read_json(file) != found:
+        raise InputError(f"output_dir {runs} holds stages of other weights than {pretrained}: choose another folder")
+    write_json(file, found)
 
 
 def name_seed(args: argparse.Namespace, seed: int) -> str:
@@ -203,7 +215,7 @@ def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path
         (tuned, runs / "finetune_all", origin, tuned_scores),
     ):
         remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
-        write_card(folder, run=run, scores=scores, remarks=remarks)
+        write_card(folder, run=run, scores=scores, remarks=remarks, licence="MIT")
 
 
 def tell_spread(cell: dict) -> str:
@@ -301,12 +313,12 @@ def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
 
 def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
     """The logs behind the released weights, their control and few labels, and the pictures, into the repository."""
-    runs, root = Path(args.output_dir), Path(args.publish_dir)
+    runs, root, data = Path(args.output_dir), Path(args.publish_dir), Path(args.data).name
     panels = {
         "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
         "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
     }  # fmt: skip
-    title = f"pretraining on {args.data}"
+    title = f"pretraining on {data}"
     figures.training_curves(join_metrics(pretrainings), panels, runs / "curves.png", title)
     sources = {
         "linear-probe": runs / "probe_all", "classifier-pretrained": runs / "finetune_all",
@@ -332,8 +344,8 @@ def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
     }  # fmt: skip
     for name, folder in pictures.items():
         file = folder / name
-        shutil.copy(file, root / "assets" / f"{file.stem}_{args.data}{file.suffix}")
-    shutil.copy(runs / "finetune_all" / "curves.png", root / "assets" / f"finetune_curves_{args.data}.png")
+        shutil.copy(file, root / "assets" / f"{file.stem}_{data}{file.suffix}")
+    shutil.copy(runs / "finetune_all" / "curves.png", root / "assets" / f"finetune_curves_{data}.png")
 
 
 def print_table(found: dict[str, dict]) -> None:

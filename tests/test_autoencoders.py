@@ -252,7 +252,24 @@ def test_nothing_of_a_hidden_patch_reaches_the_answer(encoder, images):
     other = torch.where(hidden, torch.randint(0, 256, images.shape, dtype=torch.uint8), images)
     assert torch.equal(model.reconstruct(other, mask).images[hidden], model.reconstruct(images, mask).images[hidden])
     visible = ~hidden
-    torch.testing.assert_close(model.reconstruct(images, mask).images[visible], (images / 255)[visible])
+    shown = model.reconstruct(images, mask)
+    torch.testing.assert_close(shown.images[visible], (images / 255)[visible])
+    assert torch.equal(shown.images[hidden], shown.prediction[hidden])
+    assert (shown.patch_error > 0).all()  # of the model's own pixels, in visible patches too
+    for refused, message in ((torch.ones_like(mask), "hides all"), (torch.zeros_like(mask), "hides no patch")):
+        with pytest.raises(InputError, match=message):
+            model(images, refused)
+    with pytest.raises(InputError, match="hides all"):
+        model.reconstruct(images, torch.ones_like(mask))
+
+
+def test_a_place_that_covers_a_visible_patch_is_visible():
+    model = build("masked_conv", image_size=(32, 48), patch_size=(8, 2), stem_size=4, decoder_dim=8)
+    mask, places = torch.zeros(1, 4, 24, dtype=torch.bool), torch.Size([8, 12])
+    mask[:, :, ::2] = True  # every other column of narrow patches; a place of the first map covers two
+    assert model.shown_places(mask.flatten(1), places).min() == 1
+    mask[:, 0, :2] = True
+    assert model.shown_places(mask.flatten(1), places)[0, 0, :, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
 
 
 def test_without_a_mask_the_encoder_is_timms_own(images):
@@ -294,6 +311,8 @@ REFUSED = {
     "codebook": (VQAutoencoder, {"codebook_size": 1}, "codebook_size 1 is below 2"),
     "u-net encoder": (ResNetUNet, {"encoder": "resnet_none"}, "encoder 'resnet_none' cannot be built"),
     "conv encoder": (MaskedConvAutoencoder, {"encoder": "resnet18"}, "'resnet18' cannot be built as a timm ConvNeXt"),
+    "latent": (VariationalAutoencoder, {"latent_dim": -1}, "latent_dim -1 is below 1"),
+    "small image": (MaskedConvAutoencoder, {"image_size": 8, "stem_size": 2}, "is below 32, the last stride"),
     "stem": (MaskedConvAutoencoder, {"stem_size": 3}, "stem_size 3 is not 1, 2 or 4"),
     "patch": (MaskedConvAutoencoder, {"patch_size": 5}, "is not a multiple of patch_size 5"),
     "norm_pix_loss": (MaskedConvAutoencoder, {"loss": "l1"}, "loss 'l1' does not go with norm_pix_loss"),

@@ -14,6 +14,7 @@ import linear_probe
 import numpy as np
 import pretrain
 import pytest
+import torch
 from PIL import Image
 
 from tinymae import InputError, comparison, load_dataset, report, search
@@ -120,8 +121,7 @@ def test_the_tables_hold_what_the_stages_found(compared):
     assert f"| {float(rows['vae 8']['linear_test']):.1f} |" in line and "*raw pixels (control)*" in table
 
 
-def test_a_copy_is_no_reconstruction(tmp_path):
-    """A masked_conv pastes what it sees: with nothing hidden its error is zero, and says nothing."""
+def test_with_nothing_hidden_the_errors_are_of_the_models_own_picture(tmp_path):
     model = MaskedConvAutoencoder(image_size=8, in_channels=1, patch_size=2, decoder_dim=16)
     save_autoencoder(model, tmp_path / "pretrain")
     write_json(tmp_path / "pretrain" / "args.json", {"arguments": {"latent_dim": None, "loss": "mse"}})
@@ -133,7 +133,10 @@ def test_a_copy_is_no_reconstruction(tmp_path):
     weights = ["--weights", str(tmp_path / "pretrain")]
     found = evaluate.main(evaluate.parse().parse_args([*arguments, str(tmp_path / "evaluate"), *weights]))
     row = comparison.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
-    assert found["full"]["mse"] == 0 and "mse" not in row and row["mse_masked"] == found["masked"]["mse"] > 0
+    digits = load_dataset("digits", "test").images
+    own = model.eval().reconstruct(digits, torch.zeros(16, dtype=torch.bool)).prediction
+    assert row["mse"] == pytest.approx(float((own - digits / 255).square().mean()), rel=1e-4)
+    assert row["mse"] > 0 and row["mse_masked"] == found["masked"]["mse"] > 0
 
 
 def test_means_and_deviations_are_over_seeds():
@@ -246,6 +249,15 @@ def test_the_grid_gives_each_family_what_it_has():
         (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with one of"),
         (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
         (["--epochs", "1", "--data", "a/digits", "digits"], "two have one name"),
+        (["--epochs", "1", "--seeds", "0", "0"], "seeds 0 0: one is given twice"),
+        (["--epochs", "1", "--extra", 'mae: --data "x'], "cannot be split into flags .No closing quotation"),
+        ([*GRID, "--losses", "mse", "nonsense"], "loss 'nonsense' is not a sum of"),
+        ([*GRID, "--data", "digits", "nowhere"], "nowhere is neither one of"),
+        (
+            [*GRID, "--models", "vae", "pca", "--latent-dims", "65"],
+            "pca on digits: latent_dim 65 is not within 1",
+        ),
+        ([*GRID, "--extra", "vae: --image-size 16"], "extra gives vae pictures of .*16.* others .*None"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_path):
@@ -271,6 +283,8 @@ def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
     with pytest.raises(InputError, match="the loss of digits/vae-8/seed0 diverged: give a lower --base-lr"):
         run(tmp_path, *GRID, "--models", "vae", "--extra", "vae: --base-lr 1e30")
     assert "raw pixels" in (tmp_path / "comparison.csv").read_text()
+    for name in ("comparison.md", "report.html"):
+        assert "Left out, as a loss diverged: digits/vae-8/seed0." in (tmp_path / name).read_text()
 
 
 # ---- the search, and choosing on validation

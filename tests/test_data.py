@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,32 @@ def test_split_folders_are_the_splits(tmp_path):
     assert sizes == [18, 2, 5]
 
 
+def test_every_split_numbers_the_classes_of_train(tmp_path):
+    for name in "abc":
+        for number in range(6):
+            picture(tmp_path / "train" / name / f"{number}.png", seed=number)
+            if name != "a":
+                picture(tmp_path / "test" / name / f"{number}.png", seed=number)
+    test = load_dataset(tmp_path, "test", image_size=8)
+    assert test.classes == ["a", "b", "c"] and test.labels.tolist() == [1] * 6 + [2] * 6
+    picture(tmp_path / "test" / "d" / "0.png")
+    with pytest.raises(InputError, match="test/d is none of train's classes, a, b, c"):
+        load_dataset(tmp_path, "test", image_size=8)
+
+
+def test_splits_without_train_are_no_classes(tmp_path):
+    for part in ("val", "test"):
+        for number in range(4):
+            picture(tmp_path / part / "a" / f"{number}.png", seed=number)
+    test = load_dataset(tmp_path, "test", image_size=8)
+    assert test.classes == ["a"] and len(test) == 4
+    with pytest.raises(InputError, match="has val, test but no train, from which train would come"):
+        load_dataset(tmp_path, "train", image_size=8)
+    for number in range(4):  # beside another folder they are classes
+        picture(tmp_path / "exam" / f"{number}.png", seed=number)
+    assert load_dataset(tmp_path, "train", image_size=8).classes == ["exam", "test", "val"]
+
+
 def test_plain_images_have_no_labels(tmp_path):
     for number in range(10):
         picture(tmp_path / f"{number}.png", seed=number)
@@ -134,6 +162,10 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
         load_dataset(classes_folder, "val")
         load_dataset(classes_folder, "test")
     assert "\n" not in str(error.value)
+    shutil.rmtree(classes_folder / "bird")
+    picture(classes_folder / "preview.png")
+    with pytest.raises(InputError, match=r"pets holds images \(preview.png\) beside the folder cat"):
+        load_dataset(classes_folder)
 
 
 def test_statistics_are_numpys():

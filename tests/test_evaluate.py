@@ -88,5 +88,19 @@ def test_reconstruction_metrics():
     assert evaluate.reconstruction_metrics(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))["ssim"] < 0.9
 
 
+def test_scores_are_those_of_full_precision_under_autocast(pixels):
+    (features, labels), _, (test, _) = pixels
+    noisy = test + 0.02 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
+    images, noisy = test.view(-1, 1, 8, 8), noisy.view(-1, 1, 8, 8)
+
+    def scores():
+        classes = evaluate.knn_predict(features, labels, test, num_classes=10)
+        return classes.tolist(), evaluate.reconstruction_metrics(images, noisy)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        half = scores()
+    assert half == scores()
+
+
 def test_accuracy_is_in_percent():
     assert evaluate.accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75

@@ -11,6 +11,7 @@ from PIL import Image
 from test_scripts import refused, run
 
 from tinymae import InputError, MaskedAutoencoder
+from tinymae.autoencoders.conv import ConvAutoencoder
 from tinymae.export import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
 from tinymae.page import read_samples, write_page
 from tinymae.weights import Classifier, create_classifier, load_classifier, save_autoencoder, save_classifier
@@ -144,6 +145,10 @@ def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monke
     assert "none does not exist" in line
     line = refused(export, monkeypatch, capsys, "--weights", classifier, "--format", "web", *out)
     assert "hold a classifier" in line
+    save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
+    for form in ("onnx", "web"):
+        line = refused(export, monkeypatch, capsys, "--weights", tmp_path / "conv", "--format", form, *out)
+        assert "only --model mae can be exported, not a ConvAutoencoder" in line
     line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", "--classifier", classifier, *out)
     assert "is for --format web" in line
     (tmp_path / "file").touch()

@@ -5,8 +5,9 @@ import timm
 import torch
 from reference import cut, reference_loss
 
-from tinymae import InputError, MaskedAutoencoder, patchify, random_mask, unpatchify
+from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
 from tinymae.mae import take
+from tinymae.weights import build_classifier
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -63,7 +64,8 @@ def test_masks_follow_the_generator():
 def test_unmasked_tokens_are_timms_own_features(encoder):
     model = trained_looking(MaskedAutoencoder(encoder, image_size=16, patch_size=4, depth=2)).eval()
     images = torch.randn(2, 3, 16, 16)
-    plain = timm.create_model(encoder, img_size=16, patch_size=4, depth=2, num_classes=0).eval()
+    pool = {"global_pool": "avg", "fc_norm": False}  # the norm comes before the pooling in every encoder
+    plain = timm.create_model(encoder, img_size=16, patch_size=4, depth=2, num_classes=0, **pool).eval()
     plain.load_state_dict(model.encoder.state_dict(), strict=True)
     with torch.no_grad():
         expected = plain.forward_features(images)
@@ -242,6 +244,36 @@ def test_pooling():
     torch.testing.assert_close(model.encode(images), tokens[:, 1:].mean(1))
     with pytest.raises(InputError, match="pool 'max'"):
         model.encode(images, pool="max")
+    registers = small_model(encoder="vit_betwixt_patch16_reg4_gap_256").eval()
+    with pytest.raises(InputError, match="has no cls token"):
+        registers.encode(images, pool="cls")
+
+
+@pytest.mark.parametrize("encoder", ["vit_betwixt_patch16_reg4_gap_256", "vit_base_patch16_siglip_224"])
+def test_an_encoder_with_a_head_of_its_own_leaves_it_out_and_can_be_classified(encoder, tmp_path):
+    model = MaskedAutoencoder(encoder, image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).eval()
+    images = torch.rand(2, 3, 8, 8)
+    model(images).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert unused == []
+    classifier = build_classifier(model, classes=["cat", "dog"]).eval()
+    torch.testing.assert_close(classifier.vit.head(model.encode(images)), classifier(images))
+    export_timm(model, tmp_path)
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+@pytest.mark.parametrize("encoder", ["deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224"])
+def test_an_encoder_that_is_no_plain_vit_is_refused(encoder):
+    with pytest.raises(InputError, match=f"encoder '{encoder}'"):
+        MaskedAutoencoder(encoder, image_size=32, patch_size=8)
+
+
+def test_floats_of_any_width_are_taken_and_other_integers_refused():
+    model = small_model().eval()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(model.encode(images), model.encode(images.float()))
+    with pytest.raises(InputError, match="images are torch.int64: give torch.uint8"):
+        model.encode(images.long())
 
 
 def test_positions_start_as_sines_and_cosines():

@@ -186,6 +186,12 @@ def test_metrics_cut_short_by_a_kill_are_mended_on_resuming(tmp_path):
     assert run.metrics == rows[:2]
 
 
+def test_metrics_of_an_attempt_without_a_checkpoint_are_not_kept(tmp_path):
+    run = run_in(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "loss": 1.0}\n{"step": 2, "lo')
+    assert run.resume(model=torch.nn.Linear(64, 64)) == (0, 0.0) and run.metrics == []
+
+
 # ---- pictures
 
 

@@ -21,6 +21,7 @@ import torch
 from conftest import SCRIPTS
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset
 from tinymae.runs import PAUSED, Stopped, run_script
@@ -41,7 +42,7 @@ MODEL = [
     "--decoder-depth",
     "1",
 ]
-SHORT = ["--batch-size", "64", "--epochs", "2", "--warmup-epochs", "1", "--no-flip", "--log-every", "5"]
+SHORT = ["--batch-size", "64", "--epochs", "2", "--warmup-epochs", "0.5", "--no-flip", "--log-every", "5"]
 
 
 def run(script, *arguments):
@@ -101,15 +102,13 @@ def test_a_runs_card_tells_what_it_recorded_and_travels_to_the_hub_with_the_weig
     results = json.loads((pretrained / "results.json").read_text())
     assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "Settings: " in card and "epochs 2" in card
     digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
-    assert digest in card and "license: mit" in card and "(reconstructions.png)" in card
+    assert digest in card and "license" not in card and "(reconstructions.png)" in card
     MaskedAutoencoder.from_pretrained(pretrained).save_pretrained(tmp_path)  # what push_to_hub uploads
     assert (tmp_path / "README.md").read_text() == card and (tmp_path / "reconstructions.png").exists()
     assert (tmp_path / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
 
 
 def test_tensorboard_holds_the_curves_and_pictures(pretrained):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(pretrained / "tensorboard")).Reload()
     assert {"loss", "learning_rate", "grad_norm", "images_per_second", "knn_val"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["reconstructions"]
@@ -297,7 +296,7 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
     data = [*DIGITS, "--seed", 3]
     once = [*SHORT, "--epochs", 1, "--base-lr", "4e-3"]
     results = run(pretrain, *data, *once, "--model", model, *FAMILIES[model], "--output-dir", weights)
-    assert results["knn_val"] > 25 and np.asarray(Image.open(weights / "reconstructions.png")).std() > 10
+    assert results["knn_val"] > 20 and np.asarray(Image.open(weights / "reconstructions.png")).std() > 10
     last = metrics(weights)[-2] if model != "pca" else {}
     for term in {"vae": ["kl", "reconstruction_loss"], "vqvae": ["perplexity", "commitment"]}.get(model, []):
         assert last[term] > 0
@@ -314,11 +313,11 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
 
 
 def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp_path):
-    light = "--no-flip --warmup-epochs 1 --ema-decay 0 --mixup 0 --cutmix 0"
+    light = "--no-flip --ema-decay 0 --mixup 0 --cutmix 0"
     flags = ["--data", "digits", "--pretrain-epochs", 1, "--contrast-epochs", 1, "--finetune-epochs", 2,
-             "--few-images", 200, "--extra", "contrast: --batch-size 64 --no-flip --crop none --warmup-epochs 1",
+             "--few-images", 200, "--extra", "contrast: --batch-size 64 --no-flip --crop none",
              "--output-dir", tmp_path / "runs", "--publish-dir", tmp_path,
-             "--extra", " ".join(["pretrain:", *MODEL, "--batch-size 64 --no-flip --crop none --warmup-epochs 1"]),
+             "--extra", " ".join(["pretrain:", *MODEL, "--batch-size 64 --no-flip --crop none"]),
              "--extra", f"finetune: {light}", "--extra", "10: --layer-decay 0.8"]  # fmt: skip
     with pytest.raises(SystemExit):  # not after pretraining
         run(release, *flags, "--extra", "1: --no-such-flag")
@@ -351,7 +350,7 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     assert (tmp_path / "logs" / "vit-t-scratch" / "metrics.jsonl").exists()
     assert (tmp_path / "logs" / "vit-t-mae-part-1" / "metrics.jsonl").exists()
     card = (weights / "vit-t-mae" / "README.md").read_text()
-    assert "1. reconstruction: 1 epochs" in card and "2. contrasted views: 1 epochs" in card
+    assert "license: mit" in card and "1. reconstruction: 1 epochs" in card and "2. contrasted views: 1 epochs" in card
     assert (tmp_path / "assets" / "per_class_digits.csv").exists()
     before = (weights / "vit-t-mae" / "model.safetensors").read_bytes()
     both = run(release, *flags, "--seeds", 0, 1)
@@ -361,6 +360,9 @@ def test_a_release_is_made_from_measured_figures_and_goes_on_where_it_paused(tmp
     assert both["test"]["scratch_all"]["n"] == 1
     card = (weights / "vit-t-mae" / "README.md").read_text()
     assert f"fine-tuned, 1 % of the labels, mean of 2 seeds (deviation {np.std(tuned, ddof=1):.2f})" in card
+    assert (weights / "vit-t-mae" / "model.safetensors").read_bytes() == before
+    with pytest.raises(InputError, match="holds stages of other weights than"):
+        run(release, *flags, "--weights", tmp_path / "runs" / "pretrain")
     assert (weights / "vit-t-mae" / "model.safetensors").read_bytes() == before
 
 
@@ -435,7 +437,41 @@ def test_a_loss_that_explodes_stops_the_run_and_saves_nothing(tmp_path, monkeypa
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: function(*arguments))
+    results = run(finetune, "--weights", pretrained, *DIGITS, *SHORT, "--base-lr", "1e-2", "--ema-decay", 0.9,
+                  "--compile", "--output-dir", tmp_path)  # fmt: skip
+    test = load_dataset("digits", "test")
+    with torch.no_grad():
+        correct = (load_classifier(tmp_path)(test.images).argmax(1) == test.labels).double().mean()
+    assert 100 * float(correct) == pytest.approx(results["accuracy_test"])
+
+
+def save_digits(folder, splits, *, labelled=True):
+    for split in splits:
+        digits = load_dataset("digits", split)
+        for number, (image, label) in enumerate(zip(digits.images[:60], digits.labels.tolist(), strict=False)):
+            file = folder / split / (str(label) if labelled else "") / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(file)
+
+
+@pytest.mark.parametrize("script", [linear_probe, finetune])
+def test_a_split_without_labels_is_refused_before_training(script, pretrained, tmp_path, monkeypatch, capsys):
+    save_digits(tmp_path / "data", ["train", "val"])
+    save_digits(tmp_path / "data", ["test"], labelled=False)
+    flags = ["--weights", pretrained, "--data", tmp_path / "data", "--mixed-precision", "no"]
+    line = refused(script, monkeypatch, capsys, *flags, "--output-dir", tmp_path / "run")
+    assert "has no labels in test" in line and not (tmp_path / "run").exists()
+    short = ["--epochs", 1, "--batch-size", 20, "--no-flip"] if script is finetune else []
+    assert run(script, *flags, *short, "--no-test", "--output-dir", tmp_path / "run")
+
+
 BAD = {
+    "epochs": (pretrain, "--epochs 0", "epochs 0 is below 1"),
+    "log_every": (finetune, "--from-scratch --log-every 0", "log_every 0 is below 1"),
+    "an odd batch": (finetune, "--from-scratch --batch-size 33", "batch_size 33 is odd"),
+    "heads": (pretrain, "--patch-size 2 --num-heads 0", "encoder 'vit_tiny_patch16_224' cannot be built"),
     "unknown data": (pretrain, "--data nothing_here", "nothing_here is neither one of digits"),
     "batch too large": (
         pretrain,

@@ -12,10 +12,13 @@ from pathlib import Path
 import finetune
 import pretrain
 import pytest
+from accelerate import Accelerator
 from conftest import SCRIPTS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_scripts import DIGITS, MODEL, SHORT, launch, metrics, refused, run
 
 from tinymae.runs import Stopped
+from tinymae.trackers import start_trackers
 
 PRETRAIN = [*DIGITS, *MODEL, *SHORT]
 
@@ -77,11 +80,24 @@ def test_mlflow_holds_the_arguments_metrics_pictures_and_weights(mlflow, tracked
 
 
 def test_tensorboard_beside_it_is_what_it_is_alone(tracked):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(tracked / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == written(tracked).keys()
     assert events.Tags()["images"] == ["reconstructions"] and not events.Tags()["tensors"]
+
+
+def test_tensorboard_keeps_the_steps_before_a_kill_and_forgets_those_after_the_checkpoint(tmp_path):
+    for checkpoint, last in ((0, 7), (5, 8)):
+        accelerator = Accelerator(cpu=True)
+        start_trackers(accelerator, ["tensorboard"], tmp_path, step=checkpoint, arguments={}, metrics=[])
+        for step in range(checkpoint + 1, last + 1):
+            accelerator.log({"loss": 100.0 * checkpoint + step}, step=step)
+        accelerator.end_training()
+        time.sleep(1.1)  # the names of the files tell seconds
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        *((step, step) for step in range(1, 6)),
+        *((step, 500 + step) for step in range(6, 9)),
+    ]
 
 
 def test_fine_tuning_in_the_same_process_has_its_own_store_and_its_score(mlflow, tracked, tmp_path):

@@ -113,6 +113,15 @@ def test_muon_flattens_the_spectrum_of_a_matrix_update_and_leaves_the_rest_to_ad
     torch.testing.assert_close(muon["encoder.norm.bias"], adamw["encoder.norm.bias"])
 
 
+def test_muon_takes_the_same_matrices_without_weight_decay():
+    def count(weight_decay):
+        groups = parameter_groups(MaskedAutoencoder(**SIZES), weight_decay=weight_decay)
+        optimizer = create_optimizer("muon", groups, betas=(0.9, 0.95))
+        return [(group["use_fallback"], len(group["params"])) for group in optimizer.param_groups]
+
+    assert count(0.0) == count(0.05) and {fallback for fallback, _ in count(0.0)} == {True, False}
+
+
 def test_learning_rate_warms_up_then_falls_as_a_cosine():
     schedule = Schedule(peak=2.0, total_steps=100, warmup=0.1)
     rates = [schedule.learning_rate(schedule.progress(step)) for step in range(101)]

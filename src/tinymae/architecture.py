@@ -1,6 +1,7 @@
 """What a ViT's tensors tell of its architecture, and whether it is the plain ViT that other libraries know."""
 
 import math
+import warnings
 from pathlib import Path
 
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -15,6 +16,7 @@ ENCODERS = {
     192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224",
     1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224",
 }  # fmt: skip
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
 def infer_sizes(
@@ -46,7 +48,7 @@ def infer_sizes(
         "in_channels": in_channels,
         "embed_dim": embed_dim,
         "depth": count_blocks(state, "encoder.blocks"),
-        "num_heads": num_heads or guess_heads(embed_dim, known={1280: 16}, name="num_heads", source=source),
+        "num_heads": num_heads or guess_heads(embed_dim, known=HEADS, name="num_heads", source=source),
     }
 
 
@@ -56,11 +58,18 @@ def count_blocks(state: dict[str, Tensor], place: str) -> int:
 
 
 def guess_heads(width: int, *, known: dict[int, int], name: str, source: str | Path) -> int:
-    """Heads leave no trace in shapes: the known sizes', else heads 64 wide. Raises InputError if they do not divide."""
+    """Heads leave no trace in shapes: the known sizes', else, with a warning, heads 64 wide.
+
+    Raises InputError if they do not divide.
+    """
     if width in known:
         return known[width]
     if width % 64:
         raise InputError(f"{name} of {source} cannot be told, as its width {width} is no multiple of 64: give {name}")
+    warnings.warn(
+        f"{source} does not say its {name}: taken for {width // 64}, 64 wide each; give {name} if it has others",
+        stacklevel=4,
+    )
     return width // 64
 
 

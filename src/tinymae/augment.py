@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .files import InputError
 from .randomness import Draws
 
 
@@ -19,7 +20,12 @@ def random_flip(images: Tensor, draws: Draws) -> Tensor:
 
 
 def padded_crop(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Shift each image by up to `padding` pixels either way; what comes in at the border mirrors the image."""
+    """Shift each image by up to `padding` pixels either way; what comes in at the border mirrors the image.
+
+    Raises InputError for a padding that is negative, or as large as a side.
+    """
+    if not 0 <= padding < min(images.shape[2:]):
+        raise InputError(f"crop_padding {padding} is not within 0 and the {min(images.shape[2:])} pixels of a side")
     shifts = (draws.uniform(2) * (2 * padding + 1)).long().clamp(max=2 * padding) - padding  # (B, 2)
     rows, columns = (
         reflect(torch.arange(size, device=images.device) + shift[:, None], size)

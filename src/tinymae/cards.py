@@ -15,12 +15,13 @@ PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curve
 
 def write_card(
     folder: str | Path, *, run: str | Path | None = None, title: str | None = None, remarks: str = "",
-    scores: dict[str, float] | None = None,
+    scores: dict[str, float] | None = None, licence: str | None = None,
 ) -> Path:  # fmt: skip
     """Write README.md beside weights: data, recipe, cost, scores, pictures, checksum and licence. Returns its path.
 
     `run` is the folder whose args.json and results.json tell these (the weights' own by default); `remarks` is a
-    paragraph of one's own, `scores` replaces the run's, in percent. The head is metadata for the Hugging Face Hub.
+    paragraph of one's own, `scores` replaces the run's, in percent, `licence` is that of the weights ("MIT"). The head
+    is metadata for the Hugging Face Hub.
 
     Raises InputError if a file is missing or damaged.
     """
@@ -43,10 +44,11 @@ def write_card(
         if isinstance(results.get(key), int | float)
     )
     checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    hub, stated = ([f"license: {licence.lower()}"], f" {licence} licence.") if licence else ([], "")
     parts = [
-        f"---\nlicense: mit\nlibrary_name: tinymae\npipeline_tag: {task}\ntags: [tinymae, {data}]\n---",
+        "\n".join(["---", *hub, "library_name: tinymae", f"pipeline_tag: {task}", f"tags: [tinymae, {data}]", "---"]),
         f"# {title or folder.name}",
-        f"{config['architecture']}, trained on {data} with tinymae. MIT licence." + (f"\n{remarks}" if remarks else ""),
+        f"{config['architecture']}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
         f"```python\nimport tinymae\n\n{use}\n```",
         textwrap.fill(f"Settings: {told}.", 118, break_long_words=False, break_on_hyphens=False),
         f"Cost: {cost} on {recorded['device']}, torch {recorded['versions']['torch']}." if cost else "",

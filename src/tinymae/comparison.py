@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +59,6 @@ def cell_rows(folder: Path, **names) -> list[dict]:
     model = load_autoencoder(folder / "pretrain")
     scores = {"linear": results["linear"], "mlp": results["mlp"]}
     full, masked = results["evaluate"]["full"], results["evaluate"].get("masked", {})
-    if not math.isfinite(full["psnr"]):  # a masked_conv pastes what it sees: a copy, and no reconstruction
-        full = {}
     # Principal components are no parameters to an optimiser; they are what is stored nevertheless.
     tensors = list(model.parameters()) or model.state_dict().values()
     row = {
@@ -69,7 +66,7 @@ def cell_rows(folder: Path, **names) -> list[dict]:
         "parameters": sum(tensor.numel() for tensor in tensors),
         **{key: results["pretrain"][key] for key in ("minutes", "epochs")},
         **probe_columns(scores),
-        **{metric: full[metric] for metric in ("mse", "psnr", "ssim") if full},
+        **{metric: full[metric] for metric in ("mse", "psnr", "ssim")},
         **{f"{metric}_masked": masked[metric] for metric in ("mse", "psnr", "ssim") if masked},
         "mask_ratio": results["evaluate"].get("mask_ratio"), "folder": str(folder),
     }  # fmt: skip
@@ -133,20 +130,28 @@ def format_value(value: tuple[float, float | None] | None, decimals: int) -> str
     return f"{text} ± {deviation:.{decimals}f}" if deviation is not None and decimals else text
 
 
-def write_tables(rows: Sequence[dict], folder: Path) -> list[Path]:
-    """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and deviations."""
+def tell_diverged(diverged: Sequence[str]) -> str:
+    """A sentence about the cells and seeds that are in no table; nothing if there are none."""
+    return f"Left out, as a loss diverged: {', '.join(diverged)}." if diverged else ""
+
+
+def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str] = ()) -> list[Path]:
+    """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and deviations.
+
+    `diverged` are the cells and seeds that have no rows.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    contents = {"comparison.csv": text.getvalue(), "comparison.md": markdown(summarise(rows))}
+    contents = {"comparison.csv": text.getvalue(), "comparison.md": markdown(summarise(rows), tell_diverged(diverged))}
     for name, content in contents.items():
         write_bytes(folder / name, content.encode())
     return [folder / name for name in contents]
 
 
-def markdown(lines: Sequence[dict]) -> str:
-    """A table for each data set, controls in italics."""
+def markdown(lines: Sequence[dict], note: str = "") -> str:
+    """A table for each data set, controls in italics, and a note below."""
     parts = []
     for data in dict.fromkeys(line["data"] for line in lines):
         titles = [f"{column.title}{' (hidden)' if column.key.endswith('_masked') else ''}" for column in READ]
@@ -162,4 +167,6 @@ def markdown(lines: Sequence[dict]) -> str:
         'there are several. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole picture, patches at the '
         "model's own mask ratio painted in and visible ones pasted. Controls were not trained.\n"
     )
+    if note:
+        parts.append(f"{note}\n")
     return "\n".join(parts)

@@ -13,7 +13,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from .architecture import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain
+from .architecture import count_blocks, default_statistics, describe, guess_heads, infer_sizes, require_plain
 from .files import InputError, fill_strictly, read_json, write_atomically
 from .huggingface import from_transformers
 from .mae import MaskedAutoencoder
@@ -78,8 +78,9 @@ def from_official(
     Args:
         path: the file, with the weights under "model" or at its top.
         image_size: needed where the patches form no square.
-        num_heads: by default 16 for ViT-H (width 1280), else heads 64 wide, as ViT-Ti to ViT-L have them.
-        decoder_heads: by default 16 for width 512 (the paper's), else heads 64 wide.
+        num_heads: by default what `to_official` wrote beside the weights; else 16 for ViT-H (width 1280), and heads
+            64 wide for ViT-Ti to ViT-L, or, with a warning, for other widths.
+        decoder_heads: likewise; 16 for width 512 (the paper's).
         decoder_dim, decoder_depth: of the new decoder of an encoder-only file (default: the paper's 512 and 8).
         mask_ratio: as in `MaskedAutoencoder`.
         norm_pix_loss: whether it was trained so; the released ones were, but for those named "visualize".
@@ -89,7 +90,9 @@ def from_official(
         InputError: the file is missing or damaged, holds other objects or a fine-tuned classifier, or its sizes
             cannot be told or contradict an argument.
     """
-    state = {to_our_name(name): tensor for name, tensor in read_official(path).items()}
+    official, written = read_official(path)
+    num_heads, decoder_heads = num_heads or written.get("num_heads"), decoder_heads or written.get("decoder_heads")
+    state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
     found = {"decoder_dim": 512, "decoder_depth": 8}
@@ -120,9 +123,10 @@ def from_official(
 
 
 def to_official(model: MaskedAutoencoder | str | Path, path: str | Path) -> None:
-    """Write an autoencoder, or the one of a tinymae folder, as the official code's checkpoint: {"model": weights}.
+    """Write an autoencoder, or the one of a tinymae folder, as the official code's checkpoint: {"model": weights,
+    "heads": those of encoder and decoder}, the latter for `from_official`.
 
-    Heads, mean and std are not in such a file, and the official code's norm_eps is 1e-6.
+    Mean and std are not in such a file, and the official code's norm_eps is 1e-6.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,11 +141,13 @@ def to_official(model: MaskedAutoencoder | str | Path, path: str | Path) -> None
         raise InputError("model is a classifier: an official checkpoint holds an autoencoder")
     require_plain(autoencoder.encoder, "the official code")
     state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in autoencoder.state_dict().items()}
-    write_atomically(path, lambda beside: torch.save({"model": state}, beside))
+    config = {**describe(autoencoder.encoder), "decoder_heads": autoencoder.config["decoder_heads"]}
+    heads = {name: config[name] for name in ("num_heads", "decoder_heads")}
+    write_atomically(path, lambda beside: torch.save({"model": state, "heads": heads}, beside))
 
 
-def read_official(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of an official checkpoint, under its own names."""
+def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The state dict of an official checkpoint, under its own names, and the heads if `to_official` wrote it."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -161,7 +167,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} holds no weights under 'model' or at its top")
     if any(name.startswith(("head.", "fc_norm.")) for name in state):
         raise InputError(f"{path} holds a classifier (it has a head): give a checkpoint of pretraining")
-    return state
+    return state, content.get("heads", {}) if "model" in content else {}
 
 
 def to_our_name(name: str) -> str:

@@ -125,8 +125,9 @@ def load_dataset(
     `cifar10`, `cifar100`, `mnist` come from torchvision (downloaded to `data_dir` on first use), `digits` from
     scikit-learn (8x8, no network). Anything else is a folder of images: class sub-folders, or plain images without
     labels; `train`, `val` and `test` sub-folders, where there are any, are the splits, else 10 % is held out for each
-    of val and test. Folder pictures are resized to `image_size` (default 32) and centre-cropped, and have `channels`
-    1 (grey) or 3; they stay in memory up to `memory_limit_gb`, and are streamed beyond.
+    of val and test. The classes are those of `train`; the other splits may lack some of them. Folder pictures are
+    resized to `image_size` (default 32) and centre-cropped, and have `channels` 1 (grey) or 3; they stay in memory up
+    to `memory_limit_gb`, and are streamed beyond.
 
     The test split is the official one. Validation is held out of train by a fixed seed: 2,000 images of the named
     sets, so that CIFAR has 48,000 / 2,000 / 10,000.
@@ -138,7 +139,8 @@ def load_dataset(
     Every picture of a folder is read once here. An unreadable one is refused by name, or with `skip_unreadable` left
     out and listed in the dataset's `skipped`.
 
-    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture.
+    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture, pictures beside
+    class sub-folders, a class that `train` lacks.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -199,8 +201,14 @@ def load_folder(
     if not folder.is_dir():
         known = ", ".join(["digits", *HELD_OUT])
         raise InputError(f"data set {folder} is neither one of {known} nor a folder that exists")
-    given = {part: folder / part for part in SPLITS if (folder / part).is_dir()} if (folder / "train").is_dir() else {}
-    files, labels, classes = find_images(given.get(split) or given.get("train") or folder)
+    given = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
+    if "train" not in given:
+        if given and {path.name for path in visible_folders(folder)} > given.keys():
+            given = {}  # they are classes, whose names chance to be those of splits
+        elif given and split not in given:
+            raise InputError(f"folder {folder} has {', '.join(given)} but no train, from which {split} would come")
+    classes_of_train = class_names(given["train"]) if "train" in given else None
+    files, labels, classes = find_images(given.get(split) or given.get("train") or folder, classes_of_train)
     if split in given and split != "train":
         part = torch.arange(len(files))
     else:  # val and test come out of train unless they have folders of their own
@@ -250,29 +258,45 @@ def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -
     return images, skipped
 
 
-def find_images(root: Path) -> tuple[list[Path], Tensor | None, list[str]]:
+def images_in(folder: Path, pattern: str) -> list[Path]:
+    """Image files of a folder that a glob pattern finds, sorted."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+
+
+def visible_folders(root: Path) -> list[Path]:
+    """Its sub-folders, sorted, without hidden ones."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def class_names(root: Path) -> list[str] | None:
+    """The names of its class sub-folders, sorted; None if its pictures have no classes."""
+    return None if images_in(root, "*") else [folder.name for folder in visible_folders(root)]
+
+
+def find_images(root: Path, classes: list[str] | None = None) -> tuple[list[Path], Tensor | None, list[str]]:
     """Image files under `root`, sorted, with labels and class names if they are in class sub-folders.
 
-    Raises InputError if there are none, or if a class sub-folder has none.
+    Labels count the names of `classes`, by default those found. Raises InputError if there are no images, if a class
+    sub-folder has none or is none of `classes`, or if there are images beside class sub-folders that have some.
     """
-
-    def images_in(folder: Path, pattern: str) -> list[Path]:
-        return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
-
-    plain = images_in(root, "*")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    plain, folders = images_in(root, "*"), visible_folders(root)
+    if plain and (full := next((folder for folder in folders if images_in(folder, "**/*")), None)):
+        raise InputError(f"folder {root} holds images ({plain[0].name}) beside the folder {full.name}: move one away")
     if plain or not folders:
         if not plain:
             raise InputError(f"folder {root} holds no images ({', '.join(IMG_EXTENSIONS)})")
         return plain, None, []
+    classes = classes or [folder.name for folder in folders]
     files, labels = [], []
-    for label, folder in enumerate(folders):
+    for folder in folders:
+        if folder.name not in classes:
+            raise InputError(f"class folder {folder} is none of train's classes, {', '.join(classes)}: rename it")
         found = images_in(folder, "**/*")
         if not found:
             raise InputError(f"class folder {folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
         files += found
-        labels += [label] * len(found)
-    return files, torch.tensor(labels), [folder.name for folder in folders]
+        labels += [classes.index(folder.name)] * len(found)
+    return files, torch.tensor(labels), classes
 
 
 # What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
@@ -389,6 +413,13 @@ def split_batch(batch_size: int, parts: int) -> list[Tensor]:
         torch.cat([everything[k * half : (k + 1) * half], mirrored[k * half : (k + 1) * half].flip(0)])
         for k in range(parts)
     ]
+
+
+def require_labels(name: str, **splits: Dataset) -> None:
+    """Raises InputError for splits of the data `name` whose pictures have no classes."""
+    for split, dataset in splits.items():
+        if dataset.labels is None:
+            raise InputError(f"data set {name} has no labels in {split}: sort its images into class sub-folders")
 
 
 def count_steps(dataset: Dataset, batch_size: int) -> int:

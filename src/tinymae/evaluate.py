@@ -52,14 +52,15 @@ def knn_predict(
     >>> knn_predict(known, labels, torch.tensor([[0.9, 0.1], [0.1, 0.2]]), num_classes=2)
     tensor([0, 1])
     """
-    bank = nn.functional.normalize(train_features, dim=1).T.contiguous()
+    bank = nn.functional.normalize(train_features.float(), dim=1).T.contiguous()
     one_hot = nn.functional.one_hot(train_labels, num_classes).float()
     predictions = []
-    for chunk in nn.functional.normalize(features, dim=1).split(1000):
-        similarity, neighbours = (chunk @ bank).topk(min(k, bank.shape[1]), dim=1)
-        # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
-        votes = ((similarity - 1) / temperature).exp()[..., None] * one_hot[neighbours]
-        predictions.append(votes.sum(dim=1).argmax(dim=1))
+    with torch.autocast(bank.device.type, enabled=False):  # half precision would blur the cosines
+        for chunk in nn.functional.normalize(features.float(), dim=1).split(1000):
+            similarity, neighbours = (chunk @ bank).topk(min(k, bank.shape[1]), dim=1)
+            # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
+            votes = ((similarity - 1) / temperature).exp()[..., None] * one_hot[neighbours]
+            predictions.append(votes.sum(dim=1).argmax(dim=1))
     return torch.cat(predictions)
 
 
@@ -224,11 +225,13 @@ def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[s
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+    originals, reconstructions = originals.float(), reconstructions.float()
     sigma = 1.5 if min(originals.shape[2:]) >= 16 else 0.5
     psnr = peak_signal_noise_ratio(
         reconstructions, originals, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean"
     )
-    ssim = structural_similarity_index_measure(reconstructions, originals, data_range=1.0, sigma=sigma)
+    with torch.autocast(originals.device.type, enabled=False):  # its variances are small differences
+        ssim = structural_similarity_index_measure(reconstructions, originals, data_range=1.0, sigma=sigma)
     return {
         "mse": nn.functional.mse_loss(reconstructions, originals).item(),
         "psnr": psnr.item(),

@@ -119,16 +119,21 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def lock_folder(folder: Path):
-    """Hold `folder` for this process until it ends, however it ends. Raises InputError if another process holds it.
+    """Hold `folder` for this process until it ends, however it ends.
+
+    Raises InputError if another process holds it, or if it cannot be made or written to.
 
     The lock is the kernel's, on an open file: a crash leaves nothing behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
+    except OSError as error:
+        raise InputError(f"output_dir {folder} cannot be written to ({error.strerror}): choose another") from None
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
-        return open(folder / ".lock", "w")
-    file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 from einops import rearrange
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         self.num_features = self.encoder.num_features
         self.num_prefix_tokens = self.encoder.num_prefix_tokens  # the cls token and any registers
 
-        if decoder_dim % 4 or decoder_dim % decoder_heads:
+        if decoder_heads < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
@@ -249,7 +249,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """From visible patches (B, V, P*P*C) to the loss on the hidden ones: what is worth compiling."""
         tokens = self.forward_encoder(patches, visible)
-        features = pool_tokens(tokens, "avg", self.num_prefix_tokens)
+        features = pool_tokens(tokens, "avg", self.encoder)
         tokens = self.forward_decoder(tokens, visible, hidden)[:, visible.shape[1] :]
         prediction = self.decoder_pred(tokens)  # (B, H, P*P*C)
         return self.forward_loss(prediction, target), prediction, features
@@ -320,7 +320,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
         """
         tokens = self.encode_layers(images, layers)
-        return torch.cat([pool_tokens(layer, pool, self.num_prefix_tokens) for layer in tokens], dim=1)
+        return torch.cat([pool_tokens(layer, pool, self.encoder) for layer in tokens], dim=1)
 
     def encode_layers(self, images: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tensor]:
         """Tokens of unmasked images after some of the encoder's blocks: for each layer (B, prefix + N, D).
@@ -456,15 +456,21 @@ def create_vit(
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*tiny*")[:3])
         raise InputError(f"encoder {name!r} is not a timm model" + (f"; there are {close}" if close else ""))
+    timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
+    create = partial(
+        timm.create_model, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,
+        num_classes=num_classes, **timm_arguments,
+    )  # fmt: skip
     try:
-        vit = timm.create_model(
-            name, img_size=image_size, patch_size=patch_size, in_chans=in_channels, num_classes=num_classes,
-            **{key: value for key, value in sizes.items() if value is not None}, **timm_arguments,
-        )  # fmt: skip
-    except (TypeError, AssertionError, ValueError) as error:
+        vit = create()
+        if getattr(vit, "attn_pool", None) is not None or not isinstance(getattr(vit, "fc_norm", None), nn.Identity):
+            vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
+    except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"encoder {name!r} cannot be built with {sizes}: {error}") from None
-    if not isinstance(vit, VisionTransformer):
+    if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise InputError(f"encoder {name!r} has a {type(vit.patch_embed).__name__}, not one convolution, for patches")
     if vit.embed_dim % 4:
         raise InputError(f"embed_dim {vit.embed_dim} is not a multiple of 4, which 2-D sine-cosine positions need")
     return vit
@@ -477,15 +483,15 @@ def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
             norm.eps = norm_eps
 
 
-def pool_tokens(tokens: Tensor, pool: str, num_prefix_tokens: int) -> Tensor:
-    """Tokens (B, prefix + N, D) -> features (B, D): `avg` over the patches or the `cls` token.
+def pool_tokens(tokens: Tensor, pool: str, vit: VisionTransformer) -> Tensor:
+    """Tokens (B, prefix + N, D) of a ViT -> features (B, D): `avg` over the patches or the `cls` token.
 
     Raises InputError for another name, or `cls` on a model without one.
     """
     if pool == "avg":
-        return tokens[:, num_prefix_tokens:].mean(dim=1)
-    if pool == "cls" and num_prefix_tokens:
+        return tokens[:, vit.num_prefix_tokens :].mean(dim=1)
+    if pool == "cls" and vit.cls_token is not None:
         return tokens[:, 0]
     raise InputError(
-        f"pool {pool!r} is not 'avg'" + (" or 'cls'" if num_prefix_tokens else ": this encoder has no cls token")
+        f"pool {pool!r} is not 'avg'" + (": this encoder has no cls token" if vit.cls_token is None else " or 'cls'")
     )

@@ -112,6 +112,13 @@ def choose_mask(
     return random_mask(batch_size, num_patches, share, generator, device)
 
 
+def require_visible(mask: Tensor) -> Tensor:
+    """The bool mask (B, N) itself. Raises InputError if it hides all patches of an image."""
+    if mask.all(dim=1).any():
+        raise InputError(f"mask hides all {mask.shape[1]} patches: leave at least one visible")
+    return mask
+
+
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of all pixels of each patch (B, N, P*P*C): two (B, N, 1). Section 3 of the paper."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)

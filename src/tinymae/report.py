@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import charts
-from .comparison import READ, TABLE, format_value, summarise
+from .comparison import READ, TABLE, format_value, summarise, tell_diverged
 from .data import Dataset, pick
 from .evaluate import map_dataset
 from .figures import tile
@@ -27,14 +27,19 @@ SHOWN = 8  # test pictures in the strips of reconstructions
 MAPPED = 1000  # test pictures in a map of latents
 
 
-def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset]) -> Path:
-    """Write the page about these rows, see `comparison.cell_rows`. `load(data, split, image_size=, channels=)`."""
+def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str] = ()) -> Path:
+    """Write the page about these rows, see `comparison.cell_rows`. `load(data, split, image_size=, channels=)`.
+
+    `diverged` are the cells and seeds that have no rows.
+    """
     names = list(dict.fromkeys(row["data"] for row in rows if not row["control"]))
     sections = [data_section([row for row in rows if row["data"] == name], load) for name in names]
     links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names]
     nav = f'<nav aria-label="data sets">{"".join(links)}</nav>' if len(names) > 1 else ""
     template = Template((files(__package__) / "report_template.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=f"Autoencoders compared on {', '.join(names)}", nav=nav, body="".join(sections))
+    title = escape(f"Autoencoders compared on {', '.join(names)}")
+    note = f'<p class="note">{escape(tell_diverged(diverged))}</p>' if diverged else ""
+    page = template.substitute(title=title, nav=nav, body=note + "".join(sections))
     write_atomically(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
@@ -51,7 +56,7 @@ def data_section(rows: Sequence[dict], load: Callable[..., Dataset]) -> str:
     first = next(iter(models.values()))
     test_set = load(run["arguments"]["data"], "test", image_size=first.image_size, channels=first.in_channels)
     seeds = sorted({row["seed"] for row in trained})
-    under = "" if len(seeds) == 1 else f" Under seed {cells[0]['seed']}."
+    under = "" if len(seeds) == 1 else " Each under its first seed."
     parts = [
         f'<section id="{slug(name)}"><h2>{escape(name)}</h2>',
         facts(rows, cells, test_set, seeds, run),
@@ -174,12 +179,13 @@ def table_note(lines: Sequence[dict], seeds: list[int]) -> str:
     """How the table is to be read."""
     if len(seeds) > 1:
         how = f"Means over {len(seeds)} seeds ± standard deviation. "
+        fewer = [line for line in lines if line["seeds"] < len(seeds) and not line["control"]]
+        how += "".join(f"{escape(line['name'])} has only {line['seeds']} of them. " for line in fewer)
     else:
         how = f"One seed ({seeds[0]}): no deviations. "
     hidden = (
         " Masked autoencoders never learnt to redraw patches that they see: with nothing hidden their figures say "
-        "little, or there are none where they paste what they see. With patches hidden, the whole picture counts, "
-        "visible patches pasted."
+        "little. With patches hidden, the whole picture counts, visible patches pasted."
         if any("mse_masked" in line for line in lines)
         else ""
     )
@@ -253,9 +259,7 @@ def strips(models: dict, test_set: Dataset) -> str:
         nothing = torch.zeros(model.num_patches, dtype=torch.bool)
         shown.append((name, f"sees {1 - model.mask_ratio:.0%}", seen.masked))
         shown.append(("", "paints in the rest", seen.images))
-        whole = model.reconstruct(images, nothing)
-        if not torch.equal(whole.prediction, whole.original):  # a masked_conv pastes what it sees
-            shown.append(("", "nothing hidden", whole.prediction))
+        shown.append(("", "nothing hidden", model.reconstruct(images, nothing).prediction))
     lines = [("original", "", images / 255), *shown]
     items = []
     for name, kind, pictures in lines:
@@ -268,7 +272,7 @@ def strips(models: dict, test_set: Dataset) -> str:
 
 def strips_note(models: dict, under: str) -> str:
     """What the strips are of."""
-    note = f"The same test pictures, the first of each of {SHOWN} classes, through every model.{under}"
+    note = f"The same test pictures, the first of each of up to {SHOWN} classes, through every model.{under}"
     if any(hasattr(model, "mask_ratio") for model in models.values()):
         note += " With nothing hidden, a masked autoencoder is asked for what it never learnt, patches that it sees."
     if any(getattr(model, "norm_pix_loss", False) for model in models.values()):
@@ -297,6 +301,8 @@ def samples(models: dict, under: str) -> str:
 
 def maps(models: dict, test_set: Dataset, under: str) -> str:
     """A map of each model's features, and of the pixels."""
+    if len(test_set) < 4:  # too few for any neighbourhood
+        return ""
     some = pick(test_set, MAPPED)
     assert some.labels is not None
     labels, classes = some.labels.cpu().numpy(), test_set.classes

@@ -1,7 +1,7 @@
 """A pretrained autoencoder for other images: another size, other patches, other channels."""
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from .mae import MaskedAutoencoder
@@ -22,8 +22,8 @@ def adapt(
 
     Of the weights, only these change, and only where their size does:
 
-    - Position embeddings of encoder and decoder are resampled over the grid of patches (bicubic, timm's
-      `resample_abs_pos_embed`).
+    - Position embeddings of encoder and decoder are resampled over the grid of patches (bicubic, as
+      timm's `resample_abs_pos_embed`, which up to some release keeps them where only the shape of the grid changes).
     - The patch projection is resampled so that a resized patch gives nearly the same token (timm's
       `resample_patch_embed`; Beyer et al., *FlexiViT*, arXiv 2212.08013). Its channels follow timm's rule: summed to
       make one, else repeated in turn and scaled so that equal channels give the token they gave before.
@@ -64,9 +64,11 @@ def adapt(
 
 def resample_positions(old: MaskedAutoencoder, new: MaskedAutoencoder, positions: Tensor, prefix: int) -> Tensor:
     """Position embeddings (1, prefix + N, D) from the old model's grid to the new one's."""
-    return resample_abs_pos_embed(
-        positions, new_size=list(new.grid_size), old_size=list(old.grid_size), num_prefix_tokens=prefix
-    )
+    if old.grid_size == new.grid_size:
+        return positions
+    grid = positions[:, prefix:].unflatten(1, old.grid_size).movedim(-1, 1)
+    grid = nn.functional.interpolate(grid, new.grid_size, mode="bicubic", antialias=True)
+    return torch.cat([positions[:, :prefix], grid.flatten(2).mT], dim=1)
 
 
 def adapt_projection(kernel: Tensor, in_channels: int) -> Tensor:

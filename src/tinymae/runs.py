@@ -35,6 +35,10 @@ FREE_ARGUMENTS = {
     "pause_after_minutes",
 }  # fmt: skip
 KEPT_CHECKPOINTS = 2
+WARMUP = 0.05  # share of a training, unless --warmup-epochs says otherwise
+POSITIVE = (
+    "epochs", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "probe_every", "probe_images",
+)  # fmt: skip
 PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
 
 
@@ -58,13 +62,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, output_dir: str) -> No
 
 
 def add_training_arguments(
-    parser: argparse.ArgumentParser, *, epochs: int, warmup_epochs: int, batch_size: int, base_lr: float,
-    weight_decay: float,
-) -> None:  # fmt: skip
+    parser: argparse.ArgumentParser, *, epochs: int, batch_size: int, base_lr: float, weight_decay: float
+) -> None:
     """The flags that pretraining and fine-tuning share, with the recipe's own defaults."""
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=epochs, help="(default: %(default)s)")
-    training.add_argument("--warmup-epochs", type=float, default=warmup_epochs, help="(default: %(default)s)")
+    training.add_argument("--warmup-epochs", type=float, help="(default: a twentieth of --epochs)")
     training.add_argument(
         "--max-minutes", type=float, help="finish by then: the learning rate follows the clock down to zero"
     )
@@ -174,6 +177,9 @@ def create_accelerator(args: argparse.Namespace, **arguments) -> Accelerator:
 def create_training_accelerator(args: argparse.Namespace) -> Accelerator:
     """The same for a script that trains: with gradient accumulation, and every tracker that --log-with names."""
     require_installed(args.log_with)
+    for name in POSITIVE:
+        if getattr(args, name, 1) < 1:
+            raise InputError(f"{name} {getattr(args, name)} is below 1")
     return create_accelerator(args, gradient_accumulation_steps=args.gradient_accumulation_steps)
 
 
@@ -197,11 +203,14 @@ def plan_batches(
 
 
 def create_schedule(args: argparse.Namespace, *, steps_per_epoch: int, minutes_before: float) -> Schedule:
-    """The learning-rate schedule that the training flags describe."""
+    """The learning-rate schedule that the training flags describe. Raises InputError for a warm-up that fills it."""
+    warmup = WARMUP if args.warmup_epochs is None else args.warmup_epochs / args.epochs
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup_epochs {args.warmup_epochs:g} is not within 0 and the {args.epochs} epochs")
     return Schedule(
         peak=args.base_lr * args.batch_size / 256,
         total_steps=args.epochs * steps_per_epoch,
-        warmup=args.warmup_epochs / args.epochs,
+        warmup=warmup,
         max_minutes=args.max_minutes,
         minutes_before=minutes_before,
     )
@@ -295,6 +304,7 @@ class Run:
             self.parts["scaler"] = self.accelerator.scaler
         saved = self.load_checkpoint()
         if saved is None:
+            self.forget_metrics_after(-1)  # of an attempt that was killed before its first checkpoint
             return 0, 0.0
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])

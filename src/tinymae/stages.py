@@ -38,7 +38,17 @@ def check_extra(args: argparse.Namespace, places: dict[str, ModuleType]) -> None
             raise InputError(f"extra {extra!r} does not begin with one of {', '.join(sorted(places))}, and a colon")
         parser = places[where].parse()
         parser.prog, parser.usage = f'--extra "{where}: ..."', f"flags of {places[where].__name__}.py"
-        parser.parse_args(shlex.split(flags))
+        try:
+            words = shlex.split(flags)
+        except ValueError as error:
+            raise InputError(f"extra {extra!r} cannot be split into flags ({error}): check its quotes") from None
+        parser.parse_args(words)
+
+
+def require_distinct(name: str, values: list) -> None:
+    """Raises InputError if one of an argument's values is given twice, which would pass for two measurements."""
+    if len(set(values)) < len(values):
+        raise InputError(f"{name} {' '.join(map(str, values))}: one is given twice")
 
 
 def extra_flags(args: argparse.Namespace, *places: str) -> list[str]:

@@ -99,7 +99,7 @@ def start_trackers(
     file = folder / "trackers.json"
     addresses = read_json(file) if file.exists() else {}
     create = {
-        "tensorboard": lambda _: TensorBoardTracker("tensorboard", folder, purge_step=step),
+        "tensorboard": lambda _: TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0),
         "mlflow": lambda previous: RunInMLflow(folder, previous),
         "wandb": lambda previous: RunInWandB(folder, previous),
     }

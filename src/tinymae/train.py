@@ -23,19 +23,26 @@ NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups for an optimiser: no weight decay on norms, biases, tokens and position embeddings.
+    """Groups for an optimiser: no weight decay on norms, biases, class and mask tokens and position embeddings.
+
+    `decays` of a group is whether it is of the others, whatever `weight_decay` is.
 
     With `layer_decay` below 1, a stock timm model's groups carry an `lr_scale` that shrinks by this factor from each
     layer to the one below it (Clark et al., arXiv 2003.10555; BEiT).
     """
     undecayed = [name for name, _ in model.named_parameters() if name.endswith(NO_DECAY)]
     if layer_decay < 1:
-        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=undecayed, layer_decay=layer_decay)
-    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=undecayed)
+        groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=undecayed, layer_decay=layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=undecayed)
+    return [
+        group | {"decays": bool(group["weight_decay"]), "weight_decay": group["weight_decay"] * weight_decay}
+        for group in groups
+    ]
 
 
 def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups without weight decay).
+    """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups that do not decay).
 
     Muon (Jordan, 2024) orthogonalises each matrix's momentum; its updates are scaled to AdamW's usual size (Liu et al.,
     arXiv 2502.16982), so that one learning rate serves both. `train_steps` sets the learning rate at every step.
@@ -46,7 +53,7 @@ def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float
         return torch.optim.AdamW(groups, betas=betas, fused=True)
     if not hasattr(timm.optim, "Muon"):
         raise InputError(f"optimizer 'muon' is not in timm {timm.__version__}: upgrade timm, or use adamw")
-    groups = [group | {"use_fallback": group["weight_decay"] == 0} for group in groups]
+    groups = [group | {"use_fallback": not group["decays"]} for group in groups]
     return timm.optim.Muon(groups, betas=betas, nesterov=True, adjust_lr_fn="match_rms_adamw")
 
 

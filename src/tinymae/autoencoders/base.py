@@ -22,14 +22,19 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
 
-    One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`.
+    One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`, and for other
+    integers than uint8.
     """
     images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise InputError(
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
-    return (images.float() / 255 - mean) / std if images.dtype == torch.uint8 else images
+    if images.dtype == torch.uint8:
+        return (images.float() / 255 - mean) / std
+    if not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}: give torch.uint8, 0 to 255, or normalised floats")
+    return images.to(mean.dtype)
 
 
 @dataclass

@@ -120,6 +120,8 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
         self.encoder = ConvEncoder(self.in_channels, channels)
         self.decoder = ConvDecoder(self.in_channels, channels, sizes)
         flat = math.prod(self.map_shape)
+        if latent_dim is not None and latent_dim < 1:
+            raise InputError(f"latent_dim {latent_dim} is below 1")
         self.num_features = latent_dim or flat
         self.to_latents = nn.Linear(flat, heads * latent_dim) if latent_dim else nn.Identity()
         self.from_latents = nn.Linear(latent_dim, flat) if latent_dim else nn.Identity()

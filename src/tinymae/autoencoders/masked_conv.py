@@ -6,7 +6,7 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from ..files import InputError
-from ..masking import PatchMasking, denormalise_patches, patch_statistics, patchify, unpatchify
+from ..masking import PatchMasking, denormalise_patches, patch_statistics, patchify, require_visible, unpatchify
 from .base import AutoencoderOutput, Reconstruction, pair
 from .conv import ConvLayer
 
@@ -30,8 +30,8 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         others: as for ConvAutoencoder.
 
     Raises:
-        InputError: an encoder that is no ConvNeXt, sizes that do not divide, a mask ratio that hides no patch or all of
-            them, norm_pix_loss with another loss.
+        InputError: an encoder that is no ConvNeXt, sizes that do not divide or are below its last stride, a mask ratio
+            that hides no patch or all of them, norm_pix_loss with another loss.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         self.stride = self.encoder.feature_info[0]["reduction"]  # of the finest map
         if any(side % self.stride for side in self.image_size):
             raise InputError(f"image_size {image_size} is not a multiple of {self.stride}: use a smaller stem_size")
+        if min(self.image_size) < (coarsest := self.encoder.feature_info[-1]["reduction"]):
+            raise InputError(f"image_size {image_size} is below {coarsest}, the last stride: use a smaller stem_size")
         self.across = nn.ModuleList(nn.Conv2d(count, decoder_dim, 1) for count in channels)
         self.tokens = nn.ParameterList(nn.Parameter(0.02 * torch.randn(decoder_dim, 1, 1)) for _ in channels)
         self.layers = nn.ModuleList(ConvLayer(decoder_dim, decoder_dim) for _ in channels)
@@ -86,8 +88,6 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     def shown_places(self, mask: Tensor, size: torch.Size) -> Tensor:
         """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
         visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
-        if size[0] >= self.grid_size[0]:
-            return nn.functional.interpolate(visible, size=size)
         return nn.functional.adaptive_max_pool2d(visible, size)
 
     def forward_encoder(self, images: Tensor, mask: Tensor) -> list[Tensor]:
@@ -126,14 +126,16 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     ) -> AutoencoderOutput:
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
 
-        Raises InputError for a mask of another shape or dtype.
+        Raises InputError for a mask of another shape or dtype, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        mask = self.choose_mask(mask, images, generator).to(images.device)
+        mask = require_visible(self.choose_mask(mask, images, generator))
+        if not mask.any():
+            raise InputError("mask hides no patch: there is nothing to predict")
+        mask = mask.to(images.device)
         patches, predicted = self.predict(images, mask)
-        pasted = unpatchify(
-            self.paste(predicted, patches, mask, statistics="visible"), self.patch_size, self.image_size
-        )
+        coloured = self.colour(predicted, patches, mask, statistics="visible")
+        pasted = unpatchify(torch.where(mask[..., None], coloured, patches), self.patch_size, self.image_size)
         if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
             return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
         mean, deviation = patch_statistics(patches)
@@ -145,11 +147,11 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
         return patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
 
-    def paste(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
-        """Patches (B, N, P*P*C) in normalised pixels: visible ones as given, hidden ones as predicted."""
-        if self.norm_pix_loss:
-            predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
-        return torch.where(mask[..., None], predicted, patches)
+    def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
+        """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and deviation that the loss left out."""
+        if not self.norm_pix_loss:
+            return predicted
+        return denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
 
     @torch.no_grad()
     def reconstruct(
@@ -162,11 +164,10 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     ) -> Reconstruction:
         """Hide patches and paint them in; see `MaskedAutoencoder.reconstruct`.
 
-        Raises InputError for a mask of another shape or dtype, or other `statistics`.
+        Raises InputError for a mask of another shape or dtype or that hides all patches, or other `statistics`.
         """
         images = self.normalise(images)
-        mask = self.choose_mask(mask, images, generator).to(images.device)
+        mask = require_visible(self.choose_mask(mask, images, generator)).to(images.device)
         patches, predicted = self.predict(images, mask)
-        return self.show(
-            self.paste(predicted, patches, mask, statistics=statistics), images, mask, statistics=statistics
-        )
+        coloured = self.colour(predicted, patches, mask, statistics=statistics)
+        return self.show(coloured, images, mask, statistics=statistics)

@@ -104,6 +104,8 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
                 "mean": mean, "std": std,
             }
         )  # fmt: skip
+        if latent_dim < 1:
+            raise InputError(f"latent_dim {latent_dim} is below 1")
         if codebook_size < 2:
             raise InputError(f"codebook_size {codebook_size} is below 2")
         self.commitment = commitment
