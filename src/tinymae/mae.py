@@ -463,7 +463,7 @@ def create_vit(
     )  # fmt: skip
     try:
         vit = create()
-        if getattr(vit, "attn_pool", None) is not None or not isinstance(getattr(vit, "fc_norm", None), nn.Identity):
+        if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
             vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
     except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"encoder {name!r} cannot be built with {sizes}: {error}") from None
