@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> list[dict]:
             rows.append(score_pixels(args, data))
             for cell, seed in product(plan(args, data, tuned), args.seeds):
                 try:
-                    rows += run_cell(args, cell, seed)
+                    rows += run_cell(args, cell, seed, diverged)
                 except Diverged as error:  # no reason to lose the others
                     print(error)
                     diverged.append(f"{cell.folder}/seed{seed}")
@@ -184,8 +184,8 @@ def grid_of(args: argparse.Namespace, family: str) -> dict[str, list]:
     return {name: values for name, values in grid.items() if values}
 
 
-def run_cell(args: argparse.Namespace, cell: Cell, seed: int) -> list[dict]:
-    """One cell under one seed, all of its stages: its rows of the table."""
+def run_cell(args: argparse.Namespace, cell: Cell, seed: int, diverged: list[str]) -> list[dict]:
+    """One cell under one seed, all of its stages: its rows of the table; `diverged` gets a fine-tuning that did."""
     folder = Path(args.output_dir) / cell.folder / f"seed{seed}"
     weights = ["--weights", folder / "pretrain"]
     run = partial(stage, args, data=cell.data, seed=seed)
@@ -196,8 +196,12 @@ def run_cell(args: argparse.Namespace, cell: Cell, seed: int) -> list[dict]:
     run(linear_probe, folder / "mlp", *weights, "--head", "mlp")
     run(evaluate, folder / "evaluate", *weights)
     if args.finetune_epochs != 0 and cell.model != "pca":  # fine-tuned, a PCA is a linear probe
-        length = training_length(args.finetune_minutes, args.finetune_epochs)
-        run(finetune, folder / "finetune", *weights, "--eval-every", NO_END, *length, *extra_flags(args, "finetune"))
+        flags = [*training_length(args.finetune_minutes, args.finetune_epochs), *extra_flags(args, "finetune")]
+        try:
+            run(finetune, folder / "finetune", *weights, "--eval-every", NO_END, *flags)
+        except Diverged as error:
+            print(error)
+            diverged.append(f"{cell.folder}/seed{seed}/finetune")
     return cell_rows(folder, data=data_name(cell.data), name=" ".join(cell.words), model=cell.model, seed=seed)
 
 

@@ -287,6 +287,14 @@ def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
         assert "Left out, as a loss diverged: digits/vae-8/seed0." in (tmp_path / name).read_text()
 
 
+def test_a_fine_tuning_that_diverges_leaves_the_probes_in_the_table(tmp_path):
+    with pytest.raises(InputError, match="the loss of digits/vae-8/seed0/finetune diverged"):
+        run(tmp_path, *GRID, "--models", "vae", "--extra", "finetune: --base-lr 1e30")
+    with open(tmp_path / "comparison.csv") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["vae 8"]["linear_test"]) > 10 and rows["vae 8"]["finetuned_test"] == ""
+
+
 # ---- the search, and choosing on validation
 
 
