@@ -33,14 +33,13 @@ from tinymae.comparison import cell_rows, pixel_row, write_tables
 from tinymae.data import load_dataset, require_labels
 from tinymae.files import lock_folder
 from tinymae.report import write_report
-from tinymae.runs import Diverged, move_aside, run_script, settle_precision
+from tinymae.runs import WARMUP, Diverged, move_aside, run_script, settle_precision
 from tinymae.search import as_flags, require_optuna, search, search_space
 from tinymae.stages import check_extra, extra_flags, require_distinct, run_stage
 
 # What --models offers: the family, and the flags that make a variant of it.
 MODELS = {name: (name, []) for name in pretrain.MODELS} | {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}
 NO_END = 100_000  # epochs that minutes cut short
-WARMUP = 0.05  # share of a training
 WATCH = ["--probe-every", NO_END, "--probe-images", 1000]  # k-NN on the way would use up a pretraining's minutes
 
 
@@ -140,23 +139,23 @@ def check(args: argparse.Namespace) -> None:
         require_optuna()
         if args.trials < 1:
             raise InputError(f"trials {args.trials} is below 1")
-    shape = None
-    for data in args.data:
-        val_set = None
-        for cell in plan(args, data, {}):
-            sizes = {"image_size": cell.settings.image_size, "channels": cell.settings.in_channels}
-            if (shape := shape or sizes) != sizes:
-                raise InputError(
-                    f"extra gives {cell.model} pictures of {sizes}, others {shape}: they are compared on the same "
-                    "pictures, so give that to 'pretrain'"
-                )
-            val_set = val_set or loader(args)(data, "val", **sizes)
-            require_labels(data, val=val_set)
-            if not (cell.settings.weights or args.search):  # a search will change the settings
-                try:
-                    pretrain.create_model(cell.settings, val_set, None)
-                except InputError as error:
-                    raise InputError(f"model {cell.model} on {data}: {error}") from None
+    cells = [cell for data in args.data for cell in plan(args, data, {})]
+    sizes = [{"image_size": cell.settings.image_size, "channels": cell.settings.in_channels} for cell in cells]
+    for cell, own in zip(cells, sizes, strict=True):
+        if own != sizes[0]:
+            raise InputError(
+                f"extra gives {cell.model} pictures of {own}, others {sizes[0]}: they are compared on the same "
+                "pictures, so give that to 'pretrain'"
+            )
+    val_sets = {data: loader(args)(data, "val", **sizes[0]) for data in args.data}
+    for data, val_set in val_sets.items():
+        require_labels(data, val=val_set)
+    for cell in cells:
+        if not (cell.settings.weights or args.search):  # a search will change the settings
+            try:
+                pretrain.create_model(cell.settings, val_sets[cell.data], None)
+            except InputError as error:
+                raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
 
 
 def plan(args: argparse.Namespace, data: str, tuned: dict[str, dict]) -> list[Cell]:

@@ -92,9 +92,10 @@ def main(args: argparse.Namespace) -> dict:
         (pretrained.image_size, pretrained.in_channels) if pretrained else (args.image_size, args.in_channels)
     )
     load = dataset_loader(args, image_size=size, channels=channels)
-    train_set, val_set = load("train").to(device), load("val").to(device)
-    judged_set = val_set if args.no_test else load("test").to(device)
-    require_labels(args.data, train=train_set, val=val_set, **({} if args.no_test else {"test": judged_set}))
+    judged_split = "val" if args.no_test else "test"
+    splits = {split: load(split).to(device) for split in dict.fromkeys(("train", "val", judged_split))}
+    require_labels(args.data, **splits)
+    train_set, val_set, judged_set = splits["train"], splits["val"], splits[judged_split]
     train_set = train_set.subset(few_labels(train_set.labels, args.label_fraction, args.seed))
     classes = train_set.classes
 
@@ -152,20 +153,20 @@ def main(args: argparse.Namespace) -> dict:
     val_accuracy = evaluate.accuracy(predict(judged, val_set, run), val_set.labels)
     run.log(step, {"accuracy_val": val_accuracy})
     predictions = predict(judged, judged_set, run)
-    split, accuracy = "val" if args.no_test else "test", evaluate.accuracy(predictions, judged_set.labels)
+    accuracy = evaluate.accuracy(predictions, judged_set.labels)
     matrix = confusion_matrix(judged_set.labels.cpu(), predictions, labels=range(len(classes)))
     results = {
-        "accuracy_val": val_accuracy, f"accuracy_{split}": accuracy, "epochs": step / steps_per_epoch, "steps": step,
-        "minutes": schedule.minutes, "num_labels": len(train_set), "confusion_matrix": matrix.tolist(),
+        "accuracy_val": val_accuracy, f"accuracy_{judged_split}": accuracy, "epochs": step / steps_per_epoch,
+        "steps": step, "minutes": schedule.minutes, "num_labels": len(train_set), "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
     if run.is_main:
         judged.save(run.folder)
         panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
         start = "from scratch" if args.from_scratch else "fine-tuning"
         figures.training_curves(run.metrics, panels, run.folder / "curves.png", f"{start} on {args.data}")
-        title = f"{start} on {args.data}, {split}, {accuracy:.1f} %"
+        title = f"{start} on {args.data}, {judged_split}, {accuracy:.1f} %"
         figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)
-    run.print(f"{accuracy:.2f} % of the {split} images, {val_accuracy:.2f} % of validation")
+    run.print(f"{accuracy:.2f} % of the {judged_split} images, {val_accuracy:.2f} % of validation")
     names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
     run.finish(results, [run.folder / name for name in names])
     return results

@@ -97,8 +97,8 @@ def main(args: argparse.Namespace) -> dict:
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
     cost = count_cost(args, mae, pretrainings)
-    released = load_autoencoder(mae)
-    pictures = {"data_dir": args.data_dir, "image_size": released.image_size, "channels": released.in_channels}
+    config = read_json(mae / "config.json")
+    pictures = {"data_dir": args.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
     train, test = (load_dataset(args.data, split, **pictures) for split in ("train", "test"))
 
     results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}

@@ -283,7 +283,7 @@ def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
 FAMILIES = {
     "conv_ae": ["--width", 16, "--latent-dim", 32, "--loss", "ssim+l1"],
     "vae": ["--width", 16, "--latent-dim", 32, "--beta", 0.1, "--kl-warmup-steps", 10],
-    "vqvae": ["--width", 16, "--latent-dim", 8, "--codebook-size", 64],
+    "vqvae": ["--width", 16, "--latent-dim", 8, "--codebook-size", 64, "--epochs", 2],
     "resnet_unet": ["--encoder", "resnet10t", "--no-skips"],
     "masked_conv": ["--patch-size", 2, "--decoder-dim", 16],
     "pca": ["--latent-dim", 32],
@@ -296,7 +296,7 @@ def test_every_family_goes_through_the_same_scripts(model, tmp_path):
     data = [*DIGITS, "--seed", 3]
     once = [*SHORT, "--epochs", 1, "--base-lr", "4e-3"]
     results = run(pretrain, *data, *once, "--model", model, *FAMILIES[model], "--output-dir", weights)
-    assert results["knn_val"] > 20 and np.asarray(Image.open(weights / "reconstructions.png")).std() > 10
+    assert results["knn_val"] > 25 and np.asarray(Image.open(weights / "reconstructions.png")).std() > 10
     last = metrics(weights)[-2] if model != "pca" else {}
     for term in {"vae": ["kl", "reconstruction_loss"], "vqvae": ["perplexity", "commitment"]}.get(model, []):
         assert last[term] > 0

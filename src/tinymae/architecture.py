@@ -16,7 +16,7 @@ ENCODERS = {
     192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224",
     1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224",
 }  # fmt: skip
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+HEADS = {width: width // 64 for width in ENCODERS} | {1280: 16}
 
 
 def infer_sizes(

@@ -207,8 +207,9 @@ def load_folder(
             given = {}  # they are classes, whose names chance to be those of splits
         elif given and split not in given:
             raise InputError(f"folder {folder} has {', '.join(given)} but no train, from which {split} would come")
-    classes_of_train = class_names(given["train"]) if "train" in given else None
-    files, labels, classes = find_images(given.get(split) or given.get("train") or folder, classes_of_train)
+    root = given.get(split) or given.get("train") or folder
+    classes_of_train = class_names(given["train"]) if "train" in given and root != given["train"] else None
+    files, labels, classes = find_images(root, classes_of_train)
     if split in given and split != "train":
         part = torch.arange(len(files))
     else:  # val and test come out of train unless they have folders of their own

@@ -22,10 +22,10 @@ from .files import InputError
 from .masking import (
     PatchMasking,
     count_hidden,
-    denormalise_patches,
     expand_mask,
     patch_statistics,
     patchify,
+    require_visible,
     unpatchify,
 )
 
@@ -74,10 +74,7 @@ class MAEOutput:
         patches = patchify(self.images, self.model.patch_size)  # (B, N, P*P*C)
         index = self.hidden[..., None].expand_as(self.prediction)
         predicted = patches.scatter(1, index, self.prediction.detach().to(patches.dtype))
-        if self.model.norm_pix_loss:
-            predicted = denormalise_patches(
-                predicted, patches, self.mask, grid_size=self.model.grid_size, statistics="visible"
-            )
+        predicted = self.model.colour(predicted, patches, self.mask, statistics="visible")
         pasted = torch.where(self.mask[..., None], predicted, patches)
         return unpatchify(pasted, self.model.patch_size, self.model.image_size)
 
@@ -194,8 +191,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
                 f"mask hides from {int(counts.min())} to {int(counts.max())} patches of an image: "
                 "hide the same number in every image of a batch"
             )
-        if num_hidden == self.num_patches:
-            raise InputError(f"mask hides all {self.num_patches} patches: leave at least one visible")
+        require_visible(mask)
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
         visible, hidden = to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
         return visible, hidden
@@ -389,9 +385,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         predicted = self.decode(self.encode_tokens(images, mask), mask).float()
         mask = mask.to(images.device)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
-        if self.norm_pix_loss:
-            predicted = denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
-        return self.show(predicted, images, mask, statistics=statistics)
+        coloured = self.colour(predicted, patches, mask, statistics=statistics)
+        return self.show(coloured, images, mask, statistics=statistics)
 
     def anomaly_map(
         self, images: Tensor, *, passes: int = 8, mask_ratio: float | None = None,

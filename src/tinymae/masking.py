@@ -180,6 +180,12 @@ class PatchMasking(Autoencoder):
         mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
         return {"mask": mask[draws.cpu_positions]}
 
+    def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
+        """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and deviation that the loss left out."""
+        if not self.norm_pix_loss:
+            return predicted
+        return denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
+
     def show(self, predicted: Tensor, images: Tensor, mask: Tensor, *, statistics: str) -> Reconstruction:
         """Patches (B, N, P*P*C) as the model draws them, beside the normalised images; mask bool (B, N)."""
         hidden = unpatchify(mask[..., None].expand_as(predicted), self.patch_size, self.image_size)

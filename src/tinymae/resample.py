@@ -23,7 +23,7 @@ def adapt(
     Of the weights, only these change, and only where their size does:
 
     - Position embeddings of encoder and decoder are resampled over the grid of patches (bicubic, as
-      timm's `resample_abs_pos_embed`, which up to some release keeps them where only the shape of the grid changes).
+      timm's `resample_abs_pos_embed`, whose older releases keep them where only the shape of the grid changes).
     - The patch projection is resampled so that a resized patch gives nearly the same token (timm's
       `resample_patch_embed`; Beyer et al., *FlexiViT*, arXiv 2212.08013). Its channels follow timm's rule: summed to
       make one, else repeated in turn and scaled so that equal channels give the token they gave before.

@@ -6,7 +6,7 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from ..files import InputError
-from ..masking import PatchMasking, denormalise_patches, patch_statistics, patchify, require_visible, unpatchify
+from ..masking import PatchMasking, patch_statistics, patchify, require_visible, unpatchify
 from .base import AutoencoderOutput, Reconstruction, pair
 from .conv import ConvLayer
 
@@ -146,12 +146,6 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         """All patches of normalised images, as they are and as predicted: two (B, N, P*P*C), in float32."""
         predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
         return patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
-
-    def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
-        """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and deviation that the loss left out."""
-        if not self.norm_pix_loss:
-            return predicted
-        return denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)
 
     @torch.no_grad()
     def reconstruct(
