@@ -4,7 +4,7 @@
     python scripts/pretrain.py --data path/to/images --image-size 64 --patch-size 8 --max-minutes 60
     python scripts/pretrain.py --data path/to/images --weights mae_pretrain_vit_base.pth --image-size 96
     python scripts/pretrain.py --data cifar10 --weights runs/mae --epochs 25 --output-dir runs/mae-contrast \\
-        --contrast-weight 0.5 --crop resized --color-jitter 0.5
+        --contrast-weight 0.5 --views 4 --decoded-views 1 --batch-size 256 --crop resized --color-jitter 0.5
 
 --weights goes on from a pretraining run, an official MAE checkpoint or a transformers ViTMAE folder, in its sizes; the
 image size, patch size or channels that are given adapt it. Mean and std become those of the new data.
@@ -93,11 +93,13 @@ def parse() -> argparse.ArgumentParser:
     model.add_argument("--loss", help="mse, l1, log_cosh, ssim, or a sum like 0.8*ssim+0.2*l1 (all but mae, pca: mse)")
     parser.set_defaults(**dict.fromkeys(name for recipe in (PICTURES, *MODELS.values()) for name in recipe))
 
-    contrast = parser.add_argument_group("contrast of two views (mae)")
+    contrast = parser.add_argument_group("contrast of several views (mae)")
     contrast.add_argument(
         "--contrast-weight", type=float, default=0.0, help="of its loss beside the reconstruction's (default: 0)"
     )
     contrast.add_argument("--temperature", type=float, default=0.2, help="of its softmax (default: %(default)s)")
+    contrast.add_argument("--views", type=int, default=2, help="of each image (default: %(default)s)")
+    contrast.add_argument("--decoded-views", type=int, help="how many of them are reconstructed (default: all)")
 
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
@@ -118,6 +120,7 @@ def parse() -> argparse.ArgumentParser:
     watching = parser.add_argument_group("watching")
     watching.add_argument("--probe-every", type=int, default=20, help="epochs between k-NN accuracies and pictures")
     watching.add_argument("--probe-images", type=int, default=10_000, help="training images that k-NN compares with")
+    watching.add_argument("--keep-every", type=int, help="epochs between weights kept in epochs/ (default: none)")
     return parser
 
 
@@ -146,7 +149,10 @@ def main(args: argparse.Namespace) -> dict:
         model.compile_core()
     learner = model
     if args.contrast_weight:
-        learner = ContrastiveLearner(model, weight=args.contrast_weight, temperature=args.temperature)
+        learner = ContrastiveLearner(
+            model, weight=args.contrast_weight, temperature=args.temperature, num_views=args.views,
+            decoded_views=args.decoded_views,
+        )  # fmt: skip
     steps_per_epoch, batches = plan_batches(args, accelerator, train_set)
 
     run = Run(args, accelerator)
@@ -155,8 +161,10 @@ def main(args: argparse.Namespace) -> dict:
         run.print_summary(model, depth=2)
         model.eval()  # a codebook learns from what it sees in training
         with FlopCounterMode(display=False) as counter:
-            views = 2 if args.contrast_weight else 1
-            model(torch.zeros(views, *train_set.image_shape)).loss.backward()  # the projector left out
+            if args.contrast_weight:  # the projector left out
+                model(torch.zeros(args.views, *train_set.image_shape), decoded=args.decoded_views).loss.backward()
+            else:
+                model(torch.zeros(1, *train_set.image_shape)).loss.backward()
         model.zero_grad()
         run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image, forward and backward")
         run.print(f"{len(train_set):,} images to learn from, {steps_per_epoch} steps an epoch, {run.processes}")
@@ -179,11 +187,13 @@ def main(args: argparse.Namespace) -> dict:
         return images
 
     def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        images, drawn = augment(batch.images, draws), model.draw(draws)
-        if args.contrast_weight:  # a second view, under another mask
-            images = torch.cat([images, augment(batch.images, draws)])
-            drawn = {"mask": torch.cat([drawn["mask"], model.draw(draws)["mask"]])}
-        output = learner(images, **drawn)
+        if args.contrast_weight:  # each view has its own augmentation and its own mask
+            views, masks = zip(
+                *((augment(batch.images, draws), model.draw(draws)["mask"]) for _ in range(args.views)), strict=True
+            )
+            output = learner(torch.cat(views), torch.cat(masks))
+        else:
+            output = learner(augment(batch.images, draws), **model.draw(draws))
         return {"loss": output.loss, **output.terms}
 
     look = partial(look_at, model, run, pick(train_set, args.probe_images), val_set)
@@ -200,6 +210,8 @@ def main(args: argparse.Namespace) -> dict:
         run.report(state)
         if step % (args.probe_every * steps_per_epoch) == 0 and step < schedule.total_steps:
             look(step)
+        if args.keep_every and step % (args.keep_every * steps_per_epoch) == 0 and run.is_main:
+            save_autoencoder(model, run.folder / "epochs" / f"{step // steps_per_epoch:04d}")
 
     run.complete()
     results = {"epochs": step / steps_per_epoch, "steps": step, "minutes": schedule.minutes} | look(step)

@@ -23,7 +23,28 @@ def test_nt_xent_is_equation_1_of_simclr():
     for i in range(10):
         others = sum(similarity(i, k) for k in range(10) if k != i)
         losses.append(-math.log(similarity(i, (i + 5) % 10) / others))
-    assert float(nt_xent(first, second, temperature=0.3)) == pytest.approx(sum(losses) / 10, rel=1e-5)
+    assert float(nt_xent(torch.stack([first, second]), temperature=0.3)) == pytest.approx(sum(losses) / 10, rel=1e-5)
+
+
+def test_nt_xent_of_four_views_is_the_mean_over_pairs_of_positives():
+    """Against the sum of Khosla et al., written out: every ordered pair of views of one image, all other rows below."""
+    views = torch.randn(4, 3, 7, dtype=torch.float64)
+    rows = [(image, row / row.norm()) for view in views for image, row in enumerate(view)]
+    losses = []
+    for i, (image, row) in enumerate(rows):
+        others = sum(math.exp(float(row @ other) / 0.2) for j, (_, other) in enumerate(rows) if j != i)
+        pairs = [other for j, (partner, other) in enumerate(rows) if partner == image and j != i]
+        losses += [-math.log(math.exp(float(row @ positive) / 0.2) / others) for positive in pairs]
+    assert float(nt_xent(views, temperature=0.2)) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_only_the_decoded_views_are_reconstructed():
+    """Loss and prediction are those of the first views alone; the features are those of all."""
+    model, images, mask = MaskedAutoencoder(**TINY), torch.rand(8, 3, 8, 8), random_mask(8, 16, 0.75)
+    output = ContrastiveLearner(model, weight=0.3, num_views=4, decoded_views=1)(images, mask)
+    torch.testing.assert_close(output.terms["reconstruction_loss"], model(images[:2], mask[:2]).loss)
+    assert output.prediction.shape == (2, 12, 12) and output.reconstruction.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(output.features, model(images, mask).features)
 
 
 def test_features_are_the_mean_of_the_visible_patches():
@@ -58,3 +79,11 @@ def test_learning_brings_the_views_of_an_image_together():
 def test_a_temperature_that_is_not_positive_is_refused():
     with pytest.raises(InputError, match=r"temperature 0 is not positive"):
         ContrastiveLearner(MaskedAutoencoder(**TINY), weight=1.0, temperature=0)
+
+
+def test_numbers_of_views_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"views 1 leaves nothing to contrast"):
+        ContrastiveLearner(MaskedAutoencoder(**TINY), weight=1.0, num_views=1)
+    for decoded in (5, -1):
+        with pytest.raises(InputError, match=f"decoded_views {decoded} is not within 1 and the 4 views"):
+            ContrastiveLearner(MaskedAutoencoder(**TINY), weight=1.0, num_views=4, decoded_views=decoded)

@@ -187,8 +187,11 @@ def test_two_processes_make_the_same_run_even_when_killed(tmp_path):
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
+FOUR_VIEWS = ["--contrast-weight", 0.5, "--color-jitter", 0.5, "--views", 4, "--decoded-views", 1]
+
+
 def test_two_processes_contrast_the_same_views_as_one(tmp_path):
-    command = [SCRIPTS / "pretrain.py", *DIGITS, *MODEL, *SHORT, "--contrast-weight", 0.5, "--color-jitter", 0.5]
+    command = [SCRIPTS / "pretrain.py", *DIGITS, *MODEL, *SHORT, *FOUR_VIEWS]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29556]
     one = launch(*command, "--output-dir", tmp_path / "one")
     two = launch(*torchrun, *command, "--output-dir", tmp_path / "two", ACCELERATE_USE_CPU="1")
@@ -220,7 +223,12 @@ def test_contrast_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--gradient-accumulation-steps", 2], ["--contrast-weight", 0.5, "--color-jitter", 0.5]]
+    "flags",
+    [
+        ["--gradient-accumulation-steps", 2],
+        ["--contrast-weight", 0.5, "--color-jitter", 0.5],
+        [*FOUR_VIEWS, "--keep-every", 1],
+    ],
 )
 def test_a_paused_run_goes_on_to_the_same_bits(tmp_path, flags):
     arguments = [*DIGITS, *MODEL, *SHORT, "--optimizer", "muon", *flags]
@@ -235,6 +243,8 @@ def test_a_paused_run_goes_on_to_the_same_bits(tmp_path, flags):
     assert pauses > 1
     whole, paused = (tmp_path / name / "model.safetensors" for name in ("whole", "paused"))
     assert whole.read_bytes() == paused.read_bytes()
+    kept = tmp_path / "whole" / "epochs" / "0002" / "model.safetensors"
+    assert not kept.exists() if "--keep-every" not in flags else kept.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("number", range(5))

@@ -1,6 +1,7 @@
-"""A contrastive loss beside the reconstruction: two masked views of one image should have like features.
+"""A contrastive loss beside the reconstruction: masked views of one image should have similar features.
 
-The contrastive masked autoencoder of Mishra et al., arXiv 2210.16870 (CAN), without its third part, the noise.
+The contrastive masked autoencoder of Mishra et al., arXiv 2210.16870 (CAN), without its third part, the noise, and with
+any number of views of each image.
 """
 
 from dataclasses import replace
@@ -13,27 +14,31 @@ from .files import InputError
 from .mae import MAEOutput, MaskedAutoencoder
 
 
-def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
-    """The normalised, temperature-scaled cross-entropy of SimCLR (Chen et al., arXiv 2002.05709, equation 1).
+def nt_xent(views: Tensor, *, temperature: float) -> Tensor:
+    """The normalised, temperature-scaled cross-entropy between views (V, B, F) of B images; a scalar, float32.
 
-    Row k of `first` and of `second`, both (B, F), belong together; each is to be told from the other 2 B - 2 rows by
-    its cosine. Gives a scalar, float32.
+    Each of the V B rows has V - 1 positives, the other views of its image; its loss is the mean over them of the negative
+    log-softmax of the cosines with all other rows (Khosla et al., arXiv 2004.11362, equation 2, with images as classes).
+    With two views this is SimCLR's loss (Chen et al., arXiv 2002.05709, equation 1).
 
-    >>> nt_xent(torch.eye(2), torch.eye(2), temperature=0.1) < nt_xent(torch.eye(2), torch.ones(2, 2), temperature=0.1)
+    >>> same, different = torch.eye(2).expand(3, 2, 2), torch.rand(3, 2, 2)
+    >>> nt_xent(same, temperature=0.1) < nt_xent(different, temperature=0.1)
     tensor(True)
     """
-    with torch.autocast(first.device.type, enabled=False):
-        rows = nn.functional.normalize(torch.cat([first, second]).float(), dim=1)
+    num_views, num_images, _ = views.shape
+    with torch.autocast(views.device.type, enabled=False):
+        rows = nn.functional.normalize(views.flatten(0, 1).float(), dim=1)
         similarity = rows @ rows.T / temperature
         similarity.fill_diagonal_(-torch.inf)
-        partners = torch.arange(len(rows), device=rows.device).roll(len(first))
-        return nn.functional.cross_entropy(similarity, partners)
+        steps = num_images * torch.arange(1, num_views, device=rows.device)
+        positives = (torch.arange(len(rows), device=rows.device)[:, None] + steps) % len(rows)  # (V B, V - 1)
+        return -similarity.log_softmax(dim=1).gather(1, positives).mean()
 
 
 class ContrastiveLearner(nn.Module):
-    """A masked autoencoder in training on pairs of views. Only `model` is worth keeping afterwards.
+    """A masked autoencoder in training on several views of each image. Only `model` is worth keeping afterwards.
 
-    Each view is masked and reconstructed by itself. The mean of its visible patches' tokens goes through a projector of
+    Each view has its own mask; all or the first few are reconstructed. The mean of its visible patches' tokens goes through a projector of
     three layers with batch normalisation, and `nt_xent` compares the projections of the whole global batch: processes
     share their features, so that many make the same run as one.
 
@@ -41,19 +46,26 @@ class ContrastiveLearner(nn.Module):
         model: what is trained.
         weight: of the contrastive loss; that of the reconstruction is 1.
         temperature: of the softmax over cosines.
+        num_views: views of an image, at least 2.
+        decoded_views: how many of them are reconstructed, at least 1; None: all.
         hidden_dim, projection_dim: the projector's widths.
 
-    Raises InputError for a temperature that is not positive.
+    Raises InputError for a temperature that is not positive, or numbers of views that do not fit.
     """
 
     def __init__(
-        self, model: MaskedAutoencoder, *, weight: float, temperature: float = 0.2, hidden_dim: int = 1024,
-        projection_dim: int = 128,
+        self, model: MaskedAutoencoder, *, weight: float, temperature: float = 0.2, num_views: int = 2,
+        decoded_views: int | None = None, hidden_dim: int = 1024, projection_dim: int = 128,
     ):  # fmt: skip
         super().__init__()
         if temperature <= 0:
             raise InputError(f"temperature {temperature} is not positive")
+        if num_views < 2:
+            raise InputError(f"views {num_views} leaves nothing to contrast: give at least 2")
+        if not 1 <= (decoded_views or num_views) <= num_views:
+            raise InputError(f"decoded_views {decoded_views} is not within 1 and the {num_views} views")
         self.model, self.weight, self.temperature = model, weight, temperature
+        self.num_views, self.decoded_views = num_views, decoded_views or num_views
 
         def layer(before: int) -> list[nn.Module]:
             linear = nn.Linear(before, hidden_dim, bias=False)
@@ -64,24 +76,27 @@ class ContrastiveLearner(nn.Module):
         )
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> MAEOutput:
-        """Images (2 B, C, H, W), masks (2 B, N): the first views, then the second views in the same order."""
-        output = self.model(images, mask)
-        first, second = (gather_rows(view) for view in output.features.float().chunk(2))
-        first, second = self.projector(torch.cat([first, second])).chunk(2)
-        contrast = nt_xent(first, second, temperature=self.temperature)
+        """Images (V B, C, H, W), masks (V B, N): the first views, then the second ones in the same order, and so on."""
+        num_images = len(images) // self.num_views
+        output = self.model(images, mask, decoded=self.decoded_views * num_images)
+        features = output.features.float().unflatten(0, (self.num_views, num_images))
+        features = gather_rows(features.transpose(0, 1)).transpose(0, 1)  # (V, images of all processes, F)
+        contrast = nt_xent(
+            self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2]), temperature=self.temperature
+        )
         terms = {"reconstruction_loss": output.loss, "contrastive_loss": contrast}
         return replace(output, loss=output.loss + self.weight * contrast, terms=terms)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes (their B together, F); alone, as given.
+    """The rows (B, ...) of all processes, in the order of their ranks; alone, as given.
 
     Every process works out the same loss of all rows, so each has the whole gradient of its own; it is multiplied by
     the number of processes, by which their mean will divide it.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    fixed, processes = rows.detach(), dist.get_world_size()
+    fixed, processes = rows.detach().contiguous(), dist.get_world_size()
     gathered = [torch.empty_like(fixed) for _ in range(processes)]
     dist.all_gather(gathered, fixed)
     gathered[dist.get_rank()] = fixed + processes * (rows - fixed)

@@ -56,9 +56,9 @@ class MAEOutput:
     """What a training step sees: the loss, and what it takes to look at the reconstruction if somebody asks."""
 
     loss: Tensor  # scalar, float32: mean squared error over hidden patches
-    mask: Tensor  # bool (B, N), True = hidden
+    mask: Tensor  # bool (B, N), True = hidden; B are the images that were decoded
     prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
-    features: Tensor  # (B, D): the mean of the visible patches' tokens
+    features: Tensor  # of all images, (at least B, D): the mean of the visible patches' tokens
     hidden: Tensor  # (B, hidden): which patches those are
     images: Tensor  # (B, C, H, W), normalised
     model: "MaskedAutoencoder"
@@ -243,19 +243,26 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     def forward_core(
         self, patches: Tensor, target: Tensor, visible: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From visible patches (B, V, P*P*C) to the loss on the hidden ones: what is worth compiling."""
+        """From visible patches (B, V, P*P*C) to the loss on the hidden ones: what is worth compiling.
+
+        Only the first images are decoded, as many as have `target` (B', H, P*P*C) and `hidden` (B', H).
+        """
         tokens = self.forward_encoder(patches, visible)
         features = pool_tokens(tokens, "avg", self.encoder)
-        tokens = self.forward_decoder(tokens, visible, hidden)[:, visible.shape[1] :]
+        decoded, visible = tokens[: len(hidden)], visible[: len(hidden)]
+        tokens = self.forward_decoder(decoded, visible, hidden)[:, visible.shape[1] :]
         prediction = self.decoder_pred(tokens)  # (B, H, P*P*C)
         return self.forward_loss(prediction, target), prediction, features
 
     # ---- what users call
 
     def forward(  # type: ignore[override]  # MAEOutput has the same fields; it paints only when it is asked to
-        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
-    ) -> MAEOutput:
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None,
+        decoded: int | None = None,
+    ) -> MAEOutput:  # fmt: skip
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        The first `decoded` images are reconstructed (None: all); of the others there are only features.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> output = model(torch.rand(5, 3, 8, 8))
@@ -269,9 +276,10 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         visible, hidden = self.split(mask, images.device)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
-        patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
-        loss, prediction, features = self.forward_core(take(patches, visible), take(patches, hidden), visible, hidden)
-        mask = to_device(mask, images.device)
+        patches, hidden = patchify(images, self.patch_size), hidden[:decoded]  # (B, N, P*P*C)
+        target = take(patches[:decoded], hidden)
+        loss, prediction, features = self.forward_core(take(patches, visible), target, visible, hidden)
+        mask, images = to_device(mask[:decoded], images.device), images[:decoded]
         return MAEOutput(
             loss=loss, mask=mask, prediction=prediction, features=features, hidden=hidden, images=images, model=self
         )

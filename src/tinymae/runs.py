@@ -32,7 +32,7 @@ from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
 # Arguments that change where or how fast a run goes, but not what it computes.
 FREE_ARGUMENTS = {
     "output_dir", "overwrite", "data_dir", "num_workers", "log_every", "log_with", "checkpoint_minutes",
-    "pause_after_minutes",
+    "pause_after_minutes", "keep_every",
 }  # fmt: skip
 KEPT_CHECKPOINTS = 2
 WARMUP = 0.05  # share of a training, unless --warmup-epochs says otherwise
