@@ -117,9 +117,9 @@ def test_muon_takes_the_same_matrices_without_weight_decay():
     def count(weight_decay):
         groups = parameter_groups(MaskedAutoencoder(**SIZES), weight_decay=weight_decay)
         optimizer = create_optimizer("muon", groups, betas=(0.9, 0.95))
-        return [(group["use_fallback"], len(group["params"])) for group in optimizer.param_groups]
+        return [(group["orthogonal"], len(group["params"])) for group in optimizer.param_groups]
 
-    assert count(0.0) == count(0.05) and {fallback for fallback, _ in count(0.0)} == {True, False}
+    assert count(0.0) == count(0.05) and {orthogonal for orthogonal, _ in count(0.0)} == {True, False}
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():

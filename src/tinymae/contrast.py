@@ -17,9 +17,9 @@ from .mae import MAEOutput, MaskedAutoencoder
 def nt_xent(views: Tensor, *, temperature: float) -> Tensor:
     """The normalised, temperature-scaled cross-entropy between views (V, B, F) of B images; a scalar, float32.
 
-    Each of the V B rows has V - 1 positives, the other views of its image; its loss is the mean over them of the negative
-    log-softmax of the cosines with all other rows (Khosla et al., arXiv 2004.11362, equation 2, with images as classes).
-    With two views this is SimCLR's loss (Chen et al., arXiv 2002.05709, equation 1).
+    Each of the V B rows has V - 1 positives, the other views of its image; its loss is the mean over them of the
+    negative log-softmax of the cosines with all other rows (Khosla et al., arXiv 2004.11362, equation 2, with images as
+    classes). With two views this is SimCLR's loss (Chen et al., arXiv 2002.05709, equation 1).
 
     >>> same, different = torch.eye(2).expand(3, 2, 2), torch.rand(3, 2, 2)
     >>> nt_xent(same, temperature=0.1) < nt_xent(different, temperature=0.1)
@@ -38,9 +38,9 @@ def nt_xent(views: Tensor, *, temperature: float) -> Tensor:
 class ContrastiveLearner(nn.Module):
     """A masked autoencoder in training on several views of each image. Only `model` is worth keeping afterwards.
 
-    Each view has its own mask; all or the first few are reconstructed. The mean of its visible patches' tokens goes through a projector of
-    three layers with batch normalisation, and `nt_xent` compares the projections of the whole global batch: processes
-    share their features, so that many make the same run as one.
+    Each view has its own mask; all or the first few are reconstructed. The mean of a view's visible patch tokens goes
+    through a projector of three layers with batch normalisation, and `nt_xent` compares the projections of the whole
+    global batch: processes share their features, so that many make the same run as one.
 
     Args:
         model: what is trained.

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from .cards import write_card
 from .data import Batch, Dataset, count_steps, load_dataset, split_batch, step_batches
+from .device import keep_freed_memory, supports_bf16
 from .files import InputError, file_digest, lock_folder, read_json, read_metrics, write_atomically, write_json
 from .trackers import INSTALLED, log_picture, log_results, require_installed, start_trackers
-from .train import Schedule, TrainStep, keep_freed_memory, supports_bf16
+from .train import Schedule, TrainStep
 
 # Arguments that change where or how fast a run goes, but not what it computes.
 FREE_ARGUMENTS = {

@@ -1,13 +1,10 @@
 """Training: parameter groups, the learning rate as a function of progress, and one visible loop."""
 
-import contextlib
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import timm.optim
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
@@ -16,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .data import Batch
-from .files import InputError
+from .muon import Muon
 from .randomness import Draws, draw_drops
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
@@ -44,17 +41,11 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups that do not decay).
 
-    Muon (Jordan, 2024) orthogonalises each matrix's momentum; its updates are scaled to AdamW's usual size (Liu et al.,
-    arXiv 2502.16982), so that one learning rate serves both. `train_steps` sets the learning rate at every step.
-
-    Raises InputError for `muon` where the installed timm has none.
+    `train_steps` sets the learning rate at every step.
     """
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas, fused=True)
-    if not hasattr(timm.optim, "Muon"):
-        raise InputError(f"optimizer 'muon' is not in timm {timm.__version__}: upgrade timm, or use adamw")
-    groups = [group | {"use_fallback": not group["decays"]} for group in groups]
-    return timm.optim.Muon(groups, betas=betas, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    return Muon([group | {"orthogonal": group["decays"]} for group in groups], betas=betas)
 
 
 @dataclass
@@ -172,25 +163,3 @@ def choose_attention(model: nn.Module, device: torch.device | str) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = torch.device(device).type != "cpu"  # type: ignore[assignment]  # timm's flag, a bool
-
-
-def keep_freed_memory(keep: bool = True) -> None:
-    """Tell glibc to keep large freed blocks for the next step, instead of giving them back to the kernel.
-
-    By default every step's activations are mapped anew and their pages zeroed one fault at a time: on a CPU this takes
-    some 15 % of a training step. Peak memory stays as it is. Does nothing where the C library is another one.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of the settings, from malloc.h
-    sizes = (1 << 30, 2**31 - 1) if keep else (32 << 20, 64 << 20)  # glibc's defaults grow to the latter
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, sizes[0])
-        libc.mallopt(trim_threshold, sizes[1])
-
-
-def supports_bf16(device: torch.device | str) -> bool:
-    """Whether bf16 arithmetic is native here, so that mixed precision pays."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so absent from some torch releases
-    return torch.device(device).type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)

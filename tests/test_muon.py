@@ -1,0 +1,80 @@
+"""Muon against timm's, against the singular value decomposition, and against torch's AdamW."""
+
+import copy
+
+import timm.optim.muon
+import torch
+from torch import nn
+
+from tinymae.muon import Muon, orthogonalise
+from tinymae.train import create_optimizer, parameter_groups
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 4), nn.Flatten(), nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 24), nn.Linear(24, 96),
+        nn.Linear(96, 24), nn.Linear(24, 96),
+    )  # fmt: skip
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
+    torch.manual_seed(2)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 / (step + 1) * group.get("lr_scale", 1.0)
+        model(torch.randn(16, 3, 4, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_matrices_move_as_under_timms_muon(monkeypatch):
+    """timm works matrix by matrix, always in bfloat16; its Newton-Schulz function is told to use float32 here."""
+    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    in_float32 = lambda *args, **options: newton_schulz(*args, **options, dtype=torch.float32)  # noqa: E731
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", in_float32)
+    models = small_model(), small_model()
+    groups = [parameter_groups(model, weight_decay=0.1) for model in models]
+    for ours, theirs in zip(*groups, strict=True):  # what is no matrix moves by NAdamW there, so it stays put
+        ours["lr_scale"] = theirs["lr_scale"] = 0.5 * ours["decays"]
+        theirs["use_fallback"] = not theirs["decays"]
+    ours = train(models[0], Muon([group | {"orthogonal": group["decays"]} for group in groups[0]], dtype=torch.float32))
+    theirs = train(models[1], timm.optim.Muon(groups[1], betas=(0.9, 0.95), nesterov=True))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+def test_what_is_no_matrix_moves_as_under_torchs_adamw():
+    models = small_model(), small_model()
+    for model in models:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.ndim == 1)
+    ours = train(models[0], Muon([{"params": list(models[0].parameters()), "orthogonal": False}]))
+    theirs = train(
+        models[1], torch.optim.AdamW(models[1].parameters(), weight_decay=0.0, betas=(0.9, 0.95), fused=True)
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+def test_orthogonalised_matrices_keep_their_singular_vectors():
+    matrices = torch.randn(3, 8, 20)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    for given, wanted in ((matrices, left @ right), (matrices.mT, (left @ right).mT)):
+        values = torch.linalg.svdvals(orthogonalise(given, dtype=torch.float32))
+        assert values.min() > 0.6 and values.max() < 1.3
+        cosine = nn.functional.cosine_similarity(orthogonalise(given).float().flatten(1), wanted.flatten(1))
+        assert cosine.min() > 0.97
+
+
+def test_a_saved_state_goes_on_to_the_same_bits():
+    model = small_model()
+    optimizer = create_optimizer("muon", parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
+    train(model, optimizer)
+    again = small_model()
+    again.load_state_dict(model.state_dict())
+    resumed = create_optimizer("muon", parameter_groups(again, weight_decay=0.1), betas=(0.9, 0.95))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for mine, other in zip(train(model, optimizer), train(again, resumed), strict=True):
+        assert torch.equal(mine, other)
