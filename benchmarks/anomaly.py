@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tinymae import MaskedAutoencoder, figures, load_dataset
-from tinymae.data import pick
+from tinymae.commands.cli import run_script
+from tinymae.data.batches import pick
 from tinymae.files import read_json, write_json
-from tinymae.runs import run_script
 
 PRETRAIN = (
     "--patch-size 4 --embed-dim 96 --depth 4 --decoder-dim 64 --decoder-depth 1 --no-norm-pix-loss --no-flip "

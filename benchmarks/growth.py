@@ -22,12 +22,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
-from tinymae.augment import padded_crop, random_flip
-from tinymae.data import Batch, Dataset, ImageDataset, split_batch, step_batches
+from tinymae.data.augment import padded_crop, random_flip
+from tinymae.data.batches import Batch, split_batch, step_batches
+from tinymae.data.datasets import Dataset, ImageDataset
 from tinymae.files import write_json
+from tinymae.models.vit import choose_attention
 from tinymae.randomness import Draws
-from tinymae.runs import create_accelerator
-from tinymae.train import Schedule, choose_attention, parameter_groups, train_steps
+from tinymae.training.device import create_accelerator
+from tinymae.training.loop import Schedule, parameter_groups, train_steps
 
 
 def parse() -> argparse.ArgumentParser:

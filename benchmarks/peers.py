@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
-from tinymae.train import choose_attention, keep_freed_memory, parameter_groups
+from tinymae.models.vit import choose_attention
+from tinymae.training.device import keep_freed_memory
+from tinymae.training.loop import parameter_groups
 
 
 def parse() -> argparse.ArgumentParser:

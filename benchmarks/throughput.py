@@ -29,7 +29,9 @@ from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, patchify
 from tinymae.files import write_json
-from tinymae.train import choose_attention, keep_freed_memory, parameter_groups
+from tinymae.models.vit import choose_attention
+from tinymae.training.device import keep_freed_memory
+from tinymae.training.loop import parameter_groups
 
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 

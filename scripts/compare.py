@@ -29,13 +29,17 @@ import linear_probe
 import pretrain
 
 from tinymae import InputError
-from tinymae.comparison import cell_rows, pixel_row, write_tables
-from tinymae.data import load_dataset, require_labels
+from tinymae.commands.cli import run_script
+from tinymae.commands.settings import WARMUP
+from tinymae.data.datasets import load_dataset, require_labels
 from tinymae.files import lock_folder
-from tinymae.report import write_report
-from tinymae.runs import WARMUP, Diverged, move_aside, run_script, settle_precision
-from tinymae.search import as_flags, require_optuna, search, search_space
-from tinymae.stages import check_extra, extra_flags, require_distinct, run_stage
+from tinymae.study.report import write_report
+from tinymae.study.search import as_flags, require_optuna, search, search_space
+from tinymae.study.stages import check_extra, extra_flags, require_distinct, run_stage
+from tinymae.study.tables import cell_rows, pixel_row, write_tables
+from tinymae.training.device import settle_precision
+from tinymae.training.progress import Diverged
+from tinymae.training.run import move_aside
 
 # What --models offers: the family, and the flags that make a variant of it.
 MODELS = {name: (name, []) for name in pretrain.MODELS} | {"resnet_unet_no_skips": ("resnet_unet", ["--no-skips"])}

@@ -16,9 +16,9 @@ import pretrain
 import torch
 
 from tinymae import MaskedAutoencoder, figures
-from tinymae.data import read_image
+from tinymae.commands.cli import run_script
+from tinymae.data.images import read_image
 from tinymae.files import write_json
-from tinymae.runs import run_script
 
 DATA = ["--data", "digits", "--overwrite"]
 MODEL = "--patch-size 2 --embed-dim 96 --depth 4 --decoder-dim 64 --decoder-depth 1 --no-norm-pix-loss".split()

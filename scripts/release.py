@@ -32,14 +32,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import InputError, figures, load_dataset
 from tinymae import evaluate as scoring
-from tinymae.cards import write_card
-from tinymae.data import Dataset, few_labels, pick
+from tinymae.commands.cli import run_script
+from tinymae.data.batches import pick
+from tinymae.data.datasets import Dataset
+from tinymae.data.splits import few_labels
 from tinymae.files import digest, read_json, read_metrics, read_tensors, write_json
-from tinymae.randomness import Draws, draw_drops, use_sample_patch_drop
-from tinymae.runs import run_script
-from tinymae.stages import check_extra, extra_flags, require_distinct, run_stage
-from tinymae.train import choose_attention
-from tinymae.weights import build_classifier, halve, load_autoencoder, load_classifier, save_head
+from tinymae.interop.load import load_autoencoder, load_classifier, save_head
+from tinymae.models.classifier import build_classifier
+from tinymae.models.drops import draw_drops, use_sample_patch_drop
+from tinymae.models.vit import choose_attention
+from tinymae.models.weights import halve
+from tinymae.randomness import Draws
+from tinymae.study.stages import check_extra, extra_flags, require_distinct, run_stage
+from tinymae.training.cards import write_card
 
 PRETRAIN = ["--optimizer", "muon"]
 CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from tinymae import augment
+from tinymae.data import augment
 from tinymae.randomness import Draws
 
 AUGMENTATIONS = {

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from tinymae import InputError, comparison, load_dataset, report, search
-from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
 from tinymae.files import write_json
-from tinymae.runs import Diverged
-from tinymae.weights import save_autoencoder
+from tinymae.models.masked_conv import MaskedConvAutoencoder
+from tinymae.models.weights import save_autoencoder
+from tinymae.training.progress import Diverged
 
 TINY = (
     "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",

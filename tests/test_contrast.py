@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tinymae import InputError, MaskedAutoencoder
-from tinymae.contrast import ContrastiveLearner, nt_xent
-from tinymae.masking import random_mask
+from tinymae import InputError, MaskedAutoencoder, random_mask
+from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner, nt_xent
 
 TINY = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16}
 
@@ -41,10 +40,12 @@ def test_nt_xent_of_four_views_is_the_mean_over_pairs_of_positives():
 def test_only_the_decoded_views_are_reconstructed():
     """Loss and prediction are those of the first views alone; the features are those of all."""
     model, images, mask = MaskedAutoencoder(**TINY), torch.rand(8, 3, 8, 8), random_mask(8, 16, 0.75)
-    output = ContrastiveLearner(model, weight=0.3, num_views=4, decoded_views=1)(images, mask)
-    torch.testing.assert_close(output.terms["reconstruction_loss"], model(images[:2], mask[:2]).loss)
-    assert output.prediction.shape == (2, 12, 12) and output.reconstruction.shape == (2, 3, 8, 8)
-    torch.testing.assert_close(output.features, model(images, mask).features)
+    losses = ContrastiveLearner(model, weight=0.3, num_views=4, decoded_views=1)(images, mask)
+    first, every, core = model(images[:2], mask[:2]), model(images, mask), model.forward_masked(images, mask, decoded=2)
+    for loss in (losses["reconstruction_loss"], core.loss):
+        torch.testing.assert_close(loss, first.loss)
+    torch.testing.assert_close(core.prediction, first.prediction)
+    torch.testing.assert_close(core.features, every.features)
 
 
 def test_features_are_the_mean_of_the_visible_patches():
@@ -56,9 +57,18 @@ def test_features_are_the_mean_of_the_visible_patches():
 def test_the_loss_is_the_reconstruction_and_the_weighted_contrast():
     model, images = MaskedAutoencoder(**TINY), torch.rand(6, 3, 8, 8)
     mask = random_mask(6, 16, 0.75)
-    output = ContrastiveLearner(model, weight=0.3)(images, mask)
-    torch.testing.assert_close(output.terms["reconstruction_loss"], model(images, mask).loss)
-    torch.testing.assert_close(output.loss, sum(w * t for w, t in zip((1, 0.3), output.terms.values(), strict=True)))
+    losses = ContrastiveLearner(model, weight=0.3)(images, mask)
+    assert losses.keys() == {"loss", "reconstruction_loss", "contrastive_loss"}
+    torch.testing.assert_close(losses["reconstruction_loss"], model(images, mask).loss)
+    torch.testing.assert_close(losses["loss"], losses["reconstruction_loss"] + 0.3 * losses["contrastive_loss"])
+
+
+def test_without_a_contrast_the_losses_are_the_models_own():
+    model, images = MaskedAutoencoder(**TINY), torch.rand(6, 3, 8, 8)
+    mask = random_mask(6, 16, 0.75)
+    losses = ReconstructionLearner(model)(images, mask=mask)
+    assert losses.keys() == {"loss"}
+    torch.testing.assert_close(losses["loss"], model(images, mask).loss)
 
 
 def test_learning_brings_the_views_of_an_image_together():
@@ -68,7 +78,7 @@ def test_learning_brings_the_views_of_an_image_together():
     learner, images = ContrastiveLearner(model, weight=1.0), torch.rand(32, 3, 8, 8)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
     for _ in range(40):
-        learner(images.repeat(2, 1, 1, 1)).loss.backward()
+        learner(images.repeat(2, 1, 1, 1), random_mask(64, 16, 0.5))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     features = nn.functional.normalize(learner.projector(model(images.repeat(2, 1, 1, 1)).features), dim=1)

@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import pretrain
 import pytest
 import timm
 import torch
@@ -16,10 +15,11 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, adapt, export_timm, patchify, random_mask, unpatchify
-from tinymae.architecture import infer_sizes
-from tinymae.convert import read_autoencoder
-from tinymae.weights import Classifier, create_classifier, load_autoencoder, load_classifier, save_autoencoder
+from tinymae import Classifier, InputError, MaskedAutoencoder, adapt, export_timm, patchify, random_mask, unpatchify
+from tinymae.interop.sizes import infer_sizes
+from tinymae.models.classifier import build_classifier
+from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.weights import save_autoencoder
 
 SIZES = {
     "image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16,
@@ -43,9 +43,7 @@ def small_model(**changes) -> MaskedAutoencoder:
 
 
 def small_classifier(*, pool: str = "cls", **changes) -> Classifier:
-    config = {**small_model(**changes).config, **STATISTICS}
-    vit = off_the_start(create_classifier(config, num_classes=len(CLASSES), pool=pool))
-    return Classifier(vit, mean=STATISTICS["mean"], std=STATISTICS["std"], classes=CLASSES).eval()
+    return off_the_start(build_classifier(small_model(**changes, **STATISTICS), classes=CLASSES, pool=pool))
 
 
 def assert_same_weights(first: nn.Module, second: nn.Module):
@@ -90,13 +88,14 @@ def test_an_official_checkpoint_predicts_what_the_paper_says(tmp_path, norm_pix_
     state = official_state()
     settings = argparse.Namespace(norm_pix_loss=norm_pix_loss)
     torch.save({"model": state, "args": settings, "epoch": 799}, tmp_path / "mae.pth")
-    model = MaskedAutoencoder.from_official(tmp_path / "mae.pth", **HEADS, norm_pix_loss=norm_pix_loss)
+    model = tinymae.from_official(tmp_path / "mae.pth", **HEADS, norm_pix_loss=norm_pix_loss)
     images, mask = torch.randn(2, 3, 16, 16), random_mask(2, 16, 0.75)
     weights = {n if n.startswith(("decoder", "mask")) else f"encoder.{n}": tensor for n, tensor in state.items()}
     loss, predictions = reference_loss(weights, {**SIZES, **model.config}, images, mask)
     torch.testing.assert_close(model.decode(model.encode_tokens(images, mask), mask), predictions, atol=1e-5, rtol=0)
     torch.testing.assert_close(model(images, mask).loss, loss, atol=1e-5, rtol=0)
     assert not model.training and model.config["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert_same_weights(tinymae.load(tmp_path / "mae.pth", **HEADS), model)
 
 
 def test_what_is_written_for_the_official_code_comes_back_bit_for_bit(tmp_path):
@@ -260,7 +259,7 @@ def test_a_vitmae_of_transformers_predicts_the_same_here(tmp_path, transformers,
     assert_same_predictions(ours, theirs)
     assert ours.norm_pix_loss == theirs.config.norm_pix_loss
     save_autoencoder(ours, tmp_path / "ours")
-    assert_same_predictions(load_autoencoder(tmp_path / "ours"), theirs)
+    assert_same_predictions(tinymae.load(tmp_path / "ours"), theirs)
 
 
 def test_an_autoencoder_predicts_the_same_in_transformers_and_comes_back_bit_for_bit(tmp_path, transformers):
@@ -302,7 +301,9 @@ def test_a_classifier_gives_the_same_logits_in_transformers_and_back(tmp_path, t
     assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
     back = tinymae.classifier_from_transformers(tmp_path)
     assert_same_weights(back.vit, model.vit)
-    assert back.classes == CLASSES and torch.allclose(back.mean, model.mean) and torch.allclose(back.std, model.std)
+    assert back.classes == CLASSES and torch.equal(tinymae.load(tmp_path)(pixels), back(pixels))
+    torch.testing.assert_close(back.encoder.mean, model.encoder.mean)
+    torch.testing.assert_close(back.encoder.std, model.encoder.std)
 
 
 def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, transformers):
@@ -315,7 +316,7 @@ def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, trans
     ours, images = tinymae.classifier_from_transformers(tmp_path), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=0)
-    assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.mean.flatten().tolist() == [0.5]
+    assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.encoder.mean.flatten().tolist() == [0.5]
 
 
 def test_what_transformers_cannot_express_is_refused(tmp_path):
@@ -323,11 +324,14 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
         (small_classifier(pool="avg"), "classifies by the class token; fine-tune with pool 'cls'"),
         (small_model(image_size=(16, 8)), "not square, which ViTMAE wants"),
         (small_model(patch_size=(8, 4)), "not square, which ViTMAE wants"),
+        (build_classifier(ConvAutoencoder(image_size=8), classes=CLASSES), "on a ConvAutoencoder is no ViT"),
+        (ConvAutoencoder(image_size=8), "model is a ConvAutoencoder"),
     ]:
         with pytest.raises(InputError, match=message):
             tinymae.to_transformers(model, tmp_path / "out")
-    with pytest.raises(InputError, match="is a classifier"):
-        tinymae.to_official(small_classifier(), tmp_path / "out")
+    for model, kind in [(small_classifier(), "Classifier"), (ConvAutoencoder(image_size=8), "ConvAutoencoder")]:
+        with pytest.raises(InputError, match=f"model is a {kind}: an official checkpoint holds a masked autoencoder"):
+            tinymae.to_official(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -399,7 +403,7 @@ def test_an_exported_encoder_is_the_encoder_in_plain_timm(tmp_path):
     data = timm.data.resolve_model_data_config(hub)
     assert (data["input_size"], *map(tuple, (data["mean"], data["std"]))) == ((3, 16, 8), *STATISTICS.values())
     with pytest.raises(InputError, match="an encoder written for timm, without a head"):
-        load_classifier(tmp_path / "timm")
+        tinymae.load(tmp_path / "timm")
 
 
 @pytest.mark.parametrize("pool,pooling", [("cls", {}), ("avg", {"global_pool": "avg", "fc_norm": False})])
@@ -417,7 +421,17 @@ def test_an_exported_classifier_gives_its_logits_in_plain_timm(tmp_path, pool, p
         torch.testing.assert_close(theirs(model.normalise(images)), model(images), atol=1e-6, rtol=0)
     assert hub.pretrained_cfg["label_names"] == CLASSES
     assert hub.pretrained_cfg["mean"] == pytest.approx(STATISTICS["mean"])
-    assert torch.equal(load_classifier(tmp_path)(images), model(images))
+    again = tinymae.load(tmp_path)
+    assert torch.equal(again(images), model(images))
+    export_timm(tmp_path, tmp_path / "again")  # of a folder as of a model
+    assert_same_weights(tinymae.load(tmp_path / "again"), again)
+
+
+def test_what_is_no_vit_is_not_written_for_timm(tmp_path):
+    for model in (ConvAutoencoder(image_size=8), build_classifier(ConvAutoencoder(image_size=8), classes=CLASSES)):
+        with pytest.raises(InputError, match=f"hold a {type(model).__name__} that is no ViT"):
+            export_timm(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- other sizes
@@ -503,59 +517,3 @@ def test_a_size_that_cannot_be_is_refused_as_in_the_constructor():
         adapt(small_model(), image_size=17)
     with pytest.raises(InputError, match="mean has 3 values for in_channels 2"):
         adapt(small_model(), in_channels=2, **STATISTICS)
-
-
-# ---- going on from other weights
-
-# A learning rate of 0 leaves the weights as they were when training began.
-STILL = "--data digits --mixed-precision no --epochs 1 --warmup-epochs 0 --base-lr 0 --batch-size 512 --no-flip".split()
-
-
-def go_on(*arguments) -> MaskedAutoencoder:
-    args = pretrain.parse().parse_args([*STILL, *map(str, arguments)])
-    pretrain.main(args)
-    return load_autoencoder(args.output_dir)
-
-
-@pytest.mark.parametrize("kind", ["tinymae", "official", "transformers"])
-def test_pretraining_goes_on_from_every_kind_of_weights(tmp_path, kind):
-    model, source = small_model(in_channels=1, image_size=8, patch_size=2, mask_ratio=0.5), tmp_path / "start"
-    write = {"tinymae": save_autoencoder, "official": tinymae.to_official, "transformers": tinymae.to_transformers}
-    write[kind](model, source)
-    heads = ["--num-heads", "2", "--decoder-heads", "2"] if kind == "official" else []
-    trained = go_on("--weights", source, *heads, "--output-dir", tmp_path / "run")
-    assert_same_weights(trained, model)
-    digits = tinymae.load_dataset("digits")
-    assert trained.config["mean"] == pytest.approx(digits.statistics[0])
-    assert trained.config["std"] == pytest.approx(digits.statistics[1])
-    assert trained.mask_ratio == (0.75 if kind == "official" else 0.5)  # the official file does not say
-
-
-def test_sizes_that_are_given_adapt_the_weights(tmp_path):
-    save_autoencoder(model := small_model(), tmp_path / "start")
-    flags = "--image-size 12 --patch-size 3 --in-channels 1 --mask-ratio 0.5".split()
-    trained = go_on("--weights", tmp_path / "start", *flags, "--output-dir", tmp_path / "run")
-    assert_same_weights(trained, adapt(model, image_size=12, patch_size=3, in_channels=1))
-    assert trained.mask_ratio == 0.5
-
-
-@pytest.mark.parametrize(
-    "flags,message",
-    [
-        ("--embed-dim 48", "embed_dim 48 contradicts weights .*, which have 32: leave it out"),
-        ("--encoder vit_small_patch16_224", "encoder vit_small_patch16_224 contradicts"),
-        ("--decoder-depth 1", "decoder_depth 1 contradicts"),
-        ("--depth 2", "digits has 1 channels, not 3: give --in-channels 1"),
-        ("--patch-size 3 --in-channels 1", "not a multiple of patch_size"),
-    ],
-)
-def test_flags_that_contradict_the_weights_are_refused_by_name(tmp_path, flags, message):
-    save_autoencoder(small_model(), tmp_path / "start")
-    with pytest.raises(InputError, match=message):
-        go_on("--weights", tmp_path / "start", *flags.split(), "--output-dir", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_weights_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere does not exist"):
-        read_autoencoder(tmp_path / "nowhere")

@@ -6,17 +6,9 @@ import torch
 from PIL import Image
 
 from tinymae import InputError, load_dataset
-from tinymae.data import (
-    ImageDataset,
-    StreamedDataset,
-    channel_statistics,
-    count_steps,
-    few_labels,
-    pick,
-    split_batch,
-    step_batches,
-    step_indices,
-)
+from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
+from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
+from tinymae.data.splits import few_labels
 
 
 def as_set(images) -> set[bytes]:

@@ -5,7 +5,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from tinymae import evaluate, load_dataset
+from tinymae import load_dataset
+from tinymae.evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
+from tinymae.evaluation.neighbours import knn_predict
+from tinymae.evaluation.probes import (
+    L2_GRID,
+    choose_probe,
+    fit_linear,
+    fit_mlp,
+    linear_fits,
+    logistic_fits,
+    predict_accuracy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +29,7 @@ def test_knn_votes_as_scikit_learns_weighted_neighbours(pixels):
     (features, labels), _, (test, _) = pixels
     theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     expected = theirs.fit(features, labels).predict(test)
-    assert np.array_equal(evaluate.knn_predict(features, labels, test, num_classes=10).numpy(), expected)
+    assert np.array_equal(knn_predict(features, labels, test, num_classes=10).numpy(), expected)
 
 
 @pytest.mark.parametrize("l2", [0.1, 0.001])
@@ -26,7 +37,7 @@ def test_linear_probe_is_scikit_learns_logistic_regression(pixels, l2):
     (features, labels), _, (test, test_labels) = pixels
     alive = features.std(0) > 0.05  # BatchNorm's epsilon counts where a pixel hardly varies, and scikit-learn has none
     features, test = features[:, alive], test[:, alive]
-    probe = evaluate.fit_linear(features, labels, num_classes=10, l2=l2)
+    probe = fit_linear(features, labels, num_classes=10, l2=l2)
     scaler = StandardScaler().fit(features)
     theirs = LogisticRegression(C=1 / (l2 * len(labels)), max_iter=1000).fit(scaler.transform(features), labels)
 
@@ -38,19 +49,17 @@ def test_linear_probe_is_scikit_learns_logistic_regression(pixels, l2):
     best = objective(torch.tensor(theirs.decision_function(scaler.transform(features))), torch.tensor(theirs.coef_))
     assert ours == pytest.approx(best, rel=1e-3)
     score = 100 * theirs.score(scaler.transform(test), test_labels)
-    assert abs(evaluate.predict_accuracy(probe, test, test_labels) - score) <= 0.5
+    assert abs(predict_accuracy(probe, test, test_labels) - score) <= 0.5
 
 
 @pytest.mark.parametrize("classes", [10, 2])
 def test_the_logistic_head_agrees_with_the_linear_one(pixels, classes):
     (features, labels), _, (test, test_labels) = [(x[y < classes], y[y < classes]) for x, y in pixels]
     grid = {"num_classes": classes, "grid": [1e-1, 1e-3]}
-    pairs = zip(
-        evaluate.linear_fits(features, labels, **grid), evaluate.logistic_fits(features, labels, **grid), strict=True
-    )
+    pairs = zip(linear_fits(features, labels, **grid), logistic_fits(features, labels, **grid), strict=True)
     for (l2, ours), (their_l2, theirs) in pairs:
         assert l2 == their_l2
-        scores = [evaluate.predict_accuracy(probe, test, test_labels) for probe in (ours, theirs)]
+        scores = [predict_accuracy(probe, test, test_labels) for probe in (ours, theirs)]
         assert scores[0] == pytest.approx(scores[1], abs=0.5) and scores[0] > 90
         with torch.no_grad():  # the same optimum, not only as good a one; a bias common to all classes is free
             chances = [probe(test).softmax(dim=1) for probe in (ours, theirs)]
@@ -59,33 +68,33 @@ def test_the_logistic_head_agrees_with_the_linear_one(pixels, classes):
 
 def test_the_probe_is_chosen_on_validation(pixels):
     (features, labels), (val, val_labels), _ = pixels
-    probe, l2, tried = evaluate.choose_probe(evaluate.linear_fits(features, labels, num_classes=10), val, val_labels)
-    assert tried[l2] == max(tried.values()) and len(tried) == len(evaluate.L2_GRID)
-    assert evaluate.predict_accuracy(probe, val, val_labels) == tried[l2]
+    probe, l2, tried = choose_probe(linear_fits(features, labels, num_classes=10), val, val_labels)
+    assert tried[l2] == max(tried.values()) and len(tried) == len(L2_GRID)
+    assert predict_accuracy(probe, val, val_labels) == tried[l2]
 
 
 def test_mlp_learns_and_repeats_itself(pixels):
     (features, labels), _, (test, test_labels) = pixels
     fit = {"num_classes": 10, "weight_decay": 0.1, "seed": 3, "epochs": 5}
-    probe = evaluate.fit_mlp(features, labels, **fit)
-    assert evaluate.predict_accuracy(probe, test, test_labels) > 90
-    again = evaluate.fit_mlp(features, labels, **fit)
+    probe = fit_mlp(features, labels, **fit)
+    assert predict_accuracy(probe, test, test_labels) > 90
+    again = fit_mlp(features, labels, **fit)
     assert torch.equal(probe(test), again(test))
 
 
 def test_map_dataset_keeps_the_order():
     dataset = load_dataset("digits", "val")
-    mapped = evaluate.map_dataset(lambda images: images.flatten(1).sum(1), dataset, device="cpu", batch_size=50)
+    mapped = map_dataset(lambda images: images.flatten(1).sum(1), dataset, device="cpu", batch_size=50)
     assert torch.equal(mapped, dataset.images.flatten(1).sum(1).float())
 
 
 def test_reconstruction_metrics():
     original = torch.rand(4, 3, 16, 16) * 0.8
-    perfect = evaluate.reconstruction_metrics(original, original.clone())
+    perfect = reconstruction_metrics(original, original.clone())
     assert perfect["mse"] == 0 and perfect["ssim"] == pytest.approx(1)
-    shifted = evaluate.reconstruction_metrics(original, original + 0.1)
+    shifted = reconstruction_metrics(original, original + 0.1)
     assert shifted["mse"] == pytest.approx(0.01, rel=1e-4) and shifted["psnr"] == pytest.approx(20, rel=1e-4)
-    assert evaluate.reconstruction_metrics(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))["ssim"] < 0.9
+    assert reconstruction_metrics(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))["ssim"] < 0.9
 
 
 def test_scores_are_those_of_full_precision_under_autocast(pixels):
@@ -94,8 +103,8 @@ def test_scores_are_those_of_full_precision_under_autocast(pixels):
     images, noisy = test.view(-1, 1, 8, 8), noisy.view(-1, 1, 8, 8)
 
     def scores():
-        classes = evaluate.knn_predict(features, labels, test, num_classes=10)
-        return classes.tolist(), evaluate.reconstruction_metrics(images, noisy)
+        classes = knn_predict(features, labels, test, num_classes=10)
+        return classes.tolist(), reconstruction_metrics(images, noisy)
 
     with torch.autocast("cpu", torch.bfloat16):
         half = scores()
@@ -103,4 +112,4 @@ def test_scores_are_those_of_full_precision_under_autocast(pixels):
 
 
 def test_accuracy_is_in_percent():
-    assert evaluate.accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75
+    assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75

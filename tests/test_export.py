@@ -11,10 +11,12 @@ from PIL import Image
 from test_scripts import refused, run
 
 from tinymae import InputError, MaskedAutoencoder
-from tinymae.autoencoders.conv import ConvAutoencoder
-from tinymae.export import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
-from tinymae.page import read_samples, write_page
-from tinymae.weights import Classifier, create_classifier, load_classifier, save_autoencoder, save_classifier
+from tinymae.interop.graphs import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
+from tinymae.interop.load import load_classifier
+from tinymae.interop.page import read_samples, write_page
+from tinymae.models.classifier import Classifier, create_classifier
+from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.weights import save_autoencoder, save_classifier
 
 onnx = pytest.importorskip("onnx", reason="pip install 'tinymae[onnx]'")
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")

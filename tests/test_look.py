@@ -5,11 +5,12 @@ import torch
 from reference import layer_norm
 from test_mae import small_model, trained_looking
 
-from tinymae import InputError, MaskedAutoencoder, figures, patchify
-from tinymae.autoencoders.conv import ConvAutoencoder
-from tinymae.autoencoders.masked_conv import MaskedConvAutoencoder
-from tinymae.explain import covering_masks
-from tinymae.masking import denormalise_patches
+from tinymae import InputError, MaskedAutoencoder, anomaly_map, attention_maps, patchify
+from tinymae.evaluation import figures
+from tinymae.evaluation.explain import covering_masks
+from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.masked_conv import MaskedConvAutoencoder
+from tinymae.models.masking import denormalise_patches
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -92,8 +93,8 @@ def test_one_image_is_a_batch_of_one():
     image = random_pictures(1)[0]
     for function in (
         lambda images: model.reconstruct(images, generator=seeded()).images,
-        lambda images: model.anomaly_map(images, generator=seeded()),
-        model.attention_maps,
+        lambda images: anomaly_map(model, images, generator=seeded()),
+        lambda images: attention_maps(model, images),
         model.encode,
     ):
         assert torch.equal(function(image), function(image[None])) and len(function(image)) == 1
@@ -116,15 +117,15 @@ def test_masks_cover_every_patch_about_equally_often(patches, hidden, passes):
 def test_passes_that_cannot_cover_are_refused(passes):
     model = small_model(mask_ratio=0.25)
     with pytest.raises(InputError, match=f"passes {passes} .* cannot cover all: give at least 4"):
-        model.anomaly_map(random_pictures(1), passes=passes)
-    assert model.anomaly_map(random_pictures(1), passes=4).isfinite().all()
+        anomaly_map(model, random_pictures(1), passes=passes)
+    assert anomaly_map(model, random_pictures(1), passes=4).isfinite().all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"norm_pix_loss": False}, {"patch_size": (4, 2)}])
 def test_anomaly_map_is_the_mean_error_over_the_passes_that_hid_a_pixel(changes):
     model = trained_looking(small_model(**changes)).eval()
     images = random_pictures(2)
-    found = model.anomaly_map(images, passes=5, mask_ratio=0.5, generator=seeded(3))
+    found = anomaly_map(model, images, passes=5, mask_ratio=0.5, generator=seeded(3))
     masks = covering_masks(model.num_patches, num_hidden=model.num_patches // 2, passes=5, generator=seeded(3))
     height, width = model.patch_size
     for row, column in [(0, 0), (3, 5), (7, 7)]:
@@ -139,7 +140,7 @@ def test_anomaly_map_is_the_mean_error_over_the_passes_that_hid_a_pixel(changes)
 def test_an_images_map_does_not_depend_on_its_company():
     model = trained_looking(small_model()).eval()
     images = random_pictures(4)
-    together, alone = (model.anomaly_map(part, generator=seeded()) for part in (images, images[2]))
+    together, alone = (anomaly_map(model, part, generator=seeded()) for part in (images, images[2]))
     torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -192,7 +193,7 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
     for block in model.encoder.blocks:
         block.attn.fused_attn = fused
     images, weights = torch.randn(2, 3, 8, 8), dict(model.encoder.named_parameters())
-    maps = model.attention_maps(images)
+    maps = attention_maps(model, images)
     assert maps.shape == (2, 3, 2, 17, 17)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 2, 17))
     kernel = weights["patch_embed.proj.weight"]
@@ -212,7 +213,7 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
 def test_looking_at_attention_leaves_the_model_as_it_was():
     model, images = trained_looking(small_model()).eval(), torch.randn(1, 3, 8, 8)
     before = model.encode(images)
-    model.attention_maps(images)
+    attention_maps(model, images)
     assert torch.equal(model.encode(images), before)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -221,7 +222,7 @@ def test_attention_of_another_kind_is_refused():
     model = small_model()
     model.encoder.blocks[1].attn = torch.nn.Identity()
     with pytest.raises(InputError, match="does not attend by timm's plain Attention"):
-        model.attention_maps(torch.randn(1, 3, 8, 8))
+        attention_maps(model, torch.randn(1, 3, 8, 8))
 
 
 # ---- pictures

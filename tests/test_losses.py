@@ -4,8 +4,9 @@ from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.regression import log_cosh_error
 
-from tinymae import InputError, losses
-from tinymae.autoencoders.conv import ConvAutoencoder
+from tinymae import InputError
+from tinymae.models import losses
+from tinymae.models.conv import ConvAutoencoder
 
 
 @pytest.mark.parametrize("size", [8, 32])

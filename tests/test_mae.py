@@ -6,8 +6,8 @@ import torch
 from reference import cut, reference_loss
 
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
-from tinymae.mae import take
-from tinymae.weights import build_classifier
+from tinymae.models.classifier import build_classifier
+from tinymae.tensors import take
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 

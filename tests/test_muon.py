@@ -6,8 +6,8 @@ import timm.optim.muon
 import torch
 from torch import nn
 
-from tinymae.muon import Muon, orthogonalise
-from tinymae.train import create_optimizer, parameter_groups
+from tinymae.training.loop import create_optimizer, parameter_groups
+from tinymae.training.muon import Muon, orthogonalise
 
 
 def small_model() -> nn.Module:

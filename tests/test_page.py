@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from tinymae import InputError, MaskedAutoencoder
-from tinymae.page import fetch_runtime, read_samples, write_page
-from tinymae.weights import Classifier, create_classifier
+from tinymae.interop.page import fetch_runtime, read_samples, write_page
+from tinymae.models.classifier import Classifier, create_classifier
 
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tinymae import evaluate, load_dataset, random_mask
-from tinymae.data import few_labels, pick
+from tinymae.data.batches import pick
+from tinymae.data.splits import few_labels
 from tinymae.files import read_json
-from tinymae.train import choose_attention
-from tinymae.weights import load_autoencoder, load_classifier
+from tinymae.interop.load import load_autoencoder, load_classifier
+from tinymae.models.vit import choose_attention
 
 FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
 

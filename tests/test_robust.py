@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
-from tinymae.data import read_image, split_batch, step_indices
+from tinymae.data.batches import split_batch, step_indices
+from tinymae.data.images import read_image
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
-from tinymae.runs import Run
+from tinymae.training.run import Run
 
 
 def in_child(work) -> int:

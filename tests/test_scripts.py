@@ -24,8 +24,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset
-from tinymae.runs import PAUSED, Stopped, run_script
-from tinymae.weights import export_timm, load_classifier
+from tinymae.commands.cli import run_script
+from tinymae.interop.load import load_classifier
+from tinymae.interop.timm import export_timm
+from tinymae.training.progress import PAUSED, Stopped
 
 DIGITS = ["--data", "digits", "--seed", "1", "--mixed-precision", "no"]
 MODEL = [

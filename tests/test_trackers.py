@@ -17,8 +17,8 @@ from conftest import SCRIPTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_scripts import DIGITS, MODEL, SHORT, launch, metrics, refused, run
 
-from tinymae.runs import Stopped
-from tinymae.trackers import start_trackers
+from tinymae.training.progress import Stopped
+from tinymae.training.trackers import start_trackers
 
 PRETRAIN = [*DIGITS, *MODEL, *SHORT]
 

@@ -7,9 +7,10 @@ import torch
 from accelerate import Accelerator
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
-from tinymae.data import split_batch, step_batches
-from tinymae.randomness import Draws, derive_seed, draw_drops, use_sample_drop_path, use_sample_patch_drop
-from tinymae.train import Schedule, create_optimizer, parameter_groups, train_steps
+from tinymae.data.batches import split_batch, step_batches
+from tinymae.models.drops import draw_drops, use_sample_drop_path, use_sample_patch_drop
+from tinymae.randomness import Draws, derive_seed
+from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
          "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "mean": (0.3,), "std": (0.38,)}  # fmt: skip

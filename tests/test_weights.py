@@ -3,24 +3,17 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tinymae import InputError, MaskedAutoencoder, evaluate
-from tinymae.weights import (
-    Classifier,
-    build_classifier,
-    create_classifier,
-    fill_encoder,
-    fold_probe,
-    halve,
-    kind_of,
-    load_autoencoder,
-    load_classifier,
-    save_autoencoder,
-    save_classifier,
-    save_head,
-)
+import tinymae
+from tinymae import Classifier, InputError, MaskedAutoencoder
+from tinymae.evaluation.probes import fit_linear
+from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
+from tinymae.models.classifier import build_classifier, fold_probe
+from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.weights import halve, save_autoencoder, save_classifier
 
 SIZES = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
 CLASSES = ["a", "b", "c"]
@@ -31,13 +24,34 @@ def autoencoder():
     return MaskedAutoencoder(**SIZES, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).eval()
 
 
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("pool", ["avg", "cls"])
-def test_a_new_classifier_sees_the_features_that_probes_see(autoencoder, pool):
-    vit = create_classifier(autoencoder.config, num_classes=3, pool=pool).eval()
-    fill_encoder(vit, autoencoder.encoder)
-    images = torch.randn(4, 3, 8, 8)
-    features = vit.forward_head(vit.forward_features(images), pre_logits=True)
-    torch.testing.assert_close(features, autoencoder.encode(images, pool=pool), atol=1e-6, rtol=0)
+def test_a_new_classifier_sees_the_features_that_probes_see(autoencoder, images, pool):
+    classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool).eval()
+    expected = autoencoder.encode(images, pool=pool)
+    features = classifier.vit.forward_head(classifier.vit.forward_features(classifier.normalise(images)), True)
+    for found in (classifier.encoder.encode(images), features):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(classifier(images), classifier.head(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_the_vit_of_a_classifier_is_timms_own_and_made_of_its_tensors(autoencoder, images, pool):
+    classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool, drop_path=0.1, patch_drop=0.2).eval()
+    vit = classifier.vit
+    assert type(vit) is VisionTransformer and vit.num_classes == 3 and not vit.training
+    theirs = {parameter.data_ptr() for parameter in vit.parameters()}
+    assert theirs == {parameter.data_ptr() for parameter in classifier.parameters()}
+    assert torch.equal(vit(classifier.normalise(images)), classifier(images))
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in autoencoder.state_dict().items())  # it has copies
 
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])
@@ -45,44 +59,73 @@ def test_a_folded_probe_gives_the_probes_logits(autoencoder, pool):
     images, labels = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8), torch.arange(60) % 3
     with torch.no_grad():
         features = autoencoder.encode(images, pool=pool)
-    probe = evaluate.fit_linear(features, labels, num_classes=3, l2=0.01)
-    vit = create_classifier(autoencoder.config, num_classes=3, pool=pool).eval()
-    fill_encoder(vit, autoencoder.encoder)
-    fold_probe(vit.head, probe)
-    classifier = Classifier(vit, mean=autoencoder.config["mean"], std=autoencoder.config["std"], classes=CLASSES)
+    probe = fit_linear(features, labels, num_classes=3, l2=0.01)
+    classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool).eval()
+    fold_probe(classifier.head, probe)
     torch.testing.assert_close(classifier(images), probe(features), atol=1e-3, rtol=1e-4)
 
 
-def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, tmp_path):
-    vit = create_classifier(autoencoder.config, num_classes=3, pool="avg", drop_path=0.2).eval()
-    save_classifier(vit, tmp_path, config=autoencoder.config, pool="avg", classes=CLASSES)
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    ours = load_classifier(tmp_path)
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, images, pool, tmp_path):
+    classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool, drop_path=0.2).eval()
+    save_classifier(classifier, tmp_path)
+    ours = tinymae.load(tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    expected = vit(autoencoder.normalise(images))
-    assert torch.equal(ours(images), expected) and ours.classes == CLASSES
+    expected = classifier(images)
+    assert isinstance(ours, Classifier) and ours.classes == CLASSES and not ours.training
+    assert torch.equal(ours(images), expected)
     torch.testing.assert_close(ours(images[0]), expected[:1])  # one image is a batch of one
     assert torch.equal(theirs(autoencoder.normalise(images)), expected)
-    assert theirs.pretrained_cfg["mean"] == (0.4, 0.5, 0.6) or list(theirs.pretrained_cfg["mean"]) == [0.4, 0.5, 0.6]
+    assert list(theirs.pretrained_cfg["mean"]) == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, tmp_path):
+    save_autoencoder(autoencoder, tmp_path / "run")
+    autoencoder.save_pretrained(tmp_path / "hub")
+    tinymae.to_transformers(autoencoder, tmp_path / "transformers")
+    tinymae.to_official(autoencoder, tmp_path / "mae.pth")
+    for source in ("run", "hub", "transformers", "mae.pth"):
+        for form in (tmp_path / source, str(tmp_path / source)):
+            model = tinymae.load(form)
+            assert isinstance(model, MaskedAutoencoder) and not model.training
+            pixels = autoencoder.normalise(images)  # the official file does not say its mean and std
+            torch.testing.assert_close(model.encode(pixels), autoencoder.encode(images), atol=1e-5, rtol=0)
+    classifier = build_classifier(autoencoder, classes=CLASSES, pool="cls").eval()
+    save_classifier(classifier, tmp_path / "timm")
+    tinymae.to_transformers(classifier, tmp_path / "transformers classifier")
+    for source in ("timm", "transformers classifier"):
+        model = tinymae.load(tmp_path / source)
+        assert isinstance(model, Classifier) and model.classes == CLASSES
+        torch.testing.assert_close(model(images), classifier(images), atol=1e-5, rtol=0)
+    for model in (autoencoder, classifier):
+        assert tinymae.load(model) is model
 
 
 def test_the_two_kinds_of_folder_are_told_apart(autoencoder, tmp_path):
     save_autoencoder(autoencoder, tmp_path / "mae")
-    vit = create_classifier(autoencoder.config, num_classes=3)
-    save_classifier(vit, tmp_path / "classifier", config=autoencoder.config, pool="avg", classes=CLASSES)
-    assert kind_of(tmp_path / "mae") == "autoencoder" and kind_of(tmp_path / "classifier") == "classifier"
-    with pytest.raises(InputError, match="hold a classifier"):
-        load_autoencoder(tmp_path / "classifier")
-    with pytest.raises(InputError, match="hold an autoencoder"):
-        load_classifier(tmp_path / "mae")
+    save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=5), tmp_path / "conv")
+    classifier = build_classifier(autoencoder, classes=CLASSES)
+    save_classifier(classifier, tmp_path / "classifier")
+    assert type(load_mae(tmp_path / "mae")) is type(load_autoencoder(tmp_path / "mae")) is MaskedAutoencoder
+    assert type(load_autoencoder(tmp_path / "conv")) is ConvAutoencoder
+    assert type(load_classifier(tmp_path / "classifier")) is Classifier
+    for source in (tmp_path / "classifier", classifier):
+        for load in (load_autoencoder, load_mae):
+            with pytest.raises(InputError, match="hold a classifier"):
+                load(source)
+    with pytest.raises(InputError, match="hold a ConvAutoencoder, where only --model mae will do"):
+        load_mae(tmp_path / "conv")
+    for source in (tmp_path / "mae", autoencoder):
+        with pytest.raises(InputError, match="hold an autoencoder"):
+            load_classifier(source)
     with pytest.raises(InputError, match="nothing does not exist"):
-        kind_of(tmp_path / "nothing")
+        tinymae.load(tmp_path / "nothing")
     (tmp_path / "mae" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no model\.safetensors"):
-        load_autoencoder(tmp_path / "mae")
+        tinymae.load(tmp_path / "mae")
     (tmp_path / "classifier" / "config.json").write_text(json.dumps({"architecture": "unheard_of"}))
     with pytest.raises(InputError, match="unheard_of"):
-        kind_of(tmp_path / "classifier")
+        tinymae.load(tmp_path / "classifier")
 
 
 def test_saving_leaves_no_part_behind_when_it_fails(autoencoder, tmp_path):
@@ -101,28 +144,21 @@ def test_saving_leaves_no_part_behind_when_it_fails(autoencoder, tmp_path):
 
 def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
     save_autoencoder(autoencoder, tmp_path)
-    from safetensors.torch import load_file, save_file
-
     file = tmp_path / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
-    loaded = load_autoencoder(tmp_path)
+    loaded = tinymae.load(tmp_path)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(loaded.encode(images), autoencoder.encode(images), atol=0.02, rtol=0)
 
 
-def test_a_head_alone_finds_its_autoencoder_and_no_other(autoencoder, tmp_path):
+def test_a_halved_folder_holds_float16_and_the_same_config(autoencoder, tmp_path):
     save_autoencoder(autoencoder, tmp_path / "whole")
-    halve(tmp_path / "whole", tmp_path / "mae")
-    classifier = build_classifier(load_autoencoder(tmp_path / "mae"), classes=CLASSES).eval()
-    save_head(classifier.head, tmp_path / "head", autoencoder=tmp_path / "mae", classes=CLASSES)
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    torch.testing.assert_close(load_classifier(tmp_path / "head")(images), classifier(images), atol=1e-3, rtol=1e-3)
-    assert (tmp_path / "head" / "model.safetensors").stat().st_size < 5000
-    halved = load_file(tmp_path / "mae" / "model.safetensors")
-    assert {tensor.dtype for tensor in halved.values()} == {torch.float16}
-    with torch.no_grad():
-        autoencoder.encoder.norm.bias += 1
-    save_autoencoder(autoencoder, tmp_path / "mae")
-    with pytest.raises(InputError, match="were fitted on another autoencoder"):
-        load_classifier(tmp_path / "head")
+    halve(tmp_path / "whole", tmp_path / "half")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
+    loaded = tinymae.load(tmp_path / "half")
+    assert loaded.config == autoencoder.config
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, autoencoder.state_dict()[name].half().float())
+    with pytest.raises(InputError, match="nothing does not exist"):
+        halve(tmp_path / "nothing", tmp_path / "half")

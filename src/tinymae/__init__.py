@@ -1,41 +1,90 @@
-"""tinymae: masked autoencoders for small images, built from timm parts."""
+"""tinymae: masked autoencoders for small images, built from timm parts.
 
-from .autoencoders.base import Reconstruction
-from .convert import from_official, to_official
-from .data import load_dataset
-from .files import InputError
-from .huggingface import classifier_from_transformers, from_transformers, to_transformers
-from .mae import MAEOutput, MaskedAutoencoder
-from .masking import patchify, random_mask, unpatchify
-from .resample import adapt
-from .weights import export_timm, load_autoencoder, load_classifier
+Names are imported when they are first asked for, so that the command line starts at once.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .commands.evaluate import evaluate
+    from .commands.export import export
+    from .commands.finetune import finetune
+    from .commands.linear_probe import linear_probe
+    from .commands.pretrain import pretrain
+    from .data.datasets import load_dataset
+    from .errors import InputError
+    from .evaluation.explain import anomaly_map, attention_maps
+    from .evaluation.features import Features
+    from .interop.huggingface import classifier_from_transformers, from_transformers, to_transformers
+    from .interop.load import load
+    from .interop.official import from_official, to_official
+    from .interop.timm import export_timm
+    from .models.adapt import adapt
+    from .models.base import Reconstruction
+    from .models.classifier import Classifier
+    from .models.mae import MAEOutput, MaskedAutoencoder
+    from .models.masking import patchify, random_mask, unpatchify
+    from .study.compare import compare
+
+__version__ = "0.2.0"
 __all__ = [
+    "Classifier",
     "Features",
     "InputError",
     "MAEOutput",
     "MaskedAutoencoder",
     "Reconstruction",
     "adapt",
+    "anomaly_map",
+    "attention_maps",
     "classifier_from_transformers",
+    "compare",
+    "evaluate",
+    "export",
     "export_timm",
+    "finetune",
     "from_official",
     "from_transformers",
-    "load_autoencoder",
-    "load_classifier",
+    "linear_probe",
+    "load",
     "load_dataset",
     "patchify",
+    "pretrain",
     "random_mask",
     "to_official",
     "to_transformers",
     "unpatchify",
 ]
+HOMES = {
+    "commands.evaluate": ["evaluate"],
+    "commands.export": ["export"],
+    "commands.finetune": ["finetune"],
+    "commands.linear_probe": ["linear_probe"],
+    "commands.pretrain": ["pretrain"],
+    "data.datasets": ["load_dataset"],
+    "errors": ["InputError"],
+    "evaluation.explain": ["anomaly_map", "attention_maps"],
+    "evaluation.features": ["Features"],
+    "interop.huggingface": ["classifier_from_transformers", "from_transformers", "to_transformers"],
+    "interop.load": ["load"],
+    "interop.official": ["from_official", "to_official"],
+    "interop.timm": ["export_timm"],
+    "models.adapt": ["adapt"],
+    "models.base": ["Reconstruction"],
+    "models.classifier": ["Classifier"],
+    "models.mae": ["MAEOutput", "MaskedAutoencoder"],
+    "models.masking": ["patchify", "random_mask", "unpatchify"],
+    "study.compare": ["compare"],
+}
 
 
 def __getattr__(name: str):
-    if name == "Features":  # importing scikit-learn takes over a second: only for those who ask
-        from .features import Features
-
-        return Features
+    for module, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

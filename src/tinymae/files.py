@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-
-class InputError(ValueError):
-    """Something the user gave cannot work. The message is one line: the argument, its value and the remedy.
-
-    Scripts print it and exit with code 2, without a traceback.
-    """
+from .errors import InputError
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -118,28 +114,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def lock_folder(folder: Path):
-    """Hold `folder` for this process until it ends, however it ends.
+def lock_folder(folder: Path) -> BaseFileLock:
+    """Hold `folder` until the lock is released or the process ends, however it ends.
 
-    Raises InputError if another process holds it, or if it cannot be made or written to.
-
-    The lock is the kernel's, on an open file: a crash leaves nothing behind.
+    Raises InputError if somebody else holds it, or if it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
+        lock = FileLock(folder / ".lock", thread_local=False)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"output_dir {folder} is in use by another process: wait for it, or choose another") from None
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written to ({error.strerror}): choose another") from None
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"output_dir {folder} is in use by another process: wait for it, or choose another") from None
-    return file
+    return lock
 
 
 def load_weights_strictly(model: nn.Module, path: str | Path) -> None:

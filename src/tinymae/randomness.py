@@ -8,11 +8,9 @@ import hashlib
 
 import numpy as np
 import torch
-from timm.layers import DropPath, PatchDropout
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from .mae import take, to_device
+from .tensors import to_device
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -56,62 +54,3 @@ class Draws:
         """Seed torch (dropout) and numpy (timm's Mixup, whose one draw counts for the whole batch)."""
         torch.manual_seed(derive_seed(self.batch_seed, int(self.cpu_positions[0])))
         np.random.seed(self.batch_seed % 2**32)
-
-
-class SampleDropPath(DropPath):
-    """timm's DropPath with its draw made outside, for the global batch: see `draw_drops`."""
-
-    keep: Tensor  # (B,), 0 or 1 / keep_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return x
-        return x * self.keep.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-
-
-def use_sample_drop_path(model: nn.Module) -> nn.Module:
-    """Replace every timm DropPath in `model` by one that `draw_drops` controls. The weights do not change."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is DropPath:
-                setattr(module, name, SampleDropPath(child.drop_prob, child.scale_by_keep))
-    return model
-
-
-class SamplePatchDropout(PatchDropout):
-    """timm's PatchDropout (Liu et al., arXiv 2208.07220) with its draw made outside: see `draw_drops`."""
-
-    chances: Tensor  # (B, num_patches), U(0, 1): each image keeps its patches of the lowest
-
-    def __init__(self, prob: float, *, num_patches: int, num_prefix_tokens: int):
-        super().__init__(prob, num_prefix_tokens=num_prefix_tokens)
-        self.num_patches = num_patches
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        prefix, patches = x.tensor_split([self.num_prefix_tokens], dim=1)
-        num_kept = max(1, round(self.num_patches * (1 - self.prob)))
-        kept = self.chances.argsort(dim=1)[:, :num_kept]
-        return torch.cat([prefix, take(patches, kept)], dim=1)
-
-
-def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTransformer:
-    """Let a stock timm ViT see all patches in evaluation, and in training a share `patch_drop`, 0 to 1, fewer."""
-    if patch_drop:
-        vit.patch_drop = SamplePatchDropout(
-            patch_drop, num_patches=vit.patch_embed.num_patches, num_prefix_tokens=vit.num_prefix_tokens
-        )
-    return vit
-
-
-def draw_drops(model: nn.Module, draws: Draws) -> None:
-    """Decide, for one step, which samples skip which residual branch, and which patches of each are left out."""
-    paths = [module for module in model.modules() if isinstance(module, SampleDropPath)]
-    for layer, chance in zip(paths, draws.uniform(len(paths)).unbind(1), strict=True):
-        keep_prob = 1 - layer.drop_prob
-        keep = (chance < keep_prob).float()
-        layer.keep = keep / keep_prob if layer.scale_by_keep and keep_prob > 0 else keep
-    for module in model.modules():
-        if isinstance(module, SamplePatchDropout):
-            module.chances = draws.uniform(module.num_patches)

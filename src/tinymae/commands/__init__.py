@@ -1,0 +1,1 @@
+"""What people run: settings and the story of each command."""

@@ -1,0 +1,174 @@
+"""The command line: `tinymae COMMAND --flags`, and the same for the scripts. Nothing heavy is imported for --help."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+# Each command: the module with its `run`, the name of its settings there, and a line of help.
+COMMANDS = {
+    "pretrain": ("commands.pretrain", "PretrainSettings", "train an autoencoder on images without labels"),
+    "linear-probe": ("commands.linear_probe", "LinearProbeSettings", "score frozen features by k-NN and a probe"),
+    "finetune": ("commands.finetune", "FinetuneSettings", "train a classifier from pretrained weights or from scratch"),
+    "evaluate": ("commands.evaluate", "EvaluateSettings", "look closely at a classifier or at reconstructions"),
+    "export": ("commands.export", "ExportSettings", "write weights for timm, ONNX, torch.export or a web page"),
+    "compare": ("study.compare", "CompareSettings", "compare families of autoencoders under one protocol"),
+}
+
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class SizeAction(argparse.Action):
+    """One number, or height and width: an int or a pair."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            parser.error(f"{option_string} takes one number, or height and width")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `tinymae`."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--version"]:
+        from tinymae import __version__
+
+        print(f"tinymae {__version__}")
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        lines = "".join(f"  {name:14}{text}\n" for name, (*_, text) in COMMANDS.items())
+        print(
+            "usage: tinymae COMMAND [--flags]\n\nMasked autoencoders for small images.\n\n"
+            f"commands:\n{lines}\ntinymae COMMAND --help lists a command's flags; tinymae --version the version"
+        )
+    elif arguments[0] not in COMMANDS:
+        sys.exit(exit_with(f"tinymae: error: command {arguments[0]!r} is none of {', '.join(COMMANDS)}"))
+    else:
+        run_command(arguments[0], arguments[1:], prog=f"tinymae {arguments[0]}")
+
+
+def run_script(command: str, recipe: str | None = None) -> None:
+    """What a script of this name does: run the command; --help begins with the script's own docstring."""
+    run_command(command, sys.argv[1:], description=recipe)
+
+
+def run_command(
+    command: str, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None
+) -> None:
+    """Parse and run; a user's error is one line on stderr and exit code 2."""
+    module_name, settings_name, _ = COMMANDS[command]
+    module = import_module(f"tinymae.{module_name}")
+    run_main(
+        module.run, getattr(module, settings_name), arguments, prog=prog, description=description or module.__doc__
+    )
+
+
+def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None):
+    """The same for any function of any settings."""
+    from ..errors import InputError
+    from ..training.progress import Stopped
+
+    parser = create_parser(settings, prog=prog, description=description)
+    try:
+        run(settings(**parse(parser, arguments)))
+    except InputError as error:
+        sys.exit(exit_with(f"{parser.prog}: error: {error}"))
+    except Stopped as stopped:
+        print(f"{parser.prog}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+
+
+def exit_with(line: str) -> int:
+    """Print an error; the exit code."""
+    print(line, file=sys.stderr)
+    return 2
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that a command line gives; the others have their defaults."""
+    return vars(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def create_parser(
+    settings: type, *, prog: str | None = None, description: str | None = None, required: bool = True
+) -> Parser:
+    """A parser whose flags are the fields of a settings class, in groups. With `required=False` none must be given."""
+    parser = Parser(
+        prog=prog, usage="%(prog)s [--flags]", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    groups: dict[str, Any] = {}
+    hints = get_type_hints(settings)
+    for f in sorted(fields(settings), key=lambda f: order_of(settings, f)):
+        if not f.metadata.get("python"):
+            heading = heading_of(settings, f)
+            group = groups.setdefault(heading, parser.add_argument_group(heading) if heading not in groups else None)
+            options = options_of(settings, f, hints[f.name])
+            if f.default is MISSING and required:
+                options["required"] = True
+            flag = f.metadata.get("flag") or f"--{f.name.replace('_', '-')}"
+            group.add_argument(flag, dest=f.name, **options)
+    return parser
+
+
+def heading_of(settings: type, f: Field) -> str:
+    """The group of flags that a field stands in: its own, or that of the class that defines it first."""
+    owner = next(base for base in reversed(settings.__mro__) if f.name in getattr(base, "__annotations__", {}))
+    return f.metadata["group"] or owner.__dict__.get("heading", "run")
+
+
+def order_of(settings: type, f: Field) -> int:
+    """What people set first stands first."""
+    first = ["data", "run", "model", "training"]
+    heading = heading_of(settings, f)
+    return first.index(heading) if heading in first else len(first) + (heading == "watching")
+
+
+def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
+    """The arguments of argparse's `add_argument` for a field of this type."""
+    kinds = (
+        [each for each in get_args(kind) if each is not NoneType] if get_origin(kind) in (UnionType, Union) else [kind]
+    )
+    first = str if str in kinds else kinds[0]
+    text = help_of(settings, f)
+    if "const" in f.metadata:
+        return {"nargs": "?", "const": f.metadata["const"], "choices": get_args(first), "help": text}
+    if f.metadata.get("append"):
+        return {"action": "append", "metavar": f.metadata["append"], "help": text}
+    if first is bool:
+        on_off = f.default is not False
+        return {"action": argparse.BooleanOptionalAction if on_off else "store_true", "help": text}
+    if get_origin(first) is Literal:
+        return {"choices": get_args(first), "help": text}
+    if first is int and any(get_origin(each) is tuple for each in kinds):
+        return {"nargs": "+", "type": int, "action": SizeAction, "metavar": "N", "help": text}
+    if get_origin(first) is tuple:
+        element = get_args(first)[0]
+        choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
+        return {"nargs": "+", **choices, "metavar": METAVARS.get(element, "NAME"), "help": text}
+    return {"type": first, "metavar": METAVARS[first], "help": text}
+
+
+def help_of(settings: type, f: Field) -> str:
+    """A field's help, with its default, and % as argparse wants it."""
+    text = f.metadata["help"]
+    if f.metadata.get("constructor"):
+        from .families import describe_setting
+
+        text = describe_setting(f.name)
+    if "(default:" not in text and f.default is not None and f.default is not MISSING and f.default is not False:
+        shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        shown = {True: "yes"}.get(shown, shown) if isinstance(shown, bool) else shown
+        text = f"{text} (default: {shown})" if text else f"(default: {shown})"
+    return re.sub(r"%", "%%", text)

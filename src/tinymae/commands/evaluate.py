@@ -1,0 +1,181 @@
+"""Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
+
+import csv
+import io
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from sklearn.metrics import classification_report, confusion_matrix
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.batches import chunks, pick
+from ..data.datasets import Dataset, require_channels
+from ..errors import InputError
+from ..evaluation import figures
+from ..evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
+from ..files import write_bytes
+from ..interop.load import Model, load
+from ..models.base import Autoencoder, Reconstruction
+from ..models.classifier import Classifier
+from ..models.masked import PatchMasking
+from ..models.masking import count_hidden, random_mask
+from ..models.vit import choose_attention
+from ..training.run import Run
+from .settings import Result, RunSettings, keywords_of, setting, with_default
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(RunSettings):
+    """Settings of a closer look."""
+
+    heading = "weights"
+    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/evaluate")
+    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
+    split: Literal["train", "val", "test"] = setting("test", "which images")
+    batch_size: int = setting(256, "images in a forward pass", positive=True)
+    mask_ratio: float | None = setting(None, "ratio of patches hidden (default: the model's)", group="reconstruction")
+    statistics: Literal["visible", "target"] = setting(
+        "visible", "after norm_pix_loss, whose brightness and contrast hidden patches get; target leaks",
+        group="reconstruction",
+    )  # fmt: skip
+
+
+def run(settings: EvaluateSettings) -> Result[Model]:
+    """Look closely at a classifier or an autoencoder.
+
+    A classifier gives its accuracy, scikit-learn's report, a confusion matrix and a table by class; an autoencoder its
+    MSE, PSNR and SSIM with patches hidden and with none hidden, and a sheet of reconstructions.
+
+    Raises InputError for settings or data that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    model = load(settings.weights).to(accelerator.device)
+    choose_attention(model, accelerator.device)
+    dataset = settings.load(settings.split, image_size=model.image_size, channels=model.in_channels)[0]
+    require_channels(dataset, model.in_channels)
+    look: partial[dict]
+    if isinstance(model, Classifier):
+        require_same_classes(settings, model, dataset)
+        look = partial(evaluate_classifier, settings, model)
+    else:
+        look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
+    with settings.open_run(accelerator, splits={settings.split: dataset}, weights=model) as run:
+        run.list_skipped(dataset)
+        with torch.no_grad(), accelerator.autocast():
+            results = look(run, dataset.to(accelerator.device))
+    return Result(model, results, run.folder)
+
+
+evaluate = keywords_of(run, EvaluateSettings)
+
+
+def require_same_classes(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
+    """Raises InputError unless the data's labels mean what the classifier's mean."""
+    if dataset.labels is None:
+        raise InputError(f"data set {settings.data_name} has no labels to compare with")
+    if len(dataset.classes) != len(model.classes):
+        raise InputError(
+            f"weights {settings.weights} know {len(model.classes)} classes, data set {settings.data_name} has "
+            f"{len(dataset.classes)}"
+        )
+    for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
+        if name in model.classes and model.classes.index(name) != place:
+            raise InputError(
+                f"data set {settings.data_name} counts {name!r} as class {place}, weights {settings.weights} as class "
+                f"{model.classes.index(name)}: give it the same class folders"
+            )
+
+
+def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
+    """Accuracy, report, confusion matrix and a table by class."""
+    assert dataset.labels is not None
+    labels = dataset.labels.cpu()
+    logits = map_dataset(model, dataset, device=run.accelerator.device, batch_size=settings.batch_size, desc="logits")
+    predictions = logits.argmax(dim=1)
+    numbers = [str(number) for number in range(len(model.classes))]  # names might be those of the report's own rows
+    report = classification_report(
+        labels, predictions, labels=range(len(numbers)), target_names=numbers, output_dict=True, zero_division=0
+    )
+    by_class = {name: report.pop(number) for name, number in zip(model.classes, numbers, strict=True)}
+    text = classification_report(
+        labels, predictions, labels=range(len(numbers)), target_names=model.classes, digits=4, zero_division=0
+    )
+    matrix = confusion_matrix(labels, predictions, labels=range(len(numbers)))
+    results = {
+        "accuracy": accuracy(predictions, labels), "images": len(dataset), "report": report, "by_class": by_class,
+        "confusion_matrix": matrix.tolist(),
+    }  # fmt: skip
+    run.print(f"accuracy {results['accuracy']:.2f} % of {len(dataset)} {settings.split} images\n\n{text}")
+    table = write_table(by_class, run.folder / "per_class.csv")
+    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} %"
+    picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
+    run.finish(results, [table, picture])
+    return results
+
+
+def write_table(by_class: dict[str, dict], path: Path) -> Path:
+    """A line of CSV for each class."""
+    columns, text = ("precision", "recall", "f1-score", "support"), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *columns])
+    writer.writerows([name, *(f"{row[column]:.4g}" for column in columns)] for name, row in by_class.items())
+    write_bytes(path, text.getvalue().encode())
+    return path
+
+
+def choose_ratio(settings: EvaluateSettings, model: Autoencoder) -> float | None:
+    """The ratio of patches to hide; None of a model that hides none. Raises InputError if it cannot be."""
+    if not isinstance(model, PatchMasking):
+        if settings.mask_ratio is not None:
+            raise InputError(f"mask_ratio {settings.mask_ratio}: a {type(model).__name__} hides nothing; leave it out")
+        return None
+    ratio = model.mask_ratio if settings.mask_ratio is None else settings.mask_ratio
+    count_hidden(model.num_patches, ratio)
+    return ratio
+
+
+def evaluate_autoencoder(
+    settings: EvaluateSettings, model: Autoencoder, run: Run, dataset: Dataset, *, ratio: float | None
+) -> dict:
+    """Errors of the reconstructions with patches hidden and with none hidden, and a sheet of them."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    device = run.accelerator.device
+
+    def reconstruct(images: Tensor) -> dict[str, Reconstruction]:
+        if ratio is None or not isinstance(model, PatchMasking):
+            return {"full": model.reconstruct(images)}
+        mask = random_mask(len(images), model.num_patches, ratio, generator)
+        masked = model.reconstruct(images, mask, statistics=settings.statistics)
+        return {"masked": masked, "full": model.reconstruct(images, 0.0)}
+
+    totals: dict[str, dict[str, float]] = {}
+    total = -(-len(dataset) // settings.batch_size)
+    for images, _ in tqdm(chunks(dataset, settings.batch_size), total=total, leave=False):
+        for name, shown in reconstruct(images.to(device)).items():
+            answer = shown.images if name == "masked" else shown.prediction
+            sums = totals.setdefault(name, {})
+            for metric, value in reconstruction_metrics(shown.original, answer).items():
+                sums[metric] = sums.get(metric, 0.0) + value * len(images) / len(dataset)
+    results: dict = totals | {"images": len(dataset)}
+    if isinstance(model, PatchMasking) and ratio is not None:  # visible patches are pasted: they have no error
+        hidden = count_hidden(model.num_patches, ratio)
+        totals["masked"]["mse_hidden"] = totals["masked"]["mse"] * model.num_patches / hidden
+        results["mask_ratio"] = ratio
+
+    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
+        if name in totals:
+            run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
+    some, _ = pick(dataset, 24)[torch.arange(min(24, len(dataset)))]
+    shown = next(iter(reconstruct(some.to(device)).values()))
+    results["statistics"] = shown.statistics
+    title = f"{settings.data_name} {settings.split}"
+    if ratio is not None:
+        title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
+    sheet = figures.reconstruction_sheet(shown.columns, run.folder / "reconstructions.png", title, groups=4)
+    run.finish(results, [sheet])
+    return results

@@ -1,0 +1,87 @@
+"""Hand trained weights to other programs: timm, ONNX Runtime, torch.export, or a page in the browser."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError
+from ..files import write_json
+from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, ReconstructionGraph, export_onnx, export_torch
+from ..interop.load import Model, load, load_classifier, load_mae
+from ..interop.page import SAMPLES, read_samples, write_page
+from ..interop.timm import export_timm
+from ..models.classifier import Classifier
+from .settings import Result, Settings, keywords_of, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """Settings of an export."""
+
+    heading = "export"
+    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id", positional=True)
+    format: Literal["timm", "onnx", "torch", "web"] = setting(help="what to write")
+    output_dir: str | Path = setting(help="folder for the files; old ones are replaced")
+    pool: Literal["avg", "cls"] = setting("avg", "the features", group="onnx and torch")
+    normalised: bool = setting(False, "the encoder takes normalised floats, not uint8", group="onnx and torch")
+    classifier: str | Path | Model | None = setting(
+        None, "what fine-tuning or probing gave, to show what it guesses", group="web"
+    )
+    samples: str | Path | None = setting(None, "folder of images to choose from (default: CIFAR-10's)", group="web")
+
+
+def run(settings: ExportSettings) -> Result[Model]:
+    """Write weights for another program; `.results` has the size of each file in bytes.
+
+    Of an autoencoder come the encoder (images -> features) and the reconstruction (uint8 images, mask -> images in
+    [0, 1]); of a classifier, uint8 images -> probabilities. Normalisation is inside, batches may have any size, and the
+    outputs are torch's to 1e-4.
+
+    Raises InputError for weights that cannot be written so.
+    """
+    folder = Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file")
+    if settings.classifier is not None and settings.format != "web":
+        raise InputError(f"classifier {settings.classifier} is for --format web; here give it as --weights")
+    if settings.format == "web":
+        model: Model = load_mae(settings.weights)
+        classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, load_mae(model))
+        write_page(load_mae(model), folder, samples=samples, classifier=classifier)
+    else:
+        model = load(settings.weights)
+        if settings.format == "timm":
+            export_timm(model, folder)
+        else:
+            write_graphs(settings, model, folder)
+    written = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    for path, size in written.items():
+        print(f"{path}  {size / 1e6:.1f} MB")
+    if settings.format == "web":
+        print(f"to look at it: python -m http.server --directory {folder}, then open http://localhost:8000")
+    return Result(model, {"bytes": {str(path.relative_to(folder)): size for path, size in written.items()}}, folder)
+
+
+export = keywords_of(run, ExportSettings)
+
+
+def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
+    """What the weights can do, a file each, and config.json with mean, std and class names."""
+    graphs: dict[str, Graph]
+    if isinstance(model, Classifier):
+        graphs = {"classifier": ClassifierGraph(model)}
+        config = {"label_names": model.classes}
+    else:
+        autoencoder = load_mae(model)
+        encoder = EncoderGraph(autoencoder, pool=settings.pool, normalised=settings.normalised)
+        graphs = {"encoder": encoder, "reconstruction": ReconstructionGraph(autoencoder)}
+        config = {"architecture": type(model).__name__, **model.config}
+    for name, graph in graphs.items():
+        if settings.format == "onnx":
+            export_onnx(graph, folder / f"{name}.onnx")
+        else:
+            export_torch(graph, folder / f"{name}.pt2")
+    encoder_of = model.encoder if isinstance(model, Classifier) else model
+    statistics = {name: getattr(encoder_of, name).flatten().tolist() for name in ("mean", "std")}
+    write_json(folder / "config.json", config | statistics)

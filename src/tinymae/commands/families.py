@@ -1,0 +1,61 @@
+"""The families' own settings, read from their constructors: names, defaults and help texts."""
+
+import inspect
+import re
+
+from ..errors import InputError
+from ..models.weights import FAMILIES
+
+OF_DATA = {"image_size", "in_channels", "mean", "std"}  # what the data say, whatever the family
+
+
+def defaults_of(family: str) -> dict[str, object]:
+    """A family's own settings and their defaults."""
+    parameters = inspect.signature(FAMILIES[family].__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in OF_DATA | {"self"}}
+
+
+def families_with(name: str) -> list[str]:
+    """The families that have a setting."""
+    return [family for family in FAMILIES if name in defaults_of(family)]
+
+
+def describe_setting(name: str) -> str:
+    """A setting's help: the first family's words for it, and each family's default."""
+    families = families_with(name)
+    text = next(text for family in families if (text := docstring_line(family, name)))
+    families_by_default: dict[str, list[str]] = {}
+    for family in families:
+        families_by_default.setdefault(show(defaults_of(family)[name]), []).append(family)
+    told = "; ".join(f"{', '.join(which)}: {value}" for value, which in families_by_default.items())
+    return f"{text} (default: {told})"
+
+
+def show(value: object) -> str:
+    """A default as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def docstring_line(family: str, name: str) -> str | None:
+    """What the `Args:` of a family's docstring say of a setting."""
+    text = inspect.getdoc(FAMILIES[family]) or ""
+    arguments = re.split(r"\n\S|\nRaises", text.partition("Args:\n")[2])[0]
+    entries = re.findall(r"^    ([\w, ]+): (.+(?:\n        .+)*)", arguments, re.MULTILINE)
+    found = next((words for names, words in entries if name in names.replace(" ", "").split(",")), None)
+    return None if found is None else " ".join(found.split()).rstrip(".")
+
+
+def complete(family: str, given: dict[str, object]) -> dict[str, object]:
+    """A family's settings, its defaults in place of None.
+
+    Raises InputError for one that is given and is another family's.
+    """
+    defaults = defaults_of(family)
+    for name, value in given.items():
+        if name not in defaults and value is not None and (others := families_with(name)):
+            raise InputError(f"{name} is not a setting of model {family}, but of {', '.join(others)}: leave it out")
+    return {
+        name: default if given[name] is None else given[name] for name, default in defaults.items() if name in given
+    }

@@ -1,0 +1,251 @@
+"""Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
+from ..data.batches import Batch
+from ..data.datasets import Dataset, require_channels, require_labels
+from ..data.splits import few_labels
+from ..errors import InputError
+from ..evaluation import figures
+from ..evaluation.metrics import accuracy, map_dataset
+from ..interop.load import Model, load_autoencoder
+from ..models.base import Autoencoder
+from ..models.classifier import Classifier, build_classifier
+from ..models.mae import MaskedAutoencoder
+from ..models.vit import choose_attention
+from ..models.weights import save_classifier
+from ..randomness import Draws, derive_seed
+from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
+from ..training.progress import Stretch
+from ..training.run import Run
+from .families import complete
+from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainingSettings, EncoderSettings):
+    """Settings of fine-tuning. The defaults are the released recipe."""
+
+    heading = "labels"
+    output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
+    epochs: int = with_default(TrainingSettings, "epochs", 15)
+    batch_size: int = with_default(TrainingSettings, "batch_size", 128)
+    base_lr: float = with_default(TrainingSettings, "base_lr", 2e-3)
+
+    weights: str | Path | Model | None = setting(
+        None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
+    )
+    from_scratch: bool = setting(False, "start from random weights", group="model")
+    label_fraction: float = setting(1.0, "ratio of each class's labels used")
+    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
+    eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
+
+    pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
+    layer_decay: float = setting(0.75, "of a ViT; 1 from scratch", group="regularisation")
+    drop_path: float = setting(0.1, "of a ViT", group="regularisation")
+    patch_drop: float = setting(0.5, "ratio of patches a ViT does not see in training", group="regularisation")
+    label_smoothing: float = setting(0.1, "", group="regularisation")
+    mixup: float = setting(0.0, "alpha; 0 is off", group="regularisation")
+    cutmix: float = setting(0.0, "alpha; 0 is off", group="regularisation")
+    ema_decay: float = setting(0.999, "of the moving average of the weights; 0 is off", group="regularisation")
+
+    crop_padding: int = setting(4, "pixels", group="augmentation")
+    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
+    trivial_augment: bool = setting(False, "arXiv 2103.10158", group="augmentation")
+    random_erasing: float = setting(0.0, "probability", group="augmentation")
+
+    def resolve(self) -> Self:
+        """See `RunSettings.resolve`."""
+        if self.weights is None and not self.from_scratch:
+            raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
+        if not 0 <= self.patch_drop < 1:
+            raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
+        if self.batch_size % 2 and (self.mixup or self.cutmix):
+            raise InputError(
+                f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
+            )
+        settled = super().resolve()
+        if self.weights is not None:
+            return settled
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("constructor")}
+        return replace(settled, **complete("mae", own))
+
+    @property
+    def start(self) -> str:
+        """What the training starts from, for titles."""
+        return "from scratch" if self.from_scratch else "fine-tuning"
+
+
+def run(settings: FinetuneSettings) -> Result[Classifier]:
+    """Train a classifier from pretrained weights, or from scratch, on labelled images.
+
+    Validation is watched on the way; test is scored once, on the final weights (their moving average with ema_decay),
+    or with no_test not even loaded, for whoever chooses between runs. Calling it again with the same arguments resumes.
+
+    Raises InputError for settings or data that cannot work, Diverged if a loss is no longer finite, Stopped after
+    Ctrl-C or at a pause: the state is saved then.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
+    start = None if settings.weights is None else load_autoencoder(settings.weights)
+    names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
+    size, channels = (
+        (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
+    )
+    splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels), strict=True))
+    require_labels(settings.data_name, **splits)
+    model = create_model(settings, splits["train"], start)
+    with settings.open_run(accelerator, splits=splits, weights=start) as run:
+        run.list_skipped(*splits.values())
+        splits = {name: split.to(accelerator.device) for name, split in splits.items()}
+        labels = splits["train"].labels
+        assert labels is not None
+        splits["train"] = splits["train"].subset(few_labels(labels, settings.label_fraction, settings.seed))
+        judged, results = train(settings, model, run, splits["train"], splits["val"])
+        results |= score(settings, judged, run, splits[names[-1]], split=names[-1])
+        results["num_labels"] = len(splits["train"])
+        if run.is_main:
+            save_classifier(judged, run.folder)
+            panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
+            title = f"{settings.start} on {settings.data_name}"
+            figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
+        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
+        run.finish(results, [run.folder / name for name in files])
+    return Result(judged.eval(), results, run.folder)
+
+
+finetune = keywords_of(run, FinetuneSettings)
+
+
+def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoencoder | None) -> Classifier:
+    """A classifier that starts at pretrained features, or anew."""
+    if start is None:
+        mean, std = train_set.statistics
+        start = MaskedAutoencoder(
+            settings.encoder, image_size=train_set.image_shape[1:], patch_size=settings.patch_size,
+            in_channels=train_set.image_shape[0], embed_dim=settings.embed_dim, depth=settings.depth,
+            num_heads=settings.num_heads, mean=mean, std=std,
+        )  # fmt: skip
+    elif settings.from_scratch:
+        start = type(start)(**start.config)
+    require_channels(train_set, start.in_channels)
+    return build_classifier(
+        start, classes=train_set.classes, pool=settings.pool, drop_path=settings.drop_path,
+        patch_drop=settings.patch_drop,
+    )  # fmt: skip
+
+
+def train(
+    settings: FinetuneSettings, model: Classifier, run: Run, train_set: Dataset, val_set: Dataset
+) -> tuple[Classifier, dict]:
+    """Train to the end: what is to be judged, and the results so far."""
+    accelerator = run.accelerator
+    choose_attention(model, accelerator.device)
+    if settings.gradient_checkpointing:
+        model.encoder.save_memory()
+    steps_per_epoch, batches = settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
+    run.print_summary(model.vit or model, depth=1)
+    run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
+
+    layer_decay = settings.layer_decay if model.vit is not None and not settings.from_scratch else 1.0
+    groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=layer_decay)
+    optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.999))
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.unwrap_model(prepared)
+    ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+    if settings.compile:
+        model.encoder.compile_core()
+    judged = ema.module if ema else model
+
+    assert settings.warmup_epochs is not None  # resolved
+    schedule = Schedule(
+        peak=settings.base_lr * settings.batch_size / 256, last_step=settings.epochs * steps_per_epoch,
+        warmup=settings.warmup_epochs / settings.epochs,
+        minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
+    )  # fmt: skip
+    stretch = Stretch(schedule, steps_per_epoch, settings.batch_size)
+    saved = run.load_checkpoint()
+    run.track(saved, model=model, optimizer=optimizer, ema=ema)
+    step = 0 if saved is None else saved["step"]
+    run.start(stretch, step=step)
+
+    def validate() -> float:
+        return accuracy(predict(judged, val_set, run), val_set.labels)
+
+    for state in train_steps(
+        prepared, optimizer, create_losses(settings, prepared, model), batches(start_step=step),
+        accelerator=accelerator, schedule=schedule, clock=run.clock, batch_size=settings.batch_size,
+        seed=settings.seed, start_step=step, clip_grad=settings.clip_grad, ema=ema,
+    ):  # fmt: skip
+        step = state.step
+        run.report(state)
+        if stretch.ends_epoch(step, settings.eval_every):
+            with run.pause():
+                run.progress.log(step, {"accuracy_val": validate()})
+    run.end_stretch()
+    results = {
+        "accuracy_val": validate(), "epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes
+    }  # fmt: skip
+    run.progress.log(step, {"accuracy_val": results["accuracy_val"]})
+    return judged, results
+
+
+def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:
+    """Accuracy and confusion matrix on the split that judges."""
+    predictions = predict(judged, dataset, run)
+    assert dataset.labels is not None
+    result = accuracy(predictions, dataset.labels)
+    matrix: np.ndarray = confusion_matrix(dataset.labels.cpu(), predictions, labels=range(len(judged.classes)))
+    if run.is_main:
+        title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
+        figures.confusion_matrix(matrix, judged.classes, run.folder / "confusion_matrix.png", title)
+    run.print(f"{result:.2f} % of the {split} images")
+    return {f"accuracy_{split}": result, "confusion_matrix": matrix.tolist()}
+
+
+def create_losses(
+    settings: FinetuneSettings, prepared: nn.Module, model: Classifier
+) -> Callable[[Batch, Draws], dict[str, Tensor]]:
+    """Loss of one micro-batch: augmentation, mixing, cross-entropy."""
+    mix = None
+    if settings.mixup or settings.cutmix:
+        mix = Mixup(
+            settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=len(model.classes)
+        )
+    criterion = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+
+    def compute_losses(batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        targets, images = batch.labels, padded_crop(batch.images, draws, settings.crop_padding)
+        if settings.flip:
+            images = random_flip(images, draws)
+        if settings.trivial_augment:
+            images = trivial_augment(images, draws)
+        if settings.random_erasing:
+            images = random_erasing(images, draws, probability=settings.random_erasing)
+        images = model.normalise(images)
+        if mix:
+            images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
+        return {"loss": criterion(prepared(images).float(), targets)}
+
+    return compute_losses
+
+
+@torch.no_grad()
+def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
+    """Predicted classes (N,), on the CPU."""
+    model.eval()
+    with run.accelerator.autocast():
+        return map_dataset(model, dataset, device=run.accelerator.device).argmax(dim=1)

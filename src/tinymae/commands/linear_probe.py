@@ -1,0 +1,180 @@
+"""Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
+
+from ..data.datasets import Dataset, require_channels, require_labels
+from ..data.splits import few_labels
+from ..evaluation import figures
+from ..evaluation.metrics import accuracy, map_dataset
+from ..evaluation.neighbours import knn_predict
+from ..evaluation.probes import choose_probe, linear_fits, mlp_fits
+from ..files import digest, write_tensors
+from ..interop.load import Model, load_autoencoder
+from ..models.base import Autoencoder
+from ..models.classifier import Classifier, build_classifier, fold_probe
+from ..models.vit import choose_attention
+from ..models.weights import save_classifier
+from ..randomness import derive_seed
+from ..training.run import Run
+from .settings import Result, RunSettings, keywords_of, setting, with_default
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeSettings(RunSettings):
+    """Settings of probing."""
+
+    heading = "probe"
+    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/linear_probe")
+    weights: str | Path | Model = setting(help="what pretraining gave: a folder, or a Hub id")
+    pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
+    head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
+    label_fraction: float = setting(1.0, "ratio of each class's labels used")
+    controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
+        None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
+    )
+    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
+    batch_size: int = setting(256, "images in a forward pass", positive=True)
+
+
+def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
+    """Score the frozen features of a pretrained encoder by k-NN and a probe.
+
+    Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is
+    scored once, or with no_test not even loaded. With a linear head, `.model` and the output folder are a classifier:
+    of a ViT, a stock timm one.
+
+    Raises InputError for settings or data that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    device = accelerator.device
+    model = load_autoencoder(settings.weights).to(device)
+    model.require_pool(settings.pool)
+    choose_attention(model, device)
+    names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
+    loaded = settings.load(*names, image_size=model.image_size, channels=model.in_channels)
+    splits = dict(zip(names, loaded, strict=True))
+    require_channels(splits["train"], model.in_channels)
+    require_labels(settings.data_name, **splits)
+    with settings.open_run(accelerator, splits=splits, weights=model) as run:
+        run.list_skipped(*splits.values())
+        splits = {name: split.to(device) for name, split in splits.items()}
+        labels = splits["train"].labels
+        assert labels is not None
+        splits["train"] = splits["train"].subset(few_labels(labels, settings.label_fraction, settings.seed))
+        results, head, predictions = probe(settings, model, run, splits)
+        return finish(settings, model, run, splits, results, head, predictions)
+
+
+linear_probe = keywords_of(run, LinearProbeSettings)
+
+
+def probe(
+    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
+) -> tuple[dict, nn.Module, Tensor]:
+    """Features, scores and the controls' scores: (results, the chosen head, its predictions)."""
+    before = digest(model.state_dict())
+    started = time.monotonic()
+    features = extract(settings, model, run, splits)
+    seconds = {"features": time.monotonic() - started}
+    started = time.monotonic()
+    scores, head, predictions = score(settings, features, splits)
+    seconds["heads"] = time.monotonic() - started
+    if digest(model.state_dict()) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
+    controls = {}
+    if settings.controls in ("all", "raw_pixels"):
+        pixels = {
+            name: map_dataset(
+                lambda images: images.flatten(1) / 255, split, device=run.accelerator.device,
+                batch_size=settings.batch_size,
+            )
+            for name, split in splits.items()
+        }  # fmt: skip
+        controls["raw_pixels"] = score(settings, pixels, splits)[0]
+    if settings.controls in ("all", "untrained"):
+        torch.manual_seed(derive_seed(settings.seed, "weights"))
+        untrained = type(model)(**model.config).to(run.accelerator.device).eval()
+        choose_attention(untrained, run.accelerator.device)
+        controls["untrained"] = score(settings, extract(settings, untrained, run, splits), splits)[0]
+    judged = list(splits)[-1]
+    for name, row in {"pretrained": scores, **controls}.items():
+        run.print(
+            f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {settings.head} {row[f'probe_{judged}']:.2f} % of the "
+            f"{judged} images ({row['num_features']} features, {row['num_labels']} labels, hyper-parameter "
+            f"{row['chosen']:g})"
+        )
+    proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
+    return scores | proof | controls, head, predictions
+
+
+def extract(
+    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
+) -> dict[str, Tensor]:
+    """Features (N, F) of each split."""
+    encode = model.encode if settings.pool == "avg" else partial(model.encode, pool=settings.pool)
+    with run.accelerator.autocast():
+        return {
+            name: map_dataset(
+                encode, split, device=run.accelerator.device, batch_size=settings.batch_size, desc=f"features of {name}"
+            )
+            for name, split in splits.items()
+        }
+
+
+def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset]):
+    """k-NN and the head: (figures, the chosen head, its predictions on the last split)."""
+    labels = {name: split.labels.cpu() for name, split in splits.items() if split.labels is not None}
+    num_classes = len(splits["train"].classes)
+    fits = partial(mlp_fits, seed=settings.seed) if settings.head == "mlp" else linear_fits
+    head, chosen, tried = choose_probe(
+        fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"]
+    )
+    neighbours = partial(knn_predict, features["train"], labels["train"], num_classes=num_classes)
+    figures_of: dict = {}
+    for split in list(splits)[1:]:  # validation, then test
+        with torch.no_grad():
+            predictions = head(features[split]).argmax(dim=1)
+        figures_of[f"knn_{split}"] = accuracy(neighbours(features[split]), labels[split])
+        figures_of[f"probe_{split}"] = accuracy(predictions, labels[split])
+    figures_of |= {
+        "chosen": chosen,
+        "tried_on_val": {str(setting): value for setting, value in tried.items()},
+        "num_features": features["train"].shape[1],
+        "num_labels": len(labels["train"]),
+    }
+    return figures_of, head, predictions
+
+
+def finish(
+    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
+    head: nn.Module, predictions: Tensor,
+) -> Result[Classifier | nn.Module]:  # fmt: skip
+    """Write the confusion matrix and the head."""
+    judged, classes = list(splits)[-1], splits["train"].classes
+    labels = splits[judged].labels
+    assert labels is not None
+    matrix = confusion_matrix(labels.cpu(), predictions, labels=range(len(classes)))
+    results |= {"confusion_matrix": matrix.tolist(), "classes": classes}
+    title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+    shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
+    if settings.head == "linear":
+        classifier = build_classifier(model, classes=classes, pool=settings.pool)
+        assert isinstance(head, nn.Sequential)
+        fold_probe(classifier.head, head)
+        save_classifier(classifier, run.folder)
+        head = classifier.eval()
+        shown += [run.folder / "model.safetensors", run.folder / "config.json"]
+    else:
+        write_tensors(head.state_dict(), run.folder / "head.safetensors")
+        shown.append(run.folder / "head.safetensors")
+    run.finish(results, shown)
+    return Result(head, results, run.folder)

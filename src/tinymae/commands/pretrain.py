@@ -1,0 +1,399 @@
+"""Pretrain a masked autoencoder, or one of its relatives, on images without labels."""
+
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import Self
+
+from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
+from ..data.batches import Batch, chunks, pick
+from ..data.datasets import Dataset
+from ..errors import InputError
+from ..evaluation import figures
+from ..evaluation.metrics import accuracy, map_dataset
+from ..evaluation.neighbours import knn_predict
+from ..interop.load import Model, load_mae
+from ..models.adapt import adapt
+from ..models.base import Autoencoder
+from ..models.contrast import ContrastiveLearner, ReconstructionLearner
+from ..models.mae import MaskedAutoencoder
+from ..models.pca import PrincipalComponents
+from ..models.vit import choose_attention, describe
+from ..models.weights import FAMILIES, save_autoencoder
+from ..randomness import Draws, derive_seed, seeded
+from ..tensors import pair
+from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
+from ..training.progress import Stretch
+from ..training.run import Run
+from .families import complete, defaults_of
+from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+
+ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
+CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE, in the released recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainingSettings, EncoderSettings):
+    """Settings of pretraining. The defaults are the released recipe."""
+
+    heading = "model"
+    output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/pretrain")
+    epochs: int = with_default(TrainingSettings, "epochs", 130)
+    optimizer: Literal["adamw", "muon"] = with_default(TrainingSettings, "optimizer", "muon")
+
+    model: Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca"] = setting(
+        "mae", "family of autoencoder"
+    )
+    weights: str | Path | Model | None = setting(None, "go on from this model; what it has replaces the defaults (mae)")
+    decoder_dim: int | None = setting(None, constructor=True)
+    decoder_depth: int | None = setting(None, constructor=True)
+    decoder_heads: int | None = setting(None, constructor=True)
+    mask_ratio: float | None = setting(None, constructor=True)
+    norm_pix_loss: bool | None = setting(None, constructor=True)
+    latent_dim: int | None = setting(None, constructor=True)
+    width: int | None = setting(None, constructor=True)
+    beta: float | None = setting(None, constructor=True)
+    kl_warmup_steps: int | None = setting(None, constructor=True)
+    codebook_size: int | None = setting(None, constructor=True)
+    stem_size: int | None = setting(None, constructor=True)
+    skips: bool | None = setting(None, constructor=True)
+    loss: str | None = setting(None, constructor=True)
+
+    crop: Literal["none", "pad", "resized"] = setting("pad", "random crops", group="augmentation")
+    crop_padding: int = setting(4, "pixels, with crop pad", group="augmentation")
+    min_scale: float = setting(0.2, "least area, with crop resized", group="augmentation")
+    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
+    color_jitter: float = setting(0.0, "strength of SimCLR's colour distortion", group="augmentation")
+
+    contrast_epochs: int | None = setting(
+        None, "how many of the epochs, the last ones, contrast views (default: 10 of 13; 0 of other families)",
+        group="contrast of views (mae)",
+    )  # fmt: skip
+    contrast_weight: float = setting(0.5, "of its loss beside the reconstruction's", group="contrast of views (mae)")
+    views: int = setting(4, "of each image", group="contrast of views (mae)")
+    decoded_views: int = setting(1, "how many of them are reconstructed", group="contrast of views (mae)")
+    temperature: float = setting(0.2, "of its softmax", group="contrast of views (mae)")
+    contrast_batch_size: int = setting(256, "images a step then", group="contrast of views (mae)", positive=True)
+    contrast_base_lr: float = setting(1.5e-3, "base_lr then", group="contrast of views (mae)")
+    contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
+    contrast_color_jitter: float = setting(0.5, "color_jitter then", group="contrast of views (mae)")
+
+    probe_every: int = setting(20, "epochs between k-NN accuracies and pictures", group="watching", positive=True)
+    probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", positive=True)
+    keep_every: int | None = setting(
+        None, "epochs between weights kept in epochs/ (default: none)", group="watching", positive=True, free=True
+    )
+
+    def resolve(self, start: MaskedAutoencoder | None = None) -> Self:
+        """Every value settled; `start` is the model of `weights`.
+
+        Raises InputError for a setting of another family, one that contradicts the weights, or values that do not go
+        together.
+        """
+        if self.weights is not None and self.model != "mae":
+            raise InputError(f"weights go with --model mae, not {self.model}")
+        settled = super().resolve()
+        contrast_epochs = self.contrast_epochs
+        if contrast_epochs is None:
+            contrast_epochs = round(CONTRAST_RATIO * self.epochs) if self.model == "mae" else 0
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("constructor")}
+        own = complete(self.model, own) if start is None else self.read_architecture(start, own)
+        settled = replace(settled, contrast_epochs=contrast_epochs, **own)
+        settled.check_contrast()
+        return settled
+
+    def read_architecture(self, start: MaskedAutoencoder, given: dict) -> dict:
+        """The settings that the weights have. Raises InputError for a given one that contradicts them."""
+        complete("mae", given)  # refuses those of other families
+        has = describe(start.encoder) | {name: value for name, value in start.config.items() if value is not None}
+        for name in ARCHITECTURE:
+            if given[name] not in (None, has[name]):
+                raise InputError(
+                    f"{name} {given[name]} contradicts weights {self.weights}, which have {has[name]}: leave it out"
+                )
+        known = {name: has[name] if value is None else value for name, value in given.items() if name in has}
+        known["patch_size"] = pair(known["patch_size"])
+        size = start.image_size if self.image_size is None else self.image_size
+        channels = start.in_channels if self.in_channels is None else self.in_channels
+        return known | {"image_size": size, "in_channels": channels}
+
+    @property
+    def of_official_file(self) -> dict[str, int | None]:
+        """What an official checkpoint may leave open: see `from_official`."""
+        return {name: getattr(self, name) for name in ("num_heads", "decoder_dim", "decoder_depth", "decoder_heads")}
+
+    def check_contrast(self) -> None:
+        """Raises InputError for settings that do not go with a contrastive loss."""
+        for name in ("contrast_weight", "color_jitter", "contrast_color_jitter"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} is negative: give 0 for none, or a positive number")
+        if not 0 <= (self.contrast_epochs or 0) <= self.epochs:
+            raise InputError(f"contrast_epochs {self.contrast_epochs} is not within 0 and the {self.epochs} epochs")
+        if not self.contrast_epochs:
+            return
+        if self.model != "mae":
+            raise InputError(f"contrast_epochs goes with --model mae, not {self.model}: leave it out")
+        if self.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} would split the batch whose images "
+                "are contrasted: use a smaller contrast_batch_size, more processes or --gradient-checkpointing, or "
+                "contrast_epochs 0"
+            )
+
+    @property
+    def phases(self) -> list["Phase"]:
+        """Reconstruction, then contrasted views beside it; either may be missing."""
+        contrast = self.contrast_epochs or 0
+        first = Phase(
+            epochs=self.epochs - contrast, first_epoch=0, batch_size=self.batch_size, base_lr=self.base_lr,
+            crop=self.crop, color_jitter=self.color_jitter, views=1,
+        )  # fmt: skip
+        second = Phase(
+            epochs=contrast, first_epoch=self.epochs - contrast, batch_size=self.contrast_batch_size,
+            base_lr=self.contrast_base_lr, crop=self.contrast_crop, color_jitter=self.contrast_color_jitter,
+            views=self.views,
+        )  # fmt: skip
+        return [phase for phase in (first, second) if phase.epochs]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of pretraining with an objective, augmentation and schedule of its own."""
+
+    epochs: int
+    first_epoch: int
+    batch_size: int
+    base_lr: float
+    crop: str
+    color_jitter: float
+    views: int  # 1: reconstruction alone
+
+
+def run(settings: PretrainSettings) -> Result[Autoencoder]:
+    """Pretrain an autoencoder on images; `.results` has k-NN's accuracy on validation where there are labels.
+
+    He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377; then the contrast of masked views,
+    arXiv 2210.16870. Calling it again with the same arguments resumes.
+
+    Raises InputError for settings or data that cannot work, Diverged if a loss is no longer finite, Stopped after
+    Ctrl-C or at a pause: the state is saved then.
+    """
+    accelerator = settings.create_accelerator()
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
+    start = None if settings.weights is None else load_mae(settings.weights, **settings.of_official_file)
+    settings = settings.resolve(start)
+    channels = settings.in_channels or 3
+    splits = settings.load("train", "val", image_size=settings.image_size, channels=channels)
+    if start and splits[0].image_shape[0] != channels:
+        raise InputError(
+            f"data set {settings.data_name} has {splits[0].image_shape[0]} channels, not {channels}: "
+            f"give --in-channels {splits[0].image_shape[0]}, which adapts the weights"
+        )
+    model = create_model(settings, splits[0], start)
+    with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
+        run.list_skipped(*splits)
+        train_set, val_set = (split.to(accelerator.device) for split in splits)
+        look = partial(look_at, model, run, pick(train_set, settings.probe_images), val_set)
+        if isinstance(model, PrincipalComponents):
+            return fit_components(settings, model, run, train_set, look)
+        results = train(settings, model, run, train_set, look)
+        if run.is_main:
+            save_autoencoder(model, run.folder)
+            panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
+            title = f"pretraining on {settings.data_name}"
+            figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
+        names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
+        run.finish(results, [run.folder / name for name in names])
+    return Result(model.eval(), results, run.folder)
+
+
+pretrain = keywords_of(run, PretrainSettings)
+
+
+def train(settings: PretrainSettings, model: Autoencoder, run: Run, train_set: Dataset, look) -> dict:
+    """All phases, from where the last checkpoint is; the results."""
+    accelerator = run.accelerator
+    choose_attention(model, accelerator.device)
+    if settings.gradient_checkpointing:
+        model.save_memory()
+    if settings.compile:
+        model.compile_core()
+    phases = settings.phases
+    learners = [create_learner(settings, model, phase) for phase in phases]
+    stretches, batches = plan_stretches(settings, accelerator, train_set)
+    print_plan(run, model, train_set, phases, stretches)
+    saved = run.load_checkpoint()
+    step = 0 if saved is None else saved["step"]
+    for number, (phase, learner, stretch) in enumerate(zip(phases, learners, stretches, strict=True)):
+        if saved is not None and number < saved["phase"]:
+            continue
+        groups = parameter_groups(learner, weight_decay=settings.weight_decay)
+        optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95))
+        prepared, optimizer = accelerator.prepare(learner, optimizer)
+        here = saved if saved is not None and number == saved["phase"] else None
+        run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number)
+        run.start(stretch, step=step)
+        if step == 0:
+            look(0)
+        for state in train_steps(
+            prepared, optimizer, partial(compute_losses, settings, phase, model, prepared),
+            batches[number](start_step=step - stretch.schedule.first_step), accelerator=accelerator,
+            schedule=stretch.schedule, clock=run.clock, batch_size=phase.batch_size, seed=settings.seed,
+            start_step=step, clip_grad=settings.clip_grad,
+        ):  # fmt: skip
+            step = state.step
+            model.after_step(accelerator, seeded(settings.seed, "after step", step))
+            run.report(state)
+            if stretch.ends_epoch(step, settings.probe_every):
+                look(step)
+            if settings.keep_every and stretch.ends_epoch(step, settings.keep_every) and run.is_main:
+                save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
+        run.end_stretch()
+        step = max(step, stretch.schedule.last_step) if number + 1 < len(phases) else step
+        del prepared, optimizer
+        accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
+    epochs = stretches[-1].epoch(step)
+    return {"epochs": epochs, "steps": step, "minutes": run.clock.minutes} | look(step)
+
+
+def compute_losses(
+    settings: PretrainSettings, phase: Phase, model: Autoencoder, learner: nn.Module, batch: Batch, draws: Draws
+) -> dict[str, Tensor]:
+    """Losses of one micro-batch: each view has its own augmentation and its own mask."""
+    if phase.views == 1:
+        return learner(augment(settings, phase, batch.images, draws), **model.draw(draws))
+    views, masks = zip(
+        *((augment(settings, phase, batch.images, draws), model.draw(draws)["mask"]) for _ in range(phase.views)),
+        strict=True,
+    )
+    return learner(torch.cat(views), torch.cat(masks))
+
+
+def augment(settings: PretrainSettings, phase: Phase, images: Tensor, draws: Draws) -> Tensor:
+    """One view of images (B, C, H, W)."""
+    if phase.crop == "pad":
+        images = padded_crop(images, draws, settings.crop_padding)
+    elif phase.crop == "resized":
+        images = random_resized_crop(images, draws, scale=(settings.min_scale, 1.0))
+    if settings.flip:
+        images = random_flip(images, draws)
+    if phase.color_jitter:
+        images = color_jitter(images, draws, strength=phase.color_jitter)
+    return images
+
+
+def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:
+    """The family's model for images like the data set's; or the one of the weights, adapted to them."""
+    mean, std = dataset.statistics
+    data = {"image_size": dataset.image_shape[1:], "in_channels": dataset.image_shape[0], "mean": mean, "std": std}
+    if start:
+        task = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
+        return adapt(start, **data, **task).train()
+    own = {name: getattr(settings, name) for name in defaults_of(settings.model) if hasattr(settings, name)}
+    return FAMILIES[settings.model](**own, **data)
+
+
+def create_learner(settings: PretrainSettings, model: Autoencoder, phase: Phase) -> nn.Module:
+    """What a phase trains: the model under its objective."""
+    if phase.views == 1 or not isinstance(model, MaskedAutoencoder):
+        return ReconstructionLearner(model)
+    return ContrastiveLearner(
+        model, weight=settings.contrast_weight, temperature=settings.temperature, num_views=phase.views,
+        decoded_views=settings.decoded_views,
+    )  # fmt: skip
+
+
+def plan_stretches(settings: PretrainSettings, accelerator: Accelerator, train_set: Dataset):
+    """For each phase its stretch of the run, and a function that gives its batches.
+
+    A time limit is shared out by how much the phases compute: an epoch of V views counts V.
+    """
+    works = [phase.epochs * phase.views for phase in settings.phases]
+    stretches, batches, step, done = [], [], 0, 0.0
+    for phase, work in zip(settings.phases, works, strict=True):
+        steps_per_epoch, give = settings.plan_batches(
+            accelerator, train_set, batch_size=phase.batch_size, first_epoch=phase.first_epoch
+        )
+        begin, end = done, done + work / sum(works)
+        limit = settings.max_minutes
+        assert settings.warmup_epochs is not None  # resolved
+        schedule = Schedule(
+            peak=phase.base_lr * phase.batch_size / 256, first_step=step,
+            last_step=step + phase.epochs * steps_per_epoch, warmup=settings.warmup_epochs / settings.epochs,
+            minutes=None if limit is None else (begin * limit, end * limit),
+        )  # fmt: skip
+        stretches.append(Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end))
+        batches.append(give)
+        step, done = schedule.last_step, end
+    return stretches, batches
+
+
+def print_plan(run: Run, model: Autoencoder, train_set: Dataset, phases: list[Phase], stretches: list[Stretch]) -> None:
+    """Layers, FLOPs and lengths, for the user to check."""
+    if not run.is_main:
+        return
+    run.print_summary(model, depth=2)
+    model.eval()  # a codebook learns from what it sees in training
+    with FlopCounterMode(display=False) as counter:
+        model.training_losses(torch.zeros(1, *train_set.image_shape))["loss"].backward()
+    model.zero_grad()
+    run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image or view, forward and backward")
+    run.print(f"{len(train_set):,} images to learn from, {run.processes}")
+    for phase, stretch in zip(phases, stretches, strict=True):
+        what = "reconstruction" if phase.views == 1 else f"reconstruction and contrast of {phase.views} views"
+        run.print(f"{phase.epochs} epochs of {stretch.steps_per_epoch} steps: {what}")
+
+
+def fit_components(
+    settings: PretrainSettings, model: PrincipalComponents, run: Run, train_set: Dataset, look
+) -> Result:
+    """PCA has no gradient and no steps: it is fitted at once."""
+    run.load_checkpoint()
+    run.start(Stretch(Schedule(peak=0.0, last_step=1, warmup=0.0), 1, len(train_set)), step=0)
+    model.fit(torch.cat([images.cpu() for images, _ in chunks(train_set, 1000)]))
+    results = {"epochs": 1, "steps": 1, "minutes": run.clock.minutes}
+    if run.is_main:
+        save_autoencoder(model, run.folder)
+    model.to(run.accelerator.device)
+    results |= look(1)
+    run.finish(results, [run.folder / name for name in ("model.safetensors", "config.json", "reconstructions.png")])
+    return Result(model.eval(), results, run.folder)
+
+
+@torch.no_grad()
+def look_at(
+    model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
+) -> dict:
+    """k-NN accuracy on validation, and a sheet of reconstructions of fixed validation images under fixed masks."""
+    results, accelerator = {}, run.accelerator
+    with run.pause():
+        if run.is_main:
+            model.eval()
+            with accelerator.autocast():
+                if train_set.labels is not None and val_set.labels is not None:
+                    encode = partial(map_dataset, model.encode, device=accelerator.device)
+                    classes = knn_predict(
+                        encode(train_set), train_set.labels.cpu(), encode(val_set), num_classes=len(train_set.classes)
+                    )
+                    results["knn_val"] = accuracy(classes, val_set.labels)
+                images, _ = pick(val_set, pictures)[torch.arange(min(pictures, len(val_set)))]
+                images = images.to(accelerator.device)
+                shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+            results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
+            if model.samples:
+                drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
+                run.progress.log_picture("samples", figures.grid(drawn, run.folder / "samples.png"), step)
+            note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
+            sheet = figures.reconstruction_sheet(
+                shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
+            )
+            run.progress.log_picture("reconstructions", sheet, step)
+        run.progress.log(step, results)
+        accelerator.wait_for_everyone()
+    return results

@@ -1,0 +1,232 @@
+"""Settings: one frozen dataclass per command, whose fields are its flags, its keywords and the keys of args.json."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from typing_extensions import Self
+
+from ..data.batches import Batch, count_steps, split_batch, step_batches
+from ..data.datasets import Dataset, Images, load_dataset
+from ..errors import InputError
+from ..files import digest
+from ..interop.load import Model
+from ..training.device import create_accelerator, settle_precision
+from ..training.run import Run
+from ..training.trackers import require_installed
+
+Size = int | tuple[int, int]  # one number, or height and width
+WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
+M = TypeVar("M")
+S = TypeVar("S", bound="Settings")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Result(Generic[M]):
+    """What a command gives back."""
+
+    model: M  # in evaluation mode
+    results: dict  # as in results.json
+    folder: Path  # the output folder
+
+
+def setting(default: Any = MISSING, help: str = "", *, group: str = "", **metadata: Any) -> Any:
+    """A field with its help text. `group` is its heading in --help: by default the class's.
+
+    Further metadata: `python=True` has no flag, `flag` and `key` name it otherwise, `free=True` does not change what is
+    computed and is not recorded, `const` is the value of a flag without one, `positive=True` is at least 1.
+    """
+    return field(default=default, metadata={"help": help, "group": group, **metadata})
+
+
+def with_default(base: type, name: str, default: Any) -> Any:
+    """A field of `base` with another default."""
+    return field(default=default, metadata=base.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all commands share."""
+
+    heading = "run"
+    output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
+
+    def record(self) -> dict:
+        """What args.json keeps: the settings that decide what a run computes, as JSON."""
+        kept = (f for f in fields(self) if not f.metadata.get("free"))
+        return {f.name: describe_value(getattr(self, f.name)) for f in kept}
+
+
+def describe_value(value: Any) -> Any:
+    """A setting as args.json has it: objects from Python by their kind and digest."""
+    if isinstance(value, Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.cpu().numpy() if isinstance(value, Tensor) else value)
+        return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array).hexdigest()[:16]}"
+    if isinstance(value, torch.nn.Module):
+        return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
+    return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """What every command that reads data shares."""
+
+    data: Images = setting(
+        "cifar10", "cifar10, cifar100, mnist, digits or a folder of images", group="data", positional=True
+    )
+    labels: Any = setting(None, "of a tensor or array", python=True)
+    data_dir: str | Path = setting("data", "where named data sets are, or go", group="data", free=True)
+    skip_unreadable: bool = setting(False, "leave out images of a folder that do not decode", group="data")
+    overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
+    seed: int = setting(0, "everything random follows from it")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting("auto", "auto: bf16 where the processor has it")
+
+    def resolve(self) -> Self:
+        """The same with every value settled. Raises InputError for one that cannot be."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("positive") and value is not None and value < 1:
+                raise InputError(f"{f.name} {value} is below 1")
+        return replace(self, mixed_precision=settle_precision(self.mixed_precision))
+
+    @property
+    def data_name(self) -> str:
+        """The data's name, or its folder's."""
+        return Path(self.data).name if isinstance(self.data, str | Path) else "array"
+
+    def load(self, *splits: str, image_size: Size | None, channels: int) -> list[Dataset]:
+        """Splits of the data."""
+        load = partial(
+            load_dataset, self.data, labels=self.labels, data_dir=self.data_dir, image_size=image_size,
+            channels=channels, skip_unreadable=self.skip_unreadable,
+        )  # fmt: skip
+        return [load(split) for split in splits]
+
+    def create_accelerator(self) -> Accelerator:
+        """Accelerate, with the run's precision."""
+        return create_accelerator(settle_precision(self.mixed_precision))
+
+    def open_run(self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None) -> Run:
+        """The run's folder, for these inputs."""
+        inputs = {split: dataset.fingerprint for split, dataset in splits.items()}
+        if weights is not None:
+            inputs["weights"] = digest(weights.state_dict())
+        return Run(
+            self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
+            **self.run_options(),
+        )  # fmt: skip
+
+    def run_options(self) -> dict:
+        """Further arguments of `Run`."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(RunSettings):
+    """What pretraining and fine-tuning share."""
+
+    heading = "training"
+    epochs: int = setting(100, "passes over the training images", positive=True)
+    warmup_epochs: float | None = setting(None, "(default: a twentieth of --epochs)")
+    max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")
+    pause_after_minutes: float | None = setting(
+        None, "save and exit with code 75 then; the same command goes on, and ends in the same weights", free=True
+    )
+    batch_size: int = setting(512, "images a step, over all processes", positive=True)
+    base_lr: float = setting(1e-3, "learning rate = base_lr x batch_size / 256")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices, and AdamW for the rest")
+    weight_decay: float = setting(0.05, "of matrices, decoupled")
+    clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
+    gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
+    gradient_checkpointing: bool = setting(False, "less memory for more computing")
+    compile: bool = setting(False, "torch.compile the model")
+    num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
+    log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
+    log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
+        ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",
+        group="watching", free=True,
+    )  # fmt: skip
+    checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="watching", free=True)
+
+    def resolve(self) -> Self:
+        """See `RunSettings.resolve`."""
+        require_installed(self.log_with)
+        settled = super().resolve()
+        if self.warmup_epochs is None:
+            return replace(settled, warmup_epochs=WARMUP * self.epochs)
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise InputError(f"warmup_epochs {self.warmup_epochs:g} is not within 0 and the {self.epochs} epochs")
+        return settled
+
+    def create_accelerator(self) -> Accelerator:
+        """Accelerate, with the run's precision and gradient accumulation."""
+        precision = settle_precision(self.mixed_precision)
+        return create_accelerator(precision, gradient_accumulation_steps=self.gradient_accumulation_steps)
+
+    def run_options(self) -> dict:
+        """Further arguments of `Run`."""
+        names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes")
+        return {name: getattr(self, name) for name in names}
+
+    def plan_batches(
+        self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0
+    ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:
+        """Steps in an epoch, and a function of `start_step` that gives this process's share of each step's batch.
+
+        Raises InputError if the batch does not fit the dataset, or does not divide among processes and micro-batches.
+        """
+        parts = split_batch(batch_size, accelerator.num_processes * self.gradient_accumulation_steps)
+        return count_steps(dataset, batch_size), partial(
+            step_batches, dataset, batch_size=batch_size, seed=self.seed, device=accelerator.device,
+            parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=self.num_workers,
+            first_epoch=first_epoch,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings(Settings):
+    """Which encoder to build; None is what the model's constructor takes, or what the weights have."""
+
+    heading = "model"
+    encoder: str | None = setting(None, constructor=True)
+    image_size: Size | None = setting(
+        None, "pixels, or height and width (default: the data's, or the weights'; folders: 32)"
+    )
+    patch_size: Size | None = setting(None, constructor=True)
+    in_channels: int | None = setting(None, "1 (grey) or 3, for a folder of images (default: 3, or the weights')")
+    embed_dim: int | None = setting(None, constructor=True)
+    depth: int | None = setting(None, constructor=True)
+    num_heads: int | None = setting(None, constructor=True)
+
+
+def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
+    """A command as a Python function: the settings' fields are its keywords, the positional one may come first."""
+
+    def call(*args, **keywords) -> R:
+        return run(settings(**signature.bind(*args, **keywords).arguments))
+
+    ordered = sorted(fields(settings), key=lambda f: not f.metadata.get("positional"))
+    signature = inspect.Signature([parameter_of(f) for f in ordered])
+    update_wrapper(call, run)
+    call.__name__ = call.__qualname__ = run.__module__.rsplit(".", 1)[-1]
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    arguments = "".join(f"        {f.name}: {f.metadata['help']}\n" for f in ordered if f.metadata["help"])
+    call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\n    Args:\n{arguments}"
+    return call
+
+
+def parameter_of(f: Field) -> inspect.Parameter:
+    """A field as a parameter of a function."""
+    positional = f.metadata.get("positional")
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY
+    default = inspect.Parameter.empty if f.default is MISSING else f.default
+    return inspect.Parameter(f.name, kind, default=default, annotation=f.type)

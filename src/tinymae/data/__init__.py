@@ -1,0 +1,1 @@
+"""Images, their splits, and seeded batches of them."""

@@ -1,0 +1,124 @@
+"""Batches that depend on (seed, step) alone."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from ..randomness import derive_seed
+from ..tensors import to_device
+from .datasets import Dataset, StreamedDataset
+from .splits import SPLIT_SEED, fixed_permutation
+
+
+@dataclass
+class Batch:
+    """One process's share, or a micro-batch of it, of a step's global batch."""
+
+    images: Tensor  # uint8 (B, C, H, W), on the training device
+    labels: Tensor | None  # int64 (B,)
+    positions: Tensor  # int64 (B,): where these images stand in the global batch
+
+
+def split_batch(batch_size: int, parts: int) -> list[Tensor]:
+    """Cut the positions 0..batch_size-1 of a global batch into equal parts, one for each process and micro-batch.
+
+    Part k takes the k-th run from the front and its mirror image from the back. Mixup pairs position i with its mirror,
+    so partners always land in the same part and mixing is the same however many parts there are.
+    """
+    if batch_size % (2 * parts) and parts > 1:
+        raise InputError(
+            f"batch_size {batch_size} is not a multiple of 2 x {parts} (processes x gradient_accumulation_steps)"
+        )
+    half = batch_size // (2 * parts)
+    everything = torch.arange(batch_size)
+    if parts == 1:
+        return [everything]
+    mirrored = everything.flip(0)
+    return [
+        torch.cat([everything[k * half : (k + 1) * half], mirrored[k * half : (k + 1) * half].flip(0)])
+        for k in range(parts)
+    ]
+
+
+def count_steps(dataset: Dataset, batch_size: int) -> int:
+    """Steps in an epoch. Raises InputError if the dataset is smaller than one batch."""
+    if not 0 < batch_size <= len(dataset):
+        raise InputError(f"batch_size {batch_size} is not within 1 and the data set's {len(dataset)} images")
+    return len(dataset) // batch_size
+
+
+def step_indices(count: int, batch_size: int, seed: int, start_step: int = 0, first_epoch: int = 0) -> Iterator[Tensor]:
+    """The global batch of each step from `start_step` on, for ever: epoch e's order is a permutation by (seed, e).
+
+    An epoch has count // batch_size steps; the remainder rests for that epoch. Step 0 begins epoch `first_epoch`.
+    """
+    steps_per_epoch = count // batch_size
+    epoch, position = divmod(start_step, steps_per_epoch)
+    while True:
+        order = fixed_permutation(count, derive_seed(seed, "order", first_epoch + epoch))
+        for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
+            yield order[start : start + batch_size]
+        epoch, position = epoch + 1, 0
+
+
+def step_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    parts: list[Tensor],
+    seed: int,
+    device: torch.device | str,
+    start_step: int = 0,
+    num_workers: int = 2,
+    first_epoch: int = 0,
+) -> Iterator[list[Batch]]:
+    """For each step from `start_step` on: this process's micro-batches, one for each of its `parts` of the batch."""
+    steps = step_indices(len(dataset), batch_size, seed, start_step, first_epoch)
+    wanted = (indices[part] for indices in steps for part in parts)
+    if isinstance(dataset, StreamedDataset):
+        micro_batches: Iterator[tuple[Tensor, Tensor | None]] = iter(DataLoader(
+            dataset,  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
+            sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=str(device) != "cpu",
+            prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
+        ))  # fmt: skip
+    else:
+        micro_batches = (dataset[indices] for indices in wanted)
+    while True:
+        step = []
+        for part in parts:
+            images, labels = next(micro_batches)
+            labels = None if labels is None else to_device(labels, device)
+            step.append(Batch(to_device(images, device), labels, part))
+        yield step
+
+
+def limit_worker_threads(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def chunks(dataset: Dataset, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The dataset in its own order, `size` pictures at a time: for evaluation.
+
+    >>> from tinymae import load_dataset
+    >>> [len(images) for images, labels in chunks(load_dataset("digits", "val"), 50)]
+    [50, 50, 37]
+    """
+    for indices in torch.arange(len(dataset)).split(size):
+        yield dataset[indices]
+
+
+def pick(dataset: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
+    """At most `count` pictures, always the same ones.
+
+    >>> from tinymae import load_dataset
+    >>> len(pick(load_dataset("digits", "val"), 10))
+    10
+    """
+    if len(dataset) <= count:
+        return dataset
+    return dataset.subset(torch.tensor(sorted(random.Random(seed).sample(range(len(dataset)), count))))

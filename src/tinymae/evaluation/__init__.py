@@ -1,0 +1,1 @@
+"""What was learned: probes, metrics, pictures."""

@@ -1,0 +1,148 @@
+"""Every figure. Functions write one PNG, atomically, and return its path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
+from torch import Tensor
+
+from ..files import write_atomically
+
+COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG."""
+    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
+    return Path(path)
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3)."""
+    images = images.detach().float().cpu().clamp(0, 1)
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -> Path:
+    """Images (N, C, H, W) in [0, 1] in rows of `columns`."""
+    sheet = tile(images, columns)
+    figure = Figure(figsize=(0.6 * columns, 0.6 * columns * sheet.shape[0] / sheet.shape[1] + 0.3))
+    axis = figure.subplots()
+    axis.imshow(sheet, interpolation="nearest")
+    axis.axis("off")
+    axis.set_title(title, fontsize=9)
+    return save(figure, path)
+
+
+def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = None) -> Tensor:
+    """Maps (B, h, w) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum).
+
+    With `images` (B, C, H, W) in [0, 1] they are laid over those in grey, and may be coarser, as a map of patches is.
+    """
+    maps = maps.detach().float().cpu()
+    top = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) if limit is None else limit
+    coloured = colormaps["inferno"]((maps / top).clamp(0, 1).numpy())[..., :3]  # (B, h, w, 3)
+    heat_maps = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
+    if images is None:
+        return heat_maps
+    grey = images.detach().float().cpu().mean(dim=1, keepdim=True)
+    return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
+
+
+def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
+    """One row per image: each named column shows its version of that image. Images (N, C, H, W) in [0, 1].
+
+    The rows stand in `groups` blocks side by side.
+    """
+    count = len(next(iter(columns.values())))
+    per_group = -(-count // groups)
+    height, width = next(iter(columns.values())).shape[2:]
+    shape = (groups * len(columns) * 1.0 * width / height + 0.2, per_group * 1.0 + 0.5)
+    figure = Figure(figsize=shape)
+    axes = figure.subplots(1, groups * len(columns), squeeze=False)
+    for group in range(groups):
+        part = slice(group * per_group, (group + 1) * per_group)
+        for place, (name, images) in enumerate(columns.items()):
+            axis = axes[0, group * len(columns) + place]
+            axis.axis("off")
+            if len(images[part]):
+                axis.imshow(tile(images[part], 1), interpolation="nearest")
+                axis.set_title(name, fontsize=8)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - 0.5 / shape[1], wspace=0.06)
+    figure.suptitle(title, fontsize=9, y=1)
+    return save(figure, path)
+
+
+def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str = "") -> Path:
+    """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
+    panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
+    panels = {name: metrics for name, metrics in panels.items() if metrics}
+    figure = Figure(figsize=(4.2 * len(panels), 3))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
+        for metric, colour in zip(metrics, COLOURS, strict=False):
+            points = [(row["epoch"], row[metric]) for row in rows if metric in row]
+            axis.plot(
+                *zip(*points, strict=True), color=colour, marker="o" if len(points) < 40 else "", ms=3, label=metric
+            )
+        axis.set(xlabel="epoch", title=name)
+        axis.grid(alpha=0.3)
+        if len(metrics) > 1:
+            axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
+    """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = max(4.0, 0.45 * len(classes) + 1.5)
+    figure = Figure(figsize=(size, size))
+    axis = figure.subplots()
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if len(classes) <= 20:
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.05:
+                colour = "white" if value > 55 else "black"
+                axis.text(
+                    column,
+                    row,
+                    f"{value:.0f}" if value >= 1 else "·",
+                    ha="center",
+                    va="center",
+                    color=colour,
+                    fontsize=7,
+                )
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    return save(figure, path)
+
+
+def bars(groups: dict[str, dict[str, float]], path: str | Path, *, xlabel: str, title: str = "") -> Path:
+    """Horizontal bars: a line for each name, the first on top, with a bar and its value for each group."""
+    names = list(next(iter(groups.values())))
+    height = 0.8 / len(groups)
+    figure = Figure(figsize=(7, 0.3 * len(names) * len(groups) + 1.2))
+    axis = figure.subplots()
+    for number, (group, values) in enumerate(groups.items()):
+        places = [place + (number - (len(groups) - 1) / 2) * height for place in range(len(names))]
+        axis.barh(places, [values[name] for name in names], height=0.92 * height, color=COLOURS[number], label=group)
+        for place, name in zip(places, names, strict=True):
+            axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel, title=title, xlim=(0, 1.1 * max(max(values.values()) for values in groups.values())))
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(groups), frameon=False)
+    return save(figure, path)

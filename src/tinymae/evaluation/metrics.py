@@ -1,0 +1,64 @@
+"""Accuracy and reconstruction metrics, and functions mapped over a data set."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data.batches import chunks
+from ..data.datasets import Dataset
+
+
+@torch.no_grad()
+def map_dataset(
+    function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, batch_size: int = 256,
+    desc: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`function` of all pictures (uint8, on `device`), batch by batch, stacked on the CPU in float32.
+
+    >>> from tinymae import load_dataset
+    >>> map_dataset(lambda images: images.flatten(1), load_dataset("digits", "val"), device="cpu").shape
+    torch.Size([137, 64])
+    """
+    bar = tqdm(total=len(dataset), desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
+    results = []
+    for images, _ in chunks(dataset, batch_size):
+        results.append(function(images.to(device, non_blocking=True)).float().cpu())
+        bar.update(len(images))
+    bar.close()
+    return torch.cat(results)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Percentage of predicted classes (N,) that equal the labels (N,).
+
+    >>> accuracy(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3]))
+    75.0
+    """
+    return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
+
+
+def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, float]:
+    """MSE, PSNR (dB) and SSIM, each the mean over images, of float (B, C, H, W) in [0, 1]; by torchmetrics.
+
+    SSIM has the usual Gaussian window (deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
+
+    >>> originals = torch.rand(2, 1, 16, 16) / 2
+    >>> {name: round(value, 2) for name, value in reconstruction_metrics(originals, originals + 0.1).items()}["psnr"]
+    20.0
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    originals, reconstructions = originals.float(), reconstructions.float()
+    sigma = 1.5 if min(originals.shape[2:]) >= 16 else 0.5
+    psnr = peak_signal_noise_ratio(
+        reconstructions, originals, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean"
+    )
+    with torch.autocast(originals.device.type, enabled=False):  # its variances are small differences
+        ssim = structural_similarity_index_measure(reconstructions, originals, data_range=1.0, sigma=sigma)
+    return {
+        "mse": nn.functional.mse_loss(reconstructions, originals).item(),
+        "psnr": psnr.item(),
+        "ssim": ssim.item(),
+    }

@@ -1,0 +1,160 @@
+"""Evaluation: features, k-NN, probes on frozen features, reconstruction metrics."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .metrics import accuracy
+
+L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
+
+
+# ---- classifiers on frozen features
+
+
+def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> nn.Sequential:
+    """Affine-free BatchNorm, then one linear layer, fitted to the optimum by L-BFGS.
+
+    Minimises mean cross-entropy + l2 / 2 * ||weight||^2 over all of `features` (N, F): scikit-learn's logistic
+    regression with C = 1 / (N * l2) on standardised features. The problem is convex, so neither a learning rate, nor
+    an order, nor a seed enters.
+
+    >>> features, labels = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
+    >>> fit_linear(features, labels, num_classes=2, l2=0.01)(features).argmax(dim=1)
+    tensor([0, 0, 1, 1])
+    """
+    return next(linear_fits(features, labels, num_classes=num_classes, grid=[l2]))[1]
+
+
+def linear_fits(
+    features: Tensor, labels: Tensor, *, num_classes: int, grid: Sequence[float] = L2_GRID
+) -> Iterator[tuple[float, nn.Sequential]]:
+    """(l2, linear probe) over a grid; see `fit_linear`."""
+    norm = standardise(features)
+    inputs = norm(features)
+    # Frozen features are strongly correlated, which makes the problem stiff. In their principal axes, each scaled by
+    # the root of its curvature, it is nearly round, and a few dozen steps do instead of hundreds.
+    covariance = (inputs.T @ inputs / len(inputs)).double()
+    eigenvalues, axes = torch.linalg.eigh(covariance)
+    for l2 in grid:
+        linear = solve_logistic(inputs, labels, eigenvalues, axes, num_classes=num_classes, l2=l2)
+        yield l2, nn.Sequential(norm, linear).eval()
+
+
+def standardise(features: Tensor) -> nn.BatchNorm1d:
+    """An affine-free BatchNorm, in evaluation mode, that holds the mean and variance of features (N, F)."""
+    norm = nn.BatchNorm1d(features.shape[1], affine=False)
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    return norm.eval()
+
+
+def solve_logistic(
+    inputs: Tensor, labels: Tensor, eigenvalues: Tensor, axes: Tensor, *, num_classes: int, l2: float
+) -> nn.Linear:
+    """The linear layer that minimises `fit_linear`'s loss, by L-BFGS in scaled principal axes of `inputs` (N, F)."""
+    scale = (0.1 * eigenvalues.clamp(min=0) + l2).rsqrt()  # p (1 - p) of ten classes or so is about 0.1
+    to_weight = (axes * scale).float()  # (F, F): from the round coordinates to the layer's weight
+    rotated = inputs @ to_weight
+    weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    shrink = l2 * scale.square().float()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=300, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = nn.functional.linear(rotated, weight, bias)
+        loss = nn.functional.cross_entropy(logits, labels) + 0.5 * (shrink * weight.square()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    linear = nn.Linear(inputs.shape[1], num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(weight @ to_weight.T)
+        linear.bias.copy_(bias)
+    return linear
+
+
+def logistic_fits(
+    features: Tensor, labels: Tensor, *, num_classes: int, grid: Sequence[float] = L2_GRID
+) -> Iterator[tuple[float, nn.Sequential]]:
+    """(l2, linear probe) over a grid, by scikit-learn's LogisticRegression: a check of `linear_fits`, and slower."""
+    from sklearn.linear_model import LogisticRegression
+
+    norm = standardise(features)
+    inputs = norm(features).numpy()
+    for l2 in grid:
+        strength = 1 / (len(inputs) * l2)
+        if num_classes == 2:  # one weight w there stands for w/2 and -w/2 here, whose penalty is half as large
+            strength *= 2
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels.numpy())
+        weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+        if num_classes == 2:
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        linear = nn.Linear(inputs.shape[1], num_classes)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        yield l2, nn.Sequential(norm, linear).eval()
+
+
+def fit_mlp(
+    features: Tensor, labels: Tensor, *, num_classes: int, weight_decay: float, seed: int, hidden: int = 256,
+    dropout: float = 0.3, epochs: int = 30, batch_size: int = 256, learning_rate: float = 2e-3,
+) -> nn.Module:  # fmt: skip
+    """Affine-free BatchNorm and one hidden layer with dropout, by AdamW with a cosine schedule."""
+    first, last = nn.Linear(features.shape[1], hidden), nn.Linear(hidden, num_classes)
+    norm = nn.BatchNorm1d(features.shape[1], affine=False)
+    probe = nn.Sequential(norm, first, nn.GELU(), nn.Dropout(dropout), last)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (first, last):
+        nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
+    batch_size = min(batch_size, len(features))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(features) // batch_size))
+    torch.manual_seed(seed)  # dropout
+    for _ in range(epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(probe(features[batch]), labels[batch]).backward()
+            optimizer.step()
+            scheduler.step()
+    return probe.eval()
+
+
+def choose_probe(
+    fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor
+) -> tuple[nn.Module, float, dict[float, float]]:
+    """The probe with the best validation accuracy, its hyper-parameter, and the accuracy of each that was tried."""
+    best: tuple[nn.Module, float] | None = None
+    tried: dict[float, float] = {}
+    for setting, probe in fits:
+        tried[setting] = predict_accuracy(probe, features, labels)
+        if best is None or tried[setting] > tried[best[1]]:
+            best = (probe, setting)
+    if best is None:
+        raise ValueError("fits is empty: there is no probe to choose")
+    return *best, tried
+
+
+@torch.no_grad()
+def predict_accuracy(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
+    """Percentage of features (N, F) that a probe classifies as labelled."""
+    return accuracy(probe(features).argmax(dim=1), labels)
+
+
+def mlp_fits(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> Iterator[tuple[float, nn.Module]]:
+    """MLP probes over a grid of weight decay."""
+    for weight_decay in (1.0, 0.1, 0.01):
+        yield weight_decay, fit_mlp(features, labels, num_classes=num_classes, weight_decay=weight_decay, seed=seed)
+
+
+# ---- reconstruction

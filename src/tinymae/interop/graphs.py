@@ -1,0 +1,149 @@
+"""Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs, and a page for a browser.
+
+Each graph takes a whole job, preprocessing included, over a batch of any size. `ReconstructionGraph` differs from
+`MaskedAutoencoder.reconstruct` in how it hides patches: gathering the visible ones would fix their number when the
+graph is drawn, so all tokens run and the hidden ones are closed to attention. That is the same mathematics, costs the
+time of a full image, and lets every image of a batch hide its own number of patches.
+
+Works with torch 2.6 and 2.15.
+"""
+
+import copy
+import inspect
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import write_bytes
+from ..models.classifier import Classifier
+from ..models.mae import MaskedAutoencoder
+from ..models.masking import denormalise_patches, patchify, unpatchify
+
+OPSET = 18  # what the exporter speaks; 17 would be converted from it
+
+
+class Graph(nn.Module):
+    """A job to be exported: `inputs` are an example of each by its name, `output` is the name of the answer."""
+
+    inputs: dict[str, Tensor]
+    output: str
+
+
+class EncoderGraph(Graph):
+    """Images (B, C, H, W) -> features (B, F), as `MaskedAutoencoder.encode`.
+
+    A graph's inputs have one type each: uint8 pixels with `normalised=False`, else floats normalised by the data's mean
+    and std.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, *, pool: str = "avg", normalised: bool = False):
+        super().__init__()
+        self.model, self.pool = model, pool
+        self.inputs = {"images": example_images(model, normalised=normalised)}
+        self.output = "features"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode(images, pool=self.pool)
+
+
+class ClassifierGraph(Graph):
+    """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes, which sum to 1."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.classifier = classifier
+        self.inputs, self.output = {"images": example_images(classifier)}, "probabilities"
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Not classifier(images), whose switching of autocast does not belong in a graph.
+        return self.classifier.head(self.classifier.encoder.encode(images)).softmax(dim=1)
+
+
+class ReconstructionGraph(Graph):
+    """uint8 images (B, C, H, W) and mask bool (B, N), True = hidden -> images in [0, 1], hidden patches painted in.
+
+    Images may hide different numbers of patches, but each must keep one visible: the brightness of the others is
+    interpolated from it, and a graph cannot refuse its input.
+
+    Raises InputError if timm is too old to take an attention mask.
+    """
+
+    def __init__(self, model: MaskedAutoencoder):
+        super().__init__()
+        if "attn_mask" not in inspect.signature(model.encoder.forward_features).parameters:
+            raise InputError("exporting reconstruction needs timm 1.0.16 or newer: pip install --upgrade timm")
+        self.model = model
+        mask = torch.zeros(2, model.num_patches, dtype=torch.bool)
+        mask[:, 0] = True
+        self.inputs, self.output = {"images": example_images(model), "mask": mask}, "reconstruction"
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        model, prefix = self.model, self.model.num_prefix_tokens
+        images = model.normalise(images)
+        closed = nn.functional.pad(mask, (prefix, 0))  # (B, prefix + N)
+        # Added to the scores, not -inf: an image that hides everything then stays finite inside the encoder.
+        bias = closed[:, None, None, :] * torch.finfo(torch.float32).min  # (B, 1, 1, prefix + N)
+        tokens = model.decoder_embed(model.encoder.forward_features(images, attn_mask=bias))  # (B, prefix + N, D)
+        tokens = torch.where(closed[..., None], model.mask_token, tokens) + model.decoder_pos_embed
+        predicted = model.decoder_pred(model.decoder_norm(model.decoder_blocks(tokens)))[:, prefix:]
+        patches = patchify(images, model.patch_size)  # (B, N, P*P*C)
+        if model.norm_pix_loss:
+            predicted = denormalise_patches(predicted, patches, mask, grid_size=model.grid_size, statistics="visible")
+        pasted = torch.where(mask[..., None], predicted, patches)
+        return model.denormalise(unpatchify(pasted, model.patch_size, model.image_size))
+
+
+def example_images(model: MaskedAutoencoder | Classifier, *, normalised: bool = False) -> Tensor:
+    """A batch of two of the model's size, to draw a graph with: of one, exporters would make a constant."""
+    images = torch.zeros(2, model.in_channels, *model.image_size, dtype=torch.uint8)
+    return model.normalise(images) if normalised else images
+
+
+def trace(graph: Graph) -> torch.export.ExportedProgram:
+    """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
+    graph = copy.deepcopy(graph).eval().requires_grad_(False)
+    for module in graph.modules():
+        if hasattr(module, "fused_attn"):
+            # Plain products: one operator less for a runtime to know.
+            module.fused_attn = False  # type: ignore[assignment]  # timm's flag, a bool
+    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
+    shapes = {name: {0: batch} for name in graph.inputs}
+    return torch.export.export(graph, (), graph.inputs, dynamic_shapes=shapes, strict=False)
+
+
+def export_torch(graph: Graph, path: str | Path) -> None:
+    """Write the graph as a `.pt2` file, which runs without tinymae and timm.
+
+    `torch.export.load(path).module()` takes the inputs by their names.
+    """
+    buffer = io.BytesIO()
+    torch.export.save(trace(graph), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def export_onnx(graph: Graph, path: str | Path) -> None:
+    """Write the graph as one ONNX file (opset 18), its inputs and output named as in the graph's docstring.
+
+    Raises InputError without the packages of `pip install tinymae[onnx]`.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise InputError(f"an ONNX file needs the package {error.name}: pip install 'tinymae[onnx]'") from None
+    program = torch.onnx.export(
+        trace(graph), input_names=list(graph.inputs), output_names=[graph.output], opset_version=OPSET, dynamo=True,
+        verbose=False,
+    )  # fmt: skip
+    assert program is not None  # with dynamo
+    proto = program.model_proto
+    # torch 2.6 writes down the batch that the graph was drawn with, and later ones a symbol's number.
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(proto, full_check=True)
+    # Not by program.save, which puts the weights into a second file that a rename would lose.
+    write_bytes(path, proto.SerializeToString())

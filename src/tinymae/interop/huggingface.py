@@ -1,0 +1,332 @@
+"""Folders of Hugging Face's transformers, read and written: ViTMAEForPreTraining and ViTForImageClassification.
+
+It takes names and JSON alone, so transformers itself is not needed. Converting renames tensors, and splits or joins the
+rows of qkv; no value changes, so what is written and read again is the same bit for bit.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import fill_strictly, read_json, read_tensors, write_json, write_tensors
+from ..models.base import Encoder
+from ..models.classifier import Classifier
+from ..models.mae import MaskedAutoencoder
+from ..models.vit import ViTEncoder, create_vit, describe, set_norm_eps
+from .sizes import default_statistics, infer_sizes, require_plain
+
+# Parts of a block: our name, then transformers' names: in files, and in modules since its release 5.
+BLOCK_PARTS = {
+    "norm1": ("layernorm_before", "layernorm_before"),
+    "attn.q": ("attention.attention.query", "attention.q_proj"),
+    "attn.k": ("attention.attention.key", "attention.k_proj"),
+    "attn.v": ("attention.attention.value", "attention.v_proj"),
+    "attn.proj": ("attention.output.dense", "attention.o_proj"),
+    "norm2": ("layernorm_after", "layernorm_after"),
+    "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
+    "mlp.fc2": ("output.dense", "mlp.fc2"),
+}
+# Where a block stands: our name, then transformers' in files, and others that its release 5 has or writes.
+BLOCKS = {
+    "encoder.blocks": ("vit.encoder.layer", "vit.layers"),
+    "decoder_blocks": ("decoder.decoder_layers", "decoder.decoder_encoder.layer"),
+}
+OUTSIDE_BLOCKS = {
+    "encoder.cls_token": "vit.embeddings.cls_token",
+    "encoder.pos_embed": "vit.embeddings.position_embeddings",
+    "encoder.patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+    "encoder.norm": "vit.layernorm",
+    "encoder.head": "classifier",
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.decoder_pos_embed",
+    "decoder_embed": "decoder.decoder_embed",
+    "decoder_norm": "decoder.decoder_norm",
+    "decoder_pred": "decoder.decoder_pred",
+}
+
+
+def from_transformers(
+    folder: str | Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> MaskedAutoencoder:
+    """The model of a folder that `ViTMAEForPreTraining.save_pretrained` wrote, in evaluation mode.
+
+    `mean` and `std`, per channel, are by default those of its preprocessor_config.json, else ImageNet's (0.5 for other
+    than 3 channels). LayerNorm's epsilon is as its config says: transformers' default is 1e-12, though the official
+    weights were trained with 1e-6.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     from_transformers(folder).encode(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 192])
+
+    Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
+    """
+    return build_autoencoder(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
+
+
+def build_autoencoder(
+    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> MaskedAutoencoder:
+    """The model of `from_transformers`, whose config.json has been read."""
+    config, sizes, state = read_folder(folder, config, model_type="vit_mae", architecture="ViTMAEForPreTraining")
+    norm_eps = config["layer_norm_eps"]
+    model = MaskedAutoencoder(
+        **sizes, decoder_dim=config.get("decoder_hidden_size", 512),
+        decoder_depth=config.get("decoder_num_hidden_layers", 8),
+        decoder_heads=config.get("decoder_num_attention_heads", 16), mask_ratio=config.get("mask_ratio", 0.75),
+        norm_pix_loss=config.get("norm_pix_loss", False), norm_eps=None if norm_eps == 1e-6 else norm_eps,
+        mean=read_statistic(folder, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
+        std=read_statistic(folder, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
+    )  # fmt: skip
+    fill_strictly(model, state, source=folder, expected="its config.json says")
+    return model.eval()
+
+
+def classifier_from_transformers(
+    folder: str | Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Classifier:
+    """The classifier of a folder that `ViTForImageClassification.save_pretrained` wrote, in evaluation mode.
+
+    Its classes are named by the config's `id2label`. `mean` and `std`, per channel, are by default those of its
+    preprocessor_config.json, else 0.5, as in transformers. LayerNorm's epsilon is as the config says; written by
+    `export_timm` it becomes timm's 1e-6.
+
+    >>> import tempfile
+    >>> from tinymae.models.classifier import build_classifier
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(build_classifier(model, pool="cls", classes=["cat", "dog"]), folder)
+    ...     classifier_from_transformers(folder).classes
+    ['cat', 'dog']
+
+    Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
+    """
+    return build_vit_classifier(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
+
+
+def build_vit_classifier(
+    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Classifier:
+    """The classifier of `classifier_from_transformers`, whose config.json has been read."""
+    config, sizes, state = read_folder(folder, config, model_type="vit", architecture="ViTForImageClassification")
+    num_classes = len(state.get("encoder.head.bias", ()))  # where there is no head, the strict check below says so
+    name, sizes = sizes["encoder"], {key: value for key, value in sizes.items() if key != "encoder"}
+    vit = create_vit(name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
+    set_norm_eps(vit, config["layer_norm_eps"])
+    state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+    fill_strictly(vit, state, source=folder, expected="its config.json says")
+    head = vit.head
+    vit.reset_classifier(0)
+    mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))
+    std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
+    names = config.get("id2label", {})
+    classes = [str(names.get(str(index), index)) for index in range(num_classes)]
+    return Classifier(ViTEncoder(vit, mean=mean, std=std, pool="cls"), head, classes=classes).eval()
+
+
+def read_transformers(folder: Path, config: dict) -> MaskedAutoencoder | Classifier:
+    """The model of either kind of folder, by the `model_type` of its config.json."""
+    return (build_vit_classifier if config["model_type"] == "vit" else build_autoencoder)(folder, config)
+
+
+def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
+    """Write an autoencoder or a classifier as a folder of transformers: config.json,
+    model.safetensors and preprocessor_config.json (mean, std, size), for `ViTMAEForPreTraining.from_pretrained` or
+    `ViTForImageClassification.from_pretrained`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_transformers(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['config.json', 'model.safetensors', 'preprocessor_config.json']
+
+    Raises InputError for what transformers cannot express: a classifier that averages the patches (fine-tune with
+    `--pool cls`), an autoencoder of images or patches that are not square, an encoder that is no plain ViT.
+    """
+    folder = Path(folder)
+    encoder: Encoder  # what knows mean and std
+    if isinstance(model, MaskedAutoencoder):
+        encoder, config, state = model, autoencoder_config(model), model.state_dict()
+    elif isinstance(model, Classifier):
+        encoder, config, vit = model.encoder, classifier_config(model), model.vit
+        assert vit is not None
+        state = {f"encoder.{name}": tensor for name, tensor in vit.state_dict().items()}
+    else:
+        raise InputError(f"model is a {type(model).__name__}: transformers knows masked ViTs and ViT classifiers")
+    write_tensors(to_transformers_names(state), folder / "model.safetensors")
+    write_json(folder / "config.json", config)
+    height, width = model.image_size
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 3,  # bicubic, as in timm's config
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": encoder.mean.flatten().expand(model.in_channels).tolist(),
+            "image_std": encoder.std.flatten().expand(model.in_channels).tolist(),
+        },
+    )
+
+
+def vit_config(vit: VisionTransformer) -> dict:
+    """What the configs of both models have. Raises InputError unless it is a plain ViT."""
+    require_plain(vit, "transformers")
+    sizes = describe(vit)
+    image_size, patch_size = (
+        size[0] if size[0] == size[1] else list(size) for size in (sizes["image_size"], sizes["patch_size"])
+    )
+    return {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["num_heads"],
+        "intermediate_size": 4 * vit.embed_dim,
+        "hidden_act": "gelu",
+        "layer_norm_eps": vit.norm.eps,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "num_channels": sizes["in_channels"],
+        "qkv_bias": True,
+    }
+
+
+def autoencoder_config(model: MaskedAutoencoder) -> dict:
+    """The config.json of a ViTMAEForPreTraining, which knows square images and patches alone."""
+    config = vit_config(model.encoder)
+    if isinstance(config["image_size"], list) or isinstance(config["patch_size"], list):
+        raise InputError(
+            f"image_size {model.image_size} with patch_size {model.patch_size} is not square, which ViTMAE wants: "
+            "adapt the model to a square size first"
+        )
+    decoder_dim = model.config["decoder_dim"]
+    return config | {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "decoder_hidden_size": decoder_dim,
+        "decoder_num_hidden_layers": model.config["decoder_depth"],
+        "decoder_num_attention_heads": model.config["decoder_heads"],
+        "decoder_intermediate_size": 4 * decoder_dim,
+        "mask_ratio": model.mask_ratio,
+        "norm_pix_loss": model.norm_pix_loss,
+    }
+
+
+def classifier_config(model: Classifier) -> dict:
+    """The config.json of a ViTForImageClassification, which knows the class token alone."""
+    if model.vit is None:
+        raise InputError(f"a classifier on a {type(model.encoder).__name__} is no ViT, which is all transformers knows")
+    if model.vit.global_pool != "token":
+        raise InputError(
+            f"global_pool {model.vit.global_pool!r}: ViTForImageClassification classifies by the class token; "
+            "fine-tune with pool 'cls'"
+        )
+    return vit_config(model.vit) | {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "id2label": {str(index): name for index, name in enumerate(model.classes)},
+        "label2id": {name: index for index, name in enumerate(model.classes)},
+    }
+
+
+def read_folder(
+    folder: str | Path, config: dict, *, model_type: str, architecture: str
+) -> tuple[dict, dict, dict[str, Tensor]]:
+    """A folder's config with its defaults, the arguments of `MaskedAutoencoder` that fix its encoder, and its tensors
+    under our names.
+    """
+    folder, config = Path(folder), dict(config)
+    if config.get("model_type") != model_type:
+        raise InputError(f"{folder} holds model_type {config.get('model_type')!r}, not {model_type!r} ({architecture})")
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(
+            f"{folder} has no model.safetensors: "
+            f"write it by transformers.{architecture}.from_pretrained(...).save_pretrained(folder)"
+        )
+    for name, wanted in (("hidden_act", "gelu"), ("qkv_bias", True)):
+        if config.get(name, wanted) != wanted:
+            raise InputError(f"{name} {config[name]!r} of {folder} is not {wanted!r}, as in the models tinymae builds")
+    config.setdefault("layer_norm_eps", 1e-12)
+    if config["layer_norm_eps"] > 1e-6:
+        raise InputError(f"layer_norm_eps {config['layer_norm_eps']} of {folder} is above 1e-6, which timm's ViTs have")
+    state = from_transformers_names(read_tensors(folder / "model.safetensors"))
+    image_size = config.get("image_size", 224)
+    sizes = infer_sizes(
+        state, source=folder, image_size=image_size if isinstance(image_size, int) else tuple(image_size),
+        num_heads=config.get("num_attention_heads", 12),
+    )  # fmt: skip
+    return config, sizes, state
+
+
+def read_statistic(
+    folder: str | Path, key: str, given: tuple[float, ...] | None, in_channels: int, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Mean or std: as given, else as preprocessor_config.json has it, else the default."""
+    path = Path(folder) / "preprocessor_config.json"
+    if given is None and path.is_file():
+        given = read_json(path).get(key)
+    return default_statistics(in_channels, given, default)
+
+
+def to_transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the names of transformers' files, which all its releases read."""
+    renamed = {}
+    for name, tensor in split_qkv(state).items():
+        stem, _, kind = name.rpartition(".")
+        place = re.fullmatch(r"(encoder\.blocks|decoder_blocks)\.(\d+)\.(.+)", stem)
+        if place:
+            blocks, number, part = place.groups()
+            renamed[f"{BLOCKS[blocks][0]}.{number}.{BLOCK_PARTS[part][0]}.{kind}"] = tensor
+        elif name in OUTSIDE_BLOCKS:  # a parameter of its own
+            renamed[OUTSIDE_BLOCKS[name]] = tensor
+        else:
+            renamed[f"{OUTSIDE_BLOCKS[stem]}.{kind}"] = tensor
+    return renamed
+
+
+def from_transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' tensors under our names; a name that it has not keeps its own, for the strict check to refuse."""
+    places = {theirs: ours for ours, many in BLOCKS.items() for theirs in many}
+    parts = {theirs: ours for ours, many in BLOCK_PARTS.items() for theirs in many}
+    outside = {theirs: ours for ours, theirs in OUTSIDE_BLOCKS.items()}
+    pattern = re.compile(rf"({'|'.join(map(re.escape, places))})\.(\d+)\.({'|'.join(map(re.escape, parts))})")
+    renamed = {}
+    for name, tensor in state.items():
+        stem, _, kind = name.rpartition(".")
+        if place := pattern.fullmatch(stem):
+            renamed[f"{places[place[1]]}.{place[2]}.{parts[place[3]]}.{kind}"] = tensor
+        elif name in outside:
+            renamed[outside[name]] = tensor
+        else:
+            renamed[f"{outside.get(stem, stem)}.{kind}"] = tensor
+    return join_qkv(renamed)
+
+
+def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """attn.qkv (3D, ...) -> attn.q, attn.k and attn.v (D, ...)."""
+    split = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                split[name.replace(".attn.qkv.", f".attn.{letter}.")] = part
+        else:
+            split[name] = tensor
+    return split
+
+
+def join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `split_qkv`; where one of the three is missing, the others stay for the strict check to refuse."""
+    joined = dict(state)
+    for name in state:
+        trio = [name.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
+        if ".attn.q." in name and all(part in state for part in trio):
+            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([joined.pop(part) for part in trio])
+    return joined

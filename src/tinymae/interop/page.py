@@ -1,0 +1,137 @@
+"""A folder that shows a model in a browser: static files that any web server can hand out, and nothing from elsewhere.
+
+The page's own sources are in `web/`. What runs the ONNX files there is onnxruntime-web, whose 14 MB come from npm when
+a page is written, once per machine; no repository should carry them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from importlib import resources
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from ..data.images import find_images, read_image
+from ..errors import InputError
+from ..files import write_bytes, write_json
+from ..models.classifier import Classifier
+from ..models.mae import MaskedAutoencoder
+from .graphs import ClassifierGraph, ReconstructionGraph, export_onnx
+
+SAMPLES = Path(__file__).parents[3] / "assets" / "cifar10"  # of a source checkout
+RUNTIME = "onnxruntime-web-1.30.0"
+RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+# The build for the CPU alone: the others are twice the size and want a GPU or a page served with special headers.
+RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def write_page(
+    model: MaskedAutoencoder,
+    folder: str | Path,
+    *,
+    samples: list[tuple[str, Tensor]],
+    classifier: Classifier | None = None,
+) -> None:
+    """Write the page of a model into `folder`; files of the same names there are replaced.
+
+    Args:
+        model: what reconstructs; of 1 or 3 channels.
+        samples: pictures to choose from, each with a name: uint8 (C, H, W) of the model's size.
+        classifier: guesses what is in the picture and in its reconstruction; of the model's image size and channels.
+
+    Raises InputError if the channels or the classifier do not fit, or if onnxruntime-web cannot be had.
+    """
+    folder = Path(folder)
+    if model.in_channels not in (1, 3):
+        raise InputError(f"weights want {model.in_channels} channels; a page shows pictures of 1 (grey) or 3 (RGB)")
+    shape = (model.in_channels, *model.image_size)
+    if classifier is not None and (wanted := (classifier.in_channels, *classifier.image_size)) != shape:
+        raise InputError(f"classifier takes images of {wanted}, the weights take {shape}: they must be the same")
+    archive = fetch_runtime()
+    folder.mkdir(parents=True, exist_ok=True)
+    unpack_runtime(archive, folder / "onnxruntime")
+    export_onnx(ReconstructionGraph(model), folder / "reconstruction.onnx")
+    if classifier is not None:
+        export_onnx(ClassifierGraph(classifier), folder / "classifier.onnx")
+    files = []
+    for number, (name, image) in enumerate(samples):
+        files.append({"file": f"samples/{number}.png", "name": name})
+        buffer = io.BytesIO()
+        to_pil_image(image).save(buffer, format="PNG")
+        write_bytes(folder / files[-1]["file"], buffer.getvalue())
+    settings = {
+        "in_channels": model.in_channels,
+        "image_size": model.image_size,
+        "grid_size": model.grid_size,
+        "mask_ratio": model.mask_ratio,
+        "classes": None if classifier is None else classifier.classes,
+        "samples": files,
+    }
+    write_json(folder / "model.json", settings)
+    for source in resources.files(__package__).joinpath("web").iterdir():
+        write_bytes(folder / source.name, source.read_bytes())
+
+
+def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
+    """Up to `count` pictures of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
+
+    Raises InputError if there are none, or if one cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"samples folder {folder} does not exist: give --samples a folder of images")
+    files, _, _ = find_images(folder)
+    chosen = [files[i * len(files) // count] for i in range(count)] if len(files) > count else files
+    return [(file.stem, read_image(file, (model.in_channels, *model.image_size))) for file in chosen]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinymae"
+
+
+def fetch_runtime() -> Path:
+    """onnxruntime-web's archive: from the cache, or through npm into it.
+
+    Raises InputError if npm is missing or fails, or if the archive is not the one that this page was made for.
+    """
+    archive = cache_folder() / f"{RUNTIME}.tgz"
+    package, version = RUNTIME.rsplit("-", 1)
+    remedy = f"or put npm's {archive.name} into {archive.parent}"
+    if not archive.is_file():
+        if shutil.which("npm") is None:
+            raise InputError(f"format 'web' needs npm once, to fetch {package}: install Node.js, {remedy}")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "pack", "--silent", f"{package}@{version}", "--pack-destination", str(archive.parent)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode or not archive.is_file():
+            reason = (result.stderr.strip() or "it wrote no file").splitlines()[0]
+            raise InputError(f"npm could not fetch {package} {version} ({reason}): check the network, {remedy}")
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != RUNTIME_SHA256:
+        raise InputError(f"{archive} is damaged or another {package}: remove it, and it is fetched again")
+    return archive
+
+
+def unpack_runtime(archive: Path, folder: Path) -> None:
+    """The few files of the archive that the page loads."""
+    with tarfile.open(archive) as tar:
+        for name in RUNTIME_FILES:
+            write_bytes(folder / name, read_member(tar, f"package/dist/{name}"))
+        licence = json.loads(read_member(tar, "package/package.json"))["license"]
+    note = (
+        f"{RUNTIME}, Copyright (c) Microsoft Corporation, {licence} licence: https://github.com/microsoft/onnxruntime\n"
+    )
+    write_bytes(folder / "NOTICE.txt", note.encode())
+
+
+def read_member(tar: tarfile.TarFile, name: str) -> bytes:
+    """The content of a file in an archive."""
+    file = tar.extractfile(name)
+    assert file is not None  # a plain file, as the checksum vouches for
+    return file.read()

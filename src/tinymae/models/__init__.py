@@ -1,0 +1,1 @@
+"""What is trained: the masked autoencoder, its relatives, and classifiers on their encoders."""

@@ -1,0 +1,350 @@
+"""What every autoencoder is: images in, features and reconstructions out, and a folder on disk."""
+
+import inspect
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import load_weights_strictly, read_json, write_tensors
+from ..tensors import pair
+from .losses import LOSSES, parse_loss
+
+WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
+
+    One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`, and for other
+    integers than uint8.
+    """
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise InputError(
+            f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
+        )
+    if images.dtype == torch.uint8:
+        return (images.float() / 255 - mean) / std
+    if not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}: give torch.uint8, 0 to 255, or normalised floats")
+    return images.to(mean.dtype)
+
+
+@dataclass
+class AutoencoderOutput:
+    """What a training step sees."""
+
+    loss: Tensor  # scalar, float32
+    reconstruction: Tensor  # (B, C, H, W), normalised
+    terms: dict[str, Tensor] = field(default_factory=dict)  # scalars worth logging: parts of the loss, code usage
+
+
+@dataclass
+class Reconstruction:
+    """What `reconstruct` returns; pictures are float (B, C, H, W) in [0, 1].
+
+    Of a model that hides nothing, `images` and `prediction` are the same, and so are `original` and `masked`.
+    Errors are squared differences of such pixels, averaged. A MaskedAutoencoder's visible patches have one as well, but
+    training never asked for it: the model saw the patch and was not told to copy it.
+    """
+
+    original: Tensor  # the images that were given
+    images: Tensor  # the answer: visible patches as given, hidden ones as predicted
+    prediction: Tensor  # the model's own picture of every patch, hidden or not
+    masked: Tensor  # what the encoder saw, hidden patches in mid-grey
+    mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
+    statistics: str = "none"  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
+    patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
+
+    @property
+    def error(self) -> Tensor:
+        """Mean squared error of each picture's hidden patches (B,); of all of it where nothing is hidden."""
+        if self.mask is None or self.patch_error is None:
+            return (self.prediction - self.original).square().mean(dim=(1, 2, 3))
+        counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
+        return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What a sheet of reconstructions shows, by its headings."""
+        masked = {} if self.mask is None else {"masked": self.masked}
+        return {"original": self.original, **masked, "reconstruction": self.images}
+
+
+class Encoder(nn.Module):
+    """Images in, features out: what a classifier stands on.
+
+    Args:
+        image_size: pixels, one number or (height, width).
+        in_channels: channels of the images.
+        mean, std: per channel, or one value for all, of pixels in [0, 1]; uint8 images are normalised by them.
+
+    Raises:
+        InputError: a mean or std with as many values as neither one nor the channels.
+    """
+
+    num_features: int  # the width of `encode`
+    pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
+
+    def __init__(
+        self, *, image_size: int | Sequence[int], in_channels: int, mean: Sequence[float], std: Sequence[float]
+    ):
+        super().__init__()
+        self.image_size, self.in_channels = pair(image_size), in_channels
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, in_channels):
+                raise InputError(f"{name} has {len(values)} values for in_channels {in_channels}")
+            # Not in the weights file: they are part of the config.
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, num_features) of uint8 or normalised float images (B, C, H, W); deterministic."""
+        raise NotImplementedError
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
+
+        One image (C, H, W) is a batch of one. Raises InputError if the shape is not the model's.
+
+        >>> from tinymae import MaskedAutoencoder
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
+        tensor([2.])
+        """
+        return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it.
+
+        >>> from tinymae import MaskedAutoencoder
+        >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
+        >>> model.denormalise(torch.tensor([-1.0, 0.0, 9.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)).unique()
+        tensor([0.2500, 0.5000, 1.0000])
+        """
+        return (images.float() * self.std + self.mean).clamp(0, 1)
+
+    def compile_core(self) -> None:
+        """`torch.compile` the layers, in place: a copy of the model is not compiled."""
+        for child in self.children():
+            for layer in child if isinstance(child, nn.ModuleList) else [child]:
+                layer.compile()
+
+    def save_memory(self) -> None:
+        """Compute activations again in the backward pass. Raises InputError where that is not provided for."""
+        raise InputError(f"gradient_checkpointing is not available for {type(self).__name__}: leave it out")
+
+    def require_pool(self, pool: str) -> None:
+        """Raises InputError for a `pool` that this encoder does not have."""
+        if pool not in self.pools:
+            known = " or ".join(map(repr, self.pools))
+            raise InputError(f"pool {pool!r} is not {known}, which is what a {type(self).__name__} like this has")
+
+
+class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license="mit"):
+    """The part that all families share. A family adds `num_features`, `encode` and `forward`.
+
+    Methods take one image (C, H, W) for a batch of one: what they return keeps B = 1. What a family can do beyond the
+    common part stands in the attributes of its class.
+
+    Attributes:
+        config: the arguments that the constructor was called with, defaults included, as they go into config.json.
+    """
+
+    hides_patches = False  # whether `forward` and `reconstruct` take a mask
+    samples = False  # whether it has `sample`
+    fitted = False  # whether `fit` finds it at once, instead of gradients
+    decoder_parts: tuple[str, ...] = ()  # the children that `encode` makes no use of
+    config: dict[str, Any]
+    source: Path | None = None  # the folder that the weights came from
+
+    def __new__(cls, *args, **kwargs):
+        instance = super().__new__(cls, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])  # without self
+        for name in ("image_size", "patch_size"):
+            if name in arguments:
+                arguments[name] = list(pair(arguments[name]))
+        for name in ("mean", "std"):
+            arguments[name] = [float(value) for value in arguments[name]]
+        instance.config = arguments
+        return instance
+
+    def __init__(self):
+        names = ("image_size", "in_channels", "mean", "std")
+        super().__init__(**{name: self.config[name] for name in names})
+        self.loss_terms = parse_loss(self.config.get("loss", "mse"))
+
+    # ---- what users and scripts call
+
+    def forward(self, images: Tensor) -> AutoencoderOutput:
+        """Loss and reconstruction of uint8 or normalised float images (B, C, H, W)."""
+        raise NotImplementedError
+
+    def training_losses(self, images: Tensor, **drawn) -> dict[str, Tensor]:
+        """Scalars of one training pass: "loss", to be minimised, and parts of it worth logging. `drawn`: see `draw`."""
+        output = self(images, **drawn)
+        return {"loss": output.loss, **output.terms}
+
+    def encoder_and_head(
+        self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
+    ) -> tuple[Encoder, nn.Linear]:
+        """The two halves of a classifier that starts at these features: this model, with what `encode` makes no use of
+        frozen, and a new linear layer. `drop_path` and `patch_drop` are for families that are ViTs.
+
+        Raises InputError for a `pool` that the family does not have.
+        """
+        self.require_pool(pool)
+        for name in self.decoder_parts:
+            getattr(self, name).requires_grad_(False)
+        return self, nn.Linear(self.num_features, num_classes)
+
+    def draw(self, draws) -> dict[str, Tensor]:
+        """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
+        return {}
+
+    def after_step(self, accelerator, generator: torch.Generator) -> None:
+        """What moves after an optimiser step and is not the optimiser's: nothing."""
+
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """New images, float (count, C, H, W) in [0, 1], of a family with `samples`. `generator` lives on the CPU."""
+        raise InputError(f"a {type(self).__name__} has nothing to sample from")
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, *, generator: torch.Generator | None = None) -> Reconstruction:
+        """The images (uint8 or normalised float, (B, C, H, W)) and what the model makes of them."""
+        return self.compare(images, self(images).reconstruction)
+
+    def compare(self, images: Tensor, reconstruction: Tensor) -> Reconstruction:
+        """Images as given beside normalised reconstructions of all of their pixels."""
+        original, prediction = self.denormalise(self.normalise(images)), self.denormalise(reconstruction)
+        return Reconstruction(original=original, images=prediction, prediction=prediction, masked=original)
+
+    def reconstruction_loss(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """The sum that the `loss` argument names, of normalised images (B, C, H, W), in float32.
+
+        SSIM is taken of pixels in [0, 1], the others of normalised ones.
+        """
+        prediction, total = prediction.float(), prediction.new_zeros((), dtype=torch.float32)
+        for weight, name in self.loss_terms:
+            pictures = (prediction, images)
+            if name == "ssim":
+                pictures = (prediction * self.std + self.mean, images * self.std + self.mean)
+            total = total + weight * LOSSES[name](*pictures)
+        return total
+
+    # ---- weights on disk
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
+        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
+
+        The card of the folder that the model was loaded from, with its pictures, goes along; `push_to_hub` likewise.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        """
+        return super().save_pretrained(
+            save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by the mixin's `save_pretrained` and `push_to_hub`; unlike the mixin's own it adds a checksum."""
+        write_tensors(self.state_dict(), save_directory / "model.safetensors")
+        if self.source is not None and self.source.resolve() != save_directory.resolve():
+            for file in (*self.source.glob("README.md"), *self.source.glob("*.png")):
+                shutil.copy(file, save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # its name says more
+        cls, folder_or_hub_id: str | Path, *, revision: str | None = None, token: str | bool | None = None,
+        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
+    ):  # fmt: skip
+        """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
+
+        The keywords are those of `huggingface_hub.snapshot_download`, for the Hub alone.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     MaskedAutoencoder.from_pretrained(folder).num_features
+        192
+
+        Raises InputError if there is none, or if its weights are damaged or of another architecture.
+        """
+        folder = find_weights(
+            folder_or_hub_id, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+        config = read_json(folder / "config.json")
+        if config.get("architecture") != cls.__name__:
+            raise InputError(f"weights folder {folder} holds a {config.get('architecture')}, not a {cls.__name__}")
+        return cls.from_folder(folder, config)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict):
+        """The model of a folder whose config.json has been read."""
+        model = cls.from_config(config, source=folder)
+        load_weights_strictly(model, folder / "model.safetensors")
+        model.source = folder
+        return model.eval()
+
+    @classmethod
+    def from_config(cls, config: dict, *, source: str | Path):
+        """A new model with a config.json's arguments. Raises InputError for any that the family does not have."""
+        arguments = {name: value for name, value in config.items() if name != "architecture"}
+        unknown = sorted(arguments.keys() - inspect.signature(cls).parameters.keys())
+        if unknown:
+            raise InputError(f"{source}: config.json has {', '.join(unknown)}, which a {cls.__name__} does not know")
+        try:
+            return cls(**arguments)
+        except (TypeError, AttributeError, OverflowError) as error:  # a value of another type
+            raise InputError(f"{source}: config.json does not describe a {cls.__name__} ({error})") from None
+
+
+def find_weights(source: str | Path, **download) -> Path:
+    """A folder with config.json and model.safetensors: a local one, or a Hub id's, downloaded.
+
+    Raises InputError if it does not exist, here or on the Hub, or holds no weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            validate_repo_id(str(source))
+            folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
+        except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({reason})"
+            ) from None
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
+    return folder
+
+
+def create_timm(name: str, **arguments) -> nn.Module:
+    """A timm model with random weights. Raises InputError unless `name` is one that the installed timm has built in.
+
+    Other names could ask the network or run a file: "hf-hub:...", "local-dir:...".
+    """
+    if not timm.is_model(name) or ":" in name or "/" in name:
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*tiny*")[:3])
+        raise InputError(f"encoder {name!r} is not a timm model" + (f"; there are {close}" if close else ""))
+    return timm.create_model(name, pretrained=False, **arguments)

@@ -1,0 +1,407 @@
+"""The masked autoencoder: hide most patches, encode the rest, predict what was hidden.
+
+He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..tensors import put, take, to_device
+from .base import Encoder, Reconstruction
+from .drops import use_sample_drop_path, use_sample_patch_drop
+from .masked import PatchMasking
+from .masking import expand_mask, patch_statistics, patchify, require_visible, unpatchify
+from .vit import TIMM_POOLS, ViTEncoder, create_vit, pool_tokens, pools_of, set_norm_eps
+
+
+@dataclass
+class MAEOutput:
+    """What `MaskedAutoencoder.forward` returns."""
+
+    loss: Tensor  # scalar, float32: mean squared error over hidden patches
+    reconstruction: Tensor  # images (B, C, H, W), normalised: visible patches as given, hidden ones as predicted
+    mask: Tensor  # bool (B, N), True = hidden
+    prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
+    features: Tensor  # (B, D): the mean of the visible patches' tokens
+
+
+class CoreOutput(NamedTuple):
+    """What the layers give: see `MaskedAutoencoder.forward_core`."""
+
+    loss: Tensor  # scalar, float32
+    prediction: Tensor  # (B', hidden, P*P*C)
+    features: Tensor  # (B, D)
+
+
+class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
+    """A masked autoencoder whose encoder is a stock timm `VisionTransformer` (arXiv 2111.06377).
+
+    Args:
+        encoder: name of any timm VisionTransformer.
+        image_size: pixels, one number or (height, width).
+        patch_size: pixels, one number or (height, width); must divide `image_size`.
+        in_channels: channels of the images.
+        mask_ratio: share of patches hidden when no mask is given, in (0, 1).
+        embed_dim, depth, num_heads: change the encoder's size; None leaves it as the named timm model has it.
+        decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
+        norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
+        norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
+            A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
+        mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
+
+    >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+    >>> model(torch.rand(5, 3, 8, 8)).reconstruction.shape
+    torch.Size([5, 3, 8, 8])
+
+    Raises:
+        InputError: an unknown encoder, sizes that do not divide, a mask ratio that hides no patch or all of them.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "vit_tiny_patch16_224",
+        *,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int | tuple[int, int] = 4,
+        in_channels: int = 3,
+        mask_ratio: float = 0.75,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        decoder_dim: int = 128,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        norm_pix_loss: bool = True,
+        norm_eps: float | None = None,
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+    ):
+        super().__init__()
+        self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
+
+        self.encoder = create_vit(
+            encoder, image_size=self.image_size, patch_size=self.patch_size, in_channels=in_channels,
+            embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+        )  # fmt: skip
+        self.num_features = self.encoder.num_features
+        self.num_prefix_tokens = self.encoder.num_prefix_tokens  # the cls token and any registers
+        self.pools = pools_of(self.encoder)
+
+        if decoder_heads < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
+            raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")
+        self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.num_patches, decoder_dim))
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.decoder_blocks = nn.Sequential(
+            *(Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth))
+        )
+        self.decoder_norm = norm(decoder_dim)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size[0] * self.patch_size[1] * in_channels)
+
+        if norm_eps is not None:
+            if not 0 < norm_eps <= 1e-6:
+                raise InputError(f"norm_eps {norm_eps} is outside (0, 1e-6]")
+            set_norm_eps(self, norm_eps)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Appendix A of the paper: Xavier-uniform matrices, normal tokens, 2-D sine-cosine positions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = self.encoder.patch_embed.proj  # a convolution by name, a linear map of each patch by nature
+        nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        for token in (self.encoder.cls_token, self.encoder.reg_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        for positions in (self.encoder.pos_embed, self.decoder_pos_embed):
+            if positions is not None:
+                positions.zero_()
+                positions[0, -self.num_patches :] = build_sincos2d_pos_embed(self.grid_size, positions.shape[-1])
+
+    # ---- the layers
+
+    def split(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Indices of the visible (B, V) and of the hidden patches (B, H), each in row-major order, on `device`.
+
+        The counts must be known to shape the tensors, so a mask on a GPU costs a synchronisation; one on the CPU
+        does not.
+        """
+        counts = mask.sum(dim=1)
+        num_hidden = int(counts[0])
+        if not bool((counts == num_hidden).all()):
+            raise InputError(
+                f"mask hides from {int(counts.min())} to {int(counts.max())} patches of an image: "
+                "hide the same number in every image of a batch"
+            )
+        require_visible(mask)
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
+        visible, hidden = to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
+        return visible, hidden
+
+    def forward_encoder(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Embed and encode the visible patches (B, V, P*P*C), which stand at `visible` (B, V): (B, prefix + V, D)."""
+        vit, prefix = self.encoder, self.num_prefix_tokens
+        weight = rearrange(vit.patch_embed.proj.weight, "d c p q -> d (p q c)")
+        tokens = vit.patch_embed.norm(nn.functional.linear(patches, weight, vit.patch_embed.proj.bias))  # (B, V, D)
+        if vit.pos_embed is not None:
+            tokens = tokens + take(vit.pos_embed[0, -self.num_patches :], visible)
+        if prefix:
+            first = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], dim=1)
+            if vit.pos_embed is not None and not vit.no_embed_class:
+                first = first + vit.pos_embed[:, :prefix]
+            tokens = torch.cat([first.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = vit.norm_pre(vit.pos_drop(tokens))
+        return vit.norm(self.run_blocks(vit.blocks, tokens))
+
+    def forward_decoder(self, tokens: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Run the decoder over encoded tokens (B, prefix + V, D) and mask tokens: (B, V + H, decoder_dim).
+
+        The order is visible patches, then hidden ones. A transformer does not care for order, only for positions, so
+        nothing is shuffled back into the grid.
+        """
+        prefix, positions = self.num_prefix_tokens, self.decoder_pos_embed[0]
+        tokens = self.decoder_embed(tokens)
+        visible_tokens = tokens[:, prefix:] + take(positions[prefix:], visible)
+        hidden_tokens = self.mask_token + take(positions[prefix:], hidden)
+        tokens = torch.cat(
+            [tokens[:, :prefix] + positions[:prefix], visible_tokens, hidden_tokens.to(tokens.dtype)], dim=1
+        )
+        return self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))[:, prefix:]
+
+    def run_blocks(self, blocks: nn.Sequential, tokens: Tensor) -> Tensor:
+        """Blocks in turn; after `encoder.set_grad_checkpointing()` their activations are computed again in backward."""
+        if self.encoder.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(blocks, tokens)
+        return blocks(tokens)
+
+    def forward_loss(self, prediction: Tensor, patches: Tensor) -> Tensor:
+        """Mean squared error in float32 over the hidden patches' pixels; both (B, H, P*P*C)."""
+        target = patches.float()
+        if self.norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        return (prediction.float() - target).square().mean()
+
+    def forward_core(self, patches: Tensor, target: Tensor, visible: Tensor, hidden: Tensor) -> CoreOutput:
+        """From visible patches (B, V, P*P*C) to the loss on the hidden ones.
+
+        Only the first images are decoded, as many as have `target` (B', H, P*P*C) and `hidden` (B', H).
+        """
+        tokens = self.forward_encoder(patches, visible)
+        features = pool_tokens(tokens, "avg", self.encoder)
+        decoded, visible = tokens[: len(hidden)], visible[: len(hidden)]
+        tokens = self.forward_decoder(decoded, visible, hidden)[:, visible.shape[1] :]
+        prediction = self.decoder_pred(tokens)  # (B', H, P*P*C)
+        return CoreOutput(self.forward_loss(prediction, target), prediction, features)
+
+    def forward_masked(self, images: Tensor, mask: Tensor, *, decoded: int | None = None) -> CoreOutput:
+        """The same from normalised images (B, C, H, W) and masks (B, N), of which the first `decoded` are decoded."""
+        visible, hidden = self.split(mask, images.device)
+        if not hidden.shape[1]:
+            raise InputError("mask hides no patch: there is nothing to predict")
+        patches, hidden = patchify(images, self.patch_size), hidden[:decoded]  # (B, N, P*P*C)
+        return self.forward_core(take(patches, visible), take(patches[:decoded], hidden), visible, hidden)
+
+    # ---- what users call
+
+    def forward(  # type: ignore[override]  # MAEOutput has the same fields, and more
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
+    ) -> MAEOutput:
+        """Hide, encode, predict. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        With norm_pix_loss a prediction has no brightness or contrast of its own; the reconstruction's are interpolated
+        from the visible patches (see `reconstruct`).
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> output = model(torch.rand(5, 3, 8, 8))
+        >>> output.loss.shape, output.mask.sum(dim=1).tolist()
+        (torch.Size([]), [12, 12, 12, 12, 12])
+
+        Raises InputError for a mask of another shape, or one that hides no patch or all of them.
+        """
+        images = self.normalise(images)
+        mask = self.choose_mask(mask, images, generator)
+        core = self.forward_masked(images, mask)
+        mask = to_device(mask, images.device)
+        with torch.no_grad():
+            patches = patchify(images, self.patch_size)
+            predicted = patches.masked_scatter(mask[..., None], core.prediction.to(patches.dtype))
+            coloured = self.colour(predicted, patches, mask, statistics="visible")
+            pasted = torch.where(mask[..., None], coloured, patches)
+            reconstruction = unpatchify(pasted, self.patch_size, self.image_size)
+        return MAEOutput(core.loss, reconstruction, mask, core.prediction, core.features)
+
+    def training_losses(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """The loss alone: nothing is painted."""
+        images = self.normalise(images)
+        return {"loss": self.forward_masked(images, self.choose_mask(mask, images, None)).loss}
+
+    def compile_core(self) -> None:
+        """`torch.compile` the blocks, in place: a copy of the model is not compiled."""
+        self.encoder.blocks.compile()
+        self.decoder_blocks.compile()
+
+    def save_memory(self) -> None:
+        """Compute the blocks' activations again in the backward pass."""
+        self.encoder.set_grad_checkpointing()
+
+    def encoder_and_head(
+        self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
+    ) -> tuple[Encoder, nn.Linear]:
+        """A stock timm ViT with these weights, and its head: see `Autoencoder.encoder_and_head`.
+
+        Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
+
+        Args:
+            num_classes: outputs of the head.
+            pool: "avg" or "cls".
+            drop_path: chance, in the last block, that a training image skips a residual branch; 0 in the first block.
+            patch_drop: share of the patches, 0 to 1, that training does not see.
+        """
+        self.require_pool(pool)
+        config = self.config
+        sizes = {key: config[key] for key in ("in_channels", "embed_dim", "depth", "num_heads")}
+        vit = create_vit(
+            config["encoder"], image_size=self.image_size, patch_size=self.patch_size, **sizes, num_classes=num_classes,
+            global_pool=TIMM_POOLS[pool], fc_norm=False, drop_path_rate=drop_path,
+        )  # fmt: skip
+        head = vit.head
+        vit.reset_classifier(0)
+        vit.load_state_dict(self.encoder.state_dict(), strict=True)
+        use_sample_drop_path(vit)
+        use_sample_patch_drop(vit, patch_drop)
+        return ViTEncoder(vit, mean=config["mean"], std=config["std"], pool=pool), head
+
+    def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.
+
+        Without a mask every patch is visible and this is timm's own `forward_features`.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> from tinymae import random_mask
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.encode_tokens(torch.rand(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
+        torch.Size([5, 5, 24])
+
+        Raises InputError for images or a mask of another shape, or if images differ in how many patches are hidden.
+        """
+        images = self.normalise(images)
+        if mask is None:
+            return self.encoder.forward_features(images)
+        visible, _ = self.split(expand_mask(mask, len(images), self.grid_size), images.device)
+        return self.forward_encoder(take(patchify(images, self.patch_size), visible), visible)
+
+    def encode(self, images: Tensor, *, pool: str = "avg", layers: int | Sequence[int] = 1) -> Tensor:
+        """Features (B, F) of unmasked images: the mean of the patch tokens, or with `pool="cls"` the class token.
+
+        With `layers` as `encode_layers` takes them, the features of those layers side by side, F = D x their number.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> model.encode(images).shape, model.encode(images, pool="cls", layers=[0, 1]).shape
+        (torch.Size([5, 24]), torch.Size([5, 48]))
+
+        Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
+        """
+        tokens = self.encode_layers(images, layers)
+        return torch.cat([pool_tokens(layer, pool, self.encoder) for layer in tokens], dim=1)
+
+    def encode_layers(self, images: Tensor, layers: int | Sequence[int], *, norm: bool = True) -> list[Tensor]:
+        """Tokens of unmasked images after some of the encoder's blocks: for each layer (B, prefix + N, D).
+
+        `layers` are numbers from 0, or from -1 backwards, in any order; an int means the last so many. They are timm's
+        `forward_intermediates(indices=layers)`. With `norm` they go through the encoder's final norm, so that the last
+        layer is `encode_tokens`; timm's own default is without.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> [tokens.shape for tokens in model.encode_layers(torch.rand(5, 3, 8, 8), [0, -1])]
+        [torch.Size([5, 17, 24]), torch.Size([5, 17, 24])]
+
+        Raises InputError for images of another shape, or for layers that the encoder does not have.
+        """
+        images, depth = self.normalise(images), len(self.encoder.blocks)
+        asked = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
+        if not asked or not all(-depth <= layer < depth for layer in asked):
+            raise InputError(
+                f"layers {layers} must name some of this encoder's {depth}: 0 to {depth - 1}, or from the end"
+            )
+        asked = [layer % depth for layer in asked]
+        distinct = sorted(set(asked))
+        found = self.encoder.forward_intermediates(
+            images, indices=distinct, norm=norm, stop_early=True, output_fmt="NLC", intermediates_only=True,
+            return_prefix_tokens=self.num_prefix_tokens > 0,
+        )  # fmt: skip
+        if self.num_prefix_tokens:
+            found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
+        # timm gives them in the order of depth, however they were asked for.
+        return [found[distinct.index(layer)] for layer in asked]
+
+    def decode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D).
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> from tinymae import random_mask
+        >>> mask = random_mask(5, model.num_patches, 0.75)
+        >>> model.decode(model.encode_tokens(torch.rand(5, 3, 8, 8), mask), mask).shape
+        torch.Size([5, 16, 12])
+
+        Raises InputError for a mask of another shape, or one that does not leave as many patches as there are tokens.
+        """
+        visible, hidden = self.split(expand_mask(mask, len(tokens), self.grid_size), tokens.device)
+        if tokens.shape[1] != self.num_prefix_tokens + visible.shape[1]:
+            raise InputError(
+                f"tokens has {tokens.shape[1]} tokens an image; this mask leaves "
+                f"{self.num_prefix_tokens} + {visible.shape[1]}"
+            )
+        prediction = self.decoder_pred(self.forward_decoder(tokens, visible, hidden))
+        return put(prediction, torch.cat([visible, hidden], dim=1))
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Tensor,
+        mask: Tensor | float | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        statistics: str = "visible",
+    ) -> Reconstruction:
+        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W) or one (C, H, W)) and paint them in.
+
+        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a share of the patches
+        in [0, 1), chosen at random by `generator`; None is the model's own `mask_ratio`. 0 hides nothing: the encoder
+        sees all, and the errors are those of patches that it saw.
+
+        A model trained with norm_pix_loss predicts each patch up to its brightness and contrast. By default both are
+        interpolated from the visible patches (weights 1 / distance^4), so nothing hidden is used.
+        `statistics="target"` takes the hidden patches' true mean and deviation instead: prettier, but it leaks the
+        target. The result's `statistics` says which was used.
+
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> shown = model.reconstruct(torch.rand(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> shown.images.shape, shown.patch_error.shape, shown.error.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5, 16]), torch.Size([5]))
+
+        Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
+        """
+        images = self.normalise(images)
+        mask = self.choose_mask(mask, images, generator)
+        predicted = self.decode(self.encode_tokens(images, mask), mask).float()
+        mask = mask.to(images.device)
+        patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
+        coloured = self.colour(predicted, patches, mask, statistics=statistics)
+        return self.show(coloured, images, mask, statistics=statistics)

@@ -1,0 +1,163 @@
+"""Masked image modelling for a convolutional encoder: hide patches, keep them empty on the way up, predict them."""
+
+import torch
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import AutoencoderOutput, Reconstruction, create_timm
+from .conv import ConvLayer
+from .masked import PatchMasking
+from .masking import patch_statistics, patchify, require_visible, unpatchify
+
+
+class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
+    """A masked autoencoder on a timm ConvNeXt, in the spirit of SparK and ConvNeXt V2 (arXiv 2301.03580, 2301.00808).
+
+    A convolution cannot skip hidden patches as a transformer does: its window would carry visible pixels into them and
+    their emptiness out. So hidden places are set to zero in the image and again after every layer that could fill them,
+    which gives what sparse convolutions would. Where a place of a coarse map covers several patches, it counts as
+    visible if any of them is. The decoder joins the maps of all stages, a learnt token standing in their hidden places.
+    Features are the encoder's pooled output for the unmasked image.
+
+    Args:
+        encoder: any timm ConvNeXt or ConvNeXt V2.
+        patch_size: pixels of what is hidden together, one number or (height, width); must divide `image_size`.
+        stem_size: stride of the encoder's first layer (timm's `patch_size`), 1, 2 or 4.
+        mask_ratio: share of patches hidden when no mask is given, in (0, 1).
+        decoder_dim: channels of the decoder, a multiple of 8.
+        norm_pix_loss: predict each patch normalised by its own mean and deviation; goes with loss "mse" alone.
+        others: as for ConvAutoencoder.
+
+    Raises:
+        InputError: an encoder that is no ConvNeXt, sizes that do not divide or are below its last stride, a mask ratio
+            that hides no patch or all of them, norm_pix_loss with another loss.
+    """
+
+    decoder_parts = ("across", "tokens", "layers", "to_pixels")
+
+    def __init__(
+        self,
+        encoder: str = "convnext_atto",
+        *,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int | tuple[int, int] = 4,
+        stem_size: int = 1,
+        in_channels: int = 3,
+        mask_ratio: float = 0.6,
+        decoder_dim: int = 64,
+        norm_pix_loss: bool = True,
+        loss: str = "mse",
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+    ):
+        super().__init__()
+        self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
+        if stem_size not in (1, 2, 4):
+            raise InputError(f"stem_size {stem_size} is not 1, 2 or 4")
+        if norm_pix_loss and loss != "mse":
+            raise InputError(f"loss {loss!r} does not go with norm_pix_loss: switch that off, or use mse")
+        if decoder_dim % 8:
+            raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
+
+        try:
+            self.encoder = create_timm(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {error}") from None
+        if not isinstance(self.encoder, ConvNeXt):
+            raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
+        self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without
+        self.num_features = self.encoder.num_features
+        channels = [info["num_chs"] for info in self.encoder.feature_info]
+        self.stride = self.encoder.feature_info[0]["reduction"]  # of the finest map
+        if any(side % self.stride for side in self.image_size):
+            raise InputError(f"image_size {image_size} is not a multiple of {self.stride}: use a smaller stem_size")
+        if min(self.image_size) < (coarsest := self.encoder.feature_info[-1]["reduction"]):
+            raise InputError(f"image_size {image_size} is below {coarsest}, the last stride: use a smaller stem_size")
+        self.across = nn.ModuleList(nn.Conv2d(count, decoder_dim, 1) for count in channels)
+        self.tokens = nn.ParameterList(nn.Parameter(0.02 * torch.randn(decoder_dim, 1, 1)) for _ in channels)
+        self.layers = nn.ModuleList(ConvLayer(decoder_dim, decoder_dim) for _ in channels)
+        self.to_pixels = nn.Conv2d(decoder_dim, in_channels * self.stride**2, 1)
+
+    # ---- the layers
+
+    def shown_places(self, mask: Tensor, size: torch.Size) -> Tensor:
+        """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
+        visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
+        return nn.functional.adaptive_max_pool2d(visible, size)
+
+    def forward_encoder(self, images: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each stage's map (B, channels, h, w) of images whose hidden patches are, and stay, zero."""
+
+        def emptied(x: Tensor) -> Tensor:
+            return x * self.shown_places(mask, x.shape[2:])
+
+        x, maps = emptied(self.encoder.stem(emptied(images))), []
+        for stage in self.encoder.stages:
+            for layer in stage.downsample.children():  # a norm, whose bias fills empty places, and a convolution
+                x = emptied(layer(x))
+            shown = self.shown_places(mask, x.shape[2:])  # the blocks of a stage keep its size
+            for block in stage.blocks:
+                x = block(x) * shown
+            maps.append(x)
+        return maps
+
+    def forward_decoder(self, maps: list[Tensor], mask: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W), or patches' normalised pixels, from the maps of all stages."""
+        x = None
+        for across, token, layer, found in list(zip(self.across, self.tokens, self.layers, maps, strict=True))[::-1]:
+            filled = torch.where(self.shown_places(mask, found.shape[2:]) > 0, across(found), token)
+            x = filled if x is None else filled + nn.functional.interpolate(x, size=found.shape[2:])
+            x = x + layer(x)
+        return nn.functional.pixel_shuffle(self.to_pixels(x), self.stride)
+
+    # ---- what users and scripts call
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pooled and normalised features (B, F) of unmasked images, as timm's `encoder(images)` gives them."""
+        return self.encoder(self.normalise(images))
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> AutoencoderOutput:
+        """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        Raises InputError for a mask of another shape or dtype, or one that hides no patch or all of them.
+        """
+        images = self.normalise(images)
+        mask = require_visible(self.choose_mask(mask, images, generator))
+        if not mask.any():
+            raise InputError("mask hides no patch: there is nothing to predict")
+        mask = mask.to(images.device)
+        patches, predicted = self.predict(images, mask)
+        coloured = self.colour(predicted, patches, mask, statistics="visible")
+        pasted = unpatchify(torch.where(mask[..., None], coloured, patches), self.patch_size, self.image_size)
+        if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
+            return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
+        mean, deviation = patch_statistics(patches)
+        error = (predicted - (patches - mean) / deviation).square().mean(dim=2)  # (B, N)
+        return AutoencoderOutput((error * mask).sum() / mask.sum(), pasted.detach())
+
+    def predict(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """All patches of normalised images, as they are and as predicted: two (B, N, P*P*C), in float32."""
+        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
+        return patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        statistics: str = "visible",
+    ) -> Reconstruction:
+        """Hide patches and paint them in; see `MaskedAutoencoder.reconstruct`.
+
+        Raises InputError for a mask of another shape or dtype or that hides all patches, or other `statistics`.
+        """
+        images = self.normalise(images)
+        mask = require_visible(self.choose_mask(mask, images, generator)).to(images.device)
+        patches, predicted = self.predict(images, mask)
+        coloured = self.colour(predicted, patches, mask, statistics=statistics)
+        return self.show(coloured, images, mask, statistics=statistics)

@@ -1,0 +1,130 @@
+"""timm's VisionTransformer: built to size, described, pooled, and its attention path chosen."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import Encoder, create_timm
+
+TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
+
+
+class ViTEncoder(Encoder):
+    """A stock timm ViT in front of a head: images -> pooled features, in float32.
+
+    Args:
+        vit: without a head of its own.
+        mean, std: per channel, of pixels in [0, 1].
+        pool: "avg" or "cls".
+    """
+
+    def __init__(self, vit: VisionTransformer, *, mean: Sequence[float], std: Sequence[float], pool: str):
+        sizes = describe(vit)
+        super().__init__(image_size=sizes["image_size"], in_channels=sizes["in_channels"], mean=mean, std=std)
+        self.vit, self.pool, self.num_features = vit, pool, vit.num_features
+        self.pools = pools_of(vit)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, D) of uint8 or normalised float images (B, C, H, W)."""
+        return pool_tokens(self.vit.forward_features(self.normalise(images)).float(), self.pool, self.vit)
+
+    def compile_core(self) -> None:
+        """`torch.compile` the blocks, in place."""
+        self.vit.blocks.compile()
+
+    def save_memory(self) -> None:
+        """Compute the blocks' activations again in the backward pass."""
+        self.vit.set_grad_checkpointing()
+
+
+def create_vit(
+    name: str,
+    *,
+    image_size: tuple[int, int],
+    patch_size: tuple[int, int],
+    in_channels: int,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    num_classes: int = 0,
+    **timm_arguments,
+) -> VisionTransformer:
+    """A stock timm VisionTransformer of the given sizes, randomly initialised.
+
+    Raises InputError if timm does not know the name, if it is no plain VisionTransformer, or if the sizes do not fit.
+    """
+    sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+    timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
+    create = partial(
+        create_timm, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,
+        num_classes=num_classes, **timm_arguments,
+    )  # fmt: skip
+    try:
+        vit = create()
+        if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
+            vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
+    except InputError:
+        raise
+    except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"encoder {name!r} cannot be built with {sizes}: {error}") from None
+    if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
+        raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise InputError(f"encoder {name!r} has a {type(vit.patch_embed).__name__}, not one convolution, for patches")
+    if vit.embed_dim % 4:
+        raise InputError(f"embed_dim {vit.embed_dim} is not a multiple of 4, which 2-D sine-cosine positions need")
+    return vit
+
+
+def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
+    """Set the epsilon of every LayerNorm in `module`."""
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = norm_eps
+
+
+def pools_of(vit: VisionTransformer) -> tuple[str, ...]:
+    """How a ViT's tokens can become features."""
+    return ("avg",) if vit.cls_token is None else ("avg", "cls")
+
+
+def pool_tokens(tokens: Tensor, pool: str, vit: VisionTransformer) -> Tensor:
+    """Tokens (B, prefix + N, D) of a ViT -> features (B, D): `avg` over the patches or the `cls` token.
+
+    Raises InputError for another name, or `cls` on a model without one.
+    """
+    if pool == "avg":
+        return tokens[:, vit.num_prefix_tokens :].mean(dim=1)
+    if pool == "cls" and vit.cls_token is not None:
+        return tokens[:, 0]
+    raise InputError(
+        f"pool {pool!r} is not 'avg'" + (": this encoder has no cls token" if vit.cls_token is None else " or 'cls'")
+    )
+
+
+def describe(vit: VisionTransformer) -> dict:
+    """The arguments of `MaskedAutoencoder` that fix its encoder, all written out, from a timm ViT."""
+    return {
+        "encoder": vit.pretrained_cfg["architecture"],
+        "image_size": vit.patch_embed.img_size,
+        "patch_size": vit.patch_embed.patch_size,
+        "in_channels": vit.patch_embed.proj.in_channels,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": next(module.num_heads for module in vit.blocks.modules() if hasattr(module, "num_heads")),
+    }
+
+
+def choose_attention(model: nn.Module, device: torch.device | str) -> None:
+    """On a CPU, compute attention by plain products: the backward pass of the fused kernel is slow there in bf16.
+
+    timm's two paths are the same mathematics.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = torch.device(device).type != "cpu"  # type: ignore[assignment]  # timm's flag, a bool

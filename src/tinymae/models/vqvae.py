@@ -1,0 +1,156 @@
+"""A vector-quantised autoencoder: each place of a small map holds one of a few hundred codes."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import Autoencoder, AutoencoderOutput
+from .conv import ConvDecoder, ConvEncoder, channels_at, halvings
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook, learnt as moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1).
+
+    Codes that fall out of use start anew beside the most used ones, which so share their load (the splitting of Linde,
+    Buzo and Gray, 1980). Nothing but sums over the batch and a seeded draw enters an update, so any number of processes
+    and of micro-batches learns the same codes. `update` applies what the passes with `learn` have seen since the last.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, positions: int, *, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.codes: Tensor
+        self.counts: Tensor
+        self.sums: Tensor
+        self.place_counts: Tensor
+        self.register_buffer("codes", torch.randn(codebook_size, code_dim))
+        self.register_buffer("counts", torch.ones(codebook_size))  # moving average of how often each code is used
+        self.register_buffer("sums", self.codes.clone())  # and of the sum of the vectors it stood for
+        self.register_buffer("place_counts", torch.ones(positions, codebook_size))  # where, for `sample`
+        self.seen: list[Tensor] = []  # no buffers: DistributedDataParallel would overwrite them
+
+    def forward(self, vectors: Tensor, *, learn: bool = False) -> tuple[Tensor, Tensor]:
+        """Vectors (B, N, D) -> the nearest codes (B, N, D) and their indices (B, N), in float32.
+
+        The codes' gradient goes straight on to the vectors.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            given, vectors = vectors.float(), vectors.detach().float()
+            distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T  # (B, N, K), less |vector|^2
+            indices = distances.argmin(dim=2)
+            if learn:
+                # A product with one-hot rows, since scattered additions have no fixed order on a GPU.
+                chosen = nn.functional.one_hot(indices, len(self.codes)).float()  # (B, N, K)
+                sums = chosen.flatten(0, 1).T @ vectors.flatten(0, 1)
+                self.seen.append(torch.cat([chosen.sum(dim=0), sums.T]))  # (N + D, K)
+            return given + (self.codes[indices] - vectors), indices
+
+    @torch.no_grad()
+    def update(self, accelerator, generator: torch.Generator) -> None:
+        """Move the averages and the codes by what was seen since the last update, on all processes alike."""
+        if not self.seen:
+            return
+        seen = accelerator.reduce(torch.stack(self.seen).sum(dim=0), "sum")
+        self.seen.clear()
+        places, sums = seen.split([len(self.place_counts), self.codes.shape[1]])  # (N, K), (D, K)
+        self.place_counts.lerp_(places, 1 - self.decay)
+        self.counts.lerp_(places.sum(dim=0), 1 - self.decay)
+        self.sums.lerp_(sums.T, 1 - self.decay)
+
+        dead = (self.counts < 0.05 * self.counts.mean()).nonzero().flatten()
+        used = self.counts.argsort(descending=True, stable=True)[: len(dead)]
+        jitter = torch.randn(len(dead), self.codes.shape[1], generator=generator).to(self.codes.device)
+        self.counts[used] /= 2
+        self.sums[used] /= 2
+        self.counts[dead] = self.counts[used]
+        self.sums[dead] = self.sums[used] + 0.01 * self.counts[used, None] * self.codes.std() * jitter
+        self.codes.copy_(self.sums / self.counts.clamp(min=1e-8)[:, None])
+
+
+class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
+    """A VQ-VAE (arXiv 1711.00937). Its latents are a map of codes; the features are those codes, flattened.
+
+    Args:
+        depth: how often the image is halved before quantisation.
+        width: channels after the first halving, a multiple of 8; they double with each halving, up to 256.
+        latent_dim: numbers in a code.
+        codebook_size: how many codes there are.
+        commitment: weight of the encoder's distance to its codes.
+        others: as for ConvAutoencoder.
+
+    Raises:
+        InputError: a depth that the image size does not allow, a width that is no multiple of 8, fewer than 2 codes, an
+            unknown loss.
+    """
+
+    samples = True
+    decoder_parts = ("from_latents", "decoder")
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        depth: int | None = 2,
+        width: int = 64,
+        latent_dim: int = 32,
+        codebook_size: int = 512,
+        commitment: float = 0.25,
+        loss: str = "mse",
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+    ):
+        super().__init__()
+        if latent_dim < 1:
+            raise InputError(f"latent_dim {latent_dim} is below 1")
+        if codebook_size < 2:
+            raise InputError(f"codebook_size {codebook_size} is below 2")
+        self.commitment = commitment
+        sizes = halvings(self.image_size, depth)
+        channels = channels_at(width, len(sizes) - 1)
+        self.map_size = sizes[-1]
+        positions = self.map_size[0] * self.map_size[1]
+        self.num_features = latent_dim * positions
+        self.encoder = ConvEncoder(in_channels, channels)
+        self.to_latents = nn.Conv2d(channels[-1], latent_dim, 1)
+        self.quantizer = VectorQuantizer(codebook_size, latent_dim, positions)
+        self.from_latents = nn.Conv2d(latent_dim, channels[-1], 1)
+        self.decoder = ConvDecoder(in_channels, channels, sizes)
+
+    def encode_vectors(self, images: Tensor) -> Tensor:
+        """The vectors to be quantised, (B, N, latent_dim), N places of the map in row-major order."""
+        return self.to_latents(self.encoder(self.normalise(images))).flatten(2).transpose(1, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, latent_dim) -> normalised images (B, C, H, W)."""
+        return self.decoder(self.from_latents(codes.transpose(1, 2).unflatten(2, self.map_size)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The codes of uint8 or normalised float images (B, C, H, W), flattened to (B, N * latent_dim)."""
+        return self.quantizer(self.encode_vectors(images))[0].flatten(1)
+
+    def forward(self, images: Tensor) -> AutoencoderOutput:
+        """One training pass: gradients jump from the codes straight to the encoder's vectors."""
+        images = self.normalise(images)
+        vectors = self.encode_vectors(images).float()
+        codes, indices = self.quantizer(vectors, learn=self.training)
+        reconstruction = self.decode(codes)
+        error = self.reconstruction_loss(reconstruction, images)
+        distance = nn.functional.mse_loss(vectors, codes.detach())
+        share = nn.functional.one_hot(indices, len(self.quantizer.codes)).float().mean(dim=(0, 1))
+        perplexity = torch.special.entr(share).sum().exp()  # as many codes as are in use, if all are used alike
+        terms = {"reconstruction_loss": error, "commitment": distance, "perplexity": perplexity}
+        return AutoencoderOutput(error + self.commitment * distance, reconstruction, terms)
+
+    def after_step(self, accelerator, generator: torch.Generator) -> None:
+        """Move the codebook; see `VectorQuantizer.update`."""
+        self.quantizer.update(accelerator, generator)
+
+    @torch.no_grad()
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """New images, float (count, C, H, W) in [0, 1]: at each place a code as frequent as in training.
+
+        Places are drawn independently, no prior over maps having been learnt, so samples have texture and no form.
+        """
+        drawn = torch.multinomial(self.quantizer.place_counts.cpu(), count, replacement=True, generator=generator)
+        return self.denormalise(self.decode(self.quantizer.codes[drawn.T.to(self.mean.device)]))

@@ -1,0 +1,31 @@
+"""Small tensor helpers that everything may use."""
+
+import torch
+from torch import Tensor, nn
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy without waiting: from pinned memory to a GPU, whose queue would otherwise have to run dry first."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, K) of each image's `tokens` (B, N, D), or of one table (N, D) shared by all: (B, K, D)."""
+    if tokens.ndim == 2:
+        return nn.functional.embedding(index, tokens)
+    # Selecting rows of one long table copies whole rows; a gather would look up every element.
+    offsets = torch.arange(tokens.shape[0], device=index.device)[:, None] * tokens.shape[1]
+    return tokens.flatten(0, 1).index_select(0, (index + offsets).flatten()).unflatten(0, index.shape)
+
+
+def put(tokens: Tensor, index: Tensor) -> Tensor:
+    """Inverse of `take` for an `index` (B, N) that is a permutation: row k of `tokens` goes to place index[:, k]."""
+    return torch.empty_like(tokens).scatter_(1, index[..., None].expand_as(tokens), tokens)

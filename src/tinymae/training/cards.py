@@ -1,0 +1,98 @@
+"""Model cards: the README.md of a folder of weights, made from what its run recorded."""
+
+import hashlib
+import re
+import textwrap
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..files import read_json, write_atomically
+
+SCORES = {
+    "accuracy_test": "accuracy, test", "accuracy_val": "accuracy, validation", "probe_test": "linear probe, test",
+    "knn_test": "k-NN, test", "knn_val": "k-NN, validation",
+}  # fmt: skip
+PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curves.png")
+HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
+
+
+def write_card(
+    folder: str | Path, *, run: str | Path | None = None, title: str | None = None, remarks: str = "",
+    scores: dict[str, float] | None = None, licence: str | None = None,
+) -> Path:  # fmt: skip
+    """Write README.md beside weights: data, recipe, cost, scores, images, checksum and licence. Returns its path.
+
+    `run` is the folder whose args.json and results.json tell these (the weights' own by default); `remarks` is a
+    paragraph of one's own, `scores` replaces the run's, in percent, `licence` is that of the weights ("MIT"). The head
+    is metadata for the Hugging Face Hub, which shows the scores that name a split: "linear probe, test".
+
+    Raises InputError if a file is missing or damaged.
+    """
+    folder, run = Path(folder), Path(run or folder)
+    config, recorded, results = (
+        read_json(folder / "config.json"), read_json(run / "args.json"), read_json(run / "results.json")
+    )  # fmt: skip
+    settings, classifies = recorded["arguments"], "label_names" in config
+    data, name = Path(str(settings["data"])).name, title or folder.absolute().name
+    scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
+    stated = f" {licence} licence." if licence else ""
+    told = ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", data))
+    checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    parts = [
+        front_matter(name, data=data, classifies=classifies, scores=scores, licence=licence),
+        f"# {name}",
+        f"{config['architecture']}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
+        usage(folder.absolute().name, classifies=classifies),
+        textwrap.fill(f"Settings: {told}.", 118, break_long_words=False, break_on_hyphens=False),
+        cost(results, recorded),
+        score_table(scores),
+        *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in PICTURES if (folder / name).exists()),
+        f"sha256 of model.safetensors: `{checksum}`",
+    ]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    write_atomically(folder / "README.md", lambda beside: beside.write_text(text, encoding="utf-8"))
+    return folder / "README.md"
+
+
+def front_matter(
+    name: str, *, data: str, classifies: bool, scores: dict[str, float], licence: str | None = None
+) -> str:
+    """The YAML head of a card. Scores without a split in their name are controls, or of other weights."""
+    task = "image-classification" if classifies else "image-feature-extraction"
+    dataset = HUB_DATASETS.get(data)
+    found = [
+        EvalResult(
+            task_type=task, dataset_type=dataset or data, dataset_name=data, dataset_split=split[1],
+            metric_type="accuracy", metric_name=score, metric_value=round(float(value), 2),
+        )
+        for score, value in scores.items()
+        if (split := re.search(r", (test|validation)\b", score))
+    ]  # fmt: skip
+    metadata = ModelCardData(
+        library_name="tinymae", pipeline_tag=task, tags=["tinymae", data], license=licence and licence.lower(),
+        datasets=[dataset] if dataset else None, eval_results=found or None, model_name=name if found else None,
+    )  # fmt: skip
+    return f"---\n{metadata.to_yaml()}\n---"
+
+
+def usage(name: str, *, classifies: bool) -> str:
+    """How the weights are loaded and called."""
+    if classifies:
+        lines = f'classifier = tinymae.load("{name}")  # classifier(images): logits; .classes'
+    else:
+        lines = f'model = tinymae.load("{name}")  # model.encode(images), model.reconstruct(images)'
+    return f"```python\nimport tinymae\n\n{lines}\n```"
+
+
+def cost(results: dict, recorded: dict) -> str:
+    """What the training took, and on what; nothing if the run counted nothing."""
+    counts = {key: results.get(key) for key in ("epochs", "steps", "minutes")}
+    told = ", ".join(f"{count:.4g} {key}" for key, count in counts.items() if isinstance(count, int | float))
+    return f"Cost: {told} on {recorded['device']}, torch {recorded['versions']['torch']}." if told else ""
+
+
+def score_table(scores: dict[str, float]) -> str:
+    """Scores in percent as Markdown; nothing if there are none."""
+    rows = [f"| {name} | {value:.2f} |" for name, value in scores.items()]
+    return "\n".join(["| score | % |", "|---|---|", *rows]) if rows else ""

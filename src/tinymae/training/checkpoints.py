@@ -1,0 +1,84 @@
+"""The checkpoints of a run: written whole, checked when they are read."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import file_digest, write_atomically
+from .progress import Diverged
+
+KEPT = 2
+
+
+class Checkpoints:
+    """Files `step-000000120-DIGEST.pt`, the last two of a run.
+
+    Args:
+        folder: where they are.
+        say: prints a line for the user.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self.folder, self.say = folder, say
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, the newest last."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    @property
+    def last(self) -> Path | str:
+        """The newest file, for messages."""
+        return self.files[-1] if self.files else "none yet"
+
+    def load(self) -> dict | None:
+        """The last good state, on the CPU, or None. A damaged one is named and the one before it is used.
+
+        A file's name ends in its checksum, as torch.load does not notice a flipped bit.
+        """
+        for path in reversed(self.files):
+            if file_digest(path) != path.stem.rsplit("-", 1)[-1]:
+                self.say(f"checkpoint {path} is damaged (its content does not match its name): trying the one before")
+                continue
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if name := find_infinite(state):
+                self.say(f"checkpoint {path} is not finite ({name}): trying the one before")
+                continue
+            self.say(f"resuming from {path}")
+            return state
+        return None
+
+    def save(self, state: dict, *, step: int) -> None:
+        """Write a state beside the others, then drop all but the last two.
+
+        Raises Diverged for a state that is not finite, InputError if there is no room for it.
+        """
+        if name := find_infinite(state):
+            raise Diverged(f"{name} is not finite at step {step}; last good checkpoint: {self.last}. {REMEDY}")
+        unnamed = self.folder / "unnamed.pt"
+        try:
+            write_atomically(unnamed, lambda beside: torch.save(state, beside))
+            os.replace(unnamed, unnamed.with_name(f"step-{step:09d}-{file_digest(unnamed)}.pt"))
+        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the checkpoint of step {step} could not be written ({reason}); the last good one is {self.last}. "
+                "Make room on the disk, then repeat the command: it resumes"
+            ) from None
+        for old in self.files[:-KEPT]:
+            old.unlink()
+
+
+REMEDY = "Try a lower --base-lr, a longer warm-up or --clip-grad 1"
+
+
+def find_infinite(state: object, name: str = "state") -> str | None:
+    """The name of a tensor with a value that is not finite, anywhere in nested dictionaries and lists; or None."""
+    if isinstance(state, Tensor):
+        return None if not state.is_floating_point() or bool(state.isfinite().all()) else name
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    return next((found for key, value in items if (found := find_infinite(value, f"{name}.{key}"))), None)

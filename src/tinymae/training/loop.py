@@ -1,0 +1,152 @@
+"""Training: parameter groups, the learning rate as a function of progress, and one visible loop."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..models.drops import draw_drops
+from ..randomness import Draws
+from .clock import Stopwatch
+from .muon import Muon
+
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, undecayed: Sequence[str] = ()
+) -> list[dict]:
+    """Groups for an optimiser: no weight decay on norms, biases, class and mask tokens, position embeddings and what
+    `undecayed` names.
+
+    `decays` of a group is whether it is of the others, whatever `weight_decay` is.
+
+    With `layer_decay` below 1, a stock timm model's groups carry an `lr_scale` that shrinks by this factor from each
+    layer to the one below it (Clark et al., arXiv 2003.10555; BEiT).
+    """
+    undecayed = [*undecayed, *(name for name, _ in model.named_parameters() if name.endswith(NO_DECAY))]
+    if layer_decay < 1:
+        groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=undecayed, layer_decay=layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=undecayed)
+    return [
+        group | {"decays": bool(group["weight_decay"]), "weight_decay": group["weight_decay"] * weight_decay}
+        for group in groups
+    ]
+
+
+def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups that do not decay).
+
+    `train_steps` sets the learning rate at every step.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
+    return Muon([group | {"orthogonal": group["decays"]} for group in groups], betas=betas)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a half cosine to zero, over steps or over minutes, whichever ends first.
+
+    Progress runs from 0 to 1. Without `minutes` it is the ratio of steps done, and the run is a function of the step
+    alone. With them it is the larger of the ratios of steps and of minutes, so that a run cut to a time still ends at
+    learning rate zero.
+    """
+
+    peak: float  # highest learning rate
+    last_step: int
+    warmup: float  # ratio of the progress, 0 to 1
+    first_step: int = 0
+    minutes: tuple[float, float] | None = None  # of the run, at the beginning and at the end
+
+    def progress(self, step: int, minutes: float = 0.0) -> float:
+        """0 at the start to 1 at the end, after `step` steps and so many minutes of the run."""
+        done = (step - self.first_step) / (self.last_step - self.first_step)
+        if self.minutes is None:
+            return done
+        begin, end = self.minutes
+        return max(done, (minutes - begin) / (end - begin))
+
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate at this progress, before any layer's scale."""
+        if progress < self.warmup:
+            return self.peak * progress / self.warmup
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9)))
+
+
+@dataclass
+class TrainStep:
+    """What the loop knows after a step. Tensors are left on the device: reading one waits for the step to end."""
+
+    step: int  # optimiser updates done so far
+    progress: float  # 0 to 1, before this step
+    learning_rate: float
+    losses: dict[str, Tensor]  # scalars over this process's share of the batch: "loss", and what else is worth logging
+    grad_norm: Tensor  # scalar, before clipping
+    skipped: bool  # the gradient overflowed in fp16, so nothing was updated: the loss scale is halved instead
+
+    @property
+    def loss(self) -> Tensor:
+        """What was minimised: a scalar."""
+        return self.losses["loss"]
+
+
+def train_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    compute_losses: Callable[[Batch, Draws], dict[str, Tensor]],
+    batches: Iterator[list[Batch]],
+    *,
+    accelerator: Accelerator,
+    schedule: Schedule,
+    clock: Stopwatch,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    clip_grad: float | None = None,
+    ema: ModelEmaV3 | None = None,
+) -> Iterator[TrainStep]:
+    """Train until the schedule ends; yields after each optimiser update.
+
+    `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
+    `compute_losses` of one gives at least its "loss".
+    Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
+    exactly as if nothing had stopped.
+    """
+    bare_model = accelerator.unwrap_model(model)
+    for step, micro_batches in enumerate(batches, start_step):
+        minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
+        progress = schedule.progress(step, minutes)
+        if progress >= 1:
+            return
+        learning_rate = schedule.learning_rate(progress)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+        model.train()
+        losses = []
+        for batch in micro_batches:
+            draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
+            draws.seed_global_state()
+            draw_drops(bare_model, draws)
+            with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
+                found = compute_losses(batch, draws)
+                accelerator.backward(found["loss"])
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append({name: value.detach() for name, value in found.items()})
+        # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
+        skipped = accelerator.scaler is not None and not math.isfinite(grad_norm)
+        if ema is not None and not skipped:
+            ema.update(bare_model, step + 1)
+        means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+        yield TrainStep(step + 1, progress, learning_rate, means, grad_norm, skipped)

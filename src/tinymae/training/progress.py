@@ -1,0 +1,149 @@
+"""The steps of a run as people see them: metrics.jsonl, trackers and the progress bar."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..files import read_metrics, write_atomically
+from .loop import Schedule, TrainStep
+from .trackers import log_picture
+
+PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
+
+
+class Diverged(InputError):
+    """A loss, a gradient or a weight is no longer finite. A search can go on; a single run cannot."""
+
+
+class Stopped(Exception):
+    """The run was told to stop and its state was saved.
+
+    The process exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
+    """
+
+    def __init__(self, exit_code: int, step: int):
+        reason = "paused" if exit_code == PAUSED else f"stopped by {signal.Signals(exit_code - 128).name}"
+        super().__init__(f"{reason} after step {step}; the same command resumes")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a run with one schedule: all of it, or one phase."""
+
+    schedule: Schedule
+    steps_per_epoch: int
+    batch_size: int
+    first_epoch: int = 0
+    begin: float = 0.0  # ratio of the run's whole work that is done before it
+    end: float = 1.0  # and after it
+
+    def epoch(self, step: int) -> float:
+        """Epochs of the run after `step` steps."""
+        return self.first_epoch + (step - self.schedule.first_step) / self.steps_per_epoch
+
+    def ends_epoch(self, step: int, every: int) -> bool:
+        """Whether an epoch whose number is a multiple of `every` ends with this step, other than the last."""
+        whole, rest = divmod(step - self.schedule.first_step, self.steps_per_epoch)
+        return not rest and (self.first_epoch + whole) % every == 0 and step < self.schedule.last_step
+
+
+class Progress:
+    """What a run tells while it goes on."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, log_every: int, minutes: Callable[[], float]):
+        self.folder, self.accelerator, self.log_every, self.minutes = folder, accelerator, log_every, minutes
+        self.is_main, self.bar, self.skipped_steps = accelerator.is_main_process, None, 0
+
+    @property
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+        path = self.folder / "metrics.jsonl"
+        if self.is_main and path.exists():
+            text = "".join(json.dumps(row) + "\n" for row in self.metrics if row["step"] <= step)
+            write_atomically(path, lambda beside: beside.write_text(text))
+
+    def start(self, stretch: Stretch, step: int) -> None:
+        """Begin, or go on with, a stretch at `step`."""
+        self.stretch, self.first_step, self.last_step = stretch, step, step
+        self.last_report, self.last_done = time.monotonic(), self.done(step)
+        if self.bar is None:
+            self.bar = tqdm(
+                total=1.0, initial=self.last_done, disable=not self.is_main, dynamic_ncols=True,
+                bar_format="{percentage:5.1f}%|{bar}| {postfix}",
+            )  # fmt: skip
+
+    def done(self, step: int) -> float:
+        """Ratio of the run's whole work, 0 to 1."""
+        progress = min(1.0, self.stretch.schedule.progress(step, self.minutes()))
+        return self.stretch.begin + (self.stretch.end - self.stretch.begin) * max(0.0, progress)
+
+    def note(self, state: TrainStep) -> None:
+        """A step is done: a line of metrics now and then."""
+        self.skipped_steps += state.skipped
+        if state.step % self.log_every == 0 or state.step == self.first_step + 1:
+            self.log_step(state)
+
+    def log_step(self, state: TrainStep) -> None:
+        """Losses, learning rate, speed and the time that is left."""
+        losses = {name: float(self.accelerator.reduce(value, "mean")) for name, value in state.losses.items()}
+        now, done = time.monotonic(), self.done(state.step)
+        seconds = now - self.last_report
+        rate = (state.step - self.last_step) * self.stretch.batch_size / seconds
+        values = {
+            "learning_rate": state.learning_rate, "grad_norm": float(state.grad_norm), "images_per_second": rate,
+            "minutes": self.minutes(),
+        }  # fmt: skip
+        if self.accelerator.scaler is not None:
+            values["skipped_steps"] = self.skipped_steps
+        self.log(state.step, losses | values)
+        left = seconds * (1 - done) / max(done - self.last_done, 1e-12)
+        self.last_step, self.last_report, self.last_done = state.step, now, done
+        if self.bar is not None:
+            eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left < 1e9 else "?"
+            self.bar.n = done
+            self.bar.set_postfix_str(
+                f"epoch {self.stretch.epoch(state.step):.2f}, loss {losses['loss']:.4f}, {rate:.0f} images/s, ETA {eta}"
+            )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and the same to the trackers."""
+        # A gradient that overflowed is no JSON number.
+        numbers = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
+        if self.is_main:
+            row = {"step": step, "epoch": round(self.stretch.epoch(step), 4), **numbers}
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.accelerator.log(numbers, step=step)
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """Show a PNG in the trackers."""
+        if self.is_main:
+            log_picture(self.accelerator, name, path, step=step)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time spent on something else does not count in images per second."""
+        self.last_report += seconds
+
+    def close(self, *, complete: bool) -> None:
+        """Close the bar and the trackers."""
+        if self.bar is not None:
+            if complete:
+                self.bar.n = 1.0
+                self.bar.refresh()
+            self.bar.close()
+            self.bar = None
+            self.accelerator.end_training()

@@ -1,0 +1,267 @@
+"""A run's output folder, from the arguments to the results."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from filelock import BaseFileLock
+from torch import nn
+
+from ..errors import InputError
+from ..files import lock_folder, read_json, write_atomically, write_json
+from .cards import write_card
+from .checkpoints import REMEDY, Checkpoints
+from .clock import Stopwatch
+from .device import agree, environment, on_main
+from .loop import TrainStep
+from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
+from .signals import StopSignals
+from .trackers import log_results, start_trackers
+
+
+class Run:
+    """A run's output folder, its checkpoints and its progress. Only the main process writes to it.
+
+    A context manager: however a run ends, its lock, signal handlers, progress bar, trackers and memory are given back.
+
+    Args:
+        folder: the output folder.
+        accelerator: of the run.
+        arguments: what decides what the run computes, as JSON; the folder refuses others later.
+        inputs: fingerprints of the data, and the digest of the weights it starts from; likewise.
+        overwrite: move what is in the folder aside first.
+        log_every: steps between lines of metrics.jsonl.
+        log_with: trackers.
+        checkpoint_minutes: minutes between checkpoints.
+        pause_after_minutes: save and raise Stopped then.
+
+    Raises InputError if the folder cannot be this run's, on all processes alike.
+    """
+
+    def __init__(
+        self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
+        overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (), checkpoint_minutes: float = 5.0,
+        pause_after_minutes: float | None = None,
+    ):  # fmt: skip
+        self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
+        # As args.json will give them back: tuples become lists.
+        self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
+        self.overwrite, self.log_with = overwrite, log_with
+        self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
+        self.clock = Stopwatch()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
+        self.progress = Progress(self.folder, accelerator, log_every=log_every, minutes=lambda: self.clock.minutes)
+        self.signals = StopSignals()
+        self.parts: dict = {}
+        self.lock: BaseFileLock | None = None
+        self.checked: TrainStep | None = None
+        self.trackers_started = self.complete = False
+
+    def __enter__(self) -> "Run":
+        on_main(self.accelerator, self.claim)
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.signals.__exit__()
+        self.progress.close(complete=self.complete)
+        self.parts, self.checked = {}, None
+        self.accelerator.free_memory()
+        if self.lock is not None:
+            self.lock.release()
+
+    def claim(self) -> None:
+        """Make the folder this run's own. Raises InputError if it cannot be."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"output_dir {self.folder} is a file")
+        if self.overwrite:
+            move_aside(self.folder)
+        self.lock = lock_folder(self.folder)
+        try:
+            require_same_run(self.folder, self.arguments, self.inputs)
+            if not (self.folder / "args.json").exists():
+                recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
+                write_json(self.folder / "args.json", recorded)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    @property
+    def processes(self) -> str:
+        """How many processes train on what, for the user to check: launchers may start fewer than asked."""
+        count = self.accelerator.num_processes
+        return f"{count} process{'es' if count > 1 else ''} on {self.accelerator.device.type}"
+
+    def print(self, text: str) -> None:
+        """Print on the main process."""
+        self.accelerator.print(text)
+
+    def print_summary(self, model: nn.Module, *, depth: int) -> None:
+        """torchinfo's table of the layers."""
+        try:
+            import torchinfo
+        except ImportError:  # nice to have: no reason not to train
+            return
+        self.print(str(torchinfo.summary(model, depth=depth, verbose=0)))
+
+    def list_skipped(self, *datasets) -> None:
+        """Write the images that were left out to skipped.txt, and say so."""
+        skipped = sorted({str(file) for dataset in datasets for file in dataset.skipped})
+        if skipped and self.is_main:
+            path = self.folder / "skipped.txt"
+            write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
+            self.print(f"left out {len(skipped)} unreadable images, listed in {path}")
+
+    # ---- going on
+
+    def load_checkpoint(self) -> dict | None:
+        """The last good state of this run, the main process's on all of them, or None."""
+        saved = agree(self.accelerator, self.checkpoints.load() if self.is_main else None)
+        self.progress.forget_after(-1 if saved is None else saved["step"])
+        self.clock = Stopwatch(0.0 if saved is None else saved["minutes"])
+        self.last_saved = time.monotonic()
+        return saved
+
+    def track(self, saved: dict | None, **parts) -> None:
+        """State what a checkpoint consists of, and fill it from `saved` if that is given.
+
+        `parts` have a state_dict (model, optimizer, and ema if there is one), or are plain numbers.
+        """
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        if self.accelerator.scaler is not None:
+            self.parts["scaler"] = self.accelerator.scaler
+        if saved is not None:
+            for name, part in self.parts.items():
+                if hasattr(part, "load_state_dict"):
+                    part.load_state_dict(saved[name])
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save the parts as they are after `step`."""
+        if self.is_main:
+            state = {
+                name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in self.parts.items()
+            }
+            self.checkpoints.save(state | {"step": step, "minutes": self.clock.minutes}, step=step)
+        self.last_saved = time.monotonic()
+
+    # ---- the steps
+
+    def start(self, stretch: Stretch, *, step: int) -> None:
+        """Begin a stretch of steps, or go on with it."""
+        if not self.trackers_started:
+            begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
+            metrics = self.progress.metrics
+            on_main(self.accelerator, lambda: begin(step=step, arguments=self.arguments, metrics=metrics))
+            self.trackers_started = True
+        self.progress.start(stretch, step)
+        self.next_agreement, self.last_agreement = step + 1, (step, time.monotonic())
+
+    def report(self, state: TrainStep) -> None:
+        """Take note of a step: metrics and the progress bar now and then, a checkpoint when one is due.
+
+        Raises Diverged when the loss or the gradient is no longer finite, Stopped after a signal or at a pause.
+        """
+        # Reading the step before last keeps one step queued on a GPU.
+        if self.checked is not None:
+            self.require_finite(self.checked)
+        self.checked = state
+        self.progress.note(state)
+        due = time.monotonic() - self.last_saved > 60 * self.checkpoint_minutes
+        stop = self.signals.code
+        if self.pause_after_minutes is not None and self.clock.session_minutes > self.pause_after_minutes:
+            stop = stop or PAUSED
+        if self.accelerator.num_processes > 1:
+            stop, due = self.agree_at_times(state.step, stop, due)
+        if stop or due:
+            self.require_finite(state)
+            self.save_checkpoint(state.step)
+        if stop:
+            raise Stopped(stop, state.step)
+
+    def agree_at_times(self, step: int, stop: int | None, due: bool) -> tuple[int | None, bool]:
+        """What the main process knows of stopping and saving, on all processes, about once a second.
+
+        To agree costs a message, so fast steps do without for a while.
+        """
+        if step < self.next_agreement:
+            return None, False
+        before, then = self.last_agreement
+        seconds = (time.monotonic() - then) / (step - before)
+        stop, due, wait = agree(self.accelerator, (stop, due, max(1, int(1 / max(seconds, 1e-3)))))
+        self.next_agreement, self.last_agreement = step + wait, (step, time.monotonic())
+        return stop, due
+
+    def require_finite(self, state: TrainStep) -> None:
+        """Raises Diverged for a loss, or outside fp16's scaler a gradient, that is not finite."""
+        loss, norm = float(state.loss), float(state.grad_norm)
+        if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
+            return
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        raise Diverged(
+            f"{what} at step {state.step} (learning rate {state.learning_rate:.2e}); "
+            f"last good checkpoint: {self.checkpoints.last}. {REMEDY}"
+        )
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside does not count in images per second."""
+        began = time.monotonic()
+        yield
+        self.progress.leave_out(time.monotonic() - began)
+
+    def end_stretch(self) -> None:
+        """The schedule has ended: check the last step and keep its state."""
+        if self.checked is not None:
+            self.require_finite(self.checked)
+            self.save_checkpoint(self.checked.step)
+            self.checked = None
+
+    def finish(self, results: dict, shown: Sequence[Path]) -> None:
+        """Write results.json and say where everything is."""
+        self.complete = True
+        if self.is_main:
+            write_json(self.folder / "results.json", results)
+            if (self.folder / "model.safetensors").exists():
+                shown = [*shown, write_card(self.folder)]
+            log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
+        self.progress.close(complete=True)
+        self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+
+
+def require_same_run(folder: Path, arguments: dict, inputs: dict | None = None) -> None:
+    """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
+
+    `inputs` are compared where both are known.
+    """
+    if not (folder / "args.json").exists():
+        return
+    recorded = read_json(folder / "args.json")
+    changes = [*differences(recorded["arguments"], arguments)]
+    was = recorded.get("inputs", {})
+    changes += differences({name: was[name] for name in was if name in (inputs or {})}, inputs or {}) if was else []
+    if changes:
+        raise InputError(
+            f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
+        )
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What was and what is, for each name whose value differs."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+
+
+def move_aside(folder: Path) -> None:
+    """Give an existing folder another name, which tells the time."""
+    if folder.exists():
+        lock_folder(folder).release()  # a run that is still going is not moved away under its feet
+        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(aside)
+        print(f"moved the old {folder} to {aside}")

@@ -1,0 +1,160 @@
+"""Where else a run is shown: TensorBoard, MLflow, Weights & Biases. Accelerate's trackers, and what they leave out."""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
+from PIL import Image
+
+from ..errors import InputError
+from ..files import read_json, write_atomically, write_json
+
+INSTALLED = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_available, "wandb": is_wandb_available}
+PROJECT = "tinymae"
+
+
+def require_installed(names: Iterable[str]) -> None:
+    """Raises InputError for a tracker whose package is missing: Accelerate would leave it out without a word."""
+    for name in names:
+        if not INSTALLED[name]():
+            raise InputError(f"log_with {name!r} is not installed: pip install {name}, or leave it out")
+
+
+class RunInMLflow(MLflowTracker):
+    """An MLflow run, new or continued. It keeps all values of a step, so a step that it has is not logged again.
+
+    The store is the one of MLFLOW_TRACKING_URI, or else a database in the run's own folder: a store of plain files is
+    refused by MLflow 3.
+    """
+
+    def __init__(self, folder: Path, previous: dict):
+        import mlflow
+
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # two lines about tables for every new database
+        own = folder.resolve() / "mlflow"
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        self.store = given or f"sqlite:///{own.as_posix()}/mlflow.db"
+        self.logged: dict[str, set[int | None]] = {}
+        mlflow.set_tracking_uri(self.store)
+        if given:
+            where = {"experiment_name": PROJECT}
+        else:
+            # MLflow has set it, and the next run of this process would take it for the user's wish.
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            if not (own / "mlflow.db").exists():  # a kill amid the making of its tables would leave a useless one
+                write_atomically(own / "mlflow.db", create_database)
+            # MLflow notes the place of files for good. The name makes a folder that was moved get a new experiment,
+            # whose files go to the new place.
+            where = {"experiment_name": own.as_uri(), "logging_dir": (own / "artifacts").as_uri()}
+        self.continues = previous.get("store") == self.store
+        if self.continues:
+            client = mlflow.MlflowClient()
+            for key in client.get_run(previous["run"]).data.metrics:
+                self.logged[key] = {metric.step for metric in client.get_metric_history(previous["run"], key)}
+        super().__init__(**where, run_id=previous["run"] if self.continues else None, run_name=folder.resolve().name)
+
+    @property
+    def address(self) -> dict[str, str]:
+        return {"store": self.store, "run": self.tracker.info.run_id}
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        values = {key: value for key, value in values.items() if step not in self.logged.get(key, ())}
+        for key in values:
+            self.logged.setdefault(key, set()).add(step)
+        super().log(values, step=step, **kwargs)
+
+
+def create_database(path: Path) -> None:
+    """An empty store of MLflow."""
+    import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
+
+
+class RunInWandB(WandBTracker):
+    """A run of Weights & Biases, new or continued. Steps below the last one it ignores by itself."""
+
+    def __init__(self, folder: Path, previous: dict):
+        self.continues = bool(previous)
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        super().__init__(project, dir=folder, name=folder.resolve().name, id=previous.get("run"), resume="allow")
+
+    @property
+    def address(self) -> dict[str, str]:
+        return {"run": self.tracker.id}
+
+
+def start_trackers(
+    accelerator: Accelerator, names: Iterable[str], folder: Path, *, step: int, arguments: dict, metrics: list[dict]
+) -> None:
+    """Open trackers for a run that goes on after `step`, on the main process.
+
+    MLflow and W&B go on with the run that trackers.json names. One that is new to the folder is told `metrics`, the
+    lines of metrics.jsonl so far. Raises InputError if a tracker cannot be opened.
+    """
+    file = folder / "trackers.json"
+    addresses = read_json(file) if file.exists() else {}
+    create = {
+        "tensorboard": lambda _: TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0),
+        "mlflow": lambda previous: RunInMLflow(folder, previous),
+        "wandb": lambda previous: RunInWandB(folder, previous),
+    }
+    try:
+        accelerator.log_with = [create[name](addresses.get(name, {})) for name in dict.fromkeys(names)]
+        accelerator.init_trackers(PROJECT)
+    except Exception as error:  # whatever the three may raise: no server, no key, a damaged store
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"log_with {' '.join(names)} cannot start ({reason}): mend it, or leave it out, which changes no result"
+        ) from error
+    for tracker in keepers(accelerator):
+        tracker.store_init_configuration(arguments)
+        if not tracker.continues:
+            for row in metrics:
+                values = {key: value for key, value in row.items() if key not in ("step", "epoch")}
+                tracker.log(values, step=row["step"])
+        addresses[tracker.name] = tracker.address
+    if addresses:
+        write_json(file, addresses)
+
+
+def keepers(accelerator: Accelerator) -> list[RunInMLflow | RunInWandB]:
+    """The trackers that also keep arguments, results and files."""
+    return [tracker for tracker in accelerator.trackers if isinstance(tracker, RunInMLflow | RunInWandB)]
+
+
+def log_picture(accelerator: Accelerator, name: str, path: Path, *, step: int) -> None:
+    """Show a PNG as it is after `step`."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "mlflow":
+            tracker.log_artifact(str(path), f"pictures/step-{step:09d}")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: read_picture(path)}, step=step)
+        else:
+            tracker.log_images({name: read_picture(path)}, step=step, dataformats="NHWC")
+
+
+def log_results(accelerator: Accelerator, results: dict, files: Iterable[Path]) -> None:
+    """The end of a run: its figures; to MLflow its files, to W&B those that are pictures."""
+    for tracker in keepers(accelerator):
+        numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
+        if isinstance(tracker, RunInMLflow):
+            unknown = {key: value for key, value in numbers.items() if key not in tracker.logged}
+            tracker.log(unknown, step=results["steps"])
+            for file in files:
+                tracker.log_artifact(str(file))
+        else:
+            tracker.tracker.summary.update(numbers)
+            for file in files:
+                if file.suffix == ".png":
+                    tracker.log_images({file.stem: read_picture(file)}, step=results["steps"])
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 (1, H, W, 3)."""
+    return np.asarray(Image.open(path).convert("RGB"))[None]
