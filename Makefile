@@ -1,6 +1,6 @@
 # make demo   set up, then the whole story on handwritten digits (about 4 minutes on 2 cores)
 # make test   set up, then the test suite
-# make lint   what CI checks of the style (ruff) and of the types (mypy)
+# make lint   what CI checks: style (ruff), types (mypy) and the direction of imports (import-linter)
 # make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 release: setup
 	$(BIN)/python scripts/release.py $(FLAGS)

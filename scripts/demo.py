@@ -6,61 +6,65 @@ The data are scikit-learn's 1,797 handwritten digits (8x8, grey), which need no 
 the accuracy on the same 360 test images, scored once.
 """
 
-import argparse
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import finetune
-import linear_probe
-import pretrain
 import torch
 
-from tinymae import MaskedAutoencoder, figures
-from tinymae.commands.cli import run_script
+import tinymae
+from tinymae.commands.cli import run_main
+from tinymae.commands.settings import RunSettings, Settings, with_default
 from tinymae.data.images import read_image
+from tinymae.evaluation import figures
 from tinymae.files import write_json
 
-DATA = ["--data", "digits", "--overwrite"]
-MODEL = "--patch-size 2 --embed-dim 96 --depth 4 --decoder-dim 64 --decoder-depth 1 --no-norm-pix-loss".split()
-PRETRAIN = "--batch-size 128 --base-lr 6e-3 --epochs 400 --warmup-epochs 20 --no-flip --crop none".split()
-FINETUNE = (
-    "--no-flip --no-trivial-augment --random-erasing 0 --mixup 0 --cutmix 0 --label-smoothing 0.1 --drop-path 0.1"
-).split()
+MODEL = {
+    "patch_size": 2, "embed_dim": 96, "depth": 4, "decoder_dim": 64, "decoder_depth": 1, "norm_pix_loss": False,
+}  # fmt: skip
+PRETRAIN = {
+    "batch_size": 128, "base_lr": 6e-3, "optimizer": "adamw", "epochs": 400, "contrast_epochs": 0, "warmup_epochs": 20,
+    "flip": False, "crop": "none",
+}  # fmt: skip
+FINETUNE = {"flip": False, "patch_drop": 0.0}
 LABELS = {"all labels": 1.0, "10 % of the labels": 0.1}
 LENGTH = {
-    1.0: "--batch-size 128 --epochs 150 --warmup-epochs 10 --eval-every 50 --base-lr 4e-3 --ema-decay 0.99".split(),
-    0.1: "--batch-size 64 --epochs 200 --warmup-epochs 20 --eval-every 50 --base-lr 8e-3 --ema-decay 0.98".split(),
+    1.0: {"batch_size": 128, "epochs": 150, "warmup_epochs": 10, "eval_every": 50, "base_lr": 4e-3, "ema_decay": 0.99},
+    0.1: {"batch_size": 64, "epochs": 200, "warmup_epochs": 20, "eval_every": 50, "base_lr": 8e-3, "ema_decay": 0.98},
 }
 # The better of 0 and 1 on validation, for each: few labels from scratch want the crops, a pretrained encoder does not.
 CROPS = {("finetune", 1.0): 1, ("scratch", 1.0): 1, ("finetune", 0.1): 0, ("scratch", 0.1): 1}
 
 
-def parse() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", default="runs/demo", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """Settings of the demo."""
+
+    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/demo")
+    seed: int = with_default(RunSettings, "seed", 0)
 
 
-def main(args: argparse.Namespace) -> dict:
+def run(settings: DemoSettings) -> dict:
+    """Pretrain, probe and fine-tune; the table of accuracies."""
     started = time.monotonic()
 
-    def run(script, name: str, *arguments: str) -> dict:
+    def common(name: str) -> dict:
         print(f"\n=== {name}")
-        common = [*DATA, "--seed", str(args.seed), "--output-dir", f"{args.output_dir}/{name.replace(' ', '_')}"]
-        return script.main(script.parse().parse_args([*common, *arguments]))
+        folder = Path(settings.output_dir) / name.replace(" ", "_")
+        return {"data": "digits", "overwrite": True, "seed": settings.seed, "output_dir": folder}
 
-    run(pretrain, "pretrain", *MODEL, *PRETRAIN)
-    weights = ["--weights", f"{args.output_dir}/pretrain"]
+    pretrained = tinymae.pretrain(**common("pretrain"), **MODEL, **PRETRAIN).folder
     table: dict[str, dict[str, float]] = {}
-    for column, fraction in LABELS.items():
-        share, suffix = ["--label-fraction", str(fraction)], f"{fraction:.0%}".rstrip("%")
-        probe = run(linear_probe, f"probe {suffix}", *weights, *share, "--controls")
+    for column, ratio in LABELS.items():
+        suffix = f"{ratio:.0%}".rstrip("%")
+        some = {"weights": pretrained, "label_fraction": ratio}
+        probe = tinymae.linear_probe(**common(f"probe {suffix}"), **some, controls="all").results
         classifiers = {}
-        for start, flags in {"finetune": [], "scratch": ["--from-scratch"]}.items():
-            crop = ["--crop-padding", str(CROPS[start, fraction])]
-            arguments = [*weights, *flags, *share, *FINETUNE, *LENGTH[fraction], *crop]
-            classifiers[start] = run(finetune, f"{start} {suffix}", *arguments)["accuracy_test"]
+        for start in ("finetune", "scratch"):
+            own = FINETUNE | LENGTH[ratio] | {"crop_padding": CROPS[start, ratio], "from_scratch": start == "scratch"}
+            tuned = tinymae.finetune(**common(f"{start} {suffix}"), **some, **own)
+            classifiers[start] = tuned.results["accuracy_test"]
         table[column] = {
             "raw pixels, linear probe": probe["raw_pixels"]["probe_test"],
             "untrained encoder, linear probe": probe["untrained"]["probe_test"],
@@ -74,7 +78,7 @@ def main(args: argparse.Namespace) -> dict:
     print(f"{'':34}" + "".join(f"{column:>20}" for column in table))
     for row in table["all labels"]:
         print(f"{row:34}" + "".join(f"{values[row]:>20.1f}" for values in table.values()))
-    folder = args.output_dir
+    folder = settings.output_dir
     title = "handwritten digits, 360 test images"
     shown = [
         figures.bars(table, f"{folder}/accuracy.png", xlabel="test accuracy, %", title=title),
@@ -93,7 +97,7 @@ def main(args: argparse.Namespace) -> dict:
 def paint_cifar10(path: str) -> Path:
     """The released weights at work on a few test pictures of CIFAR-10 that the repository holds."""
     root = Path(__file__).parent.parent
-    model = MaskedAutoencoder.from_pretrained(root / "weights" / "vit-t-mae")
+    model = tinymae.MaskedAutoencoder.from_pretrained(root / "weights" / "vit-t-mae")
     pictures = sorted((root / "assets" / "cifar10").glob("*.png"))
     images = torch.stack([read_image(picture, (3, 32, 32)) for picture in pictures])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
@@ -102,4 +106,4 @@ def paint_cifar10(path: str) -> Path:
 
 
 if __name__ == "__main__":
-    run_script(main, parse())
+    run_main(run, DemoSettings, sys.argv[1:], description=__doc__)

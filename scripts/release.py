@@ -2,162 +2,166 @@
 
     python scripts/release.py --output-dir runs/release                        # the recipe, for a GPU
     python scripts/release.py --output-dir runs/release --max-minutes 9        # in slots: exit code 75, repeat it
-    python scripts/release.py --output-dir runs/release --pretrain-epochs 30 --finetune-epochs 8 --few-images 150_000
+    python scripts/release.py --output-dir runs/release --epochs 130 --contrast-epochs 100 --finetune-epochs 15
 
-Pretrains, first by reconstruction alone, then on two contrasted views as well; writes the weights in half precision,
+Pretrains, first by reconstruction alone, then on contrasted views as well; writes the weights in half precision,
 and takes every figure from that file: probes with all, 10 % and 1 % of the labels, fine-tuning likewise, for each
 of the seeds. The controls start from random weights: with all labels they get as much computing as pretraining and
 fine-tuning together, once; with few labels the same number of steps. At the end weights/, logs/ and assets/ are
 written, from what was measured. The weights and pictures are those of the first seed.
 
---extra passes flags on to pretrain.py (pretrain: the first part, contrast: the second) or to finetune.py, the controls
-included (finetune: with any labels; all, 10, 1: with that percentage of them):
+--extra passes flags on to pretraining (pretrain) or to fine-tuning, the controls included (finetune: with any labels;
+all, 10, 1: with that percentage of them):
 
-    --extra "pretrain: --base-lr 2e-3" --extra "finetune: --patch-drop 0.5" --extra "10: --no-trivial-augment"
+    --extra "pretrain: --base-lr 2e-3" --extra "finetune: --patch-drop 0.5" --extra "10: --epochs 32"
 """
 
-import argparse
 import shutil
 import statistics
+import sys
 import time
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
-import evaluate
-import finetune
-import linear_probe
-import pretrain
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymae import InputError, figures, load_dataset
-from tinymae import evaluate as scoring
-from tinymae.commands.cli import run_script
+from tinymae import load_dataset
+from tinymae.commands import evaluate, finetune, linear_probe, pretrain
+from tinymae.commands.cli import run_main
+from tinymae.commands.evaluate import EvaluateSettings
+from tinymae.commands.finetune import FinetuneSettings
+from tinymae.commands.linear_probe import LinearProbeSettings
+from tinymae.commands.pretrain import PretrainSettings
+from tinymae.commands.settings import RunSettings, Settings, setting, with_default
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
 from tinymae.data.splits import few_labels
+from tinymae.errors import InputError
+from tinymae.evaluation import figures
+from tinymae.evaluation.metrics import accuracy, map_dataset
+from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import digest, read_json, read_metrics, read_tensors, write_json
-from tinymae.interop.load import load_autoencoder, load_classifier, save_head
+from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier
-from tinymae.models.drops import draw_drops, use_sample_patch_drop
+from tinymae.models.drops import draw_drops
 from tinymae.models.vit import choose_attention
 from tinymae.models.weights import halve
 from tinymae.randomness import Draws
-from tinymae.study.stages import check_extra, extra_flags, require_distinct, run_stage
+from tinymae.study.stages import Extra, parse_extra, require_distinct, run_stage
 from tinymae.training.cards import write_card
 
-PRETRAIN = ["--optimizer", "muon"]
-CONTRAST = [*PRETRAIN, "--contrast-weight", 0.5, "--crop", "resized", "--color-jitter", 0.5, "--base-lr", 7.5e-4]
-BATCH_SIZE = 512  # in fine-tuning; with few labels a quarter of them, up to 128
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
-PLACES = {"pretrain": pretrain, "contrast": pretrain, **dict.fromkeys(["finetune", *LABELS], finetune)}  # of --extra
+PLACES: dict[str, type[RunSettings]] = {"pretrain": PretrainSettings}
+PLACES |= dict.fromkeys(["finetune", *LABELS], FinetuneSettings)
 KINDS = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
-NUM_FIXED = 1000  # of the test pictures, for tests that cannot look at all
+NUM_FIXED = 1000  # of the test images, for tests that cannot look at all
 
 
-def parse() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="(default: %(default)s)")
-    parser.add_argument("--data-dir", default="data", help="where named data sets are, or go (default: %(default)s)")
-    parser.add_argument("--output-dir", default="runs/release", help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--publish-dir", default=".", help="gets weights/, logs/ and assets/ (default: %(default)s)")
-    parser.add_argument("--name", default="vit-t", help="what the names begin with (default: %(default)s)")
-    parser.add_argument("--weights", help="a finished pretraining run, instead of a new one")
-    parser.add_argument("--pretrain-epochs", type=int, default=800, help="(default: %(default)s)")
-    parser.add_argument(
-        "--contrast-epochs", type=int, default=200, help="of pretraining after that; 0 for none (default: %(default)s)"
-    )
-    parser.add_argument("--finetune-epochs", type=int, default=100, help="with all labels (default: %(default)s)")
-    parser.add_argument("--scratch-epochs", type=int, help="with all labels (default: what costs as much in all)")
-    parser.add_argument("--few-images", type=int, default=1_000_000, help="seen in a run with few labels")
-    parser.add_argument(
-        "--extra", action="append", default=[], metavar='"WHERE: FLAGS"', help=f"WHERE is one of {', '.join(PLACES)}"
-    )
-    parser.add_argument("--max-minutes", type=float, help="save and exit with code 75 then; the same command goes on")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning and of the choice of labels")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class ReleaseSettings(Settings):
+    """Settings of a release. The lengths are for a GPU."""
+
+    heading = "release"
+    data: str = setting("cifar10", "name of a data set, or a folder with classes")
+    data_dir: str | Path = with_default(RunSettings, "data_dir", "data")
+    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/release")
+    publish_dir: str | Path = setting(".", "gets weights/, logs/ and assets/")
+    name: str = setting("vit-t", "what the names begin with")
+    weights: str | Path | None = setting(None, "a finished pretraining run, instead of a new one")
+    epochs: int = setting(1000, "of pretraining")
+    contrast_epochs: int = setting(200, "how many of these, the last ones, contrast views")
+    finetune_epochs: int = setting(100, "with all labels")
+    scratch_epochs: int | None = setting(None, "with all labels (default: what costs as much in all)")
+    few_images: int = setting(1_000_000, "seen in a run with few labels")
+    extra: Extra = setting((), f"WHERE is one of {', '.join(PLACES)}", append='"WHERE: FLAGS"')
+    max_minutes: float | None = setting(None, "save and exit with code 75 then; the same command goes on")
+    seeds: tuple[int, ...] = setting((0,), "of fine-tuning and of the choice of labels")
+
+    def extra_of(self, *places: str) -> dict:
+        """What `extra` gives to these places, in their order."""
+        assert isinstance(self.extra, dict)  # resolved
+        return {name: value for place in places for name, value in self.extra[place].items()}
 
 
-def main(args: argparse.Namespace) -> dict:
-    check_extra(args, PLACES)
-    require_distinct("seeds", args.seeds)
-    runs, started = Path(args.output_dir), time.monotonic()
-    mae, probe, tuned = name_folders(args)
+def run(settings: ReleaseSettings) -> dict:
+    """All stages, then the cards and the evidence; gives what release.json holds."""
+    require_distinct("seeds", settings.seeds)
+    settings = replace(settings, extra=parse_extra(settings.extra, PLACES))
+    runs, started = Path(settings.output_dir), time.monotonic()
+    mae, probe, tuned = name_folders(settings)
 
-    def stage(script, name: str, *flags, seed: int = args.seeds[0]) -> dict:
-        common = ["--data", args.data, "--data-dir", args.data_dir, "--seed", seed]
-        if args.max_minutes is not None and script in (pretrain, finetune):
-            left = args.max_minutes - (time.monotonic() - started) / 60
-            common += ["--pause-after-minutes", max(left, 0)]
-        return run_stage(script, runs / name, *common, *flags)
+    def stage(command: ModuleType, kind: type[RunSettings], name: str, **own) -> dict:
+        common = {"data": settings.data, "data_dir": settings.data_dir, "seed": settings.seeds[0]}
+        if settings.max_minutes is not None and command in (pretrain, finetune):
+            left = settings.max_minutes - (time.monotonic() - started) / 60
+            common["pause_after_minutes"] = max(left, 0)
+        return run_stage(command, kind(**common | own | {"output_dir": runs / name}))
 
-    pretrained = Path(args.weights) if args.weights else runs / "pretrain"
-    if not args.weights:
-        stage(pretrain, "pretrain", "--epochs", args.pretrain_epochs, *PRETRAIN, *extra_flags(args, "pretrain"))
-        if args.contrast_epochs:
-            more = ["--weights", pretrained, "--epochs", args.contrast_epochs, *CONTRAST]
-            stage(pretrain, "contrast", *more, *extra_flags(args, "contrast"))
-            pretrained = runs / "contrast"
+    pretrained = runs / "pretrain" if settings.weights is None else Path(settings.weights)
+    if settings.weights is None:
+        lengths = {"epochs": settings.epochs, "contrast_epochs": settings.contrast_epochs}
+        stage(pretrain, PretrainSettings, "pretrain", **lengths | settings.extra_of("pretrain"))
     require_same_weights(pretrained, runs)
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
-    cost = count_cost(args, mae, pretrainings)
+    cost = count_cost(settings, mae, pretrainings)
     config = read_json(mae / "config.json")
-    pictures = {"data_dir": args.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
-    train, test = (load_dataset(args.data, split, **pictures) for split in ("train", "test"))
+    pictures = {"data_dir": settings.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
+    train, test = (load_dataset(settings.data, split, **pictures) for split in ("train", "test"))
 
-    results = {"reconstruction": stage(evaluate, "reconstruction", "--weights", mae)}
-    for name, (script, seed, flags) in plan(args, mae, len(train), cost["scratch_epochs"]).items():
-        results[name] = stage(script, name, *flags, seed=seed)
+    results = {"reconstruction": stage(evaluate, EvaluateSettings, "reconstruction", weights=mae)}
+    for name, (command, own) in plan(settings, mae, len(train), cost["scratch_epochs"]).items():
+        kind = LinearProbeSettings if command is linear_probe else FinetuneSettings
+        results[name] = stage(command, kind, name, **own)
 
     first = pick(test, NUM_FIXED)
     scores = {name: results["probe_all"][name] for name in ("knn_test", "probe_test")}
     write_json(mae / "scores.json", scores | score_autoencoder(mae, train, first))
-    fitted = load_classifier(runs / "probe_all")
-    save_head(fitted.head, probe, autoencoder=mae, classes=fitted.classes)
-    halve(runs / "finetune_all", tuned)
-    for folder in (probe, tuned):
-        scores = stage(evaluate, f"evaluate_{folder.name}", "--weights", folder)
-        fixed = scoring.accuracy(predict(folder, first), first.labels)
+    for folder, source in ((probe, "probe_all"), (tuned, "finetune_all")):
+        halve(runs / source, folder)
+        scores = stage(evaluate, EvaluateSettings, f"evaluate_{folder.name}", weights=folder)
+        fixed = accuracy(predict(folder, first), first.labels)
         write_json(folder / "scores.json", {"accuracy_test": scores["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed})
         results[folder.name] = scores
 
-    summary = cost | {"test": summarise(args, results), "results": results}
+    summary = cost | {"test": summarise(settings, results), "results": results}
     write_json(runs / "release.json", summary)
-    write_cards(args, summary, pretrainings)
-    copy_evidence(args, pretrainings)
+    write_cards(settings, summary, pretrainings)
+    copy_evidence(settings, pretrainings)
     print_table(summary["test"])
     return summary
 
 
-def plan(args: argparse.Namespace, mae: Path, num_images: int, scratch_epochs: int) -> dict[str, tuple]:
-    """The probes, then the trainings, the longest last. For each stage's name: script, seed and flags."""
+def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: int) -> dict[str, tuple]:
+    """The probes, then the trainings, the longest last. For each stage's name: the command and its own settings."""
     probes, trainings = {}, {}
-    for labels, share in LABELS.items():
-        some = ["--weights", mae, "--label-fraction", share]
-        if share == 1:
-            batch_size = BATCH_SIZE
-            lengths = {"finetune": args.finetune_epochs, "scratch": scratch_epochs}
-        else:
-            batch_size = max(2, min(128, round(share * num_images) // 8 * 2))
-            lengths = dict.fromkeys(("finetune", "scratch"), max(1, round(args.few_images / (share * num_images))))
-        for seed in args.seeds:
-            is_first, suffix = seed == args.seeds[0], name_seed(args, seed)
-            if is_first or share < 1:  # with all labels, nothing in a probe is drawn
-                probes[f"probe_{labels}{suffix}"] = linear_probe, seed, [*some, *["--controls"] * (share == 1)]
+    for labels, ratio in LABELS.items():
+        some = {"weights": mae, "label_fraction": ratio}
+        lengths = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}
+        batch = {}
+        if ratio < 1:
+            batch = {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
+            lengths = dict.fromkeys(lengths, max(1, round(settings.few_images / (ratio * num_images))))
+        for seed in settings.seeds:
+            is_first, suffix = seed == settings.seeds[0], name_seed(settings, seed)
+            if is_first or ratio < 1:  # with all labels, nothing in a probe is drawn
+                controls = {"controls": "all"} if ratio == 1 else {}
+                probes[f"probe_{labels}{suffix}"] = linear_probe, some | controls | {"seed": seed}
             for start, epochs in lengths.items():
-                if is_first or (start, share) != ("scratch", 1):
-                    flags = [*some, "--batch-size", batch_size, "--epochs", epochs]
-                    flags += extra_flags(args, "finetune", labels)
-                    flags += ["--from-scratch"] if start == "scratch" else []
-                    trainings[f"{start}_{labels}{suffix}"] = finetune, seed, flags
+                if is_first or (start, ratio) != ("scratch", 1):
+                    own = some | batch | {"epochs": epochs, "seed": seed} | settings.extra_of("finetune", labels)
+                    own |= {"from_scratch": True} if start == "scratch" else {}
+                    trainings[f"{start}_{labels}{suffix}"] = finetune, own
     return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}
 
 
-def name_folders(args: argparse.Namespace) -> list[Path]:
+def name_folders(settings: ReleaseSettings) -> list[Path]:
     """Where the autoencoder, its linear probe and the fine-tuned classifier are released."""
-    weights = Path(args.publish_dir) / "weights"
-    return [weights / f"{args.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained")]
+    weights = Path(settings.publish_dir) / "weights"
+    return [weights / f"{settings.name}-{end}" for end in ("mae", "linear-probe", "classifier-pretrained")]
 
 
 def require_same_weights(pretrained: Path, runs: Path) -> None:
@@ -168,9 +172,9 @@ def require_same_weights(pretrained: Path, runs: Path) -> None:
     write_json(file, found)
 
 
-def name_seed(args: argparse.Namespace, seed: int) -> str:
+def name_seed(settings: ReleaseSettings, seed: int) -> str:
     """What a stage's name ends in: nothing for the first seed."""
-    return "" if seed == args.seeds[0] else f"_seed{seed}"
+    return "" if seed == settings.seeds[0] else f"_seed{seed}"
 
 
 def list_pretrainings(run: Path) -> list[Path]:
@@ -184,15 +188,26 @@ def list_pretrainings(run: Path) -> list[Path]:
 
 
 def count_passes(run: Path) -> float:
-    """Epochs of a pretraining run; an epoch on two views counts as two (the projector's one percent is left out)."""
-    views = 2 if read_json(run / "args.json")["arguments"].get("contrast_weight") else 1
-    return views * read_json(run / "results.json")["epochs"]
+    """Epochs of a pretraining run; an epoch on V views counts as V (the projector's one percent is left out)."""
+    arguments, epochs = read_json(run / "args.json")["arguments"], read_json(run / "results.json")["epochs"]
+    if "contrast_epochs" in arguments:
+        return epochs + arguments["contrast_epochs"] * (arguments["views"] - 1)
+    return epochs * (arguments.get("views", 2) if arguments.get("contrast_weight") else 1)  # runs of older releases
 
 
-def write_cards(args: argparse.Namespace, summary: dict, pretrainings: list[Path]) -> None:
+def tell_target(arguments: dict) -> str:
+    """What a pretraining run learned from."""
+    contrast, epochs = arguments.get("contrast_epochs"), arguments["epochs"]
+    if contrast is None:
+        contrast = epochs if arguments.get("contrast_weight") else 0
+    parts = {"reconstruction": epochs - contrast, f"contrast of {arguments.get('views', 2)} views": contrast}
+    return ", then ".join(f"{name} for {length} epochs" for name, length in parts.items() if length)
+
+
+def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Path]) -> None:
     """The README of each released folder."""
-    runs, results = Path(args.output_dir), summary["results"]
-    mae, probe, tuned = name_folders(args)
+    runs, results = Path(settings.output_dir), summary["results"]
+    mae, probe, tuned = name_folders(settings)
     features, untrained = results["probe_all"], results["probe_all"]["untrained"]
     share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
     test = summary["test"]
@@ -233,9 +248,8 @@ def tell_history(pretrainings: list[Path]) -> str:
     lines = []
     for number, run in enumerate(reversed(pretrainings), 1):
         recorded, results = read_json(run / "args.json"), read_json(run / "results.json")
-        target = "contrasted views" if recorded["arguments"].get("contrast_weight") else "reconstruction"
-        length = f"{results['epochs']:g} epochs, {results['minutes']:.0f} minutes on {recorded['device']}"
-        lines.append(f"{number}. {target}: {length}")
+        cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
+        lines.append(f"{number}. {tell_target(recorded['arguments'])}: {cost}")
     return "Pretraining:\n\n" + "\n".join(lines) + "\n"
 
 
@@ -251,41 +265,44 @@ def join_metrics(pretrainings: list[Path]) -> list[dict]:
     return rows
 
 
-def summarise(args: argparse.Namespace, results: dict[str, dict]) -> dict[str, dict]:
+def summarise(settings: ReleaseSettings, results: dict[str, dict]) -> dict[str, dict]:
     """Test accuracies over the seeds: for each kind of training and labels n, mean and standard deviation."""
     scores = {"knn": ("probe", "knn_test"), "probe": ("probe", "probe_test")}
     scores |= {start: (start, "accuracy_test") for start in ("finetune", "scratch")}
     found = {}
     for (kind, (stage, score)), labels in product(scores.items(), LABELS):
-        names = [f"{stage}_{labels}{name_seed(args, seed)}" for seed in args.seeds]
+        names = [f"{stage}_{labels}{name_seed(settings, seed)}" for seed in settings.seeds]
         values = [results[name][score] for name in names if name in results]
         std = statistics.stdev(values) if len(values) > 1 else None
         found[f"{kind}_{labels}"] = {"n": len(values), "mean": statistics.mean(values), "std": std}
     return found
 
 
-def count_cost(args: argparse.Namespace, mae: Path, pretrainings: list[Path]) -> dict:
+def count_cost(settings: ReleaseSettings, mae: Path, pretrainings: list[Path]) -> dict:
     """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
-    patch_drop = finetune.parse().parse_args(extra_flags(args, "finetune", "all")).patch_drop
+    patch_drop = FinetuneSettings(from_scratch=True, **settings.extra_of("finetune", "all")).patch_drop
     flops = count_flops(mae, patch_drop=patch_drop)
     passes = sum(count_passes(run) for run in pretrainings)
-    matched = round(args.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
+    matched = round(settings.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
     return {
-        "pretraining_passes": passes, "scratch_epochs": args.scratch_epochs or matched,
+        "pretraining_passes": passes, "scratch_epochs": settings.scratch_epochs or matched,
         "matched_scratch_epochs": matched, "flops_per_image": flops,
     }  # fmt: skip
 
 
 def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     """FLOPs of one image, forward and backward, in pretraining and in fine-tuning."""
-    autoencoder = load_autoencoder(mae)
-    choose_attention(autoencoder, "cpu")  # the counter does not see into the fused kernel
-    classifier = build_classifier(autoencoder, classes=["a", "b"])
-    use_sample_patch_drop(classifier.vit, patch_drop).train()
+    autoencoder = load_mae(mae)
+    classifier = build_classifier(autoencoder, classes=["a", "b"], patch_drop=patch_drop).train()
+    for model in (autoencoder, classifier):
+        choose_attention(model, "cpu")  # the counter does not see into the fused kernel
     draw_drops(classifier, Draws(0, 0, 1, torch.arange(1), "cpu"))
     images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size)
     counts = {}
-    losses = {"pretraining": lambda: autoencoder(images).loss, "fine-tuning": lambda: classifier(images).sum()}
+    losses = {
+        "pretraining": lambda: autoencoder.training_losses(images)["loss"],
+        "fine-tuning": lambda: classifier(images).sum(),
+    }
     for name, loss in losses.items():
         with FlopCounterMode(display=False) as counter:
             loss().backward()
@@ -300,25 +317,24 @@ def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str,
     model = load_autoencoder(folder)
     choose_attention(model, "cpu")
     known = train.subset(few_labels(train.labels, 0.04, seed=0))
-    with torch.autocast("cpu", torch.bfloat16):
-        shown = model.reconstruct(first.images, generator=torch.Generator().manual_seed(0))
-        features = [scoring.map_dataset(model.encode, split, device="cpu") for split in (known, first)]
-    classes = scoring.knn_predict(features[0], known.labels, features[1], num_classes=len(train.classes))
+    shown = model.reconstruct(first.images, generator=torch.Generator().manual_seed(0))
+    features = [map_dataset(model.encode, split, device="cpu") for split in (known, first)]
+    classes = knn_predict(features[0], known.labels, features[1], num_classes=len(train.classes))
     return {
         f"hidden_mse_first_{NUM_FIXED}": float(shown.error.mean()),
-        f"knn_4_percent_first_{NUM_FIXED}": scoring.accuracy(classes, first.labels),
+        f"knn_4_percent_first_{NUM_FIXED}": accuracy(classes, first.labels),
     }
 
 
 @torch.no_grad()
 def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
     """Classes (N,) of a data set's pictures by a released classifier, in float32 on the CPU."""
-    return scoring.map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
+    return map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
 
 
-def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
+def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
     """The logs behind the released weights, their control and few labels, and the pictures, into the repository."""
-    runs, root, data = Path(args.output_dir), Path(args.publish_dir), Path(args.data).name
+    runs, root, data = Path(settings.output_dir), Path(settings.publish_dir), Path(settings.data).name
     panels = {
         "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
         "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
@@ -334,15 +350,15 @@ def copy_evidence(args: argparse.Namespace, pretrainings: list[Path]) -> None:
         if labels != "all":
             sources[f"{start}-{labels}-percent"] = runs / f"{start}_{labels}"
     for name, source in sources.items():
-        logs = root / "logs" / f"{args.name}-{name}"
+        logs = root / "logs" / f"{settings.name}-{name}"
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)
         for file in (*source.glob("*.json*"), *source.glob("tensorboard/events.*")):
             if file.name not in ("config.json", "stage.json"):
                 shutil.copy(file, logs)
-    shutil.copy(runs / "release.json", root / "logs" / f"{args.name}-release.json")
+    shutil.copy(runs / "release.json", root / "logs" / f"{settings.name}-release.json")
     (root / "assets").mkdir(exist_ok=True)
-    looked_at = runs / f"evaluate_{args.name}-classifier-pretrained"
+    looked_at = runs / f"evaluate_{settings.name}-classifier-pretrained"
     pictures = {
         "reconstructions.png": runs / "reconstruction", "curves.png": runs,
         "confusion_matrix.png": looked_at, "per_class.csv": looked_at,
@@ -363,4 +379,4 @@ def print_table(found: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, parse())
+    run_main(run, ReleaseSettings, sys.argv[1:], description=__doc__)

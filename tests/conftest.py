@@ -2,9 +2,16 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from running import PRETRAIN
+
+import tinymae
+from tinymae.evaluation import figures
+from tinymae.files import write_atomically
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -27,3 +34,27 @@ def fresh_state():
     AcceleratorState._reset_state()
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """The folder of a small pretraining on digits."""
+    return tinymae.pretrain(**PRETRAIN, output_dir=tmp_path_factory.mktemp("runs") / "pretrain").folder
+
+
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Bare tiles in place of matplotlib's figures, whose drawing takes longer than training a tiny model."""
+
+    def write(pixels, path) -> Path:
+        image = Image.fromarray(np.asarray(pixels, dtype=np.uint8))
+        write_atomically(path, lambda beside: image.save(beside, format="png"))
+        return Path(path)
+
+    def sheet(columns, path, title="", groups=2):
+        return write(255 * figures.tile(torch.cat(list(columns.values())), 16), path)
+
+    monkeypatch.setattr(figures, "reconstruction_sheet", sheet)
+    monkeypatch.setattr(figures, "grid", lambda images, path, *_: write(255 * figures.tile(images, 16), path))
+    monkeypatch.setattr(figures, "training_curves", lambda rows, panels, path, *_: write(np.eye(9), path))
+    monkeypatch.setattr(figures, "confusion_matrix", lambda matrix, classes, path, *_: write(matrix, path))

@@ -7,27 +7,27 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import compare
-import evaluate
-import finetune
-import linear_probe
 import numpy as np
-import pretrain
 import pytest
 import torch
 from PIL import Image
 
-from tinymae import InputError, comparison, load_dataset, report, search
+import tinymae
+from tinymae import InputError, load_dataset
+from tinymae.commands import cli, finetune, linear_probe, pretrain
+from tinymae.commands.pretrain import PretrainSettings
 from tinymae.files import write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.weights import save_autoencoder
+from tinymae.models.weights import FAMILIES, save_autoencoder
+from tinymae.study import compare, report, search, tables
+from tinymae.study.compare import CompareSettings
 from tinymae.training.progress import Diverged
 
 TINY = (
     "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",
     "mae: --patch-size 2 --embed-dim 16 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1 --no-norm-pix-loss",
     "vae: --width 8 --depth 2",
-    "finetune: --batch-size 64 --no-flip --no-trivial-augment --mixup 0 --cutmix 0",
+    "finetune: --batch-size 64 --no-flip",
 )
 GRID = ["--data", "digits", "--models", "mae", "vae", "--latent-dims", "8", "--epochs", "1"]
 
@@ -43,7 +43,11 @@ def small_maps():
 def run(folder, *arguments):
     extra = [word for flags in TINY for word in ("--extra", flags)]
     common = ["--mixed-precision", "no", *extra, "--output-dir", str(folder)]
-    return compare.main(compare.parse().parse_args([*common, *map(str, arguments)]))
+    return compare.run(settings_of(*common, *arguments)).results["rows"]
+
+
+def settings_of(*arguments) -> CompareSettings:
+    return CompareSettings(**cli.parse(cli.create_parser(CompareSettings), arguments))
 
 
 def results_in(folder) -> dict:
@@ -56,14 +60,14 @@ def compared(tmp_path_factory):
     """A grid that is stopped after its first cell, and then run to its end."""
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        main = pretrain.main
+        pretraining = pretrain.run
 
-        def stop_at_the_second(args):
-            if "vae-8" in args.output_dir:
+        def stop_at_the_second(settings):
+            if "vae-8" in str(settings.output_dir):
                 raise KeyboardInterrupt
-            return main(args)
+            return pretraining(settings)
 
-        patch.setattr(pretrain, "main", stop_at_the_second)
+        patch.setattr(pretrain, "run", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             run(folder, *GRID)
     before = results_in(folder)
@@ -88,8 +92,8 @@ def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
     folder, rows, _, _ = compared
     before = results_in(folder)
     tables = [(folder / name).read_bytes() for name in ("comparison.csv", "comparison.md", "report.html")]
-    for script in (pretrain, linear_probe, finetune):
-        monkeypatch.setattr(script, "main", None)
+    for command in (pretrain, linear_probe, finetune):
+        monkeypatch.setattr(command, "run", None)
     assert run(folder, *GRID) == rows
     assert results_in(folder) == before
     assert [(folder / name).read_bytes() for name in ("comparison.csv", "comparison.md", "report.html")] == tables
@@ -129,10 +133,9 @@ def test_with_nothing_hidden_the_errors_are_of_the_models_own_picture(tmp_path):
     for name in ("linear", "mlp"):
         scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320}
         write_json(tmp_path / name / "results.json", scores)
-    arguments = ["--data", "digits", "--mixed-precision", "no", "--output-dir"]
-    weights = ["--weights", str(tmp_path / "pretrain")]
-    found = evaluate.main(evaluate.parse().parse_args([*arguments, str(tmp_path / "evaluate"), *weights]))
-    row = comparison.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
+    where = {"output_dir": tmp_path / "evaluate", "weights": tmp_path / "pretrain"}
+    found = tinymae.evaluate("digits", mixed_precision="no", **where).results
+    row = tables.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
     digits = load_dataset("digits", "test").images
     own = model.eval().reconstruct(digits, torch.zeros(16, dtype=torch.bool)).prediction
     assert row["mse"] == pytest.approx(float((own - digits / 255).square().mean()), rel=1e-4)
@@ -144,10 +147,10 @@ def test_means_and_deviations_are_over_seeds():
         {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value}
         for name, values in {"a": [60, 62, 64], "b": [70]}.items() for seed, value in enumerate(values)
     ]  # fmt: skip
-    first, second = comparison.summarise(rows)
+    first, second = tables.summarise(rows)
     assert first["name"] == "b" and first["linear_test"] == (70, None) and first["seeds"] == 1
     assert second["linear_test"] == (62, pytest.approx(np.std([60, 62, 64], ddof=1)))
-    assert comparison.format_value(second["linear_test"], 1) == "62.0 ± 2.0"
+    assert tables.format_value(second["linear_test"], 1) == "62.0 ± 2.0"
 
 
 class Page(HTMLParser):
@@ -225,7 +228,8 @@ def test_on_a_phone_the_page_fits_and_a_press_on_a_heading_sorts(compared, tmp_p
 
 def test_the_grid_gives_each_family_what_it_has():
     def cells(*arguments) -> list[str]:
-        return [str(cell.folder) for cell in compare.plan(compare.parse().parse_args([*arguments]), "digits", {})]
+        settings = settings_of("--epochs", 1, *arguments).resolve()
+        return [str(cell.folder) for cell in compare.plan(settings, "digits", {})]
 
     usual = cells()
     assert len(usual) == 8 and {"digits/mae", "digits/conv_ae", "digits/vae-128", "digits/vqvae-32"} < {*usual}
@@ -245,8 +249,8 @@ def test_the_grid_gives_each_family_what_it_has():
     ("arguments", "message"),
     [
         (["--models", "mae"], "give --minutes or --epochs"),
-        (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea: --beta 1' does not begin with one of"),
-        (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with one of"),
+        (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea' is none of"),
+        (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with a place and a colon"),
         (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
         (["--epochs", "1", "--data", "a/digits", "digits"], "two have one name"),
         (["--epochs", "1", "--seeds", "0", "0"], "seeds 0 0: one is given twice"),
@@ -257,7 +261,7 @@ def test_the_grid_gives_each_family_what_it_has():
             [*GRID, "--models", "vae", "pca", "--latent-dims", "65"],
             "pca on digits: latent_dim 65 is not within 1",
         ),
-        ([*GRID, "--extra", "vae: --image-size 16"], "extra gives vae pictures of .*16.* others .*None"),
+        ([*GRID, "--extra", "vae: --image-size 16"], "extra gives vae images of .*16.* others .*None"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_path):
@@ -267,10 +271,17 @@ def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_
 
 
 @pytest.mark.parametrize("extra", ["finetune: --no-such-flag", "vae: --epochs many"])
-def test_flags_that_a_stage_would_refuse_later_are_refused_at_once(extra, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_flags_that_a_stage_would_refuse_later_are_refused_at_once(extra, tmp_path):
+    with pytest.raises(InputError, match=f'extra "{extra.split(":")[0]}: ..."'):
         run(tmp_path / "new", "--epochs", "1", "--extra", extra)
-    assert f'--extra "{extra.split(":")[0]}: ..."' in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_from_python_go_to_their_places(tmp_path):
+    with pytest.raises(InputError, match="extra 'vae' has no betta"):
+        tinymae.compare(("digits",), epochs=1, extra={"vae": {"betta": 1}}, output_dir=tmp_path / "new")
+    settings = CompareSettings(data=("digits",), epochs=1, extra={"vae": {"beta": 2.0}}, models=("vae",)).resolve()
+    assert compare.plan(settings, "digits", {})[0].settings.beta == 2.0
 
 
 def test_other_arguments_are_refused(compared):
@@ -313,23 +324,21 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
         scores[int(path.parts[-3].removeprefix("trial"))] = results["probe_val"]
     best = json.loads((tmp_path / "digits" / "search" / "pca" / "best.json").read_text())
     assert sorted(scores) == [0, 1, 2] and best["value"] == max(scores.values()) == scores[best["trial"]]
-    assert best["flags"] == ["--latent-dim", str(best["settings"]["latent_dim"])]
     assert rows[1]["latent_dim"] == rows[1]["num_features"] == best["settings"]["latent_dim"]
     assert f"trial{best['trial']}" in rows[1]["folder"] and "trial" not in rows[1]["name"]
-    assert " ".join(best["flags"]) in (tmp_path / "report.html").read_text()
+    assert f"latent_dim {best['settings']['latent_dim']}" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("family", pretrain.MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_search_proposes_is_a_model(family):
     digits = load_dataset("digits")
     space = search.search_space(family, values=64)
     study = search.require_optuna().create_study()
-    for settings in (study.ask(space).params for _ in range(5)):
-        args = pretrain.parse().parse_args(["--model", family, *search.as_flags(settings)])
-        pretrain.complete_arguments(args)
-        assert {name: getattr(args, name) for name in settings} == settings
-        assert pretrain.create_model(args, digits, None).num_features > 0
-    assert "base_lr" not in search.search_space(family, values=64, given=["--base-lr", "1e-3"])
+    for found in (study.ask(space).params for _ in range(5)):
+        settings = PretrainSettings(model=family, **found).resolve()
+        assert {name: getattr(settings, name) for name in found} == found
+        assert pretrain.create_model(settings, digits, None).num_features > 0
+    assert "base_lr" not in search.search_space(family, values=64, given=["base_lr"])
 
 
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
@@ -365,20 +374,14 @@ def test_without_test_nothing_of_it_is_read(tmp_path):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
         picture.write_bytes(b"not a picture")
-    common = ["--data", str(tmp_path / "pictures"), "--mixed-precision", "no"]
-
-    def go(script, name, *flags):
-        arguments = [*common, "--output-dir", str(tmp_path / name), *flags]
-        return script.main(script.parse().parse_args(arguments))
-
-    sizes = ["--image-size", "8", "--in-channels", "1", "--latent-dim", "4"]
-    go(pretrain, "pca", "--model", "pca", *sizes)
-    weights = ["--weights", str(tmp_path / "pca")]
-    short = ["--batch-size", "8", "--epochs", "1"]
-    with pytest.raises(InputError, match="cannot be read|unreadable|not a picture|does not decode"):
-        go(linear_probe, "probe", *weights)
-    probe = go(linear_probe, "probe", *weights, "--no-test", "--controls")
-    tuned = go(finetune, "finetune", *weights, *short, "--no-test")
+    common = {"data": tmp_path / "pictures", "mixed_precision": "no"}
+    tinymae.pretrain(**common, output_dir=tmp_path / "pca", model="pca", image_size=8, in_channels=1, latent_dim=4)
+    common |= {"weights": tmp_path / "pca"}
+    with pytest.raises(InputError, match="cannot be read"):
+        tinymae.linear_probe(**common, output_dir=tmp_path / "probe")
+    probe = tinymae.linear_probe(**common, output_dir=tmp_path / "probe", no_test=True, controls="all").results
+    short = {"batch_size": 8, "epochs": 1, "output_dir": tmp_path / "finetune"}
+    tuned = tinymae.finetune(**common, **short, no_test=True).results
     assert probe["probe_val"] > 90 and probe["raw_pixels"]["probe_val"] > 90 and 0 <= tuned["accuracy_val"] <= 100
     keys = [*probe, *probe["untrained"], *probe["raw_pixels"], *tuned]
     assert not [key for key in keys if "test" in key]

@@ -1,10 +1,14 @@
 """Files that are either whole or absent, and errors that tell the user what to do."""
 
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
@@ -62,6 +66,37 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object")
     return content
+
+
+def require_types(values: dict[str, Any], types: dict[str, Any], *, source: str | Path) -> None:
+    """Raises InputError, naming the first, unless these fields of a JSON object have their types.
+
+    A missing one is None.
+
+    >>> require_types({"depth": "deep"}, {"depth": int | None}, source="config.json")
+    Traceback (most recent call last):
+        ...
+    tinymae.errors.InputError: config.json: depth 'deep' is not int | None
+    """
+    for name, wanted in types.items():
+        if not is_of_type(values.get(name), wanted):
+            found, expected = reprlib.repr(values.get(name)), inspect.formatannotation(wanted)
+            raise InputError(f"{source}: {name} {found} is not {expected}")
+
+
+def is_of_type(value: Any, wanted: Any) -> bool:
+    """Whether a value out of JSON, whose lists may stand for tuples and whose integers for floats, is of a type."""
+    parts = get_args(wanted)
+    if isinstance(wanted, UnionType):
+        return any(is_of_type(value, part) for part in parts)
+    if get_origin(wanted) in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = parts if get_origin(wanted) is tuple and parts[-1] is not ... else parts[:1] * len(value)
+        return len(value) == len(kinds) and all(map(is_of_type, value, kinds))
+    if isinstance(value, bool):  # which Python takes for an integer
+        return wanted is bool
+    return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
 
 
 def read_metrics(path: str | Path) -> list[dict]:

@@ -1,10 +1,12 @@
 """Small tensor helpers that everything may use."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

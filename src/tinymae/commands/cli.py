@@ -24,9 +24,17 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
+    """An argparse parser whose errors are one line, or an InputError where it `exits` not."""
+
+    def __init__(self, *args, exits: bool = True, **arguments):
+        super().__init__(*args, **arguments)
+        self.exits = exits
 
     def error(self, message: str) -> NoReturn:
+        if not self.exits:
+            from ..errors import InputError
+
+            raise InputError(f"{self.prog}: {message}")
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -97,28 +105,34 @@ def exit_with(line: str) -> int:
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings that a command line gives; the others have their defaults."""
-    return vars(parser.parse_args([str(argument) for argument in arguments]))
+    given = vars(parser.parse_args([str(argument) for argument in arguments]))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def create_parser(
-    settings: type, *, prog: str | None = None, description: str | None = None, required: bool = True
-) -> Parser:
-    """A parser whose flags are the fields of a settings class, in groups. With `required=False` none must be given."""
+    settings: type, *, prog: str | None = None, description: str | None = None, required: bool = True,
+    exits: bool = True,
+) -> Parser:  # fmt: skip
+    """A parser whose flags are the fields of a settings class, in groups. With `required=False` none must be given;
+    without `exits` a wrong one is an InputError.
+    """
     parser = Parser(
         prog=prog, usage="%(prog)s [--flags]", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+        exits=exits,
     )  # fmt: skip
     groups: dict[str, Any] = {}
     hints = get_type_hints(settings)
     for f in sorted(fields(settings), key=lambda f: order_of(settings, f)):
         if not f.metadata.get("python"):
             heading = heading_of(settings, f)
-            group = groups.setdefault(heading, parser.add_argument_group(heading) if heading not in groups else None)
+            if heading not in groups:
+                groups[heading] = parser.add_argument_group(heading)
             options = options_of(settings, f, hints[f.name])
             if f.default is MISSING and required:
                 options["required"] = True
             flag = f.metadata.get("flag") or f"--{f.name.replace('_', '-')}"
-            group.add_argument(flag, dest=f.name, **options)
+            groups[heading].add_argument(flag, dest=f.name, **options)
     return parser
 
 
@@ -156,6 +170,8 @@ def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
     if get_origin(first) is tuple:
         element = get_args(first)[0]
         choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
+        if "choices" in f.metadata:
+            choices["choices"] = f.metadata["choices"]
         return {"nargs": "+", **choices, "metavar": METAVARS.get(element, "NAME"), "help": text}
     return {"type": first, "metavar": METAVARS[first], "help": text}
 

@@ -54,7 +54,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     """
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
-    model = load(settings.weights).to(accelerator.device)
+    model = load(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator.device)
     dataset = settings.load(settings.split, image_size=model.image_size, channels=model.in_channels)[0]
     require_channels(dataset, model.in_channels)

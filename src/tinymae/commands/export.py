@@ -71,7 +71,7 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
         graphs = {"classifier": ClassifierGraph(model)}
-        config = {"label_names": model.classes}
+        config: dict = {"label_names": model.classes}
     else:
         autoencoder = load_mae(model)
         encoder = EncoderGraph(autoencoder, pool=settings.pool, normalised=settings.normalised)

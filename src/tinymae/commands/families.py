@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 from ..errors import InputError
 from ..models.weights import FAMILIES
@@ -9,7 +10,7 @@ from ..models.weights import FAMILIES
 OF_DATA = {"image_size", "in_channels", "mean", "std"}  # what the data say, whatever the family
 
 
-def defaults_of(family: str) -> dict[str, object]:
+def defaults_of(family: str) -> dict[str, Any]:
     """A family's own settings and their defaults."""
     parameters = inspect.signature(FAMILIES[family].__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in OF_DATA | {"self"}}
@@ -47,7 +48,7 @@ def docstring_line(family: str, name: str) -> str | None:
     return None if found is None else " ".join(found.split()).rstrip(".")
 
 
-def complete(family: str, given: dict[str, object]) -> dict[str, object]:
+def complete(family: str, given: dict[str, Any]) -> dict[str, Any]:
     """A family's settings, its defaults in place of None.
 
     Raises InputError for one that is given and is another family's.

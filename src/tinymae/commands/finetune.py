@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,15 +109,18 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels), strict=True))
     require_labels(settings.data_name, **splits)
     model = create_model(settings, splits["train"], start)
+    # What cannot work is refused before a folder is made for it.
+    labels = splits["train"].labels
+    assert labels is not None
+    chosen = few_labels(labels, settings.label_fraction, settings.seed)
+    train_set = splits["train"].subset(chosen).to(accelerator.device)
+    settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
         run.list_skipped(*splits.values())
-        splits = {name: split.to(accelerator.device) for name, split in splits.items()}
-        labels = splits["train"].labels
-        assert labels is not None
-        splits["train"] = splits["train"].subset(few_labels(labels, settings.label_fraction, settings.seed))
-        judged, results = train(settings, model, run, splits["train"], splits["val"])
+        splits = {name: split.to(accelerator.device) for name, split in splits.items()} | {"train": train_set}
+        judged, results = train(settings, model, run, train_set, splits["val"])
         results |= score(settings, judged, run, splits[names[-1]], split=names[-1])
-        results["num_labels"] = len(splits["train"])
+        results["num_labels"] = len(train_set)
         if run.is_main:
             save_classifier(judged, run.folder)
             panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
@@ -134,18 +138,20 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
     """A classifier that starts at pretrained features, or anew."""
     if start is None:
         mean, std = train_set.statistics
-        start = MaskedAutoencoder(
-            settings.encoder, image_size=train_set.image_shape[1:], patch_size=settings.patch_size,
-            in_channels=train_set.image_shape[0], embed_dim=settings.embed_dim, depth=settings.depth,
-            num_heads=settings.num_heads, mean=mean, std=std,
-        )  # fmt: skip
+        names = [f.name for f in fields(settings) if f.metadata.get("constructor")]
+        own: dict[str, Any] = {name: getattr(settings, name) for name in names}
+        data: dict[str, Any] = {"image_size": train_set.image_shape[1:], "in_channels": train_set.image_shape[0]}
+        start = MaskedAutoencoder(**own, **data, mean=mean, std=std)
     elif settings.from_scratch:
         start = type(start)(**start.config)
     require_channels(train_set, start.in_channels)
-    return build_classifier(
+    model = build_classifier(
         start, classes=train_set.classes, pool=settings.pool, drop_path=settings.drop_path,
         patch_drop=settings.patch_drop,
     )  # fmt: skip
+    if settings.gradient_checkpointing:
+        model.encoder.save_memory()
+    return model
 
 
 def train(
@@ -154,8 +160,6 @@ def train(
     """Train to the end: what is to be judged, and the results so far."""
     accelerator = run.accelerator
     choose_attention(model, accelerator.device)
-    if settings.gradient_checkpointing:
-        model.encoder.save_memory()
     steps_per_epoch, batches = settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
@@ -183,6 +187,7 @@ def train(
     run.start(stretch, step=step)
 
     def validate() -> float:
+        assert val_set.labels is not None
         return accuracy(predict(judged, val_set, run), val_set.labels)
 
     for state in train_steps(
@@ -191,10 +196,10 @@ def train(
         seed=settings.seed, start_step=step, clip_grad=settings.clip_grad, ema=ema,
     ):  # fmt: skip
         step = state.step
-        run.report(state)
-        if stretch.ends_epoch(step, settings.eval_every):
-            with run.pause():
+        if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
+            with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
                 run.progress.log(step, {"accuracy_val": validate()})
+        run.report(state)
     run.end_stretch()
     results = {
         "accuracy_val": validate(), "epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes

@@ -1,6 +1,7 @@
 """Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     device = accelerator.device
-    model = load_autoencoder(settings.weights).to(device)
+    model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
     choose_attention(model, device)
     names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
@@ -64,12 +65,13 @@ def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
     splits = dict(zip(names, loaded, strict=True))
     require_channels(splits["train"], model.in_channels)
     require_labels(settings.data_name, **splits)
+    labels = splits["train"].labels
+    assert labels is not None
+    chosen = few_labels(labels, settings.label_fraction, settings.seed)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         run.list_skipped(*splits.values())
+        splits["train"] = splits["train"].subset(chosen)
         splits = {name: split.to(device) for name, split in splits.items()}
-        labels = splits["train"].labels
-        assert labels is not None
-        splits["train"] = splits["train"].subset(few_labels(labels, settings.label_fraction, settings.seed))
         results, head, predictions = probe(settings, model, run, splits)
         return finish(settings, model, run, splits, results, head, predictions)
 
@@ -120,7 +122,9 @@ def extract(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
 ) -> dict[str, Tensor]:
     """Features (N, F) of each split."""
-    encode = model.encode if settings.pool == "avg" else partial(model.encode, pool=settings.pool)
+    encode: Callable[..., Tensor] = model.encode
+    if settings.pool != "avg":
+        encode = partial(encode, pool=settings.pool)
     with run.accelerator.autocast():
         return {
             name: map_dataset(

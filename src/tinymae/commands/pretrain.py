@@ -1,9 +1,10 @@
 """Pretrain a masked autoencoder, or one of its relatives, on images without labels."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -108,6 +109,10 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
         settled.check_contrast()
         return settled
 
+    def settle(self) -> Self:
+        """See `RunSettings.settle`."""
+        return self.resolve(None if self.weights is None else load_mae(self.weights, **self.of_official_file))
+
     def read_architecture(self, start: MaskedAutoencoder, given: dict) -> dict:
         """The settings that the weights have. Raises InputError for a given one that contradicts them."""
         complete("mae", given)  # refuses those of other families
@@ -139,6 +144,8 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
             return
         if self.model != "mae":
             raise InputError(f"contrast_epochs goes with --model mae, not {self.model}: leave it out")
+        if self.views < 2:
+            raise InputError(f"views {self.views} leaves nothing to contrast: give at least 2, or contrast_epochs 0")
         if self.gradient_accumulation_steps > 1:
             raise InputError(
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps} would split the batch whose images "
@@ -175,6 +182,16 @@ class Phase:
     views: int  # 1: reconstruction alone
 
 
+@dataclass(frozen=True)
+class Part:
+    """A phase of one run: what is trained, when, and on which batches."""
+
+    phase: Phase
+    learner: nn.Module
+    stretch: Stretch
+    batches: Callable[..., Iterator[list[Batch]]]  # from a `start_step` on
+
+
 def run(settings: PretrainSettings) -> Result[Autoencoder]:
     """Pretrain an autoencoder on images; `.results` has k-NN's accuracy on validation where there are labels.
 
@@ -196,13 +213,16 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
             f"give --in-channels {splits[0].image_shape[0]}, which adapts the weights"
         )
     model = create_model(settings, splits[0], start)
+    train_set, val_set = (split.to(accelerator.device) for split in splits)
+    # What cannot work is refused before a folder is made for it.
+    parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
         run.list_skipped(*splits)
-        train_set, val_set = (split.to(accelerator.device) for split in splits)
         look = partial(look_at, model, run, pick(train_set, settings.probe_images), val_set)
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)
-        results = train(settings, model, run, train_set, look)
+        print_plan(run, model, train_set, parts)
+        results = train(settings, model, run, parts, look)
         if run.is_main:
             save_autoencoder(model, run.folder)
             panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
@@ -216,26 +236,18 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
 pretrain = keywords_of(run, PretrainSettings)
 
 
-def train(settings: PretrainSettings, model: Autoencoder, run: Run, train_set: Dataset, look) -> dict:
+def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list["Part"], look) -> dict:
     """All phases, from where the last checkpoint is; the results."""
-    accelerator = run.accelerator
-    choose_attention(model, accelerator.device)
-    if settings.gradient_checkpointing:
-        model.save_memory()
-    if settings.compile:
-        model.compile_core()
-    phases = settings.phases
-    learners = [create_learner(settings, model, phase) for phase in phases]
-    stretches, batches = plan_stretches(settings, accelerator, train_set)
-    print_plan(run, model, train_set, phases, stretches)
+    accelerator, last_step = run.accelerator, parts[-1].stretch.schedule.last_step
     saved = run.load_checkpoint()
     step = 0 if saved is None else saved["step"]
-    for number, (phase, learner, stretch) in enumerate(zip(phases, learners, stretches, strict=True)):
+    for number, part in enumerate(parts):
         if saved is not None and number < saved["phase"]:
             continue
-        groups = parameter_groups(learner, weight_decay=settings.weight_decay)
+        phase, stretch = part.phase, part.stretch
+        groups = parameter_groups(part.learner, weight_decay=settings.weight_decay)
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95))
-        prepared, optimizer = accelerator.prepare(learner, optimizer)
+        prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         here = saved if saved is not None and number == saved["phase"] else None
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number)
         run.start(stretch, step=step)
@@ -243,23 +255,26 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, train_set: D
             look(0)
         for state in train_steps(
             prepared, optimizer, partial(compute_losses, settings, phase, model, prepared),
-            batches[number](start_step=step - stretch.schedule.first_step), accelerator=accelerator,
+            part.batches(start_step=step - stretch.schedule.first_step), accelerator=accelerator,
             schedule=stretch.schedule, clock=run.clock, batch_size=phase.batch_size, seed=settings.seed,
             start_step=step, clip_grad=settings.clip_grad,
         ):  # fmt: skip
             step = state.step
             model.after_step(accelerator, seeded(settings.seed, "after step", step))
-            run.report(state)
-            if stretch.ends_epoch(step, settings.probe_every):
+            # What an epoch leaves comes before its checkpoint: a run that stops there will not see this step again.
+            if stretch.ends_epoch(step, settings.probe_every) and step < last_step:
+                run.require_finite(state)
                 look(step)
-            if settings.keep_every and stretch.ends_epoch(step, settings.keep_every) and run.is_main:
-                save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
+            if settings.keep_every and stretch.ends_epoch(step, settings.keep_every):
+                run.require_finite(state)
+                if run.is_main:
+                    save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
+            run.report(state)
         run.end_stretch()
-        step = max(step, stretch.schedule.last_step) if number + 1 < len(phases) else step
+        step = max(step, stretch.schedule.last_step) if number + 1 < len(parts) else step
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
-    epochs = stretches[-1].epoch(step)
-    return {"epochs": epochs, "steps": step, "minutes": run.clock.minutes} | look(step)
+    return {"epochs": parts[-1].stretch.epoch(step), "steps": step, "minutes": run.clock.minutes} | look(step)
 
 
 def compute_losses(
@@ -291,9 +306,14 @@ def augment(settings: PretrainSettings, phase: Phase, images: Tensor, draws: Dra
 def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:
     """The family's model for images like the data set's; or the one of the weights, adapted to them."""
     mean, std = dataset.statistics
-    data = {"image_size": dataset.image_shape[1:], "in_channels": dataset.image_shape[0], "mean": mean, "std": std}
+    data: dict[str, Any] = {
+        "image_size": dataset.image_shape[1:],
+        "in_channels": dataset.image_shape[0],
+        "mean": mean,
+        "std": std,
+    }
     if start:
-        task = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
+        task: dict[str, Any] = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
         return adapt(start, **data, **task).train()
     own = {name: getattr(settings, name) for name in defaults_of(settings.model) if hasattr(settings, name)}
     return FAMILIES[settings.model](**own, **data)
@@ -309,15 +329,24 @@ def create_learner(settings: PretrainSettings, model: Autoencoder, phase: Phase)
     )  # fmt: skip
 
 
-def plan_stretches(settings: PretrainSettings, accelerator: Accelerator, train_set: Dataset):
-    """For each phase its stretch of the run, and a function that gives its batches.
+def plan_parts(
+    settings: PretrainSettings, accelerator: Accelerator, model: Autoencoder, train_set: Dataset
+) -> list["Part"]:
+    """What each phase of the run trains, when, and on which batches.
 
     A time limit is shared out by how much the phases compute: an epoch of V views counts V.
+
+    Raises InputError for what cannot be trained so.
     """
+    choose_attention(model, accelerator.device)
+    if settings.gradient_checkpointing:
+        model.save_memory()
+    if settings.compile:
+        model.compile_core()
     works = [phase.epochs * phase.views for phase in settings.phases]
-    stretches, batches, step, done = [], [], 0, 0.0
+    parts, step, done = [], 0, 0.0
     for phase, work in zip(settings.phases, works, strict=True):
-        steps_per_epoch, give = settings.plan_batches(
+        steps_per_epoch, batches = settings.plan_batches(
             accelerator, train_set, batch_size=phase.batch_size, first_epoch=phase.first_epoch
         )
         begin, end = done, done + work / sum(works)
@@ -328,13 +357,13 @@ def plan_stretches(settings: PretrainSettings, accelerator: Accelerator, train_s
             last_step=step + phase.epochs * steps_per_epoch, warmup=settings.warmup_epochs / settings.epochs,
             minutes=None if limit is None else (begin * limit, end * limit),
         )  # fmt: skip
-        stretches.append(Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end))
-        batches.append(give)
+        stretch = Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end)
+        parts.append(Part(phase, create_learner(settings, model, phase), stretch, batches))
         step, done = schedule.last_step, end
-    return stretches, batches
+    return parts
 
 
-def print_plan(run: Run, model: Autoencoder, train_set: Dataset, phases: list[Phase], stretches: list[Stretch]) -> None:
+def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Part"]) -> None:
     """Layers, FLOPs and lengths, for the user to check."""
     if not run.is_main:
         return
@@ -345,9 +374,10 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, phases: list[Ph
     model.zero_grad()
     run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
-    for phase, stretch in zip(phases, stretches, strict=True):
-        what = "reconstruction" if phase.views == 1 else f"reconstruction and contrast of {phase.views} views"
-        run.print(f"{phase.epochs} epochs of {stretch.steps_per_epoch} steps: {what}")
+    for part in parts:
+        views = part.phase.views
+        what = "reconstruction" if views == 1 else f"reconstruction and contrast of {views} views"
+        run.print(f"{part.phase.epochs} epochs of {part.stretch.steps_per_epoch} steps: {what}")
 
 
 def fit_components(

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..data.datasets import Dataset, Images, load_dataset
 from ..errors import InputError
 from ..files import digest
 from ..interop.load import Model
-from ..training.device import create_accelerator, settle_precision
+from ..training.device import Precision, create_accelerator, settle_precision
 from ..training.run import Run
 from ..training.trackers import require_installed
 
@@ -70,7 +70,7 @@ def describe_value(value: Any) -> Any:
     """A setting as args.json has it: objects from Python by their kind and digest."""
     if isinstance(value, Tensor | np.ndarray):
         array = np.ascontiguousarray(value.cpu().numpy() if isinstance(value, Tensor) else value)
-        return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array).hexdigest()[:16]}"
+        return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
     return str(value) if isinstance(value, Path) else value
@@ -88,7 +88,7 @@ class RunSettings(Settings):
     skip_unreadable: bool = setting(False, "leave out images of a folder that do not decode", group="data")
     overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
     seed: int = setting(0, "everything random follows from it")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting("auto", "auto: bf16 where the processor has it")
+    mixed_precision: Precision = setting("auto", "auto: bf16 where the processor has it")
 
     def resolve(self) -> Self:
         """The same with every value settled. Raises InputError for one that cannot be."""
@@ -97,6 +97,15 @@ class RunSettings(Settings):
             if f.metadata.get("positive") and value is not None and value < 1:
                 raise InputError(f"{f.name} {value} is below 1")
         return replace(self, mixed_precision=settle_precision(self.mixed_precision))
+
+    def record(self) -> dict:
+        """See `Settings.record`."""
+        labels = np.asarray(self.labels) if isinstance(self.labels, Sequence) else self.labels
+        return super().record() | {"labels": describe_value(labels)}
+
+    def settle(self) -> Self:
+        """`resolve`, reading what it needs from the weights."""
+        return self.resolve()
 
     @property
     def data_name(self) -> str:

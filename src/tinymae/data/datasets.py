@@ -51,9 +51,9 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """How many images, and the digest of their pixels and labels."""
-        total = hashlib.sha256(np.ascontiguousarray(self.images.cpu().numpy()))
+        total = hashlib.sha256(self.images.cpu().numpy().tobytes())
         if self.labels is not None:
-            total.update(self.labels.cpu().numpy())
+            total.update(self.labels.cpu().numpy().tobytes())
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -100,7 +100,7 @@ class StreamedDataset:
         names = [f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n" for file in self.files]
         total = hashlib.sha256("".join(names).encode())
         if self.labels is not None:
-            total.update(self.labels.numpy())
+            total.update(self.labels.numpy().tobytes())
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -181,9 +181,10 @@ def load_dataset(
 
 def load_array(images: Tensor | np.ndarray, labels, split: str) -> ImageDataset:
     """Pixels from Python, with a tenth held out for each of validation and test."""
-    pixels = torch.as_tensor(images)
-    if pixels.dtype != torch.uint8:
-        raise InputError(f"data is {pixels.dtype}: give uint8 pixels, 0 to 255")
+    dtype = str(getattr(images, "dtype", type(images).__name__)).removeprefix("torch.")
+    if dtype != "uint8":
+        raise InputError(f"data is {dtype}: give a tensor or an array of uint8 pixels, 0 to 255")
+    pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     if pixels.ndim != 4 or not pixels.numel():

@@ -13,11 +13,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import fill_strictly, read_json, read_tensors, write_json, write_tensors
+from ..files import fill_strictly, read_json, read_tensors, require_types, write_json, write_tensors
 from ..models.base import Encoder
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import ViTEncoder, create_vit, describe, set_norm_eps
+from ..tensors import pair
 from .sizes import default_statistics, infer_sizes, require_plain
 
 # Parts of a block: our name, then transformers' names: in files, and in modules since its release 5.
@@ -48,6 +49,11 @@ OUTSIDE_BLOCKS = {
     "decoder_norm": "decoder.decoder_norm",
     "decoder_pred": "decoder.decoder_pred",
 }
+# What is read of a config.json to fix the encoder and the classes, and transformers' defaults.
+TYPES = {
+    "image_size": int | tuple[int, int], "num_attention_heads": int, "layer_norm_eps": float, "id2label": dict,
+}  # fmt: skip
+DEFAULTS = {"image_size": 224, "num_attention_heads": 12, "layer_norm_eps": 1e-12, "id2label": {}}
 
 
 def from_transformers(
@@ -76,14 +82,17 @@ def build_autoencoder(
     """The model of `from_transformers`, whose config.json has been read."""
     config, sizes, state = read_folder(folder, config, model_type="vit_mae", architecture="ViTMAEForPreTraining")
     norm_eps = config["layer_norm_eps"]
-    model = MaskedAutoencoder(
-        **sizes, decoder_dim=config.get("decoder_hidden_size", 512),
-        decoder_depth=config.get("decoder_num_hidden_layers", 8),
-        decoder_heads=config.get("decoder_num_attention_heads", 16), mask_ratio=config.get("mask_ratio", 0.75),
-        norm_pix_loss=config.get("norm_pix_loss", False), norm_eps=None if norm_eps == 1e-6 else norm_eps,
-        mean=read_statistic(folder, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
-        std=read_statistic(folder, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
-    )  # fmt: skip
+    arguments = {
+        "decoder_dim": config.get("decoder_hidden_size", 512),
+        "decoder_depth": config.get("decoder_num_hidden_layers", 8),
+        "decoder_heads": config.get("decoder_num_attention_heads", 16),
+        "mask_ratio": config.get("mask_ratio", 0.75),
+        "norm_pix_loss": config.get("norm_pix_loss", False),
+        "norm_eps": None if norm_eps == 1e-6 else norm_eps,
+        "mean": read_statistic(folder, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
+        "std": read_statistic(folder, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
+    }
+    model = MaskedAutoencoder.from_config(sizes | arguments, source=folder)
     fill_strictly(model, state, source=folder, expected="its config.json says")
     return model.eval()
 
@@ -125,7 +134,7 @@ def build_vit_classifier(
     vit.reset_classifier(0)
     mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))
     std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
-    names = config.get("id2label", {})
+    names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
     return Classifier(ViTEncoder(vit, mean=mean, std=std, pool="cls"), head, classes=classes).eval()
 
@@ -254,15 +263,16 @@ def read_folder(
     for name, wanted in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if config.get(name, wanted) != wanted:
             raise InputError(f"{name} {config[name]!r} of {folder} is not {wanted!r}, as in the models tinymae builds")
-    config.setdefault("layer_norm_eps", 1e-12)
-    if config["layer_norm_eps"] > 1e-6:
-        raise InputError(f"layer_norm_eps {config['layer_norm_eps']} of {folder} is above 1e-6, which timm's ViTs have")
+    config = DEFAULTS | config
+    require_types(config, TYPES, source=folder / "config.json")
+    if not 0 < config["layer_norm_eps"] <= 1e-6:
+        raise InputError(
+            f"layer_norm_eps {config['layer_norm_eps']} of {folder} is outside (0, 1e-6], as timm's ViTs have"
+        )
     state = from_transformers_names(read_tensors(folder / "model.safetensors"))
-    image_size = config.get("image_size", 224)
     sizes = infer_sizes(
-        state, source=folder, image_size=image_size if isinstance(image_size, int) else tuple(image_size),
-        num_heads=config.get("num_attention_heads", 12),
-    )  # fmt: skip
+        state, source=folder, image_size=pair(config["image_size"]), num_heads=config["num_attention_heads"]
+    )
     return config, sizes, state
 
 
@@ -272,7 +282,9 @@ def read_statistic(
     """Mean or std: as given, else as preprocessor_config.json has it, else the default."""
     path = Path(folder) / "preprocessor_config.json"
     if given is None and path.is_file():
-        given = read_json(path).get(key)
+        content = read_json(path)
+        require_types(content, {key: tuple[float, ...] | None}, source=path)
+        given = content.get(key)
     return default_statistics(in_channels, given, default)
 
 

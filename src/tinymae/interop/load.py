@@ -1,16 +1,18 @@
 """One way in for weights of every kind."""
 
 from pathlib import Path
+from typing import get_type_hints
 
 import timm
 
 from ..errors import InputError
-from ..files import load_weights_strictly, read_json
+from ..files import load_weights_strictly, read_json, require_types
 from ..models.base import Autoencoder, find_weights
 from ..models.classifier import Classifier, build_classifier
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER
+from ..tensors import pair
 from .huggingface import read_transformers
 from .official import from_official
 
@@ -20,6 +22,7 @@ MODEL_ARGS = {
     "img_size": "image_size", "patch_size": "patch_size", "in_chans": "in_channels", "embed_dim": "embed_dim",
     "depth": "depth", "num_heads": "num_heads",
 }  # fmt: skip
+CLASSES = list[str | int]  # the type of `label_names`
 
 
 def load(
@@ -46,62 +49,66 @@ def load(
     """
     if isinstance(source, Autoencoder | Classifier):
         return source
-    heads = {"num_heads": num_heads, "decoder_heads": decoder_heads}
     if Path(source).is_file():
-        return from_official(source, decoder_dim=decoder_dim, decoder_depth=decoder_depth, **heads)
+        return from_official(
+            source, num_heads=num_heads, decoder_dim=decoder_dim, decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+        )  # fmt: skip
     folder = find_weights(source)
     config = read_json(folder / "config.json")
     if "model_type" in config:
         return read_transformers(folder, config)
-    architecture = config.get("architecture")
+    architecture = str(config.get("architecture"))
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture].from_folder(folder, config)
     if architecture == CLASSIFIER:
         return read_family_classifier(folder, config)
-    if isinstance(architecture, str) and timm.is_model(architecture):
+    if timm.is_model(architecture):
         return read_vit_classifier(folder, config)
     raise InputError(f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know")
 
 
 def read_family_classifier(folder: Path, config: dict) -> Classifier:
     """The classifier of a family whose encoder is no ViT."""
-    try:
-        arguments = dict(config["autoencoder"])
-        family, classes = ARCHITECTURES[arguments["architecture"]], [str(name) for name in config["label_names"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: config.json does not describe a classifier ({error})") from None
-    classifier = build_classifier(family.from_config(arguments, source=folder), classes=classes)
+    source = folder / "config.json"
+    require_types(config, {"autoencoder": dict, "label_names": CLASSES}, source=source)
+    name, classes = config["autoencoder"].get("architecture"), list(map(str, config["label_names"]))
+    if str(name) not in ARCHITECTURES or not classes:
+        raise InputError(f"{source}: architecture {name!r} with {len(classes)} label_names is no classifier of ours")
+    autoencoder = ARCHITECTURES[name].from_config(config["autoencoder"], source=folder)
+    classifier = build_classifier(autoencoder, classes=classes)
     load_weights_strictly(classifier, folder / "model.safetensors")
     return classifier.eval()
 
 
 def read_vit_classifier(folder: Path, config: dict) -> Classifier:
     """The classifier of a folder that `save_classifier` wrote in timm's format."""
-    try:
-        arguments, preprocessing = dict(config["model_args"]), config["pretrained_cfg"]
-        classes = [str(name) for name in config["label_names"]]
-        pool = {theirs: ours for ours, theirs in TIMM_POOLS.items()}[arguments.pop("global_pool")]
-        statistics = {name: [float(value) for value in preprocessing[name]] for name in ("mean", "std")}
-        if arguments.pop("fc_norm") or (unknown := sorted(arguments.keys() - MODEL_ARGS.keys())):
-            raise InputError(f"{folder}: model_args of config.json has {', '.join(unknown) or 'fc_norm'}: not ours")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder}: config.json does not describe a classifier ({error!r})") from None
+    source = folder / "config.json"
+    require_types(config, {"model_args": dict, "pretrained_cfg": dict, "label_names": CLASSES}, source=source)
+    arguments, preprocessing = config["model_args"], config["pretrained_cfg"]
+    hints = get_type_hints(MaskedAutoencoder.__init__)
+    types = {theirs: hints[ours] for theirs, ours in MODEL_ARGS.items()} | {"global_pool": str, "fc_norm": bool}
+    if unknown := sorted(arguments.keys() - types.keys()):
+        raise InputError(f"{source}: model_args has {', '.join(map(repr, unknown))}, which is not ours")
+    require_types(arguments, types, source=source)
+    require_types(preprocessing, {name: hints[name] for name in ("mean", "std")}, source=source)
+    pool = {theirs: ours for ours, theirs in TIMM_POOLS.items()}.get(arguments["global_pool"])
+    if pool is None or arguments["fc_norm"]:
+        raise InputError(f"{source}: global_pool {arguments['global_pool']!r} or fc_norm is not as in our classifiers")
+    classes = list(map(str, config["label_names"]))
     if not classes:
         raise InputError(
             f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
         )
-    sizes = {MODEL_ARGS[name]: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    try:
-        vit = create_vit(
-            config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False, **sizes
-        )
-    except TypeError as error:
-        raise InputError(f"{folder}: config.json does not describe a ViT ({error})") from None
+    sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
+    sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
+    vit = create_vit(
+        config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False, **sizes
+    )
     load_weights_strictly(vit, folder / "model.safetensors")
     head = vit.head
     vit.reset_classifier(0)
+    statistics = {name: preprocessing[name] for name in ("mean", "std")}
     return Classifier(ViTEncoder(vit, pool=pool, **statistics), head, classes=classes).eval()
 
 

@@ -1,5 +1,7 @@
 """A pretrained autoencoder for other images: another size, other patches, other channels."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ def adapt(
     in_channels: int | None = None,
     mask_ratio: float | None = None,
     norm_pix_loss: bool | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> MaskedAutoencoder:
     """A copy of `model` with other constructor arguments; what is None stays as it is. Nothing is initialised anew.
 

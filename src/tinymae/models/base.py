@@ -1,11 +1,12 @@
 """What every autoencoder is: images in, features and reconstructions out, and a folder on disk."""
 
+import copy
 import inspect
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import timm
 import torch
@@ -14,8 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..files import load_weights_strictly, read_json, write_tensors
+from ..errors import InputError, first_line
+from ..files import load_weights_strictly, read_json, require_types, write_tensors
 from ..tensors import pair
 from .losses import LOSSES, parse_loss
 
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
         mean, std: per channel, or one value for all, of pixels in [0, 1]; uint8 images are normalised by them.
 
     Raises:
-        InputError: a mean or std with as many values as neither one nor the channels.
+        InputError: sizes below 1, a mean or std with as many values as neither one nor the channels.
     """
 
     num_features: int  # the width of `encode`
@@ -101,6 +102,8 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.image_size, self.in_channels = pair(image_size), in_channels
+        if min(*self.image_size, in_channels) < 1:
+            raise InputError(f"image_size {image_size} or in_channels {in_channels} is below 1")
         self.mean: Tensor
         self.std: Tensor
         for name, values in (("mean", mean), ("std", std)):
@@ -201,15 +204,16 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     def encoder_and_head(
         self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
     ) -> tuple[Encoder, nn.Linear]:
-        """The two halves of a classifier that starts at these features: this model, with what `encode` makes no use of
-        frozen, and a new linear layer. `drop_path` and `patch_drop` are for families that are ViTs.
+        """The two halves of a classifier that starts at these features: a copy of this model, with what `encode` makes
+        no use of frozen, and a new linear layer. `drop_path` and `patch_drop` are for families that are ViTs.
 
         Raises InputError for a `pool` that the family does not have.
         """
         self.require_pool(pool)
+        encoder = copy.deepcopy(self)
         for name in self.decoder_parts:
-            getattr(self, name).requires_grad_(False)
-        return self, nn.Linear(self.num_features, num_classes)
+            getattr(encoder, name).requires_grad_(False)
+        return encoder, nn.Linear(self.num_features, num_classes)
 
     def draw(self, draws) -> dict[str, Tensor]:
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
@@ -307,15 +311,23 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
 
     @classmethod
     def from_config(cls, config: dict, *, source: str | Path):
-        """A new model with a config.json's arguments. Raises InputError for any that the family does not have."""
+        """A new model with a config.json's arguments.
+
+        Raises InputError for any that the family does not have, that is of another type, or that cannot work.
+        """
         arguments = {name: value for name, value in config.items() if name != "architecture"}
-        unknown = sorted(arguments.keys() - inspect.signature(cls).parameters.keys())
-        if unknown:
-            raise InputError(f"{source}: config.json has {', '.join(unknown)}, which a {cls.__name__} does not know")
+        hints = get_type_hints(cls.__init__)
+        if unknown := sorted(arguments.keys() - hints.keys()):
+            names = ", ".join(map(repr, unknown))
+            raise InputError(f"{source}: config.json has {names}, which a {cls.__name__} does not know")
+        require_types(arguments, {name: hints[name] for name in arguments}, source=f"{source}: config.json")
         try:
             return cls(**arguments)
-        except (TypeError, AttributeError, OverflowError) as error:  # a value of another type
-            raise InputError(f"{source}: config.json does not describe a {cls.__name__} ({error})") from None
+        except InputError as error:
+            raise InputError(f"{source}: config.json: {error}") from None
+        except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:  # sizes no tensor can have
+            reason = first_line(error)
+            raise InputError(f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 
 
 def find_weights(source: str | Path, **download) -> Path:
@@ -329,9 +341,8 @@ def find_weights(source: str | Path, **download) -> Path:
             validate_repo_id(str(source))
             folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
         except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({reason})"
+                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
             ) from None
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -339,7 +350,7 @@ def find_weights(source: str | Path, **download) -> Path:
     return folder
 
 
-def create_timm(name: str, **arguments) -> nn.Module:
+def create_timm(name: str, **arguments) -> Any:
     """A timm model with random weights. Raises InputError unless `name` is one that the installed timm has built in.
 
     Other names could ask the network or run a file: "hf-hub:...", "local-dir:...".

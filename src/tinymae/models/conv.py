@@ -1,6 +1,7 @@
 """Convolutional autoencoders: a plain one and a variational one."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -104,8 +105,8 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
         width: int = 64,
         latent_dim: int | None = None,
         loss: str = "mse",
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         self.build(depth, width, latent_dim, heads=1)
@@ -169,8 +170,8 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
         beta: float = 1.0,
         kl_warmup_steps: int = 0,
         loss: str = "mse",
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         Autoencoder.__init__(self)
         if beta < 0:

@@ -83,8 +83,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         decoder_heads: int = 4,
         norm_pix_loss: bool = True,
         norm_eps: float | None = None,
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
@@ -97,7 +97,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         self.num_prefix_tokens = self.encoder.num_prefix_tokens  # the cls token and any registers
         self.pools = pools_of(self.encoder)
 
-        if decoder_heads < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
+        if min(decoder_dim, decoder_heads) < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))

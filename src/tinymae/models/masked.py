@@ -14,6 +14,13 @@ class PatchMasking(Autoencoder):
 
     hides_patches = True
 
+    def reconstruct(
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None,
+        statistics: str = "visible",
+    ) -> Reconstruction:  # fmt: skip
+        """Hide patches of images and predict them; see `MaskedAutoencoder.reconstruct`."""
+        raise NotImplementedError
+
     def set_patches(
         self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], *, mask_ratio: float,
         norm_pix_loss: bool,

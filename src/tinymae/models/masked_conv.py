@@ -1,10 +1,12 @@
 """Masked image modelling for a convolutional encoder: hide patches, keep them empty on the way up, predict them."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .base import AutoencoderOutput, Reconstruction, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
@@ -48,8 +50,8 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         decoder_dim: int = 64,
         norm_pix_loss: bool = True,
         loss: str = "mse",
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         self.set_patches(image_size, patch_size, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
@@ -57,13 +59,13 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
             raise InputError(f"stem_size {stem_size} is not 1, 2 or 4")
         if norm_pix_loss and loss != "mse":
             raise InputError(f"loss {loss!r} does not go with norm_pix_loss: switch that off, or use mse")
-        if decoder_dim % 8:
+        if decoder_dim < 8 or decoder_dim % 8:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
 
         try:
             self.encoder = create_timm(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {error}") from None
+            raise InputError(f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {first_line(error)}") from None
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
         self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without
@@ -147,7 +149,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     def reconstruct(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | float | None = None,
         *,
         generator: torch.Generator | None = None,
         statistics: str = "visible",

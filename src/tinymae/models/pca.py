@@ -1,5 +1,7 @@
 """Principal components: the best linear autoencoder, and the floor that the others stand on."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,8 @@ class PrincipalComponents(Autoencoder, tags=["pca"]):
         image_size: int | tuple[int, int] = 32,
         in_channels: int = 3,
         latent_dim: int = 128,
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         values = in_channels * self.image_size[0] * self.image_size[1]

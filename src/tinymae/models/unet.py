@@ -1,5 +1,6 @@
 """A ResNet encoder with a mirrored decoder, with skip connections between them or without."""
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import torch
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .base import Autoencoder, AutoencoderOutput, create_timm
 from .conv import ConvLayer, halvings
 
@@ -39,8 +40,8 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
         in_channels: int = 3,
         skips: bool = True,
         loss: str = "mse",
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         self.skips = skips
@@ -53,7 +54,7 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
                 norm_layer=partial(GroupNorm, num_groups=8),
             )  # fmt: skip
         except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-            raise InputError(f"encoder {encoder!r} cannot be built as a timm ResNet: {error}") from None
+            raise InputError(f"encoder {encoder!r} cannot be built as a timm ResNet: {first_line(error)}") from None
         channels = self.encoder.feature_info.channels()  # of strides 2, 4, 8, 16, as far as the image allows
         self.num_features = channels[-1] * 4
         upward = [*channels[::-1], channels[0]]  # the last one at the image's own size

@@ -8,7 +8,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
@@ -59,6 +59,9 @@ def create_vit(
     Raises InputError if timm does not know the name, if it is no plain VisionTransformer, or if the sizes do not fit.
     """
     sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+    for key, value in sizes.items():
+        if value is not None and value < 1:
+            raise InputError(f"{key} {value} is below 1")
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
     create = partial(
         create_timm, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,
@@ -71,7 +74,7 @@ def create_vit(
     except InputError:
         raise
     except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"encoder {name!r} cannot be built with {sizes}: {error}") from None
+        raise InputError(f"encoder {name!r} cannot be built with {sizes}: {first_line(error)}") from None
     if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     if not isinstance(vit.patch_embed, PatchEmbed):

@@ -1,5 +1,7 @@
 """A vector-quantised autoencoder: each place of a small map holds one of a few hundred codes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -97,8 +99,8 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
         codebook_size: int = 512,
         commitment: float = 0.25,
         loss: str = "mse",
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         if latent_dim < 1:

@@ -1,6 +1,6 @@
 """Bayesian search for a family's settings, by Optuna's tree-structured Parzen estimator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..errors import InputError
@@ -20,13 +20,12 @@ def require_optuna():
     return optuna
 
 
-def search_space(family: str, *, values: int, given: Sequence[str] = ()) -> dict:
-    """Which settings of a family are searched, and where, but for those that `given` flags fix.
+def search_space(family: str, *, values: int, given: Collection[str] = ()) -> dict:
+    """Which settings of a family are searched, and where, but for those that are `given`.
 
     `values` is how many numbers an image has.
     """
-    fixed = {word.split("=")[0] for word in given}
-    return {name: where for name, where in full_space(family, values).items() if as_flags({name: 0})[0] not in fixed}
+    return {name: where for name, where in full_space(family, values).items() if name not in given}
 
 
 def full_space(family: str, values: int) -> dict:
@@ -62,8 +61,8 @@ def search(
     found is never worse. Trial n draws from (seed, n) and the results before it: a search that was interrupted
     proposes the same settings again, and its objective may go on where it stopped.
 
-    Returns, and writes to best.json in `folder`: the best trial's number, its settings, these as flags, its value, and
-    how many trials there were. None if the space is empty.
+    Returns, and writes to best.json in `folder`: the best trial's number, its settings, its value, and how many trials
+    there were. None if the space is empty.
     """
     if not space:
         return None
@@ -90,10 +89,9 @@ def search(
     done = study.get_trials(states=complete)
     number = max(range(len(done)), key=lambda number: done[number].value)
     settings = done[number].params
-    best = {"trial": number, "settings": settings, "flags": as_flags(settings), "value": done[number].value}
-    best["trials"] = len(done)
+    best = {"trial": number, "settings": settings, "value": done[number].value, "trials": len(done)}
     write_json(folder / "best.json", best)
-    print(f"{study_name}: trial {number} of {len(done)} is best, {best['value']:.2f} %, {' '.join(best['flags'])}")
+    print(f"{study_name}: trial {number} of {len(done)} is best, {best['value']:.2f} %, {settings}")
     return best
 
 
@@ -102,9 +100,3 @@ def holds(distribution, value) -> bool:
     if hasattr(distribution, "choices"):
         return value in distribution.choices
     return distribution.low <= value <= distribution.high
-
-
-def as_flags(settings: dict) -> list[str]:
-    """Settings as a command line has them; one that is None is left out."""
-    flags = ((f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items() if value is not None)
-    return [word for pair in flags for word in pair]

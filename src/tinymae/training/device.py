@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -17,6 +18,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 
 from ..errors import InputError
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
 
 
 def keep_freed_memory(keep: bool = True) -> None:
@@ -41,7 +44,7 @@ def supports_bf16(device: torch.device | str) -> bool:
     return torch.device(device).type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
-def settle_precision(mixed_precision: str) -> str:
+def settle_precision(mixed_precision: Precision) -> Precision:
     """`auto` becomes what the device supports. Raises InputError for a precision that it does not."""
     # The first state made is the one that counts, and only Accelerator itself looks at this variable.
     device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
@@ -54,7 +57,6 @@ def settle_precision(mixed_precision: str) -> str:
 
 def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int = 1) -> Accelerator:
     """Accelerate with a settled precision, whatever an earlier run of this process used."""
-    keep_freed_memory()
     AcceleratorState._reset_state()  # what outlives a run is the processes' group alone
     GradientState._reset_state()
     # As a plugin, since an environment variable would override the plain argument.

@@ -51,9 +51,9 @@ class Stretch:
         return self.first_epoch + (step - self.schedule.first_step) / self.steps_per_epoch
 
     def ends_epoch(self, step: int, every: int) -> bool:
-        """Whether an epoch whose number is a multiple of `every` ends with this step, other than the last."""
+        """Whether an epoch whose number is a multiple of `every` ends with this step."""
         whole, rest = divmod(step - self.schedule.first_step, self.steps_per_epoch)
-        return not rest and (self.first_epoch + whole) % every == 0 and step < self.schedule.last_step
+        return not rest and (self.first_epoch + whole) % every == 0
 
 
 class Progress:

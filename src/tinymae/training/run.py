@@ -19,7 +19,7 @@ from ..files import lock_folder, read_json, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .device import agree, environment, on_main
+from .device import agree, environment, keep_freed_memory, on_main
 from .loop import TrainStep
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
 from .signals import StopSignals
@@ -66,16 +66,19 @@ class Run:
 
     def __enter__(self) -> "Run":
         on_main(self.accelerator, self.claim)
+        keep_freed_memory()
         self.signals.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self.signals.__exit__()
-        self.progress.close(complete=self.complete)
-        self.parts, self.checked = {}, None
-        self.accelerator.free_memory()
-        if self.lock is not None:
-            self.lock.release()
+        with contextlib.ExitStack() as rest:  # each is given back even if another fails to be, the last one first
+            if self.lock is not None:
+                rest.callback(self.lock.release)
+            rest.callback(keep_freed_memory, False)
+            rest.callback(self.accelerator.free_memory)
+            rest.callback(self.progress.close, complete=self.complete)
+            rest.callback(self.signals.__exit__)
+            self.parts, self.checked = {}, None
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""

@@ -1,0 +1,283 @@
+"""Compare families of autoencoders under one protocol: the same data, the same minutes, the same probes."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from ..commands import evaluate, finetune, linear_probe, pretrain
+from ..commands.families import defaults_of
+from ..commands.pretrain import PretrainSettings
+from ..commands.settings import Result, RunSettings, Settings, keywords_of, setting, with_default
+from ..data.datasets import load_dataset, require_labels
+from ..errors import InputError
+from ..files import lock_folder
+from ..models.weights import FAMILIES
+from ..training.device import Precision, settle_precision
+from ..training.progress import Diverged
+from ..training.run import move_aside
+from .report import write_report
+from .search import require_optuna, search, search_space
+from .stages import Extra, parse_extra, require_distinct, run_stage
+from .tables import cell_rows, pixel_row, write_tables
+
+# What `models` offers: the family, and the settings that make a variant of it.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES}
+MODELS["resnet_unet_no_skips"] = ("resnet_unet", {"skips": False})
+NO_END = 100_000  # epochs that minutes cut short
+# k-NN on the way would use up a pretraining's minutes; and what is compared is reconstruction.
+PROTOCOL: dict[str, Any] = {"probe_every": NO_END, "probe_images": 1000, "contrast_epochs": 0}
+PLACES = {**dict.fromkeys([*MODELS, "pretrain"], PretrainSettings), "finetune": finetune.FinetuneSettings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(Settings):
+    """Settings of a comparison."""
+
+    heading = "grid"
+    data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positive=None, positional=True)
+    models: tuple[str, ...] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)", choices=(*MODELS,))
+    latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
+    losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
+    seeds: tuple[int, ...] = setting((0,), "")
+    minutes: float | None = setting(None, "of each pretraining, by the clock", group="length")
+    epochs: int | None = setting(None, "of each pretraining; with minutes, whichever ends first", group="length")
+    finetune_minutes: float | None = setting(None, "of each fine-tuning (default: as pretraining)", group="length")
+    finetune_epochs: int | None = setting(None, "likewise (default: as pretraining); 0 leaves it out", group="length")
+    search: Literal["optuna"] | None = setting(None, "look for each family's best settings first", group="search")
+    trials: int = setting(20, "for each family and data set", group="search")
+    trial_share: float = setting(0.2, "ratio of a pretraining's length", group="search")
+    extra: Extra = setting((), "settings for one place: a model, pretrain or finetune", append='"WHERE: FLAGS"')
+    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
+    overwrite: bool = with_default(RunSettings, "overwrite", False)
+    mixed_precision: Precision = with_default(RunSettings, "mixed_precision", "auto")
+    skip_unreadable: bool = with_default(RunSettings, "skip_unreadable", False)
+    data_dir: str | Path = with_default(RunSettings, "data_dir", "data")
+
+    def resolve(self) -> "CompareSettings":
+        """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
+        if self.minutes is None and self.epochs is None:
+            raise InputError("give --minutes or --epochs, the length of each pretraining")
+        for model in self.models:
+            if model not in MODELS:
+                raise InputError(f"models {model!r} is none of {', '.join(MODELS)}")
+        if len({Path(data).name for data in self.data}) < len(self.data):
+            raise InputError(f"data {' '.join(self.data)}: two have one name, and would share a folder; rename one")
+        require_distinct("seeds", self.seeds)
+        if self.search:
+            require_optuna()
+            if self.trials < 1:
+                raise InputError(f"trials {self.trials} is below 1")
+        settled = replace(
+            self, mixed_precision=settle_precision(self.mixed_precision), extra=parse_extra(self.extra, PLACES)
+        )
+        if self.finetune_minutes is None and self.finetune_epochs is None:
+            return replace(settled, finetune_minutes=self.minutes, finetune_epochs=self.epochs)
+        return settled
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The settings that all runs share."""
+        names = ("mixed_precision", "data_dir", "skip_unreadable")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class Cell:
+    """One model on one data set, under any seed."""
+
+    data: str
+    model: str  # as `models` names it
+    chosen: dict[str, Any]  # settings of pretraining, but for those that all its runs share
+    settings: PretrainSettings  # what they come to
+    trial: int | None = None  # of the search, if its settings come from one
+
+    @property
+    def words(self) -> list[str]:
+        """The model, its latent size, and its loss where that is not the usual one."""
+        usual = defaults_of(self.settings.model).get("loss")
+        loss = None if self.settings.loss == usual else self.settings.loss
+        return [self.model, *(str(word) for word in (self.settings.latent_dim, loss) if word is not None)]
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs are, below the output folder."""
+        words = [*self.words, *([] if self.trial is None else [f"trial{self.trial}"])]
+        return Path(Path(self.data).name) / re.sub(r"[^\w.+-]", "x", "-".join(words))
+
+
+def run(settings: CompareSettings) -> Result[None]:
+    """Compare families of autoencoders: `.results` has the rows of comparison.csv.
+
+    Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an
+    MLP, fine-tuned and evaluated, each in a folder of its own. Repeating a call resumes: what is finished is read and
+    not run again, what was interrupted goes on from its checkpoint, and a larger grid adds its cells. Raw pixels and
+    untrained encoders are scored as controls. With `search`, each family's best settings are first looked for by the
+    linear probe on validation, in short pretrainings; test is not loaded there.
+
+    Raises InputError for what cannot work, before anything is trained, and at the end if a loss diverged.
+    """
+    settings = settings.resolve()
+    check(settings)
+    folder = Path(settings.output_dir)
+    if settings.overwrite:
+        move_aside(folder)
+    rows: list[dict] = []
+    diverged: list[str] = []
+    with lock_folder(folder):
+        for data in settings.data:
+            tuned = {model: tune(settings, data, model) for model in settings.models} if settings.search else {}
+            rows.append(score_pixels(settings, data))
+            for cell, seed in product(plan(settings, data, tuned), settings.seeds):
+                try:
+                    rows += run_cell(settings, cell, seed, diverged)
+                except Diverged as error:  # no reason to lose the others
+                    print(error)
+                    diverged.append(f"{cell.folder}/seed{seed}")
+                tables = write_tables(rows, folder, diverged)
+        print("\n" + tables[1].read_text(encoding="utf-8"))
+        report = write_report(rows, folder / "report.html", loader(settings), diverged)
+    print("wrote " + "\n      ".join(map(str, [*tables, report])))
+    if diverged:
+        raise InputError(
+            f"the loss of {', '.join(diverged)} diverged: give a lower --base-lr or --clip-grad by --extra"
+        )
+    return Result(None, {"rows": rows}, folder)
+
+
+compare = keywords_of(run, CompareSettings)
+
+
+def check(settings: CompareSettings) -> None:
+    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models."""
+    cells = [cell for data in settings.data for cell in plan(settings, data, {})]
+    sizes = [{"image_size": cell.settings.image_size, "channels": cell.settings.in_channels or 3} for cell in cells]
+    for cell, own in zip(cells, sizes, strict=True):
+        if own != sizes[0]:
+            raise InputError(
+                f"extra gives {cell.model} images of {own}, others {sizes[0]}: they are compared on the same images, "
+                "so give that to 'pretrain'"
+            )
+    val_sets = {data: loader(settings)(data, "val", **sizes[0]) for data in settings.data}
+    for data, val_set in val_sets.items():
+        require_labels(data, val=val_set)
+    for cell in cells:
+        if cell.settings.weights is None and not settings.search:  # a search will change the settings
+            try:
+                pretrain.create_model(cell.settings, val_sets[cell.data], None)
+            except InputError as error:
+                raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
+
+
+def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) -> list[Cell]:
+    """The cells of the grid on one data set; what `tuned` says of a model is what a search found best."""
+    cells = {}
+    for model in settings.models:
+        best = tuned.get(model) or {"settings": {}, "trial": None}
+        axes = grid_of(settings, MODELS[model][0])
+        for point in product(*axes.values()):
+            chosen = choose(settings, model, best["settings"] | dict(zip(axes, point, strict=True)))
+            settled = PretrainSettings(**PROTOCOL | settings.common | chosen).settle()
+            cell = Cell(data, model, chosen, settled, best["trial"])
+            cells[cell.folder] = cell
+    return list(cells.values())
+
+
+def choose(settings: CompareSettings, model: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model's pretraining: its variant's, `own`, then those of `extra`."""
+    family, variant = MODELS[model]
+    assert isinstance(settings.extra, dict)  # resolved
+    return {"model": family, **variant, **own, **settings.extra["pretrain"], **settings.extra[model]}
+
+
+def grid_of(settings: CompareSettings, family: str) -> dict[str, tuple]:
+    """The settings of a family that the grid fixes."""
+    knows = defaults_of(family)
+    axes: dict[str, tuple | None] = {"latent_dim": settings.latent_dims} if "latent_dim" in knows else {}
+    if "norm_pix_loss" not in knows:  # a normalised patch is compared by mse alone
+        axes |= {"loss": settings.losses} if "loss" in knows else {}
+    return {name: values for name, values in axes.items() if values}
+
+
+def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[str]) -> list[dict]:
+    """One cell under one seed, all of its stages: its rows of the table; `diverged` gets a fine-tuning that did."""
+    folder = Path(settings.output_dir) / cell.folder / f"seed{seed}"
+    shared = settings.common | {"data": cell.data, "seed": seed}
+    length = training_length(settings.minutes, settings.epochs)
+    pretraining = PROTOCOL | shared | length | cell.chosen | {"output_dir": folder / "pretrain"}
+    run_stage(pretrain, PretrainSettings(**pretraining))
+    shared |= {"weights": folder / "pretrain"}
+    probing = partial(linear_probe.LinearProbeSettings, **shared)
+    # The untrained components of a PCA are pixels, which are a control of their own.
+    fitted = FAMILIES[cell.settings.model].fitted
+    run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"))
+    run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"))
+    run_stage(evaluate, evaluate.EvaluateSettings(**shared, output_dir=folder / "evaluate"))
+    if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
+        assert isinstance(settings.extra, dict)
+        tuning = shared | training_length(settings.finetune_minutes, settings.finetune_epochs)
+        tuning |= {"eval_every": NO_END, "output_dir": folder / "finetune", **settings.extra["finetune"]}
+        try:
+            run_stage(finetune, finetune.FinetuneSettings(**tuning))
+        except Diverged as error:
+            print(error)
+            diverged.append(f"{cell.folder}/seed{seed}/finetune")
+    return cell_rows(folder, data=Path(cell.data).name, name=" ".join(cell.words), model=cell.model, seed=seed)
+
+
+def score_pixels(settings: CompareSettings, data: str) -> dict:
+    """The row of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA."""
+    folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
+    shared = settings.common | {"data": data, "seed": 0}
+    assert isinstance(settings.extra, dict)
+    pictures = {"image_size", "in_channels"}
+    sizes = {name: value for name, value in settings.extra["pretrain"].items() if name in pictures}
+    one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
+    run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | sizes | one))
+    probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
+    run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
+    return pixel_row(folder, data=Path(data).name, model="pixels")
+
+
+def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
+    """Search for a model's best settings by its linear probe on validation. None if all of them are given."""
+    fixed = {name: values[0] for name, values in grid_of(settings, MODELS[model][0]).items()}
+    recipe = next(cell.settings for cell in plan(settings, data, {}) if cell.model == model)
+    val_set = loader(settings)(data, "val", image_size=recipe.image_size, channels=recipe.in_channels or 3)
+    assert isinstance(settings.extra, dict)
+    given = {*fixed, *settings.extra["pretrain"], *settings.extra[model]}
+    space = search_space(MODELS[model][0], values=math.prod(val_set.image_shape), given=given)
+    folder = Path(settings.output_dir) / Path(data).name / "search" / model
+    seed = settings.seeds[0]
+    shared = settings.common | {"data": data, "seed": seed}
+
+    def objective(number: int, found: dict) -> float:
+        trial = folder / f"trial{number}"
+        length = training_length(settings.minutes, settings.epochs, settings.trial_share)
+        chosen = choose(settings, model, fixed | found) | {"output_dir": trial / "pretrain"}
+        try:
+            run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
+        except Diverged as error:  # a learning rate too high is a finding
+            print(error)
+            return 0.0
+        probing = {"weights": trial / "pretrain", "no_test": True, "output_dir": trial / "linear"}
+        return run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
+
+    return search(
+        objective, space, recipe.record(), folder=folder, storage=Path(settings.output_dir) / "search.db",
+        study_name=f"{Path(data).name}/{model}", trials=settings.trials, seed=seed,
+    )  # fmt: skip
+
+
+def training_length(minutes: float | None, epochs: int | None, share: float = 1.0) -> dict[str, Any]:
+    """Settings that end a training by the clock or by epochs."""
+    epochs = NO_END if epochs is None else max(1, round(share * epochs))
+    return {"epochs": epochs, "max_minutes": None if minutes is None else share * minutes}
+
+
+def loader(settings: CompareSettings):
+    """`load_dataset` as the runs call it: a function of the name, the split and the size of the images."""
+    return partial(load_dataset, data_dir=settings.data_dir, skip_unreadable=settings.skip_unreadable)

@@ -1,0 +1,196 @@
+"""The command line: its help, its flags, what it refuses, and that it does what the functions do."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from dataclasses import fields
+from importlib import import_module
+from typing import get_args, get_type_hints
+
+import pytest
+from conftest import SCRIPTS
+from PIL import Image
+from running import MODEL, QUICK, flags, launch, metrics, refused
+
+import tinymae
+from tinymae.commands import cli
+from tinymae.commands.families import defaults_of, describe_setting
+from tinymae.commands.finetune import FinetuneSettings
+from tinymae.commands.pretrain import PretrainSettings
+from tinymae.models.classifier import build_classifier
+from tinymae.models.weights import FAMILIES, save_classifier
+from tinymae.training.progress import PAUSED
+
+SETTINGS = {
+    command: getattr(import_module(f"tinymae.{module}"), name) for command, (module, name, _) in cli.COMMANDS.items()
+}
+
+
+def test_help_and_version_come_without_the_heavy_imports():
+    code = (
+        "import sys\n"
+        "from tinymae.commands import cli\n"
+        "cli.main(['--help']), cli.main(['--version'])\n"
+        "print(sorted({'torch', 'numpy', 'timm', 'accelerate', 'sklearn', 'PIL'} & sys.modules.keys()))"
+    )
+    process = launch("-c", code)
+    output = process.communicate()[0]
+    assert process.returncode == 0 and output.splitlines()[-2:] == [f"tinymae {tinymae.__version__}", "[]"]
+    assert all(re.search(rf"^  {command} +\w", output, re.MULTILINE) for command in cli.COMMANDS)
+
+
+def test_a_command_that_is_none_is_one_line_and_exit_code_2(capsys):
+    assert "command 'train' is none of pretrain, linear-probe, finetune" in refused(capsys, "train")
+
+
+# ---- flags and settings
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_setting_has_a_flag_or_is_for_python_alone_and_all_help_renders(command):
+    settings = SETTINGS[command]
+    parser = cli.create_parser(settings)
+    flagged = {action.dest for action in parser._actions} - {"help"}
+    assert flagged == {f.name for f in fields(settings) if not f.metadata.get("python")}
+    text = parser.format_help()
+    for name in flagged:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize("settings", [PretrainSettings, FinetuneSettings])
+def test_settings_of_families_are_explained_by_the_families(settings):
+    own = {f.name for f in fields(settings) if f.metadata.get("constructor")}
+    known = {name for family in FAMILIES for name in defaults_of(family)}
+    assert own == known & {f.name for f in fields(settings)} - {"image_size", "in_channels"}
+    for name in own:
+        text, _, defaults = describe_setting(name).partition(" (default: ")
+        assert len(text) > 5 and all(family in defaults for family in FAMILIES if name in defaults_of(family))
+
+
+def test_the_families_to_choose_from_are_those_that_there_are():
+    assert get_args(get_type_hints(PretrainSettings)["model"]) == tuple(FAMILIES)
+
+
+def test_flags_become_settings_of_the_right_types():
+    given = {"image_size": (8, 12), "patch_size": 2, "flip": False, "skips": True, "base_lr": 0.5, "max_minutes": 1.5,
+             "log_with": ("mlflow", "tensorboard"), "overwrite": True, "model": "vae", "data": "photos"}  # fmt: skip
+    assert cli.parse(cli.create_parser(PretrainSettings), flags(**given)) == given
+    probe = cli.create_parser(SETTINGS["linear-probe"])
+    assert cli.parse(probe, ["--weights", "w", "--controls"])["controls"] == "all"
+    assert cli.parse(probe, ["--weights", "w", "--controls", "raw_pixels"])["controls"] == "raw_pixels"
+    assert "controls" not in cli.parse(probe, ["--weights", "w"])
+
+
+@pytest.mark.parametrize("name", ["pretrain", "linear_probe", "finetune", "evaluate", "export"])
+def test_functions_and_scripts_have_the_commands_settings(name, monkeypatch, capsys):
+    function, settings = getattr(tinymae, name), SETTINGS[name.replace("_", "-")]
+    assert function.__name__ == name and function.__doc__
+    assert function.__signature__.parameters.keys() == {f.name for f in fields(settings)}
+    required = {name: None for name, each in function.__signature__.parameters.items() if each.default is each.empty}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        function(**required, epoch=1)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    text = capsys.readouterr().out
+    assert not stop.value.code and f"python scripts/{name}.py --" in text and "--output-dir" in text
+
+
+def test_a_command_line_does_what_the_function_does(quick_figures, tmp_path):
+    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "seed", "mixed_precision")}
+    settings |= {"data": "digits", "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "log_with": ("tensorboard",)}
+    cli.main(["pretrain", *flags(**settings, output_dir=tmp_path / "line")])
+    run = tinymae.pretrain(**settings, output_dir=tmp_path / "function")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "line" / name).read_bytes() == (run.folder / name).read_bytes()
+    recorded = [json.loads((tmp_path / name / "args.json").read_text()) for name in ("line", "function")]
+    assert recorded[0]["arguments"] == recorded[1]["arguments"] and recorded[0]["inputs"] == recorded[1]["inputs"]
+
+
+def test_a_pause_is_told_by_the_exit_code(quick_figures, tmp_path, capsys):
+    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio")} | {"data": "digits", "contrast_epochs": 0}
+    settings |= {"pause_after_minutes": 0, "output_dir": tmp_path}
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", *flags(**settings)])
+    assert stop.value.code == PAUSED
+    assert "tinymae pretrain: paused after step 1; the same command resumes" in capsys.readouterr().err
+    assert [row["step"] for row in metrics(tmp_path) if "loss" in row] == [1]
+
+
+# ---- what is refused
+
+BAD = {
+    "epochs": ("pretrain", "--epochs 0", "epochs 0 is below 1"),
+    "log_every": ("finetune", "--from-scratch --log-every 0", "log_every 0 is below 1"),
+    "warm-up": ("pretrain", "--epochs 2 --warmup-epochs 2", "warmup_epochs 2 is not within 0 and the 2 epochs"),
+    "an odd batch": ("finetune", "--from-scratch --batch-size 33 --mixup 0.8", "batch_size 33 is odd"),
+    "heads": ("pretrain", "--patch-size 2 --num-heads 0", "num_heads 0 is below 1"),
+    "unknown data": ("pretrain", "--data nothing_here", "nothing_here is neither one of digits"),
+    "batch too large": ("pretrain", "--patch-size 2 --batch-size 5000 --contrast-epochs 0",
+                        "batch_size 5000 is not within 1 and the data set's 1300 images"),
+    "patch size": ("pretrain", "--patch-size 3", "image_size (8, 8) is not a multiple of patch_size 3"),
+    "mask ratio": ("pretrain", "--patch-size 2 --mask-ratio 1.5", "mask_ratio 1.5 is outside (0, 1)"),
+    "mask hides all": ("pretrain", "--patch-size 4 --mask-ratio 0.95", "hides every patch of 4"),
+    "fp16 on a CPU": ("pretrain", "--mixed-precision fp16", "mixed_precision 'fp16' needs a GPU"),
+    "no such encoder": ("pretrain", "--encoder vit_gigantic", "encoder 'vit_gigantic' is not a timm model"),
+    "another family's flag": ("pretrain", "--model vae --mask-ratio 0.5", "mask_ratio is not a setting of model vae"),
+    "mae has one loss": ("pretrain", "--loss l1", "loss is not a setting of model mae, but of conv_ae, vae"),
+    "unknown loss": ("pretrain", "--model conv_ae --loss huber", "loss 'huber' is not a sum of"),
+    "memory": ("pretrain", "--model vae --gradient-checkpointing", "gradient_checkpointing is not available for"),
+    "one view": ("pretrain", "--patch-size 2 --views 1", "views 1 leaves nothing to contrast"),
+    "temperature": ("pretrain", "--patch-size 2 --temperature 0", "temperature 0.0 is not positive"),
+    "no weights": ("linear-probe", "--weights not/there", "weights folder not/there does not exist"),
+    "no start": ("finetune", "", "give --weights DIR"),
+    "no patch left": ("finetune", "--from-scratch --patch-drop 1", "patch_drop 1.0 is outside [0, 1)"),
+    "no weights to look at": ("evaluate", "--weights not/there", "weights folder not/there does not exist"),
+    "weights left out": ("evaluate", "", "the following arguments are required: --weights"),
+    "no such flag": ("pretrain", "--epoks 3", "unrecognized arguments: --epoks 3 (see tinymae pretrain --help)"),
+    "no number": ("pretrain", "--epochs many", "argument --epochs: invalid int value: 'many'"),
+    "three sizes": ("pretrain", "--image-size 1 2 3", "--image-size takes one number, or height and width"),
+    "no such family": ("pretrain", "--model gan", "argument --model: invalid choice: 'gan'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capsys):
+    command, words, message = BAD[case]
+    common = {"data": "digits", "seed": 1, "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    assert message in refused(capsys, command, *flags(**common), *words.split())
+    assert not (tmp_path / "run").exists()
+
+
+def save_digits(folder, splits, *, labelled=True):
+    for split in splits:
+        digits = tinymae.load_dataset("digits", split)
+        for number, (image, label) in enumerate(zip(digits.images[:40], digits.labels.tolist(), strict=False)):
+            file = folder / split / (str(label) if labelled else "") / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(file)
+
+
+@pytest.mark.parametrize("command", ["linear-probe", "finetune"])
+def test_a_split_without_labels_is_refused_before_training(command, quick_figures, tmp_path, capsys):
+    save_digits(tmp_path / "data", ["train", "val"])
+    save_digits(tmp_path / "data", ["test"], labelled=False)
+    weights = tinymae.MaskedAutoencoder(**{name: QUICK[name] for name in MODEL}, image_size=8, in_channels=1)
+    weights.save_pretrained(tmp_path / "weights")
+    common = {"weights": tmp_path / "weights", "data": tmp_path / "data", "mixed_precision": "no"}
+    line = refused(capsys, command, **common, output_dir=tmp_path / "run")
+    assert "has no labels in test" in line and not (tmp_path / "run").exists()
+    short = {"epochs": 1, "batch_size": 20, "flip": False} if command == "finetune" else {"head": "mlp"}
+    cli.main([command, *flags(**common, **short, no_test=True, output_dir=tmp_path / "run")])
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(quick_figures, tmp_path, capsys):
+    model = tinymae.MaskedAutoencoder(**{name: QUICK[name] for name in MODEL}, image_size=8, in_channels=1)
+    save_classifier(build_classifier(model, classes=[*"0123456789"]), tmp_path / "probe")
+    common = {"weights": tmp_path / "probe", "mixed_precision": "no", "output_dir": tmp_path / "x"}
+    assert "hold a classifier" in refused(capsys, "linear-probe", **common, data="digits")
+    save_digits(tmp_path / "three", ["train"])
+    for label in range(3, 10):
+        shutil.rmtree(tmp_path / "three" / "train" / str(label), ignore_errors=True)
+    line = refused(capsys, "evaluate", **common, data=tmp_path / "three")
+    assert "know 10 classes" in line and "has 3" in line

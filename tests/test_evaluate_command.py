@@ -1,0 +1,83 @@
+"""A closer look at a classifier, and at an autoencoder's reconstructions."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from running import DIGITS, FEW
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.models.classifier import build_classifier
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
+
+def small_model(classes=None):
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+                              mask_ratio=0.5).eval()  # fmt: skip
+    return model if classes is None else build_classifier(model, classes=classes).eval()
+
+
+def test_a_classifiers_errors_are_counted(pretrained, tmp_path):
+    probe = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "probe")
+    run = tinymae.evaluate(**DIGITS, weights=tmp_path / "probe", output_dir=tmp_path / "evaluate")
+    scores = run.results
+    assert scores["accuracy"] == pytest.approx(probe.results["probe_test"], abs=0.3)
+    assert scores["report"]["accuracy"] == pytest.approx(scores["accuracy"] / 100)
+    assert scores["report"].keys() == {"accuracy", "macro avg", "weighted avg"}
+    matrix = np.array(scores["confusion_matrix"])
+    assert matrix.sum() == scores["images"] == 360
+    for number in range(10):
+        assert scores["by_class"][str(number)]["recall"] == pytest.approx(matrix[number, number] / matrix[number].sum())
+    assert len((tmp_path / "evaluate" / "per_class.csv").read_text().splitlines()) == 11
+    assert run.model.classes == load_dataset("digits").classes
+
+
+def test_classes_may_have_any_name(tmp_path):
+    names = ["accuracy", "macro avg", 'a "quoted", comma', "weighted avg", "line\nbreak"]
+    digits = load_dataset("digits")
+    few = [int(label) < len(names) for label in digits.labels]
+    data = {"data": digits.images[few][:100], "labels": [names[n] for n in digits.labels[few][:100]]}
+    names = sorted(names)  # as names are numbered
+    run = tinymae.evaluate(**data, mixed_precision="no", split="train", weights=small_model(names), output_dir=tmp_path)
+    assert run.results["by_class"].keys() == set(names)
+    assert isinstance(run.results["report"]["accuracy"], float) and len(run.results["report"]) == 3
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["class", "precision", "recall", "f1-score", "support"]
+    assert [row[0] for row in rows[1:]] == names and sum(float(row[4]) for row in rows[1:]) == 80
+    for name, _, recall, *_ in rows[1:]:
+        assert float(recall) == pytest.approx(run.results["by_class"][name]["recall"], rel=1e-3)
+
+
+def test_classes_that_mean_something_else_are_refused(tmp_path):
+    for classes, message in [
+        (["0", "1"], r"know 2 classes, data set array has 10"),
+        ([*"1023456789"], "data set array counts '0' as class 0, weights .* as class 1"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            tinymae.evaluate(**FEW, weights=small_model(classes), output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="data set array has no labels to compare with"):
+        tinymae.evaluate(**FEW | {"labels": None}, weights=small_model([*"0123456789"]), output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
+    scores = tinymae.evaluate(**DIGITS, weights=pretrained, output_dir=tmp_path / "a").results
+    assert scores["masked"]["mse_hidden"] == pytest.approx(scores["masked"]["mse"] / 0.75)
+    told = tinymae.evaluate(**DIGITS, weights=pretrained, statistics="target", output_dir=tmp_path / "b").results
+    assert told["statistics"] == "target" and told["masked"]["psnr"] > scores["masked"]["psnr"]
+
+
+def test_another_ratio_of_patches_may_be_hidden(tmp_path):
+    model = small_model()
+    scores = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, output_dir=tmp_path / "run").results
+    assert scores["mask_ratio"] == 0.25 and scores["masked"]["mse_hidden"] == pytest.approx(4 * scores["masked"]["mse"])
+    again = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, batch_size=3, output_dir=tmp_path / "again")
+    assert again.results["full"]["mse"] == pytest.approx(scores["full"]["mse"])
+    assert torch.equal(model.mean, again.model.mean)
+    conv = tinymae.models.conv.ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)
+    with pytest.raises(InputError, match="mask_ratio 0.5: a ConvAutoencoder hides nothing; leave it out"):
+        tinymae.evaluate(**FEW, weights=conv, mask_ratio=0.5, output_dir=tmp_path / "conv")

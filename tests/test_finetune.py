@@ -1,0 +1,119 @@
+"""Fine-tuning pretrained weights, and the same classifier from scratch."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.interop.load import load_classifier
+from tinymae.models.conv import ConvAutoencoder
+
+TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
+MIXED = {"mixup": 0.8, "cutmix": 1.0, "trivial_augment": True, "random_erasing": 0.5}
+
+
+def small_model(in_channels: int = 1) -> MaskedAutoencoder:
+    sizes = {name: QUICK[name] for name in (*MODEL, "mask_ratio")}
+    return MaskedAutoencoder(image_size=8, in_channels=in_channels, **sizes).eval()
+
+
+def accuracy_on_test(classifier) -> float:
+    test = load_dataset("digits", "test")
+    with torch.no_grad():
+        return 100 * float((classifier(test.images).argmax(1) == test.labels).double().mean())
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path):
+    encoder = {name: MODEL[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
+    start = {"from_scratch": True, **encoder} if scratch else {"weights": pretrained}
+    recipe = {"epochs": 12, "base_lr": 1e-2, "ema_decay": 0.9, "crop_padding": 0, "patch_drop": 0.0, "eval_every": 4}
+    run = tinymae.finetune(**DIGITS | SHORT | recipe, **start, output_dir=tmp_path / "run")
+    assert run.results["accuracy_test"] > 60 and np.sum(run.results["confusion_matrix"]) == 360
+    assert [row["step"] for row in metrics(run.folder) if "accuracy_val" in row] == [80, 160, 240]
+    assert accuracy_on_test(run.model) == pytest.approx(run.results["accuracy_test"])
+    stock = timm.create_model(f"local-dir:{run.folder}", pretrained=True).eval()
+    images = run.model.normalise(load_dataset("digits", "test").images[:9])
+    with torch.no_grad():
+        torch.testing.assert_close(stock(images), run.model(images))
+
+
+def test_the_defaults_are_the_released_recipe(tmp_path):
+    """What the README's table was made with."""
+    from tinymae.commands.finetune import FinetuneSettings
+
+    settings = FinetuneSettings(weights="somewhere")
+    assert (settings.epochs, settings.batch_size, settings.base_lr, settings.patch_drop) == (15, 128, 2e-3, 0.5)
+    assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)
+
+
+def test_every_kind_of_augmentation_and_accumulation_trains(quick_figures, tmp_path):
+    memory = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "clip_grad": 1.0}
+    run = tinymae.finetune(**TUNE, **MIXED, **memory, weights=small_model(), output_dir=tmp_path)
+    assert run.results["steps"] == 8
+
+
+def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: function(*arguments))
+    recipe = DIGITS | SHORT | {"base_lr": 1e-2, "ema_decay": 0.9, "compile": True}
+    run = tinymae.finetune(**recipe, weights=pretrained, output_dir=tmp_path)
+    assert accuracy_on_test(load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [small_model(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)],
+    ids=["mae", "conv_ae"],
+)
+def test_a_model_that_is_given_stays_as_it_was(model, quick_figures, tmp_path):
+    before = copy.deepcopy(model)
+    run = tinymae.finetune(**TUNE | {"epochs": 1}, weights=model, output_dir=tmp_path)
+    assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters()) and run.model is not model
+
+
+def test_the_same_architecture_can_start_from_random_weights(quick_figures, tmp_path):
+    model = small_model()
+    still = TUNE | {"epochs": 1, "base_lr": 0.0, "ema_decay": 0.0}
+    tuned, scratch = (
+        tinymae.finetune(**still, weights=model, from_scratch=scratch, output_dir=tmp_path / str(scratch)).model
+        for scratch in (False, True)
+    )
+    kernel = model.encoder.patch_embed.proj.weight
+    assert torch.equal(tuned.vit.patch_embed.proj.weight, kernel)
+    assert scratch.vit.patch_embed.proj.weight.shape == kernel.shape
+    assert not torch.equal(scratch.vit.patch_embed.proj.weight, kernel)
+
+
+def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_path):
+    digits = load_dataset("digits")
+    data = TUNE | {"data": digits.images[:300], "labels": digits.labels[:300], "epochs": 1, "batch_size": 8}
+    run = tinymae.finetune(**data, weights=small_model(), label_fraction=0.1, no_test=True, output_dir=tmp_path)
+    assert 20 <= run.results["num_labels"] <= 30
+    assert {"accuracy_val"} == {name for name in run.results if name.startswith("accuracy")}
+    recorded = json.loads((tmp_path / "args.json").read_text())
+    assert recorded["inputs"].keys() == {"train", "val", "weights"}
+
+
+def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
+    for settings, message in [
+        ({"label_fraction": 0.0}, "label_fraction 0.0 is outside"),
+        ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
+        ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
+        ({"patch_drop": 1.0}, r"patch_drop 1.0 is outside \[0, 1\)"),
+        ({"pool": "max"}, "pool 'max' is not"),
+        ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
+          "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
+        ({"weights": small_model(in_channels=3)}, "has 1 channels, the weights want 3"),
+        ({"labels": None}, "data set array has no labels in train"),
+        ({"weights": None}, "give --weights DIR, the folder of a pretraining run, or --from-scratch"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            tinymae.finetune(**TUNE | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

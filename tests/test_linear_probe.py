@@ -1,0 +1,103 @@
+"""Probing frozen features, as a command and against scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, FEW
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.evaluation.probes import linear_fits
+from tinymae.interop.load import load_classifier
+
+
+def small_model() -> MaskedAutoencoder:
+    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+                             mask_ratio=0.5)  # fmt: skip
+
+
+def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
+    run = tinymae.linear_probe(**DIGITS, weights=pretrained, controls="all", output_dir=tmp_path)
+    results = run.results
+    assert results["encoder_unchanged"] and results["num_features"] == 32
+    assert results["raw_pixels"]["probe_test"] > 90 > results["untrained"]["knn_test"]
+    test = load_dataset("digits", "test")
+    for classifier in (load_classifier(tmp_path), run.model):
+        with torch.no_grad():
+            predictions = classifier(test.images).argmax(1)
+        score = 100 * float((predictions == test.labels).double().mean())
+        assert score == pytest.approx(results["probe_test"], abs=0.3)
+    assert np.asarray(Image.open(tmp_path / "confusion_matrix.png")).std() > 10
+    assert np.sum(results["confusion_matrix"]) == 360 and results["classes"] == test.classes
+
+
+def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):
+    few = {"label_fraction": 0.1, "head": "mlp", "pool": "cls"}
+    run = tinymae.linear_probe(**DIGITS, **few, weights=pretrained, output_dir=tmp_path)
+    assert 120 <= run.results["num_labels"] <= 140 and run.results["probe_test"] > 20
+    assert (tmp_path / "head.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
+    assert run.model(torch.zeros(2, 32)).shape == (2, 10)
+
+
+def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path):
+    torch.manual_seed(0)
+    model = small_model()
+    for block in model.encoder.blocks:
+        block.mlp.drop1.p = 0.9  # dropout that training would show
+    scores = [
+        tinymae.linear_probe(**FEW, weights=model.train(mode), head="mlp", output_dir=tmp_path / str(mode)).results
+        for mode in (True, False)
+    ]
+    assert scores[0]["tried_on_val"] == scores[1]["tried_on_val"]
+
+
+def test_overwrite_moves_the_old_run_aside(quick_figures, tmp_path):
+    folder = tmp_path / "run"
+    probe = FEW | {"weights": small_model(), "head": "mlp", "output_dir": folder}
+    tinymae.linear_probe(**probe)
+    with pytest.raises(InputError, match="pool was 'avg', now 'cls'"):
+        tinymae.linear_probe(**probe, pool="cls")
+    tinymae.linear_probe(**probe, pool="cls", overwrite=True)
+    aside = [path for path in tmp_path.iterdir() if path != folder]
+    assert len(aside) == 1 and (aside[0] / "results.json").exists()
+    assert json.loads((folder / "args.json").read_text())["arguments"]["pool"] == "cls"
+
+
+def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):
+    probe = tinymae.models.classifier.build_classifier(small_model(), classes=["0", "1"])
+    for settings, message in [
+        ({"weights": probe}, r"weights \(Classifier\) hold a classifier; give the folder of a pretraining run"),
+        ({"weights": tmp_path / "nothing"}, "nothing does not exist"),
+        ({"label_fraction": 1.5}, "label_fraction 1.5 is outside"),
+        ({"batch_size": 0}, "batch_size 0 is below 1"),
+        ({"labels": None}, "data set array has no labels in train"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            tinymae.linear_probe(**FEW | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("classes", [10, 2])
+def test_a_linear_probe_is_scikit_learns_logistic_regression(classes):
+    """The same optimum, not only as good a one; a bias common to all classes is free."""
+    train, test = (
+        (split.images.flatten(1)[split.labels < classes] / 255, split.labels[split.labels < classes])
+        for split in (load_dataset("digits"), load_dataset("digits", "test"))
+    )
+    alive = train[0].std(0) > 0.05  # BatchNorm's epsilon counts where a pixel hardly varies; scikit-learn has none
+    scaler = StandardScaler().fit(train[0][:, alive])
+    for l2, probe in linear_fits(train[0][:, alive], train[1], num_classes=classes, grid=[1e-1, 1e-3]):
+        strength = 1 / (len(train[1]) * l2)
+        if classes == 2:  # one weight w there stands for w/2 and -w/2 here, whose penalty is half as large
+            strength *= 2
+        theirs = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(train[0][:, alive]), train[1])
+        expected = theirs.predict_proba(scaler.transform(test[0][:, alive]))
+        with torch.no_grad():
+            probabilities = probe(test[0][:, alive]).softmax(dim=1)
+        torch.testing.assert_close(probabilities, torch.from_numpy(expected).float(), atol=0.05, rtol=0)
+        assert float((probabilities.argmax(1) == test[1]).double().mean()) > 0.9

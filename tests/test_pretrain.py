@@ -1,0 +1,237 @@
+"""What pretraining leaves behind, for every family, in one phase and in two."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, SHORT, TWO_PHASES, metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands.pretrain import PretrainSettings
+from tinymae.interop.load import load_classifier
+from tinymae.training.clock import Stopwatch
+
+
+def test_pretraining_leaves_what_it_promises(pretrained):
+    rows = metrics(pretrained)
+    assert {"loss", "learning_rate", "grad_norm", "images_per_second", "minutes", "step", "epoch"} <= rows[1].keys()
+    assert rows[0]["knn_val"] > 10 and rows[-1]["step"] == 40
+    arguments = json.loads((pretrained / "args.json").read_text())
+    assert arguments["arguments"]["epochs"] == 2 and arguments["versions"]["torch"] == torch.__version__
+    assert list((pretrained / "tensorboard").glob("events.*"))
+    assert json.loads((pretrained / "results.json").read_text())["steps"] == 40
+    for name in ("curves.png", "reconstructions.png"):
+        assert np.asarray(Image.open(pretrained / name)).std() > 10
+    model = MaskedAutoencoder.from_pretrained(pretrained)
+    assert model.encode(load_dataset("digits", "test").images[:5]).shape == (5, 32)
+
+
+def test_a_runs_card_states_what_it_recorded_and_travels_to_the_hub_with_the_weights(pretrained, tmp_path):
+    card = (pretrained / "README.md").read_text()
+    results = json.loads((pretrained / "results.json").read_text())
+    assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "Settings: " in card and "epochs 2" in card
+    digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in card and "license" not in card and "(reconstructions.png)" in card
+    MaskedAutoencoder.from_pretrained(pretrained).save_pretrained(tmp_path)  # what push_to_hub uploads
+    assert (tmp_path / "README.md").read_text() == card and (tmp_path / "reconstructions.png").exists()
+    assert (tmp_path / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
+
+
+def test_tensorboard_holds_the_curves_and_pictures(pretrained):
+    events = EventAccumulator(str(pretrained / "tensorboard")).Reload()
+    assert {"loss", "learning_rate", "grad_norm", "images_per_second", "knn_val"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["reconstructions"]
+    assert events.Scalars("loss")[-1].step == 40
+
+
+def test_a_finished_run_is_not_trained_again(pretrained):
+    before = (pretrained / "model.safetensors").read_bytes()
+    again = tinymae.pretrain(**PRETRAIN, output_dir=pretrained)
+    assert again.results["steps"] == 40 and (pretrained / "model.safetensors").read_bytes() == before
+    assert again.results == json.loads((pretrained / "results.json").read_text())
+
+
+def test_the_model_that_comes_back_is_the_one_on_disk(quick_figures, tmp_path):
+    run = tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    images = load_dataset("digits", "test").images[:3]
+    assert not run.model.training and run.folder == tmp_path
+    torch.testing.assert_close(run.model.encode(images), tinymae.load(tmp_path).encode(images))
+
+
+def test_other_settings_in_the_same_folder_are_refused(pretrained):
+    with pytest.raises(InputError, match=r"holds another run \(epochs was 2, now 3\): choose .*--overwrite"):
+        tinymae.pretrain(**PRETRAIN | {"epochs": 3, "warmup_epochs": 0.5}, output_dir=pretrained)
+
+
+# ---- families
+
+FAMILIES = {
+    "conv_ae": {"width": 16, "latent_dim": 32, "loss": "ssim+l1"},
+    "vae": {"width": 16, "latent_dim": 32, "beta": 0.1, "kl_warmup_steps": 10},
+    "vqvae": {"width": 16, "latent_dim": 8, "codebook_size": 64, "epochs": 2},
+    "resnet_unet": {"encoder": "test_resnet", "skips": False},
+    "masked_conv": {"encoder": "test_convnext", "patch_size": 2, "decoder_dim": 16},
+    "pca": {"latent_dim": 32},
+}
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_goes_through_the_same_commands(model, quick_figures, tmp_path):
+    digits = load_dataset("digits")
+    data = DIGITS | {"data": digits.images[:640], "labels": digits.labels[:640], "seed": 3}
+    once = SHORT | {"epochs": 1, "batch_size": 32, "optimizer": "adamw", "base_lr": 8e-3}
+    run = tinymae.pretrain(**data, **once | {"model": model} | FAMILIES[model], output_dir=tmp_path / "run")
+    assert run.results["knn_val"] > 25
+    assert np.asarray(Image.open(run.folder / "reconstructions.png")).std() > 10
+    last = metrics(run.folder)[-2] if model != "pca" else {}
+    for term in {"vae": ["kl", "reconstruction_loss"], "vqvae": ["perplexity", "commitment"]}.get(model, []):
+        assert last[term] > 0
+    probe = tinymae.linear_probe(**data, weights=run.folder, output_dir=tmp_path / "probe")
+    assert probe.results["probe_test"] > 25 and probe.results["encoder_unchanged"]  # after one epoch; chance is 10
+    scores = tinymae.evaluate(**data, weights=probe.folder, output_dir=tmp_path / "evaluate").results
+    assert scores["accuracy"] == pytest.approx(probe.results["probe_test"], abs=0.3)
+    scores = tinymae.evaluate(**data, weights=run.model, output_dir=tmp_path / "reconstruct").results
+    assert ("masked" in scores) == (model == "masked_conv") and scores["full"]["mse"] < 0.3
+    if model != "pca":  # linear: its fine-tuning is softmax regression
+        tuned = tinymae.finetune(
+            **data, **once, weights=run.folder, label_fraction=0.1, ema_decay=0, output_dir=tmp_path / "finetune"
+        )
+        assert tuned.results["steps"] == 1
+        assert load_classifier(tuned.folder).classes == load_dataset("digits").classes
+
+
+def test_weights_of_another_family_are_refused(quick_figures, tmp_path):
+    small = {"model": "vae", "width": 8, "latent_dim": 8, "batch_size": 16, "epochs": 1, "flip": False}
+    tinymae.pretrain(**FEW, **small, output_dir=tmp_path / "vae")
+    with pytest.raises(InputError, match="hold a VariationalAutoencoder, where only --model mae will do"):
+        tinymae.pretrain(**FEW, weights=tmp_path / "vae", output_dir=tmp_path / "x")
+    with pytest.raises(InputError, match="VariationalAutoencoder that is no ViT"):
+        tinymae.export_timm(tmp_path / "vae", tmp_path / "timm")
+
+
+# ---- data
+
+
+def test_an_unlabelled_folder_can_be_pretrained_on(tmp_path):
+    images = load_dataset("digits").images[:90]
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).resize((20, 12)).save(tmp_path / "images" / f"{number}.png")
+    given = {"data": tmp_path / "images", "in_channels": 1, "image_size": (8, 12), "batch_size": 32, "epochs": 1}
+    run = tinymae.pretrain(**MODEL, **given, mixed_precision="no", contrast_epochs=0, output_dir=tmp_path / "run")
+    assert run.results["steps"] == 2 and "knn_val" not in run.results
+    model = MaskedAutoencoder.from_pretrained(tmp_path / "run")
+    assert model.image_size == (8, 12) and model.in_channels == 1
+
+
+def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
+    digits = load_dataset("digits")
+    data = {"data": digits.images[:300, 0].numpy(), "labels": [f"digit {n}" for n in digits.labels[:300]],
+            "seed": 1, "mixed_precision": "no"}  # fmt: skip
+    run = tinymae.pretrain(**QUICK | data | {"epochs": 1}, output_dir=tmp_path / "run")
+    assert run.results["steps"] == 15 and run.results["knn_val"] > 20
+    recorded = json.loads((run.folder / "args.json").read_text())["arguments"]
+    assert recorded["data"].startswith("array [300, 8, 8] of uint8, sha256 ")
+    assert recorded["labels"].startswith("array [300] of <U7, sha256 ")
+    probe = tinymae.linear_probe(**data, weights=run.model, output_dir=tmp_path / "probe")
+    assert probe.model.classes == [f"digit {n}" for n in range(10)] and probe.results["probe_val"] > 30
+    scores = tinymae.evaluate(**data, weights=probe.model, output_dir=tmp_path / "evaluate").results
+    assert scores["accuracy"] == pytest.approx(probe.results["probe_test"]) and scores["images"] == 30
+    tuned = tinymae.finetune(
+        **data, weights=run.folder, epochs=1, batch_size=16, flip=False, output_dir=tmp_path / "finetune"
+    )
+    assert tuned.results["num_labels"] == 240
+
+
+def test_cifar10_trains_with_the_recipe(data_dir, tmp_path):
+    small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.15}
+    run = tinymae.pretrain("cifar10", data_dir=data_dir, **small, probe_images=500, output_dir=tmp_path)
+    assert 10 < run.results["knn_val"] < 60 and run.model.image_size == (32, 32)
+
+
+# ---- two phases
+
+
+def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path):
+    run = tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=tmp_path)
+    assert run.results["steps"] == 4 + 2 * 2 and run.results["epochs"] == 3
+    losses = {row["step"]: row for row in metrics(tmp_path) if "loss" in row}
+    assert [step for step, row in losses.items() if "contrastive_loss" in row] == [5, 6, 7, 8]
+    assert [losses[step]["epoch"] for step in (4, 6, 8)] == [1, 2, 3]
+    for step in range(5, 9):
+        parts = losses[step]["reconstruction_loss"] + 0.5 * losses[step]["contrastive_loss"]
+        assert losses[step]["loss"] == pytest.approx(parts, rel=1e-4)
+    rates = [losses[step]["learning_rate"] for step in range(1, 9)]
+    for phase, base_lr, batch_size in ((rates[:4], PretrainSettings().base_lr, 16), (rates[4:], 1e-3, 32)):
+        cosine = [0.5 * (1 + np.cos(np.pi * (k / 4 - 0.05) / 0.95)) for k in (1, 2, 3)]  # warm-up is a twentieth
+        assert phase == pytest.approx([0, *(base_lr * batch_size / 256 * value for value in cosine)], rel=1e-4)
+    assert [row["step"] for row in metrics(tmp_path) if "knn_val" in row] == [0, 4, 6, 8]
+
+
+def test_weights_are_kept_on_the_way(quick_figures, tmp_path):
+    run = tinymae.pretrain(**QUICK | TWO_PHASES, keep_every=1, output_dir=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "epochs").iterdir()) == ["0001", "0002", "0003"]
+    kept = [(tmp_path / "epochs" / name / "model.safetensors").read_bytes() for name in ("0001", "0002", "0003")]
+    assert len(set(kept)) == 3 and kept[-1] == (run.folder / "model.safetensors").read_bytes()
+    assert tinymae.load(tmp_path / "epochs" / "0001").config == run.model.config
+
+
+def test_the_defaults_share_the_epochs_as_the_released_recipe_does():
+    defaults = PretrainSettings().resolve()
+    assert (defaults.epochs, defaults.contrast_epochs) == (130, 100)
+    assert [(phase.epochs, phase.views) for phase in defaults.phases] == [(30, 1), (100, 4)]
+    assert PretrainSettings(epochs=13).resolve().contrast_epochs == 10
+    assert [phase.views for phase in PretrainSettings(model="vae").resolve().phases] == [1]
+
+
+class Ticking:
+    """A clock that each look moves on by so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(quick_figures, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinymae.training.run.Stopwatch", lambda *before: Stopwatch(*before, now=Ticking(1.0)))
+    endless = {"epochs": 6000, "contrast_epochs": 4000, "views": 2, "warmup_epochs": 600, "log_every": 1}
+    limits = {"max_minutes": 5, "contrast_batch_size": 16, "embed_dim": 8}
+    run = tinymae.pretrain(**QUICK | TWO_PHASES | endless | limits, log_with=(), output_dir=tmp_path)
+    rows = [row for row in metrics(tmp_path) if "learning_rate" in row]
+    phases = [[row for row in rows if ("contrastive_loss" in row) == contrast] for contrast in (False, True)]
+    assert min(map(len, phases)) > 10 and 5 <= run.results["minutes"] < 5.2
+    # 2,000 epochs of one view and 4,000 of two: a fifth of the time is the first phase's.
+    assert [phase[-1]["minutes"] for phase in phases] == pytest.approx([1, 5], abs=0.1)
+    for phase, base_lr, batch_size in zip(phases, (1e-3, 1e-3), (16, 16), strict=True):
+        rates = [row["learning_rate"] for row in phase]
+        assert rates[-1] < 0.02 * base_lr * batch_size / 256 < 0.9 * base_lr * batch_size / 256 < max(rates)
+    again = tinymae.pretrain(**QUICK | TWO_PHASES | endless | limits, log_with=(), output_dir=tmp_path)
+    assert again.results["steps"] == run.results["steps"]  # what is finished is not trained again
+
+
+def test_contrast_refuses_what_it_cannot_do(tmp_path):
+    for settings, message in [
+        ({"gradient_accumulation_steps": 2, "contrast_epochs": 1}, "gradient_accumulation_steps 2 would split"),
+        ({"contrast_weight": -1.0}, "contrast_weight -1.0 is negative"),
+        ({"contrast_epochs": 3}, "contrast_epochs 3 is not within 0 and the 2 epochs"),
+        ({"contrast_epochs": 1, "views": 1}, "views 1 leaves nothing to contrast"),
+        (
+            {"contrast_epochs": 1, "contrast_batch_size": 16, "decoded_views": 5},
+            "decoded_views 5 is not within 1 and the 4 views",
+        ),
+        ({"contrast_epochs": 1, "contrast_batch_size": 500}, "batch_size 500 is not within 1 and the data set's 64"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            tinymae.pretrain(**QUICK | settings, output_dir=tmp_path / "run")
+    for family in ("conv_ae", "pca"):
+        with pytest.raises(InputError, match="contrast_epochs goes with --model mae"):
+            tinymae.pretrain(**FEW, model=family, contrast_epochs=1, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,308 @@
+"""However often a run is stopped, paused or killed, and on however many processes: it ends in the same weights."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCRIPTS
+from PIL import Image
+from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, TWO_PHASES, flags, launch, metrics, same_files
+from safetensors.torch import load_file
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, files, load_dataset
+from tinymae.training.progress import PAUSED, Stopped
+from tinymae.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
+
+def small_model() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(image_size=8, in_channels=1, **{name: QUICK[name] for name in (*MODEL, "mask_ratio")})
+
+
+def values(folder: Path) -> list[dict]:
+    """metrics.jsonl without what the clock says, in the order of steps."""
+    rows = metrics(folder)
+    assert len({json.dumps(row) for row in rows}) == len(rows)
+    timeless = [{key: row[key] for key in row if key not in ("images_per_second", "minutes")} for row in rows]
+    return sorted(timeless, key=lambda row: (row["step"], "loss" in row))
+
+
+RUNS = {
+    "one phase": ("pretrain", QUICK | {"gradient_accumulation_steps": 2, "probe_every": 1}),
+    "two phases": ("pretrain", QUICK | TWO_PHASES | {"probe_every": 1, "keep_every": 1}),
+    "contrast alone, muon": ("pretrain", QUICK | TWO_PHASES | {"epochs": 1, "contrast_epochs": 1, "optimizer": "muon"}),
+    "a codebook": ("pretrain", FEW | {"model": "vqvae", "width": 8, "latent_dim": 4, "codebook_size": 16, "flip": False,
+                                      "batch_size": 16, "epochs": 2, "log_every": 1}),
+    "fine-tuning": ("finetune", FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1,
+                                       "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "mixup": 0.8,
+                                       "random_erasing": 0.5, "trivial_augment": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path):
+    """Whole epochs and the end of a phase are among these steps."""
+    command, settings = RUNS[name]
+    command = getattr(tinymae, command)
+    settings = settings | ({"weights": small_model()} if name == "fine-tuning" else {})
+    whole = command(**settings, output_dir=tmp_path / "whole")
+    pauses = 0
+    while not (tmp_path / "paused" / "results.json").exists():
+        try:
+            command(**settings, output_dir=tmp_path / "paused", pause_after_minutes=0)
+        except Stopped as stopped:
+            pauses += 1
+            assert (
+                stopped.exit_code == PAUSED and str(stopped) == f"paused after step {pauses}; the same command resumes"
+            )
+            assert not (tmp_path / "paused" / "model.safetensors").exists()
+    assert pauses == whole.results["steps"]
+    assert same_files(tmp_path / "whole", tmp_path / "paused")
+    assert values(tmp_path / "whole") == values(tmp_path / "paused")
+    results = [json.loads((tmp_path / each / "results.json").read_text()) for each in ("whole", "paused")]
+    assert results[0] | {"minutes": 0} == results[1] | {"minutes": 0}
+    kept = [sorted(path.name for path in (tmp_path / each / "epochs").glob("*")) for each in ("whole", "paused")]
+    assert kept[0] == kept[1] == (["0001", "0002", "0003"] if "keep_every" in settings else [])
+    assert all(
+        same_files(tmp_path / "whole" / "epochs" / each, tmp_path / "paused" / "epochs" / each) for each in kept[0]
+    )
+
+
+def signal_after(monkeypatch, steps: set[int], number: int) -> None:
+    """Have runs get a signal in each of these steps, once."""
+    report = Run.report
+
+    def signalled(run, state):
+        if state.step in steps:
+            steps.remove(state.step)
+            signal.raise_signal(number)
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(number, tmp_path, monkeypatch):
+    settings = QUICK | TWO_PHASES
+    tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
+    signal_after(monkeypatch, {2, 4, 7, 8}, number)  # 4 ends a phase, 8 the run
+    for step in (2, 4, 7, 8):
+        with pytest.raises(Stopped, match=f"stopped by {number.name} after step {step}; the same") as stopped:
+            tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
+        assert stopped.value.exit_code == 128 + number
+    tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
+    assert same_files(tmp_path / "whole", tmp_path / "stopped")
+    assert values(tmp_path / "whole") == values(tmp_path / "stopped")
+
+
+ENDING = """
+import os, signal, sys
+from tinymae.commands import cli
+from tinymae.training.run import Run
+number, step, report = int(sys.argv[1]), int(sys.argv[2]), Run.report
+def end(run, state):
+    if state.step == step:
+        os.kill(os.getpid(), number)
+    report(run, state)
+Run.report = end
+cli.main(sys.argv[3:])
+"""
+
+
+def test_a_process_that_gets_sigterm_saves_and_its_command_resumes_past_a_damaged_checkpoint(tmp_path):
+    settings = {**PRETRAIN, "batch_size": 256, "checkpoint_minutes": 0}
+    process = launch("-c", ENDING, int(signal.SIGTERM), 6, "pretrain", *flags(**settings, output_dir=tmp_path / "run"))
+    output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM after step 6; the same command resumes" in output
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    damaged = max((tmp_path / "run" / "checkpoints").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-200])  # the newest is broken: the one before it must do
+    process = launch(SCRIPTS / "pretrain.py", *flags(**settings, output_dir=tmp_path / "run"))
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "is damaged" in output and "resuming from" in output and "step-000000005-" in output
+    tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
+    assert same_files(tmp_path / "whole", tmp_path / "run")
+
+
+# ---- two processes
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in single.items():
+        if not name.endswith("qkv.bias"):  # see test_train: the keys' bias has no gradient but rounding noise
+            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+
+
+def launch_two(*command) -> list[subprocess.Popen]:
+    """The same command as two processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    return [launch(*command, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
+
+
+def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
+    """Both die amid the second phase, in which they contrast each other's images, and resume."""
+    settings = DIGITS | {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "log_every")} | TWO_PHASES
+    settings |= {"batch_size": 256, "contrast_batch_size": 256, "checkpoint_minutes": 0}
+    command = ["pretrain", *flags(**settings, output_dir=tmp_path / "two")]
+    outputs = []
+    for program in (
+        [ENDING, int(signal.SIGKILL), 8],
+        ["import sys\nfrom tinymae.commands import cli\ncli.main(sys.argv[1:])"],
+    ):
+        processes = launch_two("-c", *program, *command)
+        outputs.append([process.communicate()[0] for process in processes])
+        codes = {process.returncode for process in processes}
+        assert codes == ({0} if program[0] is not ENDING else {-signal.SIGKILL}), outputs
+        assert any((tmp_path / "two" / "checkpoints").glob("step-*"))
+    assert "2 processes on cpu" in outputs[1][0] and "resuming from" in outputs[1][0]
+    assert "step-000000006-" in outputs[1][0]  # the first of the second phase
+    tinymae.pretrain(**settings, output_dir=tmp_path / "one")
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    for name in ("loss", "contrastive_loss"):
+        one, two = ([row[name] for row in metrics(tmp_path / each) if name in row] for each in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
+    """As in the README. The processor is asked what it supports before Accelerate starts the processes' group."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29557]
+    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio")} | {"batch_size": 512, "epochs": 1}
+    settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path}
+    process = launch(*torchrun, SCRIPTS / "pretrain.py", *flags(**settings), ACCELERATE_USE_CPU="1")
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "2 processes" in output, output
+
+
+# ---- the last files
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, tmp_path, monkeypatch):
+    """The run dies just before the last file but `number` is put in its place."""
+
+    class Killed(BaseException):
+        pass
+
+    put, names = os.replace, ["model.safetensors", "config.json", "curves.png", "reconstructions.png", "results.json"]
+
+    def die(source, target):
+        ended = list(tmp_path.glob("killed/checkpoints/step-000000008-*"))
+        if Path(target).name == names[number] and ended:
+            raise Killed
+        put(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(files.os, "replace", die)
+        tinymae.pretrain(**QUICK, output_dir=tmp_path / "killed")
+    assert not (tmp_path / "killed" / "results.json").exists()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "killed")
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
+    assert same_files(tmp_path / "whole", tmp_path / "killed", "model.safetensors", "config.json")
+    assert all((tmp_path / "killed" / name).exists() for name in names)
+
+
+# ---- other inputs under the same settings
+
+
+def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
+    start, tune = QUICK | {"epochs": 1, "output_dir": tmp_path / "mae"}, FEW | {"batch_size": 16, "epochs": 1}
+    tinymae.pretrain(**start)
+    before = json.loads((tmp_path / "mae" / "results.json").read_text())
+    tuning = {**tune, "weights": tmp_path / "mae", "output_dir": tmp_path / "tuned"}
+    with pytest.raises(Stopped):
+        tinymae.finetune(**tuning, pause_after_minutes=0)
+    tinymae.pretrain(**start | {"seed": 2}, overwrite=True)
+    assert json.loads((tmp_path / "mae" / "results.json").read_text()) != before
+    with pytest.raises(InputError, match=r"holds another run \(weights was '\w+', now '\w+'\): choose another folder"):
+        tinymae.finetune(**tuning)
+    tinymae.finetune(**tuning, overwrite=True)  # moves the old one aside
+    tinymae.finetune(**tuning)
+    other = small_model()
+    tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
+    with torch.no_grad():
+        other.encoder.norm.bias += 1
+    with pytest.raises(InputError, match="weights was 'MaskedAutoencoder, sha256 .*, now 'MaskedAutoencoder, sha256"):
+        tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp_path, monkeypatch):
+    if streamed:
+        monkeypatch.setattr(tinymae.data.datasets.load_dataset, "__kwdefaults__",
+                            tinymae.data.datasets.load_dataset.__kwdefaults__ | {"memory_limit_gb": 0})  # fmt: skip
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(load_dataset("digits").images[:40]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{number:02}.png")
+    settings = {
+        name: QUICK[name] for name in (*MODEL, "mask_ratio", "contrast_epochs", "batch_size", "mixed_precision")
+    }
+    settings |= {"data": tmp_path / "images", "in_channels": 1, "image_size": 8, "epochs": 1, "num_workers": 0,
+                 "output_dir": tmp_path / "run"}  # fmt: skip
+    with pytest.raises(Stopped):
+        tinymae.pretrain(**settings, pause_after_minutes=0)
+    content = {path: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    Image.new("L", (9, 9), 7).save(tmp_path / "images" / "21.png")
+    splits = r"(train|val) was '\d+ images, \w+', now '\d+ images, \w+'"
+    with pytest.raises(InputError, match=rf"holds another run \({splits}\)"):
+        tinymae.pretrain(**settings)
+    (tmp_path / "images" / "more.png").write_bytes(content[tmp_path / "images" / "03.png"])
+    with pytest.raises(InputError, match="train was '32 images"):
+        tinymae.pretrain(**settings)
+    (tmp_path / "images" / "more.png").unlink()
+    for path, before in content.items():
+        path.write_bytes(before)
+    assert tinymae.pretrain(**settings).results["steps"] == 2
+
+
+def test_pixels_from_python_are_told_apart(tmp_path):
+    tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
+    for name, changed in (("data", 255 - QUICK["data"]), ("labels", QUICK["labels"].flip(0)), ("labels", None)):
+        with pytest.raises(InputError, match=f"{name} was 'array .*, now {'None' if changed is None else 'array'}"):
+            tinymae.pretrain(**QUICK | {"epochs": 1, name: changed}, output_dir=tmp_path)
+    same = {"data": QUICK["data"].numpy().copy(), "labels": QUICK["labels"].tolist()}
+    assert tinymae.pretrain(**QUICK | {"epochs": 1} | same, output_dir=tmp_path).results["steps"] == 4
+
+
+# ---- what is around a run does not change it
+
+
+def test_accelerates_environment_does_not_override_the_settings(tmp_path, monkeypatch):
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "environment")
+    assert same_files(tmp_path / "plain", tmp_path / "environment")
+
+
+def test_an_earlier_run_of_the_process_does_not_change_a_later_one(tmp_path):
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "first")
+    for name, settings in {"bf16": {"mixed_precision": "bf16"}, "parts": {"gradient_accumulation_steps": 4}}.items():
+        tinymae.pretrain(**QUICK | settings, output_dir=tmp_path / name)
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "again")
+    assert same_files(tmp_path / "first", tmp_path / "again")
+    assert not same_files(tmp_path / "first", tmp_path / "bf16")
+    assert_same_weights(tmp_path / "first", tmp_path / "parts")
+
+
+def test_a_run_in_another_thread_is_the_same(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=lambda: tinymae.pretrain(**QUICK, output_dir=tmp_path / "thread"))
+    thread.start()
+    thread.join()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "main")
+    assert same_files(tmp_path / "main", tmp_path / "thread") and signal.getsignal(signal.SIGINT) is before
