@@ -23,15 +23,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from tinymae import MaskedAutoencoder, figures, load_dataset
-from tinymae.commands.cli import run_script
+from tinymae import MaskedAutoencoder, anomaly_map, load_dataset
 from tinymae.data.batches import pick
+from tinymae.evaluation import figures
 from tinymae.files import read_json, write_json
 
 PRETRAIN = (
     "--patch-size 4 --embed-dim 96 --depth 4 --decoder-dim 64 --decoder-depth 1 --no-norm-pix-loss --no-flip "
-    "--crop none --batch-size 128 --base-lr 6e-3 --mask-ratio 0.5 --epochs 12 --warmup-epochs 1 --probe-every 1000 "
-    "--probe-images 2000"
+    "--crop none --batch-size 128 --base-lr 6e-3 --optimizer adamw --contrast-epochs 0 --mask-ratio 0.5 --epochs 12 "
+    "--warmup-epochs 1 --probe-every 1000 --probe-images 2000"
 ).split()
 BLOCK = 4  # pixels, the side of the inked square
 
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> dict:
     def find_maps(images: Tensor) -> Tensor:
         def find(part: Tensor) -> Tensor:
             same_masks = torch.Generator().manual_seed(args.seed)
-            return model.anomaly_map(part, passes=args.passes, mask_ratio=args.mask_ratio, generator=same_masks)
+            return anomaly_map(model, part, passes=args.passes, mask_ratio=args.mask_ratio, generator=same_masks)
 
         return torch.cat([find(part) for part in images.split(500)])
 
@@ -177,4 +177,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    run_script(main, parse())
+    main(parse().parse_args())

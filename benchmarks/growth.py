@@ -26,9 +26,11 @@ from tinymae.data.augment import padded_crop, random_flip
 from tinymae.data.batches import Batch, split_batch, step_batches
 from tinymae.data.datasets import Dataset, ImageDataset
 from tinymae.files import write_json
+from tinymae.models.contrast import ReconstructionLearner
 from tinymae.models.vit import choose_attention
 from tinymae.randomness import Draws
-from tinymae.training.device import create_accelerator
+from tinymae.training.clock import Stopwatch
+from tinymae.training.device import create_accelerator, settle_precision
 from tinymae.training.loop import Schedule, parameter_groups, train_steps
 
 
@@ -64,13 +66,12 @@ def measure(
     args: argparse.Namespace, dataset: Dataset, *, batch_size: int = 256, patch_size: int = 4, alone: bool = False
 ) -> float:
     """Images per second of pretraining on `dataset`."""
-    accelerator = create_accelerator(argparse.Namespace(mixed_precision="auto"))
+    accelerator = create_accelerator(settle_precision("auto"))
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=patch_size)
     choose_attention(model, accelerator.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    bare_model = accelerator.unwrap_model(model)
+    learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
     batches: Iterator[list[Batch]] = step_batches(
         dataset.to(accelerator.device), batch_size=batch_size, parts=split_batch(batch_size, 1), seed=0,
         device=accelerator.device, num_workers=args.num_workers,
@@ -80,22 +81,23 @@ def measure(
 
     def end_to_end(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         images = random_flip(padded_crop(batch.images, draws, 4), draws)
-        mask = random_mask(batch_size, bare_model.num_patches, 0.75, draws.generator)
-        return {"loss": model(images, mask[draws.cpu_positions]).loss}
+        mask = random_mask(batch_size, model.num_patches, 0.75, draws.generator)
+        return learner(images, mask=mask[draws.cpu_positions])
 
-    fixed_mask = random_mask(batch_size, bare_model.num_patches, 0.75)
+    fixed_mask = random_mask(batch_size, model.num_patches, 0.75)
 
     def step_alone(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        return {"loss": model(batch.images, fixed_mask).loss}
+        return learner(batch.images, mask=fixed_mask)
 
-    schedule = Schedule(peak=1e-4, total_steps=10**9, warmup=0.0)
+    schedule = Schedule(peak=1e-4, last_step=10**9, warmup=0.0)
     loop = train_steps(
-        model,
+        learner,
         optimizer,
         step_alone if alone else end_to_end,
         batches,
         accelerator=accelerator,
         schedule=schedule,
+        clock=Stopwatch(),
         batch_size=batch_size,
         seed=0,
     )

@@ -95,7 +95,7 @@ def our_mae(args: argparse.Namespace) -> nn.Module:
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads,
     )  # fmt: skip
     choose_attention(model, args.device)
-    model.compute_loss = lambda images: model(images).loss
+    model.compute_loss = lambda images: model.training_losses(images)["loss"]
     return model
 
 

@@ -4,11 +4,10 @@
     python benchmarks/throughput.py --decoder-dim 128 --decoder-depth 2 --decoder-heads 4      # the released decoder
     python benchmarks/throughput.py --batch-size 2048 --compile  # on a GPU
 
-The first line is a plain step, written as the paper's text goes: embed all patches, shuffle, keep the visible ones,
-put mask tokens back in the grid, predict every patch, average the error over the hidden ones; float32, timm's fused
-attention, torch's default AdamW. Each line below changes one thing and keeps the changes above it. Every variant runs
-in its own process to start with (for its peak memory), then all run in one process, a few steps each in turn, for
-`--rounds` rounds: images/s is the median over rounds, the spread its extremes.
+The first line is the model's step in float32 with timm's fused attention and torch's default AdamW (peers.py has other
+implementations beside it). Each line below changes one thing and keeps the changes above it. Every variant runs in its
+own process to start with (for its peak memory), then all run in one process, a few steps each in turn, for `--rounds`
+rounds: images/s is the median over rounds, the spread its extremes.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from tinymae import MaskedAutoencoder, patchify
+from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
 from tinymae.models.vit import choose_attention
 from tinymae.training.device import keep_freed_memory
@@ -56,8 +55,7 @@ def parse() -> argparse.ArgumentParser:
 
 
 # Each variant: what it adds, and the settings it has.
-PLAIN = {
-    "plain": True,
+BASE = {
     "precision": "fp32",
     "attention": "fused",
     "fused_adamw": False,
@@ -66,8 +64,7 @@ PLAIN = {
     "checkpointing": False,
 }
 CHANGES = {
-    "plain step": {},
-    "visible patches only": {"plain": False},
+    "float32": {},
     "fused AdamW": {"fused_adamw": True},
     "bf16 autocast": {"precision": "bf16"},
     "attention by device": {"attention": "by device"},
@@ -76,7 +73,7 @@ CHANGES = {
 
 
 def variants(args: argparse.Namespace) -> dict[str, dict]:
-    settings, table, changes = dict(PLAIN), {}, dict(CHANGES)
+    settings, table, changes = dict(BASE), {}, dict(CHANGES)
     if args.compile:
         changes["torch.compile"] = {"compile": True}
     changes["gradient checkpointing"] = {"checkpointing": True}  # the one line that is there for memory, not for speed
@@ -84,37 +81,6 @@ def variants(args: argparse.Namespace) -> dict[str, dict]:
         settings = settings | change
         table[name] = settings
     return table
-
-
-class PlainStep(nn.Module):
-    """The paper's forward pass without any of our short cuts, on the layers of a MaskedAutoencoder."""
-
-    def __init__(self, model: MaskedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        model, vit = self.model, self.model.encoder
-        images = model.normalise(images)
-        tokens = vit.patch_embed(images) + vit.pos_embed[:, 1:]  # (B, N, D)
-        batch, count, width = tokens.shape
-        keep = count - model.num_hidden
-        shuffle = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
-        restore = shuffle.argsort(dim=1)
-        tokens = tokens.gather(1, shuffle[:, :keep, None].expand(-1, -1, width))
-        cls_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(batch, -1, -1)
-        tokens = vit.norm(vit.blocks(torch.cat([cls_token, tokens], dim=1)))
-
-        tokens = model.decoder_embed(tokens)
-        filled = torch.cat([tokens[:, 1:], model.mask_token.expand(batch, count - keep, -1).to(tokens.dtype)], dim=1)
-        grid = filled.gather(1, restore[..., None].expand(-1, -1, tokens.shape[2]))
-        tokens = torch.cat([tokens[:, :1], grid], dim=1) + model.decoder_pos_embed
-        prediction = model.decoder_pred(model.decoder_norm(model.decoder_blocks(tokens)))[:, 1:]
-
-        target = patchify(images, model.patch_size)
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        hidden = (restore >= keep).float()
-        return (((prediction - target) ** 2).mean(-1) * hidden).sum() / hidden.sum()
 
 
 def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], None], nn.Module, Tensor]:
@@ -133,13 +99,12 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     model.encoder.set_grad_checkpointing(settings["checkpointing"])
     if settings["compile"]:
-        model.forward_core = torch.compile(model.forward_core)
-    plain = PlainStep(model)
+        model.compile_core()
 
     def step() -> None:
         keep_freed_memory(settings["keep_memory"])
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
-            loss = plain(images) if settings["plain"] else model(images).loss
+            loss = model.training_losses(images)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -209,7 +174,7 @@ def main(args: argparse.Namespace) -> dict:
         "bf16": matmul_rate(args.device, torch.bfloat16),
     }
 
-    rows, first = [], statistics.median(rates["plain step"])
+    rows, first = [], statistics.median(rates["float32"])
     for name, settings in table.items():
         median = statistics.median(rates[name])
         rows.append(

@@ -297,7 +297,7 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     for model in (autoencoder, classifier):
         choose_attention(model, "cpu")  # the counter does not see into the fused kernel
     draw_drops(classifier, Draws(0, 0, 1, torch.arange(1), "cpu"))
-    images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size)
+    images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size, dtype=torch.uint8)
     counts = {}
     losses = {
         "pretraining": lambda: autoencoder.training_losses(images)["loss"],

@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ from tinymae.files import write_atomically
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+
+
+def pytest_collection_finish():
+    """Every run collects garbage, which need not look at the thousands of objects of the imports each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,15 +1,24 @@
 """Small runs, and commands as people type them."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinymae import load_dataset
 from tinymae.commands import cli
+from tinymae.training.run import Run
+
+# Processes of their own that need not import torch again: they are forked from one that has.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tinymae.commands.pretrain"])
 
 DIGITS = {"data": "digits", "seed": 1, "mixed_precision": "no"}
 MODEL = {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
@@ -49,12 +58,46 @@ def refused(capsys, command: str, *words, **settings) -> str:
     return line
 
 
-def launch(*command, start_new_session: bool = False, **environment) -> subprocess.Popen:
+def launch(*command, **environment) -> subprocess.Popen:
     """Python in a process of its own, on one core."""
     return subprocess.Popen(
         [sys.executable, *map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=start_new_session,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def start(log: Path, command: list[str], *, killed: tuple[int, int] | None = None, **environment: str) -> BaseProcess:
+    """The command line in a process of its own, whose output goes to `log`.
+
+    With `killed`, a signal and a step, the process sends itself the signal in that step.
+    """
+    process = PROCESSES.Process(target=work, args=(log, command, killed, environment, torch.get_num_threads()))
+    process.start()
+    return process
+
+
+def work(log: Path, command: list[str], killed: tuple[int, int] | None, environment: dict, threads: int) -> None:
+    """What `start` has its process do."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    if killed is not None:
+        Run.report = signal_in_step(*killed)
+    cli.main(command)
+
+
+def signal_in_step(number: int, step: int):
+    """A `Run.report` that gets the signal before it reports this step."""
+    report = Run.report
+
+    def signalled(run, state):
+        if state.step == step:
+            signal.raise_signal(number)
+        report(run, state)
+
+    return signalled
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -279,7 +279,7 @@ def test_the_unet_halves_no_map_of_one_pixel(size):
     model = ResNetUNet(image_size=size, in_channels=1, skips=True)
     sides = [size, *(found.shape[-1] for found in model.encoder(torch.zeros(1, 1, size, size)))]
     assert all(before > 1 for before in sides[:-1]) and len(sides) <= 5
-    images = torch.rand(4, 1, size, size)
+    images = torch.randn(4, 1, size, size)
     assert model(images).reconstruction.shape == images.shape and model.encode(images).shape == (4, model.num_features)
 
 

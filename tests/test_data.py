@@ -8,7 +8,7 @@ from PIL import Image
 from tinymae import InputError, load_dataset
 from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
 from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
-from tinymae.data.splits import few_labels
+from tinymae.data.splits import few_labels, held_out
 
 
 def as_set(images) -> set[bytes]:
@@ -158,6 +158,89 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
     picture(classes_folder / "preview.png")
     with pytest.raises(InputError, match=r"pets holds images \(preview.png\) beside the folder cat"):
         load_dataset(classes_folder)
+
+
+# ---- pixels from Python
+
+
+def pixels(*shape) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_an_array_is_cut_as_a_folder_is(kind):
+    images, names = pixels(30, 3, 9, 8), np.array(["cat", "dog", "ant"] * 10)
+    splits = {split: load_dataset(kind(images), split, labels=names) for split in ("train", "val", "test")}
+    assert [len(split) for split in splits.values()] == [24, 3, 3]
+    everything = [as_set(split.images) for split in splits.values()]
+    assert set.union(*everything) == {image.tobytes() for image in images}
+    for name, split in splits.items():
+        assert split.classes == ["ant", "cat", "dog"] and split.image_shape == (3, 9, 8)
+        part = held_out(30, {"val": 3, "test": 3}, name)
+        assert torch.equal(split.images, torch.from_numpy(images)[part])
+        assert [split.classes[label] for label in split.labels] == names[part].tolist()
+
+
+def test_an_array_may_have_its_channels_last_or_none_or_be_a_view():
+    images = pixels(10, 6, 8, 3)
+    last, first = (load_dataset(each) for each in (images, images.transpose(0, 3, 1, 2)))
+    assert torch.equal(last.images, first.images) and last.image_shape == (3, 6, 8)
+    assert load_dataset(images[..., 0]).image_shape == load_dataset(images[..., :1]).image_shape == (1, 6, 8)
+    flipped = load_dataset(images[:, ::-1])  # which torch does not take as it is
+    assert torch.equal(flipped.images, last.images.flip(2))
+    assert load_dataset(images, image_size=(3, 4)).image_shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "labels", [[3, 0, 1] * 4, np.array([3, 0, 1] * 4, dtype=np.uint8), torch.tensor([3, 0, 1] * 4)]
+)
+def test_labels_that_are_numbers_keep_them(labels):
+    dataset = load_dataset(pixels(12, 8, 8), "train", labels=labels)
+    assert dataset.classes == ["0", "1", "2", "3"] and dataset.labels.dtype == torch.int64
+    part = held_out(12, {"val": 1, "test": 1}, "train")
+    assert torch.equal(dataset.labels, torch.tensor([3, 0, 1] * 4)[part])
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        (pixels(10, 8, 8) / 255, None, "data is float64: give a tensor or an array of uint8 pixels"),
+        (torch.rand(10, 3, 8, 8), None, "data is float32: give"),
+        (pixels(10, 8, 8).astype(np.uint16), None, "data is uint16: give"),
+        (np.array([["a"]]), None, "data is <U1: give"),
+        (pixels(10, 8, 8).tolist(), None, "data is list: give"),
+        (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
+        (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
+        (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
+        (pixels(2, 3, 8, 8), None, "data has 2 images, too few for train, val and test"),
+        (pixels(10, 8, 8), [0] * 9, r"labels have shape \(9,\) for 10 images: give one label for each"),
+        (pixels(10, 8, 8), np.zeros((10, 1), dtype=int), r"labels have shape \(10, 1\) for 10 images"),
+        (pixels(10, 8, 8), [0.5] * 10, "labels are float64: give numbers from 0, or names"),
+        (pixels(10, 8, 8), [-1] * 10, "labels are int64: give numbers from 0, or names"),
+        ("digits", [0] * 1797, "labels go with a tensor or an array of images; data digits has its own"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_refused(data, labels, message):
+    with pytest.raises(InputError, match=message):
+        load_dataset(data, labels=labels)
+
+
+def test_the_fingerprint_knows_every_pixel_and_label(classes_folder):
+    images, labels = pixels(10, 8, 8), [0, 1] * 5
+    before = load_dataset(images, labels=labels).fingerprint
+    assert before.startswith("8 images, ") and load_dataset(images.copy(), labels=labels).fingerprint == before
+    assert load_dataset(images, labels=labels[::-1]).fingerprint != before
+    images[held_out(10, {"val": 1, "test": 1}, "train")[0], 0, 0] ^= 1
+    assert load_dataset(images, labels=labels).fingerprint != before
+    for limit in (4.0, 0.0):
+        before = load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint
+        assert load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint == before
+        for path in classes_folder.glob("*/*.png"):
+            picture(path, size=(13, 12) if limit else (14, 12), seed=50)
+        assert load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint != before
+
+
+# ---- batches
 
 
 def test_statistics_are_numpys():

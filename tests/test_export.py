@@ -3,18 +3,18 @@
 import json
 import sys
 
-import export
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_scripts import refused, run
+from running import refused
 
+import tinymae
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.interop.graphs import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
 from tinymae.interop.load import load_classifier
 from tinymae.interop.page import read_samples, write_page
-from tinymae.models.classifier import Classifier, create_classifier
+from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.weights import save_autoencoder, save_classifier
 
@@ -84,9 +84,8 @@ def test_features_are_torchs(name, normalised, tmp_path):
 @pytest.mark.parametrize("pool", ["avg", "cls"])
 def test_probabilities_are_torchs(pool, tmp_path):
     model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"])
-    vit = create_classifier(model.config, num_classes=3, pool=pool).eval()
-    torch.nn.init.normal_(vit.head.weight)
-    classifier = Classifier(vit, mean=model.config["mean"], std=model.config["std"], classes=CLASSES)
+    classifier = build_classifier(model, classes=CLASSES, pool=pool).eval()
+    torch.nn.init.normal_(classifier.head.weight)
     for classify in runners(ClassifierGraph(classifier), tmp_path):
         for batch_size in (1, 5):
             images = random_images(model, batch_size)
@@ -119,18 +118,17 @@ def folders(tmp_path):
     torch.manual_seed(1)
     model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"]).eval()
     save_autoencoder(model, tmp_path / "mae")
-    vit = create_classifier(model.config, num_classes=3)
-    save_classifier(vit, tmp_path / "classifier", config=model.config, pool="avg", classes=CLASSES)
+    save_classifier(build_classifier(model, classes=CLASSES), tmp_path / "classifier")
     return tmp_path / "mae", tmp_path / "classifier"
 
 
-def test_the_script_writes_graphs_that_stand_alone(folders, tmp_path):
+def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     mae, classifier = folders
-    run(export, "--weights", mae, "--format", "onnx", "--output-dir", tmp_path / "onnx")
-    run(export, "--weights", classifier, "--format", "torch", "--output-dir", tmp_path / "pt2")
-    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
-        "encoder.onnx", "reconstruction.onnx", "config.json"
-    }  # fmt: skip
+    run = tinymae.export(mae, format="onnx", output_dir=tmp_path / "onnx")
+    tinymae.export(classifier, format="torch", output_dir=tmp_path / "pt2")
+    written = {path.name: path.stat().st_size for path in (tmp_path / "onnx").iterdir()}
+    assert written.keys() == {"encoder.onnx", "reconstruction.onnx", "config.json"}
+    assert run.results == {"bytes": written} and isinstance(run.model, MaskedAutoencoder)
     graph = onnx.load(tmp_path / "onnx" / "encoder.onnx")
     assert graph.opset_import[0].version >= 17
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -140,38 +138,46 @@ def test_the_script_writes_graphs_that_stand_alone(folders, tmp_path):
     torch.testing.assert_close(probabilities, load_classifier(classifier)(images).softmax(dim=1), **TOLERANCE)
 
 
+def test_the_config_beside_a_graph_says_how_to_normalise(folders, tmp_path):
+    for source in folders:
+        tinymae.export(tinymae.load(source), format="torch", output_dir=tmp_path / source.name)
+        config = json.loads((tmp_path / source.name / "config.json").read_text())
+        assert config["mean"] == pytest.approx(MODELS["square, RGB"]["mean"])
+        assert config["std"] == pytest.approx(MODELS["square, RGB"]["std"])
+
+
 def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
     mae, classifier = folders
-    out = ("--output-dir", tmp_path / "out")
-    line = refused(export, monkeypatch, capsys, "--weights", tmp_path / "none", "--format", "onnx", *out)
-    assert "none does not exist" in line
-    line = refused(export, monkeypatch, capsys, "--weights", classifier, "--format", "web", *out)
-    assert "hold a classifier" in line
     save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
-    for form in ("onnx", "web"):
-        line = refused(export, monkeypatch, capsys, "--weights", tmp_path / "conv", "--format", form, *out)
-        assert "only --model mae can be exported, not a ConvAutoencoder" in line
-    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", "--classifier", classifier, *out)
-    assert "is for --format web" in line
     (tmp_path / "file").touch()
-    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", "--output-dir", tmp_path / "file")
-    assert "is a file" in line
+    onnx, web = ({"format": form, "output_dir": tmp_path / "out"} for form in ("onnx", "web"))
+    for settings, message in [
+        (onnx | {"weights": tmp_path / "none"}, "none does not exist"),
+        (web | {"weights": classifier}, "hold a classifier"),
+        (onnx | {"weights": tmp_path / "conv"}, "hold a ConvAutoencoder, where only --model mae will do"),
+        (web | {"weights": tmp_path / "conv"}, "hold a ConvAutoencoder, where only --model mae will do"),
+        (onnx | {"weights": mae, "classifier": classifier}, "is for --format web"),
+        (onnx | {"weights": mae, "output_dir": tmp_path / "file"}, "is a file"),
+        ({"weights": mae, "output_dir": tmp_path / "out"}, "required: --format"),
+    ]:
+        assert message in refused(capsys, "export", **settings)
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
-    line = refused(export, monkeypatch, capsys, "--weights", mae, "--format", "onnx", *out)
+    line = refused(capsys, "export", **onnx, weights=mae)
     assert "needs the package onnxscript: pip install 'tinymae[onnx]'" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_page_needs_npm_or_the_archive(folders, tmp_path, monkeypatch, capsys):
     samples = tmp_path / "samples"
     samples.mkdir()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(samples / "black.png")
-    page = ("--weights", folders[0], "--format", "web", "--samples", samples, "--output-dir", tmp_path / "page")
+    page = {"weights": folders[0], "format": "web", "samples": samples, "output_dir": tmp_path / "page"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "needs npm once" in refused(export, monkeypatch, capsys, *page)
+    assert "needs npm once" in refused(capsys, "export", **page)
     (tmp_path / "cache" / "tinymae").mkdir(parents=True)
     (tmp_path / "cache" / "tinymae" / "onnxruntime-web-1.30.0.tgz").write_bytes(b"not it")
-    assert "is damaged or another" in refused(export, monkeypatch, capsys, *page)
+    assert "is damaged or another" in refused(capsys, "export", **page)
     assert not (tmp_path / "page").exists()
 
 

@@ -132,6 +132,13 @@ def test_nothing_hidden_reaches_the_prediction():
     )
 
 
+def test_the_loss_of_training_is_that_of_a_forward_pass():
+    model = trained_looking(small_model())
+    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
+    losses = model.training_losses(images, mask=mask)
+    assert losses.keys() == {"loss"} and torch.equal(losses["loss"], model(images, mask).loss)
+
+
 def test_loss_is_the_error_on_hidden_patches_alone():
     model = trained_looking(small_model(norm_pix_loss=False))
     images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
@@ -252,7 +259,7 @@ def test_pooling():
 @pytest.mark.parametrize("encoder", ["vit_betwixt_patch16_reg4_gap_256", "vit_base_patch16_siglip_224"])
 def test_an_encoder_with_a_head_of_its_own_leaves_it_out_and_can_be_classified(encoder, tmp_path):
     model = MaskedAutoencoder(encoder, image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).eval()
-    images = torch.rand(2, 3, 8, 8)
+    images = torch.randn(2, 3, 8, 8)
     model(images).loss.backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert unused == []

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.interop.page import fetch_runtime, read_samples, write_page
-from tinymae.models.classifier import Classifier, create_classifier
+from tinymae.models.classifier import build_classifier
 
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -58,9 +58,8 @@ def shown(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"image_size": (16, 24), "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
     model = MaskedAutoencoder(**sizes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).eval()
-    vit = create_classifier(model.config, num_classes=3).eval()
-    torch.nn.init.normal_(vit.head.weight, std=3)
-    classifier = Classifier(vit, mean=model.config["mean"], std=model.config["std"], classes=CLASSES)
+    classifier = build_classifier(model, classes=CLASSES).eval()
+    torch.nn.init.normal_(classifier.head.weight, std=3)
     (folder / "pictures").mkdir()
     for name in ("one picture", "another"):  # smooth, so that patches guess something of each other
         coarse = Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (4, 6, 3), dtype=np.uint8))

@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import signal
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import SCRIPTS
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, TWO_PHASES, flags, launch, metrics, same_files
+from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, TWO_PHASES, flags, launch, metrics, same_files, start
 from safetensors.torch import load_file
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset
+from tinymae.commands import cli
 from tinymae.training.progress import PAUSED, Stopped
 from tinymae.training.run import Run
 
@@ -104,32 +105,19 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(number, tmp_path, 
     assert values(tmp_path / "whole") == values(tmp_path / "stopped")
 
 
-ENDING = """
-import os, signal, sys
-from tinymae.commands import cli
-from tinymae.training.run import Run
-number, step, report = int(sys.argv[1]), int(sys.argv[2]), Run.report
-def end(run, state):
-    if state.step == step:
-        os.kill(os.getpid(), number)
-    report(run, state)
-Run.report = end
-cli.main(sys.argv[3:])
-"""
-
-
-def test_a_process_that_gets_sigterm_saves_and_its_command_resumes_past_a_damaged_checkpoint(tmp_path):
+def test_a_process_that_gets_sigterm_saves_and_its_command_resumes_past_a_damaged_checkpoint(tmp_path, capsys):
     settings = {**PRETRAIN, "batch_size": 256, "checkpoint_minutes": 0}
-    process = launch("-c", ENDING, int(signal.SIGTERM), 6, "pretrain", *flags(**settings, output_dir=tmp_path / "run"))
-    output = process.communicate()[0]
-    assert process.returncode == 128 + signal.SIGTERM, output
+    command = ["pretrain", *flags(**settings, output_dir=tmp_path / "run")]
+    process = start(tmp_path / "log", command, killed=(signal.SIGTERM, 6))
+    process.join()
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + signal.SIGTERM, output
     assert "stopped by SIGTERM after step 6; the same command resumes" in output
     assert not (tmp_path / "run" / "model.safetensors").exists()
     damaged = max((tmp_path / "run" / "checkpoints").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-200])  # the newest is broken: the one before it must do
-    process = launch(SCRIPTS / "pretrain.py", *flags(**settings, output_dir=tmp_path / "run"))
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    cli.main(command)
+    output = capsys.readouterr().out
     assert "is damaged" in output and "resuming from" in output and "step-000000005-" in output
     tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
     assert same_files(tmp_path / "whole", tmp_path / "run")
@@ -145,32 +133,29 @@ def assert_same_weights(one: Path, two: Path) -> None:
             torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
 
 
-def launch_two(*command) -> list[subprocess.Popen]:
-    """The same command as two processes of one run."""
+def run_two(log: Path, command: list[str], **options) -> tuple[set[int], str]:
+    """The same command as two processes of one run: (their exit codes, their output)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
-    return [launch(*command, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    processes = [start(log, command, **options, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    for process in processes:
+        process.join()
+    return {process.exitcode for process in processes}, log.read_text()
 
 
 def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
     """Both die amid the second phase, in which they contrast each other's images, and resume."""
     settings = DIGITS | {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "log_every")} | TWO_PHASES
-    settings |= {"batch_size": 256, "contrast_batch_size": 256, "checkpoint_minutes": 0}
+    settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
+    settings |= {"checkpoint_minutes": 0}
     command = ["pretrain", *flags(**settings, output_dir=tmp_path / "two")]
-    outputs = []
-    for program in (
-        [ENDING, int(signal.SIGKILL), 8],
-        ["import sys\nfrom tinymae.commands import cli\ncli.main(sys.argv[1:])"],
-    ):
-        processes = launch_two("-c", *program, *command)
-        outputs.append([process.communicate()[0] for process in processes])
-        codes = {process.returncode for process in processes}
-        assert codes == ({0} if program[0] is not ENDING else {-signal.SIGKILL}), outputs
-        assert any((tmp_path / "two" / "checkpoints").glob("step-*"))
-    assert "2 processes on cpu" in outputs[1][0] and "resuming from" in outputs[1][0]
-    assert "step-000000006-" in outputs[1][0]  # the first of the second phase
+    codes, output = run_two(tmp_path / "killed", command, killed=(signal.SIGKILL, 4))
+    assert codes == {-signal.SIGKILL}, output
+    assert "2 processes on cpu" in output
+    codes, output = run_two(tmp_path / "resumed", command)
+    assert codes == {0} and re.search("resuming from .*step-000000003-", output), output  # the first of the phase
     tinymae.pretrain(**settings, output_dir=tmp_path / "one")
     assert_same_weights(tmp_path / "one", tmp_path / "two")
     for name in ("loss", "contrastive_loss"):
@@ -272,7 +257,8 @@ def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp
 def test_pixels_from_python_are_told_apart(tmp_path):
     tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
     for name, changed in (("data", 255 - QUICK["data"]), ("labels", QUICK["labels"].flip(0)), ("labels", None)):
-        with pytest.raises(InputError, match=f"{name} was 'array .*, now {'None' if changed is None else 'array'}"):
+        now = "None" if changed is None else "'array"
+        with pytest.raises(InputError, match=f"{name} was 'array .*, now {now}"):
             tinymae.pretrain(**QUICK | {"epochs": 1, name: changed}, output_dir=tmp_path)
     same = {"data": QUICK["data"].numpy().copy(), "labels": QUICK["labels"].tolist()}
     assert tinymae.pretrain(**QUICK | {"epochs": 1} | same, output_dir=tmp_path).results["steps"] == 4

@@ -1,13 +1,13 @@
 """Kills, damage, full disks, hostile pictures: nothing saved is lost, nothing broken is used."""
 
-import argparse
+import itertools
 import json
 import os
 import pickle
 import resource
 import signal
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import read_image
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
+from tinymae.training.checkpoints import Checkpoints
+from tinymae.training.progress import Diverged
 from tinymae.training.run import Run
 
 
@@ -42,44 +44,39 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run_in(folder, **arguments) -> Run:
-    args = argparse.Namespace(output_dir=str(folder), overwrite=False, **arguments)
-    run = Run(args, Accelerator(cpu=True))
-    run.parts, run.schedule = {"model": torch.nn.Linear(64, 64)}, argparse.Namespace(minutes=1.0)
-    return run
+def checkpoints_in(folder) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", print)
+
+
+def state_of(step: int) -> dict:
+    return {"model": torch.nn.Linear(64, 64).state_dict(), "step": step}
 
 
 def test_a_kill_at_any_moment_of_a_save_leaves_a_loadable_state(tmp_path):
-    """200 kills at random moments; after each, the next process goes on from the last state that was whole."""
-    moments = np.random.default_rng(0).uniform(0, 0.012, 200)
+    """40 kills at random calls within saves; after each, the next process goes on from the last whole state."""
+    state, calls = state_of(0), []
+    sys.setprofile(lambda *_: calls.append(0))
+    checkpoints_in(tmp_path / "counted").save(state, step=0)
+    sys.setprofile(None)
     progress = 0
-    for moment in moments:
-        reading, writing = os.pipe()
+    for fatal in np.random.default_rng(0).integers(1, 3 * len(calls), 40).tolist():
 
-        def work(writing=writing):
-            run = run_in(tmp_path / "run")
-            state = run.load_checkpoint()
-            step = state["step"] if state else 0
-            os.write(writing, b"!")
+        def work(fatal=fatal):
+            checkpoints, count = checkpoints_in(tmp_path), itertools.count(1)
+            saved = checkpoints.load()
+            step = saved["step"] if saved else 0
+            sys.setprofile(lambda *_: next(count) == fatal and os.kill(os.getpid(), signal.SIGKILL))
             while True:
                 step += 1
-                run.save_checkpoint(step)
+                checkpoints.save(state | {"step": step}, step=step)
 
-        pid = in_child(work)
-        os.close(writing)
-        assert os.read(reading, 1) == b"!"  # it resumed
-        os.close(reading)
-        time.sleep(moment)
-        os.kill(pid, signal.SIGKILL)
-        wait(pid)
-        run = run_in(tmp_path / "run")
-        state = run.load_checkpoint()
-        run.lock.close()
-        if state is not None:
-            assert state["step"] >= progress and state["model"]["weight"].shape == (64, 64)
-            progress = state["step"]
-    assert progress > 20  # saves that were whole; more where the machine is idle
-    files_left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+        assert wait(in_child(work)) == -signal.SIGKILL
+        saved = checkpoints_in(tmp_path).load()
+        if saved is not None:
+            assert saved["step"] >= progress and torch.equal(saved["model"]["weight"], state["model"]["weight"])
+            progress = saved["step"]
+    assert progress > 20  # a kill comes one and a half saves after the one before
+    files_left = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert 1 <= len(files_left) <= 3  # two are kept; a kill before the tidying leaves one more
 
 
@@ -102,17 +99,16 @@ def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path):
     def work():
-        run = run_in(tmp_path / "run")
-        run.save_checkpoint(1)
+        checkpoints = checkpoints_in(tmp_path)
+        checkpoints.save(state_of(1), step=1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # files end here, as on a full disk
         with pytest.raises(InputError, match=r"could not be written .*last good one is .*step-000000001.*Make room"):
-            run.save_checkpoint(2)
+            checkpoints.save(state_of(2), step=2)
 
     assert wait(in_child(work)) == 0
-    run = run_in(tmp_path / "run")
-    assert run.load_checkpoint()["step"] == 1
-    assert [path.name[:14] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000001"]
+    assert checkpoints_in(tmp_path).load()["step"] == 1
+    assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001"]
 
 
 def test_every_flipped_bit_in_weights_is_found(tmp_path):
@@ -133,17 +129,44 @@ def test_every_flipped_bit_in_weights_is_found(tmp_path):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
-    run = run_in(tmp_path)
-    run.save_checkpoint(1)
-    run.save_checkpoint(2)
-    newest = run.checkpoints[-1]
+    checkpoints, state = checkpoints_in(tmp_path), state_of(2)
+    checkpoints.save(state_of(1), step=1)
+    checkpoints.save(state, step=2)
+    newest = checkpoints.files[-1]
     whole = bytearray(newest.read_bytes())
-    weights = whole.find(run.parts["model"].weight.detach().numpy().tobytes()[:64])
+    weights = whole.find(state["model"]["weight"].numpy().tobytes()[:64])
     assert weights > 0
     for damage in (whole[:-500], whole[: weights + 9] + bytes([whole[weights + 9] ^ 4]) + whole[weights + 10 :], b""):
         newest.write_bytes(damage)
-        assert run.load_checkpoint()["step"] == 1
+        assert checkpoints.load()["step"] == 1
         assert f"{newest.name} is damaged" in capsys.readouterr().out
+
+
+def test_two_checkpoints_are_kept(tmp_path):
+    checkpoints = checkpoints_in(tmp_path)
+    for step in range(1, 5):
+        checkpoints.save(state_of(step), step=step)
+    assert [path.name[:14] for path in checkpoints.files] == ["step-000000003", "step-000000004"]
+    assert checkpoints.last == checkpoints.files[-1]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_state_that_is_not_finite_is_neither_saved_nor_loaded(value, tmp_path, capsys):
+    checkpoints, state = checkpoints_in(tmp_path), state_of(2)
+    optimizer = torch.optim.AdamW([torch.zeros(3, requires_grad=True)])
+    optimizer.param_groups[0]["params"][0].sum().backward()
+    optimizer.step()
+    checkpoints.save(state_of(1), step=1)
+    state |= {"optimizer": optimizer.state_dict(), "ema": [torch.ones(3)]}
+    state["optimizer"]["state"][0]["exp_avg"][1] = value
+    with pytest.raises(Diverged, match=r"exp_avg is not finite at step 2; last good checkpoint: .*step-000000001-"):
+        checkpoints.save(state, step=2)
+    assert len(checkpoints.files) == 1
+    older = tmp_path / "older.pt"  # as a version without this check wrote it
+    torch.save(state, older)
+    older.rename(tmp_path / "checkpoints" / f"step-000000002-{files.file_digest(older)}.pt")
+    assert checkpoints.load()["step"] == 1
+    assert "exp_avg): trying the one before" in capsys.readouterr().out
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
@@ -151,13 +174,13 @@ def test_a_checkpoint_never_runs_code(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "trapped"),))
 
-    run = run_in(tmp_path)
-    run.save_checkpoint(1)
+    checkpoints = checkpoints_in(tmp_path)
+    checkpoints.save(state_of(1), step=1)
     trap = tmp_path / "trap.pt"
     torch.save({"step": 2, "model": Trap()}, trap)
     trap.rename(tmp_path / "checkpoints" / f"step-000000002-{files.file_digest(trap)}.pt")
     with pytest.raises(pickle.UnpicklingError):
-        run.load_checkpoint()
+        checkpoints.load()
     assert not (tmp_path / "trapped").exists()
 
 
@@ -167,7 +190,7 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     def work():
         held = lock_folder(tmp_path)
         os.write(writing, b"!" if held else b"")
-        time.sleep(60)
+        signal.pause()
 
     pid = in_child(work)
     os.read(reading, 1)
@@ -175,22 +198,23 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
         lock_folder(tmp_path)
     os.kill(pid, signal.SIGKILL)
     wait(pid)
-    lock_folder(tmp_path).close()
+    lock_folder(tmp_path).release()
 
 
 def test_metrics_cut_short_by_a_kill_are_mended_on_resuming(tmp_path):
-    run = run_in(tmp_path)
     rows = [{"step": step, "epoch": 0.1, "loss": 1.0} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
-    run.save_checkpoint(2)
-    run.resume(model=torch.nn.Linear(64, 64))
-    assert run.metrics == rows[:2]
+    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+        run.track(None, model=torch.nn.Linear(64, 64))
+        run.save_checkpoint(2)
+        assert run.load_checkpoint()["step"] == 2 and run.progress.metrics == rows[:2]
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
 
 
 def test_metrics_of_an_attempt_without_a_checkpoint_are_not_kept(tmp_path):
-    run = run_in(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "loss": 1.0}\n{"step": 2, "lo')
-    assert run.resume(model=torch.nn.Linear(64, 64)) == (0, 0.0) and run.metrics == []
+    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+        assert run.load_checkpoint() is None and run.progress.metrics == []
 
 
 # ---- pictures
@@ -349,7 +373,5 @@ def test_any_mask_hides_what_it_says(batch, patches, ratio):
 
 
 def test_released_weights_carry_their_checksum():
-    from pathlib import Path
-
     for path in (Path(__file__).parent.parent / "weights").glob("*/model.safetensors"):
         assert read_tensors(path).keys() == load_file(path).keys()

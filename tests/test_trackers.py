@@ -9,18 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-import finetune
-import pretrain
 import pytest
 from accelerate import Accelerator
-from conftest import SCRIPTS
+from running import FEW, PRETRAIN, QUICK, flags, metrics, refused, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import DIGITS, MODEL, SHORT, launch, metrics, refused, run
 
+import tinymae
+from tinymae import InputError
 from tinymae.training.progress import Stopped
 from tinymae.training.trackers import start_trackers
 
-PRETRAIN = [*DIGITS, *MODEL, *SHORT]
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +39,7 @@ def tracked(tmp_path_factory):
     """A finished run that TensorBoard and MLflow have followed."""
     pytest.importorskip("mlflow")
     folder = tmp_path_factory.mktemp("runs") / "it's 50% tracked"
-    run(pretrain, *PRETRAIN, "--log-with", "tensorboard", "mlflow", "--output-dir", folder)
-    return folder
+    return tinymae.pretrain(**QUICK, log_with=("tensorboard", "mlflow"), output_dir=folder).folder
 
 
 def mlflow_run(mlflow, folder: Path, store: str | None = None):
@@ -69,13 +67,13 @@ def test_mlflow_holds_the_arguments_metrics_pictures_and_weights(mlflow, tracked
     arguments = json.loads((tracked / "args.json").read_text())["arguments"]
     assert found.data.params == {key: str(value) for key, value in arguments.items()}
     expected = written(tracked)
-    assert len(expected["loss"]) == 9 and len(expected["knn_val"]) == 2
-    assert history == expected | {"epochs": [(40, 2.0)], "steps": [(40, 40.0)]}
+    assert len(expected["loss"]) == 8 and len(expected["knn_val"]) == 2
+    assert history == expected | {"epochs": [(8, 2.0)], "steps": [(8, 8.0)]}
     (artifacts,) = (tracked / "mlflow" / "artifacts").glob("*/artifacts")
     names = ["model.safetensors", "config.json", "args.json", "results.json", "metrics.jsonl", "curves.png"]
     for name in [*names, "reconstructions.png"]:
         assert (artifacts / name).read_bytes() == (tracked / name).read_bytes()
-    pictures = [artifacts / f"pictures/step-{step:09d}/reconstructions.png" for step in (0, 40)]
+    pictures = [artifacts / f"pictures/step-{step:09d}/reconstructions.png" for step in (0, 8)]
     assert pictures[0].read_bytes() != pictures[1].read_bytes() == (tracked / "reconstructions.png").read_bytes()
 
 
@@ -85,14 +83,15 @@ def test_tensorboard_beside_it_is_what_it_is_alone(tracked):
     assert events.Tags()["images"] == ["reconstructions"] and not events.Tags()["tensors"]
 
 
-def test_tensorboard_keeps_the_steps_before_a_kill_and_forgets_those_after_the_checkpoint(tmp_path):
-    for checkpoint, last in ((0, 7), (5, 8)):
+def test_tensorboard_keeps_the_steps_before_a_kill_and_forgets_those_after_the_checkpoint(tmp_path, monkeypatch):
+    clock = time.time
+    for number, (checkpoint, last) in enumerate(((0, 7), (5, 8))):
+        monkeypatch.setattr(time, "time", lambda later=number: clock() + 2 * later)  # names of the files tell seconds
         accelerator = Accelerator(cpu=True)
         start_trackers(accelerator, ["tensorboard"], tmp_path, step=checkpoint, arguments={}, metrics=[])
         for step in range(checkpoint + 1, last + 1):
             accelerator.log({"loss": 100.0 * checkpoint + step}, step=step)
         accelerator.end_training()
-        time.sleep(1.1)  # the names of the files tell seconds
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in events] == [
         *((step, step) for step in range(1, 6)),
@@ -101,11 +100,11 @@ def test_tensorboard_keeps_the_steps_before_a_kill_and_forgets_those_after_the_c
 
 
 def test_fine_tuning_in_the_same_process_has_its_own_store_and_its_score(mlflow, tracked, tmp_path):
-    flags = [*SHORT, "--epochs", 1, "--log-with", "mlflow", "--output-dir", tmp_path]
-    results = run(finetune, "--weights", tracked, *DIGITS, *flags)
+    tune = FEW | {"batch_size": 16, "epochs": 1, "flip": False, "log_with": ("mlflow",)}
+    results = tinymae.finetune(**tune, weights=tracked, output_dir=tmp_path).results
     assert not (tmp_path / "tensorboard").exists()
     _, history = mlflow_run(mlflow, tmp_path)
-    assert history["accuracy_test"] == [(20, results["accuracy_test"])]
+    assert history["accuracy_test"] == [(4, results["accuracy_test"])]
     assert history["accuracy_val"] == written(tmp_path)["accuracy_val"]
     (matrix,) = (tmp_path / "mlflow" / "artifacts").glob("*/artifacts/confusion_matrix.png")
     assert matrix.read_bytes() == (tmp_path / "confusion_matrix.png").read_bytes()
@@ -113,46 +112,43 @@ def test_fine_tuning_in_the_same_process_has_its_own_store_and_its_score(mlflow,
 
 
 def test_a_killed_run_goes_on_in_the_same_mlflow_run_without_a_step_twice(mlflow, tmp_path):
-    arguments = [*PRETRAIN, "--epochs", 15, "--log-with", "mlflow", "--output-dir", tmp_path]
+    settings = {**PRETRAIN, "batch_size": 256, "log_every": 1, "log_with": ("mlflow",), "output_dir": tmp_path / "run"}
     with pytest.raises(Stopped):
-        run(pretrain, *arguments, "--pause-after-minutes", 0)  # the only checkpoint: step 1
-    killed = launch(SCRIPTS / "pretrain.py", *arguments, "--checkpoint-minutes", 60)
-    while metrics(tmp_path)[-1]["step"] < 20:
-        assert killed.poll() is None, killed.stdout.read()
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    began, before = mlflow_run(mlflow, tmp_path)
-    assert before["loss"][-1][0] >= 15  # metrics.jsonl is a line ahead
-    run(pretrain, *arguments)
-    ended, history = mlflow_run(mlflow, tmp_path)
+        tinymae.pretrain(**settings, pause_after_minutes=0)  # the only checkpoint: step 1
+    killed = start(tmp_path / "log", ["pretrain", *flags(**settings)], killed=(signal.SIGKILL, 9))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    began, before = mlflow_run(mlflow, tmp_path / "run")
+    assert before["loss"][-1][0] >= 7  # metrics.jsonl is a line ahead
+    tinymae.pretrain(**settings)
+    ended, history = mlflow_run(mlflow, tmp_path / "run")
     assert (began.info.run_id, ended.info.status) == (ended.info.run_id, "FINISHED")
     for key in ("loss", "learning_rate", "grad_norm", "knn_val"):
-        assert history[key] == written(tmp_path)[key]
+        assert history[key] == written(tmp_path / "run")[key]
     for values in history.values():
         steps = [step for step, _ in values]
         assert len(steps) == len(set(steps))
 
 
 def test_a_tracker_that_joins_later_is_told_the_beginning_and_may_be_elsewhere(mlflow, tmp_path, monkeypatch):
-    arguments = [*PRETRAIN, "--output-dir", tmp_path / "run"]
+    settings = QUICK | {"output_dir": tmp_path / "run"}
     with pytest.raises(Stopped):
-        run(pretrain, *arguments, "--pause-after-minutes", 0)
+        tinymae.pretrain(**settings, pause_after_minutes=0)
     store = f"sqlite:///{tmp_path}/elsewhere.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.chdir(tmp_path)  # where MLflow puts the files of such a store
-    run(pretrain, *arguments, "--log-with", "mlflow")
+    tinymae.pretrain(**settings, log_with=("mlflow",))
     _, history = mlflow_run(mlflow, tmp_path, store)
     expected = written(tmp_path / "run")
     assert {key: history[key] for key in expected} == expected and expected["knn_val"][0][0] == 0
     assert not (tmp_path / "run" / "mlflow").exists()
 
 
-def test_a_folder_that_was_moved_keeps_its_files_to_itself(mlflow, tracked, tmp_path):
+def test_a_folder_that_was_moved_keeps_its_files_to_itself(mlflow, tmp_path):
     first, moved = tmp_path / "first", tmp_path / "moved"
-    run(pretrain, *PRETRAIN, "--log-with", "mlflow", "--output-dir", first)
+    tinymae.pretrain(**QUICK, log_with=("mlflow",), output_dir=first)
     first.rename(moved)
-    run(pretrain, *PRETRAIN, "--log-with", "mlflow", "--output-dir", moved)
+    tinymae.pretrain(**QUICK, log_with=("mlflow",), output_dir=moved)
     assert not first.exists()
     assert len(list((moved / "mlflow" / "artifacts").glob("*/artifacts/model.safetensors"))) == 2
 
@@ -184,17 +180,17 @@ def wandb_records(folder: Path) -> list:
 
 def test_wandb_offline_holds_metrics_and_pictures_and_keeps_its_run(tmp_path):
     wandb = pytest.importorskip("wandb")
-    arguments = [*PRETRAIN, "--log-with", "wandb", "--output-dir", tmp_path]
+    settings = QUICK | {"log_with": ("wandb",), "output_dir": tmp_path}
     with pytest.raises(Stopped):
-        run(pretrain, *arguments, "--pause-after-minutes", 0)
-    run(pretrain, *arguments)
+        tinymae.pretrain(**settings, pause_after_minutes=0)
+    tinymae.pretrain(**settings)
     wandb.teardown()  # its service writes on after the end of a run
     records = wandb_records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
     assert ids == {json.loads((tmp_path / "trackers.json").read_text())["wandb"]["run"]}
     config = {item.key: item.value_json for r in records if r.HasField("run") for item in r.run.config.update}
     config |= {item.key: item.value_json for r in records if r.HasField("config") for item in r.config.update}
-    assert config["mask_ratio"] == "0.75" and config["norm_pix_loss"] == "true"
+    assert config["mask_ratio"] == "0.5" and config["norm_pix_loss"] == "true"
     losses, pictures = [], {}
     for record in records:
         items = {".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -204,21 +200,21 @@ def test_wandb_offline_holds_metrics_and_pictures_and_keeps_its_run(tmp_path):
             if items.get(f"{name}._type") == "images/separated":
                 pictures.setdefault(name, []).append(items["_step"])
     assert losses == written(tmp_path)["loss"]
-    assert pictures == {"reconstructions": [0, 40], "curves": [40]}
-    assert len(list(tmp_path.glob("wandb/offline-*/files/media/images/curves_40_*.png"))) == 1
+    assert pictures == {"reconstructions": [0, 8], "curves": [8]}
+    assert len(list(tmp_path.glob("wandb/offline-*/files/media/images/curves_8_*.png"))) == 1
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_tracker_that_is_not_installed_is_refused_at_once(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)  # as Python remembers a module that it has not found
-    line = refused(pretrain, monkeypatch, capsys, *PRETRAIN, "--log-with", name, "--output-dir", tmp_path / "run")
+    line = refused(capsys, "pretrain", **PRETRAIN, log_with=name, output_dir=tmp_path / "run")
     assert f"log_with '{name}' is not installed: pip install {name}" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_that_cannot_be_opened_is_one_line(mlflow, tracked, tmp_path, monkeypatch, capsys):
+def test_a_store_that_cannot_be_opened_is_one_line(mlflow, tracked, tmp_path):
     shutil.copytree(tracked, tmp_path / "run")
     (tmp_path / "run" / "mlflow" / "mlflow.db").write_bytes(os.urandom(5000))
-    flags = ["--log-with", "mlflow", "--output-dir", tmp_path / "run"]
-    line = refused(pretrain, monkeypatch, capsys, *PRETRAIN, *flags)
-    assert "log_with mlflow cannot start (" in line and "file is not a database" in line
+    with pytest.raises(InputError, match=r"log_with mlflow cannot start \(.*file is not a database") as error:
+        tinymae.pretrain(**QUICK, log_with=("mlflow",), output_dir=tmp_path / "run")
+    assert "\n" not in str(error.value)

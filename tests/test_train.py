@@ -10,6 +10,7 @@ from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
 from tinymae.models.drops import draw_drops, use_sample_drop_path, use_sample_patch_drop
 from tinymae.randomness import Draws, derive_seed
+from tinymae.training.clock import Stopwatch
 from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
@@ -50,10 +51,10 @@ def run_steps(
         loss = model(batch.images, mask).loss
         return {"loss": loss * 1e38 if next(steps) == overflow_at else loss}
 
-    schedule = Schedule(peak=1e-3, total_steps=40, warmup=0.1)
+    schedule = Schedule(peak=1e-3, last_step=40, warmup=0.1)
     loop = train_steps(
-        model, optimizer, compute_losses, batches, accelerator=accelerator, schedule=schedule, batch_size=64, seed=1,
-        start_step=step,
+        model, optimizer, compute_losses, batches, accelerator=accelerator, schedule=schedule, clock=Stopwatch(),
+        batch_size=64, seed=1, start_step=step,
     )  # fmt: skip
     losses, skipped = [], []
     for state in loop:
@@ -124,18 +125,44 @@ def test_muon_takes_the_same_matrices_without_weight_decay():
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():
-    schedule = Schedule(peak=2.0, total_steps=100, warmup=0.1)
+    schedule = Schedule(peak=2.0, last_step=100, warmup=0.1)
     rates = [schedule.learning_rate(schedule.progress(step)) for step in range(101)]
     assert rates[0] == 0 and rates[5] == pytest.approx(1.0) and rates[10] == 2.0
     assert rates[55] == pytest.approx(1.0) and rates[100] == pytest.approx(0)
     assert max(rates) == 2.0 and rates[10:] == sorted(rates[10:], reverse=True)
+    later = Schedule(peak=2.0, first_step=40, last_step=140, warmup=0.1)  # the same, in a later phase of a run
+    assert [later.learning_rate(later.progress(step)) for step in range(40, 141)] == rates
 
 
 def test_a_time_limit_drives_the_schedule():
-    schedule = Schedule(peak=1.0, total_steps=10**9, warmup=0.1, max_minutes=10, minutes_before=10)
-    Accelerator(cpu=True)
-    assert schedule.progress(5) >= 1
+    schedule = Schedule(peak=1.0, last_step=10**9, warmup=0.1, minutes=(10, 20))
+    assert [schedule.progress(5, minutes) for minutes in (15, 20, 25)] == pytest.approx([0.5, 1.0, 1.5])
     assert schedule.learning_rate(1.0) == pytest.approx(0)
+    assert schedule.progress(5 * 10**8, 11) == 0.5  # whichever is further: here the steps
+    assert schedule.progress(0, 9) == 0  # the phase before ended early
+
+
+def test_a_stopwatch_goes_on_from_the_minutes_before():
+    seconds = iter([1000.0, 1030.0, 1060.0, 1120.0])
+    clock = Stopwatch(7.0, now=lambda: next(seconds))
+    assert (clock.session_minutes, clock.minutes) == (0.5, 8.0)
+    assert clock.agreed_minutes(Accelerator(cpu=True)) == 9.0
+
+
+def test_training_ends_when_its_minutes_are_over():
+    """By a clock that each step moves on by a minute."""
+    minutes = itertools.count()
+    accelerator, parameter = Accelerator(cpu=True), torch.nn.Linear(64, 1)
+    groups = parameter_groups(parameter, weight_decay=0.0)
+    model, optimizer = accelerator.prepare(parameter, create_optimizer("adamw", groups, betas=(0.9, 0.95)))
+    batches = step_batches(load_dataset("digits"), batch_size=8, parts=split_batch(8, 1), seed=1, device="cpu")
+    steps = train_steps(
+        model, optimizer, lambda batch, _: {"loss": model(batch.images.flatten(1) / 255).square().mean()}, batches,
+        accelerator=accelerator, schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)),
+        clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
+    )  # fmt: skip
+    rates = [state.learning_rate for state in steps]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.905, 0.655, 0.345, 0.095], abs=1e-3)
 
 
 def test_tokens_norms_biases_and_positions_are_not_decayed():
@@ -196,8 +223,8 @@ def test_drop_path_keeps_the_mean():
     for block in list(vit.blocks)[1:]:
         keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
         assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]
-        deviation = math.sqrt((1 - probability) / probability / count)
-        assert abs(keep.mean() - 1) < 5 * deviation
+        std = math.sqrt((1 - probability) / probability / count)
+        assert abs(keep.mean() - 1) < 5 * std
 
 
 def test_seeds_of_neighbouring_steps_share_nothing():

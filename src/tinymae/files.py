@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
@@ -87,7 +87,7 @@ def require_types(values: dict[str, Any], types: dict[str, Any], *, source: str 
 def is_of_type(value: Any, wanted: Any) -> bool:
     """Whether a value out of JSON, whose lists may stand for tuples and whose integers for floats, is of a type."""
     parts = get_args(wanted)
-    if isinstance(wanted, UnionType):
+    if get_origin(wanted) in (UnionType, Union):  # Python 3.10 makes the second of a hint whose default is None
         return any(is_of_type(value, part) for part in parts)
     if get_origin(wanted) in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):

@@ -28,6 +28,7 @@ from ..models.mae import MaskedAutoencoder
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import Draws, derive_seed
+from ..training.device import deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
@@ -118,7 +119,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
         run.list_skipped(*splits.values())
         splits = {name: split.to(accelerator.device) for name, split in splits.items()} | {"train": train_set}
-        judged, results = train(settings, model, run, train_set, splits["val"])
+        with deterministic_algorithms(settings.deterministic):
+            judged, results = train(settings, model, run, train_set, splits["val"])
         results |= score(settings, judged, run, splits[names[-1]], split=names[-1])
         results["num_labels"] = len(train_set)
         if run.is_main:
@@ -197,6 +199,7 @@ def train(
     ):  # fmt: skip
         step = state.step
         if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
+            run.require_finite(state)
             with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
                 run.progress.log(step, {"accuracy_val": validate()})
         run.report(state)

@@ -29,6 +29,7 @@ from ..models.vit import choose_attention, describe
 from ..models.weights import FAMILIES, save_autoencoder
 from ..randomness import Draws, derive_seed, seeded
 from ..tensors import pair
+from ..training.device import deterministic_algorithms, gather_parts
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
@@ -222,7 +223,8 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)
         print_plan(run, model, train_set, parts)
-        results = train(settings, model, run, parts, look)
+        with deterministic_algorithms(settings.deterministic):
+            results = train(settings, model, run, parts, look)
         if run.is_main:
             save_autoencoder(model, run.folder)
             panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
@@ -370,9 +372,10 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
     run.print_summary(model, depth=2)
     model.eval()  # a codebook learns from what it sees in training
     with FlopCounterMode(display=False) as counter:
-        model.training_losses(torch.zeros(1, *train_set.image_shape))["loss"].backward()
+        # Of two, as a norm over one image's group may have one value.
+        model.training_losses(torch.zeros(2, *train_set.image_shape, dtype=torch.uint8))["loss"].backward()
     model.zero_grad()
-    run.print(f"{counter.get_total_flops() / 1e9:.3f} GFLOP an image or view, forward and backward")
+    run.print(f"{counter.get_total_flops() / 2e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
     for part in parts:
         views = part.phase.views
@@ -400,30 +403,41 @@ def fit_components(
 def look_at(
     model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
 ) -> dict:
-    """k-NN accuracy on validation, and a sheet of reconstructions of fixed validation images under fixed masks."""
+    """k-NN accuracy on validation, whose features all processes compute together, and pictures."""
     results, accelerator = {}, run.accelerator
-    with run.pause():
+    model.eval()
+    with run.pause(), accelerator.autocast():
+        if train_set.labels is not None and val_set.labels is not None:
+            known, asked = (encode_together(model, accelerator, dataset) for dataset in (train_set, val_set))
+            classes = knn_predict(known, train_set.labels.cpu(), asked, num_classes=len(train_set.classes))
+            results["knn_val"] = accuracy(classes, val_set.labels)
         if run.is_main:
-            model.eval()
-            with accelerator.autocast():
-                if train_set.labels is not None and val_set.labels is not None:
-                    encode = partial(map_dataset, model.encode, device=accelerator.device)
-                    classes = knn_predict(
-                        encode(train_set), train_set.labels.cpu(), encode(val_set), num_classes=len(train_set.classes)
-                    )
-                    results["knn_val"] = accuracy(classes, val_set.labels)
-                images, _ = pick(val_set, pictures)[torch.arange(min(pictures, len(val_set)))]
-                images = images.to(accelerator.device)
-                shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
-            results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
-            if model.samples:
-                drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
-                run.progress.log_picture("samples", figures.grid(drawn, run.folder / "samples.png"), step)
-            note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
-            sheet = figures.reconstruction_sheet(
-                shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
-            )
-            run.progress.log_picture("reconstructions", sheet, step)
+            results |= draw_pictures(model, run, pick(val_set, pictures), step)
         run.progress.log(step, results)
         accelerator.wait_for_everyone()
+    return results
+
+
+def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset) -> Tensor:
+    """Features (N, F) on the CPU of every process, each of which computes its part."""
+    parts = torch.arange(len(dataset)).tensor_split(accelerator.num_processes)
+    own = parts[accelerator.process_index]
+    some = dataset if accelerator.num_processes == 1 else dataset.subset(own)
+    return gather_parts(accelerator, map_dataset(model.encode, some, device=accelerator.device), parts)
+
+
+def draw_pictures(model: Autoencoder, run: Run, dataset: Dataset, step: int) -> dict:
+    """A sheet of reconstructions of fixed images under fixed masks, and samples of a family that has them."""
+    results = {}
+    images, _ = dataset[torch.arange(len(dataset))]
+    shown = model.reconstruct(images.to(run.accelerator.device), generator=torch.Generator().manual_seed(0))
+    results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
+    if model.samples:
+        drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
+        run.progress.log_picture("samples", figures.grid(drawn, run.folder / "samples.png"), step)
+    note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
+    sheet = figures.reconstruction_sheet(
+        shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
+    )
+    run.progress.log_picture("reconstructions", sheet, step)
     return results

@@ -158,6 +158,7 @@ class TrainingSettings(RunSettings):
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
     gradient_checkpointing: bool = setting(False, "less memory for more computing")
     compile: bool = setting(False, "torch.compile the model")
+    deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
     num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
     log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
     log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
@@ -228,8 +229,8 @@ def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
     update_wrapper(call, run)
     call.__name__ = call.__qualname__ = run.__module__.rsplit(".", 1)[-1]
     call.__signature__ = signature  # type: ignore[attr-defined]
-    arguments = "".join(f"        {f.name}: {f.metadata['help']}\n" for f in ordered if f.metadata["help"])
-    call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\n    Args:\n{arguments}"
+    arguments = "".join(f"    {f.name}: {f.metadata['help']}\n" for f in ordered if f.metadata["help"])
+    call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\nArgs:\n{arguments}"
     return call
 
 

@@ -233,13 +233,15 @@ def equalize(images: Tensor) -> Tensor:
     return torch.where((step > 0)[..., None], table.gather(2, flat).view_as(images), images.long()).float()
 
 
+FARTHEST = 32  # pixels that a translation moves an image, as in torchvision's wide space
+
 # name -> (operation of images and a strength in [0, 1], or in [-1, 1] where the sign counts)
 TRIVIAL_AUGMENT: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
     "identity": (lambda x, _: x, False),
     "shear_x": (lambda x, s: affine(x, {(0, 1): 0.99 * s}), True),
     "shear_y": (lambda x, s: affine(x, {(1, 0): 0.99 * s}), True),
-    "translate_x": (lambda x, s: affine(x, {(0, 2): x.shape[3] * s}), True),
-    "translate_y": (lambda x, s: affine(x, {(1, 2): x.shape[2] * s}), True),
+    "translate_x": (lambda x, s: affine(x, {(0, 2): min(x.shape[3], FARTHEST) * s}), True),
+    "translate_y": (lambda x, s: affine(x, {(1, 2): min(x.shape[2], FARTHEST) * s}), True),
     "rotate": (lambda x, s: rotate(x, 135 * s), True),
     "brightness": (lambda x, s: adjust_brightness(x, 1 + 0.99 * s), True),
     "saturation": (lambda x, s: adjust_saturation(x, 1 + 0.99 * s), True),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 from tqdm.auto import tqdm
@@ -229,17 +230,11 @@ def load_digits(split: str) -> ImageDataset:
 def load_torchvision(name: str, split: str, data_dir: Path) -> ImageDataset:
     """CIFAR-10, CIFAR-100 or MNIST with the official test split."""
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[name]
+    train = split != "test"
     try:
-        source = kind(data_dir, train=split != "test")
+        source = kind(data_dir, train=train)
     except RuntimeError:  # not there yet
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                source = kind(data_dir, train=split != "test", download=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"data set {name} is not in data_dir {data_dir} and could not be downloaded ({error}): "
-                "give --data-dir a folder that holds it, or try again with a network"
-            ) from None
+        source = download(kind, name, data_dir, train=train)
     images = torch.as_tensor(source.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(source.targets).long()
@@ -247,6 +242,19 @@ def load_torchvision(name: str, split: str, data_dir: Path) -> ImageDataset:
         part = held_out(len(images), {"val": HELD_OUT[name]}, split)
         images, labels = images[part], labels[part]
     return ImageDataset(name, images.contiguous(), labels, list(source.classes))
+
+
+def download(kind, name: str, data_dir: Path, *, train: bool):
+    """Fetch a data set of torchvision's, one process at a time: the others find it there."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{name}.lock"), contextlib.redirect_stdout(io.StringIO()):
+            return kind(data_dir, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"data set {name} is not in data_dir {data_dir} and could not be downloaded ({error}): "
+            "give --data-dir a folder that holds it, or try again with a network"
+        ) from None
 
 
 def load_folder(

@@ -48,7 +48,7 @@ def anomaly_map(
     and contrast are guessed from visible patches, and much of the error is that guess's.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-    >>> anomaly_map(model, torch.rand(5, 3, 8, 8), passes=4).shape
+    >>> anomaly_map(model, torch.randn(5, 3, 8, 8), passes=4).shape
     torch.Size([5, 8, 8])
 
     Raises InputError if passes x hidden patches cannot cover all, or for images of another shape.
@@ -76,7 +76,7 @@ def attention_maps(model: MaskedAutoencoder, images: Tensor) -> Tensor:
     first. Memory grows with T squared: give few images at a time.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-    >>> maps = attention_maps(model, torch.rand(5, 3, 8, 8))
+    >>> maps = attention_maps(model, torch.randn(5, 3, 8, 8))
     >>> maps.shape, maps[:, -1, :, 0, 1:].shape  # all; and from the cls token to the patches, in the last layer
     (torch.Size([5, 2, 2, 17, 17]), torch.Size([5, 2, 16]))
 

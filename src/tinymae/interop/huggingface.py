@@ -68,7 +68,7 @@ def from_transformers(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     to_transformers(MaskedAutoencoder(image_size=8, patch_size=2, depth=1), folder)
-    ...     from_transformers(folder).encode(torch.rand(2, 3, 8, 8)).shape
+    ...     from_transformers(folder).encode(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 192])
 
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.

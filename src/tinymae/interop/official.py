@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import fill_strictly, write_atomically
+from ..files import fill_strictly, require_types, write_atomically
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
 from .sizes import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain
@@ -135,11 +135,16 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
             f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
         ) from None
     state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} holds no weights under 'model' or at its top")
     if any(name.startswith(("head.", "fc_norm.")) for name in state):
         raise InputError(f"{path} holds a classifier (it has a head): give a checkpoint of pretraining")
-    return state, content.get("heads", {}) if "model" in content else {}
+    heads = content.get("heads") if "model" in content else None
+    if heads is None:
+        return state, {}
+    require_types({"heads": heads}, {"heads": dict}, source=path)
+    require_types(heads, {"num_heads": int | None, "decoder_heads": int | None}, source=path)
+    return state, heads
 
 
 def to_our_name(name: str) -> str:

@@ -35,7 +35,7 @@ def adapt(
     Where `in_channels` changes and no `mean` and `std` are given, the averages of the old ones serve all channels.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
-    >>> adapt(model, image_size=(12, 16), in_channels=1).encode(torch.rand(2, 1, 12, 16)).shape
+    >>> adapt(model, image_size=(12, 16), in_channels=1).encode(torch.randn(2, 1, 12, 16)).shape
     torch.Size([2, 192])
 
     Raises InputError for arguments that a MaskedAutoencoder refuses.

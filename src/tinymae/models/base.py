@@ -3,6 +3,7 @@
 import copy
 import inspect
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,7 @@ class Encoder(nn.Module):
     """
 
     num_features: int  # the width of `encode`
+    seen_floats = False  # whether float images were looked at once, for values that are no normalised ones
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
 
     def __init__(
@@ -126,6 +128,14 @@ class Encoder(nn.Module):
         >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([2.])
         """
+        if images.is_floating_point() and not self.seen_floats and not torch.compiler.is_compiling():
+            self.seen_floats = True
+            if images.numel() and images.min() >= 0 and images.max() <= 1:
+                warnings.warn(
+                    "all values of these float images lie in [0, 1], and are taken as normalised already: give uint8 "
+                    "pixels, which the model normalises",
+                    stacklevel=3,
+                )
         return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
 
     def denormalise(self, images: Tensor) -> Tensor:

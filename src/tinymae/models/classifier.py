@@ -68,7 +68,7 @@ def build_classifier(
 
     >>> from tinymae import MaskedAutoencoder
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
-    >>> build_classifier(model, classes=["cat", "dog"])(torch.rand(2, 3, 8, 8)).shape
+    >>> build_classifier(model, classes=["cat", "dog"])(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 2])
 
     Raises InputError for a `pool` that the family does not have.

@@ -21,7 +21,7 @@ from .base import Encoder, Reconstruction
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
 from .masking import expand_mask, patch_statistics, patchify, require_visible, unpatchify
-from .vit import TIMM_POOLS, ViTEncoder, create_vit, pool_tokens, pools_of, set_norm_eps
+from .vit import MAX_DEPTH, TIMM_POOLS, ViTEncoder, create_vit, pool_tokens, pools_of, set_norm_eps
 
 
 @dataclass
@@ -60,7 +60,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-    >>> model(torch.rand(5, 3, 8, 8)).reconstruction.shape
+    >>> model(torch.randn(5, 3, 8, 8)).reconstruction.shape
     torch.Size([5, 3, 8, 8])
 
     Raises:
@@ -99,6 +99,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
         if min(decoder_dim, decoder_heads) < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")
+        if not 0 <= decoder_depth <= MAX_DEPTH:
+            raise InputError(f"decoder_depth {decoder_depth} is not within 0 and {MAX_DEPTH}")
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.num_patches, decoder_dim))
@@ -228,7 +230,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         from the visible patches (see `reconstruct`).
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-        >>> output = model(torch.rand(5, 3, 8, 8))
+        >>> output = model(torch.randn(5, 3, 8, 8))
         >>> output.loss.shape, output.mask.sum(dim=1).tolist()
         (torch.Size([]), [12, 12, 12, 12, 12])
 
@@ -295,7 +297,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> from tinymae import random_mask
         >>> mask = random_mask(5, model.num_patches, 0.75)
-        >>> model.encode_tokens(torch.rand(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
+        >>> model.encode_tokens(torch.randn(5, 3, 8, 8), mask).shape  # the cls token and 4 visible patches
         torch.Size([5, 5, 24])
 
         Raises InputError for images or a mask of another shape, or if images differ in how many patches are hidden.
@@ -312,7 +314,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         With `layers` as `encode_layers` takes them, the features of those layers side by side, F = D x their number.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-        >>> images = torch.rand(5, 3, 8, 8)
+        >>> images = torch.randn(5, 3, 8, 8)
         >>> model.encode(images).shape, model.encode(images, pool="cls", layers=[0, 1]).shape
         (torch.Size([5, 24]), torch.Size([5, 48]))
 
@@ -329,7 +331,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         layer is `encode_tokens`; timm's own default is without.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-        >>> [tokens.shape for tokens in model.encode_layers(torch.rand(5, 3, 8, 8), [0, -1])]
+        >>> [tokens.shape for tokens in model.encode_layers(torch.randn(5, 3, 8, 8), [0, -1])]
         [torch.Size([5, 17, 24]), torch.Size([5, 17, 24])]
 
         Raises InputError for images of another shape, or for layers that the encoder does not have.
@@ -357,7 +359,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> from tinymae import random_mask
         >>> mask = random_mask(5, model.num_patches, 0.75)
-        >>> model.decode(model.encode_tokens(torch.rand(5, 3, 8, 8), mask), mask).shape
+        >>> model.decode(model.encode_tokens(torch.randn(5, 3, 8, 8), mask), mask).shape
         torch.Size([5, 16, 12])
 
         Raises InputError for a mask of another shape, or one that does not leave as many patches as there are tokens.
@@ -392,7 +394,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         target. The result's `statistics` says which was used.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-        >>> shown = model.reconstruct(torch.rand(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
+        >>> shown = model.reconstruct(torch.randn(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
         >>> shown.images.shape, shown.patch_error.shape, shown.error.shape
         (torch.Size([5, 3, 8, 8]), torch.Size([5, 16]), torch.Size([5]))
 

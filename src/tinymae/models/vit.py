@@ -12,6 +12,7 @@ from ..errors import InputError, first_line
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
+MAX_DEPTH = 1000  # blocks: no config.json can make the constructor build for hours
 
 
 class ViTEncoder(Encoder):
@@ -59,9 +60,11 @@ def create_vit(
     Raises InputError if timm does not know the name, if it is no plain VisionTransformer, or if the sizes do not fit.
     """
     sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-    for key, value in sizes.items():
+    for key, value in {"in_channels": in_channels, **sizes}.items():
         if value is not None and value < 1:
             raise InputError(f"{key} {value} is below 1")
+    if depth is not None and depth > MAX_DEPTH:
+        raise InputError(f"depth {depth} is above {MAX_DEPTH}")
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
     create = partial(
         create_timm, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,

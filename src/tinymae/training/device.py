@@ -5,7 +5,7 @@ import ctypes
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ import torchvision
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -82,6 +83,36 @@ def agree(accelerator: Accelerator, value):
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
+
+
+def gather_parts(accelerator: Accelerator, rows: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """The rows (N, F) of all processes on the CPU of each, process r having those of `parts[r]`, in order."""
+    if accelerator.num_processes == 1:
+        return rows
+    longest = max(len(part) for part in parts)  # gathering wants equal shapes
+    padded = nn.functional.pad(rows, (0, 0, 0, longest - len(rows))).to(accelerator.device)
+    gathered = accelerator.gather(padded).cpu().split(longest)
+    return torch.cat([chunk[: len(part)] for chunk, part in zip(gathered, parts, strict=True)])
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """While entered, and if `enabled`, torch takes only algorithms that give the same bits each time.
+
+    On a GPU attention's and convolutions' backward passes are others by default; on a CPU nothing changes.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def describe_cores() -> str:

@@ -1,0 +1,209 @@
+"""A run gives back what it took, however it ends; and nothing that is not finite is saved."""
+
+import gc
+import json
+import signal
+import threading
+import weakref
+
+import pytest
+import torch
+from accelerate import Accelerator
+from running import FEW, MODEL, QUICK, TWO_PHASES, metrics, same_files
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder
+from tinymae.commands import finetune, pretrain
+from tinymae.files import lock_folder
+from tinymae.training import run as run_module
+from tinymae.training.progress import Diverged, Stopped
+from tinymae.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_as_before():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def plant(monkeypatch, step: int, act) -> None:
+    """Have pretraining do something to the loss of this step, before its backward pass."""
+    compute = pretrain.compute_losses
+
+    def planted(*arguments):
+        losses = compute(*arguments)
+        if arguments[-1].step == step - 1:
+            act(losses)
+        return losses
+
+    monkeypatch.setattr(pretrain, "compute_losses", planted)
+
+
+def spoil_gradient(losses) -> None:
+    """The loss stays as it is; its gradient is no number."""
+    losses["loss"].register_hook(lambda gradient: gradient * torch.nan)
+
+
+def spoil_loss(losses) -> None:
+    losses["loss"] = losses["loss"] * torch.inf
+
+
+# ---- what is not finite
+
+
+@pytest.mark.parametrize("step", [3, 4, 7, 12])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(step, tmp_path, monkeypatch):
+    """In a step with a checkpoint due: amid a phase, at the end of a phase, where weights are kept, at the end."""
+    settings = QUICK | TWO_PHASES | {"epochs": 5, "contrast_epochs": 4, "probe_every": 1, "keep_every": 1}
+    settings |= {"checkpoint_minutes": 0}
+    with monkeypatch.context() as patch:
+        plant(patch, step, spoil_gradient)
+        with pytest.raises(
+            Diverged, match=rf"the gradient's norm is nan at step {step} .*step-0+{step - 1}-.*--base-lr"
+        ):
+            tinymae.pretrain(**settings, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "results.json").exists()
+    for path in [*(tmp_path / "run").glob("epochs/*")]:
+        assert all(tensor.isfinite().all() for tensor in tinymae.load(path).state_dict().values())
+    tinymae.pretrain(**settings, output_dir=tmp_path / "run")  # goes on from the step before
+    tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
+    assert same_files(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_gradient_that_is_not_finite_is_found_without_a_checkpoint_due(tmp_path, monkeypatch):
+    plant(monkeypatch, 8, spoil_gradient)  # the last step
+    with pytest.raises(Diverged, match="the gradient's norm is nan at step 8 .* last good checkpoint: none yet"):
+        tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists() and not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_loss_that_explodes_stops_the_run_and_saves_nothing(tmp_path):
+    explosive = {"epochs": 30, "base_lr": 1e30, "warmup_epochs": 0.1, "optimizer": "adamw"}
+    with pytest.raises(Diverged, match=r"(loss|norm) is (nan|inf) at step \d+ \(learning rate .*Try a lower --base-lr"):
+        tinymae.pretrain(**QUICK | explosive, output_dir=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_fine_tuning_that_diverges_saves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "create_losses", spoilt(finetune.create_losses))
+    tune = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "eval_every": 1, "checkpoint_minutes": 0}
+    with pytest.raises(Diverged, match="the gradient's norm is nan at step 4"):
+        tinymae.finetune(**tune, weights=small_model(), output_dir=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not [row for row in metrics(tmp_path) if "accuracy_val" in row]
+
+
+def spoilt(create):
+    """Losses whose gradient is no number in step 4."""
+
+    def create_spoilt(*arguments):
+        compute = create(*arguments)
+
+        def compute_losses(batch, draws):
+            losses = compute(batch, draws)
+            if draws.step == 3:
+                spoil_gradient(losses)
+            return losses
+
+        return compute_losses
+
+    return create_spoilt
+
+
+def small_model() -> MaskedAutoencoder:
+    return MaskedAutoencoder(image_size=8, in_channels=1, **{name: QUICK[name] for name in (*MODEL, "mask_ratio")})
+
+
+# ---- what is given back
+
+
+def ends(how: str, monkeypatch, tmp_path) -> None:
+    """A pretraining that ends in one of the ways a run can end."""
+    if how == "diverged":
+        plant(monkeypatch, 3, spoil_loss)
+    elif how == "stopped":
+        plant(monkeypatch, 3, lambda _: signal.raise_signal(signal.SIGINT))
+    elif how == "interrupted twice":
+        plant(monkeypatch, 3, lambda _: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    elif how == "an error":
+        plant(monkeypatch, 3, lambda losses: losses["nothing"])
+    expected = {"diverged": Diverged, "stopped": Stopped, "interrupted twice": KeyboardInterrupt, "an error": KeyError}
+    try:
+        tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
+    except BaseException as error:
+        assert type(error) is expected[how]
+    else:
+        assert how == "finished"
+
+
+@pytest.mark.parametrize("how", ["finished", "diverged", "stopped", "interrupted twice", "an error"])
+def test_however_a_run_ends_the_process_is_as_before_and_can_start_the_next(how, tmp_path, monkeypatch):
+    models, writers = [], threading.active_count()
+    create = pretrain.create_model
+
+    def watch(*arguments):
+        model = create(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "create_model", watch)
+        ends(how, patch, tmp_path)
+    gc.collect()
+    assert len(models) == 1 and models[0]() is None, "something of ours still holds the model"
+    assert threading.active_count() <= writers, "a tracker still writes"
+    lock_folder(tmp_path / "run").release()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
+    assert same_files(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_saves_the_step_it_came_in(tmp_path, monkeypatch):
+    plant(monkeypatch, 3, lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Stopped, match="stopped by SIGINT after step 3; the same command resumes") as stopped:
+        tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert stopped.value.exit_code == 130
+    assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
+
+
+def test_everything_is_given_back_even_if_a_tracker_fails_to_end(tmp_path, monkeypatch):
+    accelerator, kept = Accelerator(cpu=True), []
+    monkeypatch.setattr(run_module, "keep_freed_memory", lambda keep=True: kept.append(keep))
+    run = Run(tmp_path, accelerator, arguments={})
+    with pytest.raises(ConnectionError), run:
+        monkeypatch.setattr(run.progress, "close", lambda **_: (_ for _ in ()).throw(ConnectionError()))
+        assert signal.getsignal(signal.SIGINT) == run.signals.note
+    assert kept == [True, False]
+    lock_folder(tmp_path).release()
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    with Run(tmp_path, accelerator, arguments={"a": 1}), pytest.raises(InputError, match="in use by another process"):
+        Run(tmp_path, accelerator, arguments={"a": 1}).__enter__()
+    assert json.loads((tmp_path / "args.json").read_text())["arguments"] == {"a": 1}
+
+
+def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}):
+        pass
+    content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for arguments, inputs, message in [
+        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]"),
+        ({"sizes": (1, 2), "more": 1}, {"train": "10 images, ab"}, "more was None, now 1"),
+        ({"sizes": (1, 2)}, {"train": "11 images, cd"}, "train was '10 images, ab', now '11 images, cd'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Run(tmp_path / "run", accelerator, arguments=arguments, inputs=inputs).__enter__()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == content
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file"):
+        Run(tmp_path / "file", accelerator, arguments={}).__enter__()
+    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
+        pass
