@@ -201,7 +201,7 @@ def tell_target(arguments: dict) -> str:
     if contrast is None:
         contrast = epochs if arguments.get("contrast_weight") else 0
     parts = {"reconstruction": epochs - contrast, f"contrast of {arguments.get('views', 2)} views": contrast}
-    return ", then ".join(f"{name} for {length} epochs" for name, length in parts.items() if length)
+    return ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
 
 
 def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Path]) -> None:
@@ -239,8 +239,8 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
 
 
 def tell_spread(cell: dict) -> str:
-    """Of how many seeds a mean is, and their standard deviation; nothing for one seed."""
-    return f", mean of {cell['n']} seeds (deviation {cell['std']:.2f})" if cell["n"] > 1 else ""
+    """Of how many seeds a mean is, and their std; nothing for one seed."""
+    return f", mean of {cell['n']} seeds (std {cell['std']:.2f})" if cell["n"] > 1 else ""
 
 
 def tell_history(pretrainings: list[Path]) -> str:

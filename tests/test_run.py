@@ -207,3 +207,18 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         Run(tmp_path / "file", accelerator, arguments={}).__enter__()
     with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
         pass
+
+
+def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(tmp_path, monkeypatch):
+    losses = pretrain.compute_losses
+
+    def fail(settings, phase, model, learner, batch, draws):
+        if draws.step == 3 and not settings.gradient_checkpointing:
+            torch.empty(1 << 60)  # what a CPU without the memory says
+        return losses(settings, phase, model, learner, batch, draws)
+
+    monkeypatch.setattr(pretrain, "compute_losses", fail)
+    with pytest.raises(InputError, match="memory ran out with batch_size 16: repeat .* --gradient-checkpointing") as error:
+        tinymae.pretrain(**QUICK, output_dir=tmp_path, checkpoint_minutes=0)
+    assert "\n" not in str(error.value)
+    assert tinymae.pretrain(**QUICK, output_dir=tmp_path, gradient_checkpointing=True).results["steps"] == 8

@@ -156,7 +156,7 @@ class TrainingSettings(RunSettings):
     weight_decay: float = setting(0.05, "of matrices, decoupled")
     clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
-    gradient_checkpointing: bool = setting(False, "less memory for more computing")
+    gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
     compile: bool = setting(False, "torch.compile the model")
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
     num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)

@@ -51,10 +51,10 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         image_size: pixels, one number or (height, width).
         patch_size: pixels, one number or (height, width); must divide `image_size`.
         in_channels: channels of the images.
-        mask_ratio: share of patches hidden when no mask is given, in (0, 1).
-        embed_dim, depth, num_heads: change the encoder's size; None leaves it as the named timm model has it.
-        decoder_dim, decoder_depth, decoder_heads: the decoder's transformer (timm `Block`s).
-        norm_pix_loss: predict each patch normalised by its own mean and deviation (section 4.1 of the paper).
+        mask_ratio: ratio of patches hidden when no mask is given, in (0, 1).
+        embed_dim, depth, num_heads: sizes of the encoder; None: the named timm model's.
+        decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder (timm `Block`s).
+        norm_pix_loss: predict each patch normalised by its own mean and standard deviation (section 4.1 of the paper).
         norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
             A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.

@@ -26,7 +26,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         encoder: any timm ConvNeXt or ConvNeXt V2.
         patch_size: pixels of what is hidden together, one number or (height, width); must divide `image_size`.
         stem_size: stride of the encoder's first layer (timm's `patch_size`), 1, 2 or 4.
-        mask_ratio: share of patches hidden when no mask is given, in (0, 1).
+        mask_ratio: ratio of patches hidden when no mask is given, in (0, 1).
         decoder_dim: channels of the decoder, a multiple of 8.
         norm_pix_loss: predict each patch normalised by its own mean and deviation; goes with loss "mse" alone.
         others: as for ConvAutoencoder.

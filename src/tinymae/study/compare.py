@@ -12,9 +12,9 @@ from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
 from ..commands.pretrain import PretrainSettings
 from ..commands.settings import Result, RunSettings, Settings, keywords_of, setting, with_default
-from ..data.datasets import load_dataset, require_labels
+from ..data.datasets import Dataset, load_dataset, require_labels
 from ..errors import InputError
-from ..files import lock_folder
+from ..files import lock_folder, read_json
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.progress import Diverged
@@ -164,12 +164,23 @@ def check(settings: CompareSettings) -> None:
     val_sets = {data: loader(settings)(data, "val", **sizes[0]) for data in settings.data}
     for data, val_set in val_sets.items():
         require_labels(data, val=val_set)
+        require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:
                 pretrain.create_model(cell.settings, val_sets[cell.data], None)
             except InputError as error:
                 raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
+
+
+def require_same_data(folder: Path, val_set: Dataset) -> None:
+    """Raises InputError if runs in the folder of a data set saw other validation images."""
+    for path in sorted(folder.glob("**/args.json")):
+        was, now = read_json(path).get("inputs", {}).get("val"), val_set.fingerprint
+        if was not in (None, now):
+            raise InputError(
+                f"data {folder.name}: validation has {now}, but {path.parent} saw {was}: choose another output_dir"
+            )
 
 
 def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) -> list[Cell]:

@@ -9,7 +9,8 @@ from typing import Any
 from ..commands.cli import create_parser, parse
 from ..commands.settings import RunSettings
 from ..errors import InputError
-from ..files import read_json
+from ..files import digest, read_json
+from ..interop.load import load
 from ..training.run import require_same_run
 
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
@@ -20,8 +21,9 @@ def run_stage(command: ModuleType, settings: RunSettings) -> dict:
 
     Raises InputError if the folder holds another run.
     """
-    folder = Path(settings.output_dir)
-    require_same_run(folder, settings.settle().record())
+    folder, weights = Path(settings.output_dir), getattr(settings, "weights", None)
+    inputs = {} if weights is None else {"weights": digest(load(weights).state_dict())}
+    require_same_run(folder, settings.settle().record(), inputs)
     if (folder / "results.json").exists():
         return read_json(folder / "results.json")
     print(f"\n=== {folder}", flush=True)

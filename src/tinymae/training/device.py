@@ -85,6 +85,13 @@ def agree(accelerator: Accelerator, value):
     return broadcast_object_list([value])[0]
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a GPU's, Python's or a CPU's way to say that an allocation failed."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def gather_parts(accelerator: Accelerator, rows: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """The rows (N, F) of all processes on the CPU of each, process r having those of `parts[r]`, in order."""
     if accelerator.num_processes == 1:

@@ -19,7 +19,7 @@ from ..files import lock_folder, read_json, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .device import agree, environment, keep_freed_memory, on_main
+from .device import agree, environment, keep_freed_memory, on_main, ran_out_of_memory
 from .loop import TrainStep
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
 from .signals import StopSignals
@@ -70,7 +70,7 @@ class Run:
         self.signals.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         with contextlib.ExitStack() as rest:  # each is given back even if another fails to be, the last one first
             if self.lock is not None:
                 rest.callback(self.lock.release)
@@ -79,6 +79,11 @@ class Run:
             rest.callback(self.progress.close, complete=self.complete)
             rest.callback(self.signals.__exit__)
             self.parts, self.checked = {}, None
+        if error is not None and ran_out_of_memory(error):
+            raise InputError(
+                f"memory ran out with batch_size {self.arguments.get('batch_size')}: repeat the command with "
+                "--gradient-checkpointing, which resumes, or give a smaller --batch-size in another --output-dir"
+            ) from error
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""
