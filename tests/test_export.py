@@ -45,51 +45,60 @@ def random_images(model, batch_size: int) -> torch.Tensor:
     return torch.randint(0, 256, (batch_size, model.in_channels, *model.image_size), dtype=torch.uint8)
 
 
-def runners(graph, folder):
-    """The exported graph as functions of named tensors: by ONNX Runtime, then by torch.export."""
+def by_onnx_runtime(graph, folder):
+    """The exported graph as a function of named tensors."""
     export_onnx(graph, folder / "graph.onnx")
     session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == [graph.output]
-    yield lambda **inputs: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0])
+    return lambda **inputs: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0])
+
+
+def by_torch_export(graph, folder):
+    """The same as a program of torch.export."""
     export_torch(graph, folder / "graph.pt2")
     program = torch.export.load(folder / "graph.pt2").module()
-    yield lambda **inputs: program(**inputs)
+    return lambda **inputs: program(**inputs)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_reconstruction_is_torchs_for_masks_of_every_size(name, tmp_path):
+RUNNERS = pytest.mark.parametrize("runner", [by_onnx_runtime, by_torch_export])
+
+
+@RUNNERS
+@pytest.mark.parametrize("name", ["wide, grey", "raw pixels", "registers, no class token"])
+def test_reconstruction_is_torchs_for_masks_of_every_size(name, runner, tmp_path):
     model = create(name)
-    for reconstruct in runners(ReconstructionGraph(model), tmp_path):
-        for batch_size in (1, 5):
-            images = random_images(model, batch_size)
-            hidden = torch.linspace(model.num_patches - 1, 0, batch_size).round()  # all but one, ..., none
-            mask = torch.rand(batch_size, model.num_patches).argsort(dim=1) < hidden[:, None]
-            # One by one: torch gathers the visible patches, so a batch of it needs equal counts.
-            expected = [model.reconstruct(images[i : i + 1], mask[i : i + 1]).images for i in range(batch_size)]
-            torch.testing.assert_close(reconstruct(images=images, mask=mask), torch.cat(expected), **TOLERANCE)
+    reconstruct = runner(ReconstructionGraph(model), tmp_path)
+    for batch_size in (1, 5):
+        images = random_images(model, batch_size)
+        hidden = torch.linspace(model.num_patches - 1, 0, batch_size).round()  # all but one, ..., none
+        mask = torch.rand(batch_size, model.num_patches).argsort(dim=1) < hidden[:, None]
+        # One by one: torch gathers the visible patches, so a batch of it needs equal counts.
+        expected = [model.reconstruct(images[i : i + 1], mask[i : i + 1]).images for i in range(batch_size)]
+        torch.testing.assert_close(reconstruct(images=images, mask=mask), torch.cat(expected), **TOLERANCE)
 
 
+@RUNNERS
 @pytest.mark.parametrize(("name", "normalised"), [("square, RGB", False), ("wide, grey", True)])
-def test_features_are_torchs(name, normalised, tmp_path):
+def test_features_are_torchs(name, normalised, runner, tmp_path):
     model = create(name)
-    for encode in runners(EncoderGraph(model, normalised=normalised), tmp_path):
-        for batch_size in (1, 5):
-            images = random_images(model, batch_size)
-            given = model.normalise(images) if normalised else images
-            torch.testing.assert_close(encode(images=given), model.encode(images), **TOLERANCE)
+    encode = runner(EncoderGraph(model, normalised=normalised), tmp_path)
+    for batch_size in (1, 5):
+        images = random_images(model, batch_size)
+        given = model.normalise(images) if normalised else images
+        torch.testing.assert_close(encode(images=given), model.encode(images), **TOLERANCE)
 
 
-@pytest.mark.parametrize("pool", ["avg", "cls"])
-def test_probabilities_are_torchs(pool, tmp_path):
+@pytest.mark.parametrize(("pool", "runner"), [("avg", by_onnx_runtime), ("cls", by_torch_export)])
+def test_probabilities_are_torchs(pool, runner, tmp_path):
     model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"])
     classifier = build_classifier(model, classes=CLASSES, pool=pool).eval()
     torch.nn.init.normal_(classifier.head.weight)
-    for classify in runners(ClassifierGraph(classifier), tmp_path):
-        for batch_size in (1, 5):
-            images = random_images(model, batch_size)
-            probabilities = classify(images=images)
-            torch.testing.assert_close(probabilities, classifier(images).softmax(dim=1), **TOLERANCE)
-            assert probabilities.std(dim=1).min() > 0.01
+    classify = runner(ClassifierGraph(classifier), tmp_path)
+    for batch_size in (1, 5):
+        images = random_images(model, batch_size)
+        probabilities = classify(images=images)
+        torch.testing.assert_close(probabilities, classifier(images).softmax(dim=1), **TOLERANCE)
+        assert probabilities.std(dim=1).min() > 0.01
 
 
 def test_hidden_pixels_do_not_reach_the_reconstruction(tmp_path):
@@ -98,14 +107,14 @@ def test_hidden_pixels_do_not_reach_the_reconstruction(tmp_path):
     mask[:, :4] = True  # the upper rows of patches, whose first row is as wide as the image
     other = images.clone()
     other[:, :, :2] = 255 - other[:, :, :2]
-    reconstruct = next(runners(ReconstructionGraph(model), tmp_path))
+    reconstruct = by_torch_export(ReconstructionGraph(model), tmp_path)
     assert torch.equal(reconstruct(images=images, mask=mask), reconstruct(images=other, mask=mask))
 
 
 def test_exporting_leaves_the_model_as_it_was(tmp_path):
     model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"]).train()
     before = [getattr(module, "fused_attn", None) for module in model.modules()]
-    export_onnx(EncoderGraph(model), tmp_path / "encoder.onnx")
+    export_torch(EncoderGraph(model), tmp_path / "encoder.pt2")
     assert [getattr(module, "fused_attn", None) for module in model.modules()] == before
     assert model.training and all(parameter.requires_grad for parameter in model.encoder.blocks.parameters())
 

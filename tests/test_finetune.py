@@ -11,6 +11,7 @@ from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands.finetune import FinetuneSettings
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 
@@ -38,16 +39,16 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
     assert run.results["accuracy_test"] > 60 and np.sum(run.results["confusion_matrix"]) == 360
     assert [row["step"] for row in metrics(run.folder) if "accuracy_val" in row] == [80, 160, 240]
     assert accuracy_on_test(run.model) == pytest.approx(run.results["accuracy_test"])
+    scores = tinymae.evaluate(**DIGITS, weights=run.folder, output_dir=tmp_path / "evaluate").results
+    assert scores["accuracy"] == pytest.approx(run.results["accuracy_test"])
+    assert scores["confusion_matrix"] == run.results["confusion_matrix"]
     stock = timm.create_model(f"local-dir:{run.folder}", pretrained=True).eval()
     images = run.model.normalise(load_dataset("digits", "test").images[:9])
     with torch.no_grad():
         torch.testing.assert_close(stock(images), run.model(images))
 
 
-def test_the_defaults_are_the_released_recipe(tmp_path):
-    """What the README's table was made with."""
-    from tinymae.commands.finetune import FinetuneSettings
-
+def test_the_defaults_are_the_released_recipe():
     settings = FinetuneSettings(weights="somewhere")
     assert (settings.epochs, settings.batch_size, settings.base_lr, settings.patch_drop) == (15, 128, 2e-3, 0.5)
     assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)

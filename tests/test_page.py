@@ -69,22 +69,28 @@ def shown(tmp_path_factory):
     return folder, model, classifier, samples
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
-def page(shown, tmp_path):
+def page(shown, browser):
     """The page in a browser, its model loaded. Whatever goes wrong or leaves the machine fails the test."""
     problems = []
-    with serve(shown[0] / "page") as address, playwright.sync_playwright() as play:
-        browser = play.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1100, "height": 900}
-        )
-        page = browser.pages[0]
+    with serve(shown[0] / "page") as address:
+        context = browser.new_context(viewport={"width": 1100, "height": 900})
+        page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(r.url))
         page.goto(address)
         page.wait_for_selector("body[data-ready]")
         yield page
-        browser.close()
+        context.close()
     assert problems == []
 
 
@@ -210,14 +216,12 @@ def test_nothing_is_wider_than_the_screen_or_jumps(page, width):
     assert page.evaluate("document.documentElement.scrollHeight") == height
 
 
-def test_a_missing_model_is_said_on_the_page(shown, tmp_path):
+def test_a_missing_model_is_said_on_the_page(shown, browser, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(shown[0] / "page", folder)
     (folder / "reconstruction.onnx").unlink()
-    with serve(folder) as address, playwright.sync_playwright() as play:
-        browser = play.chromium.launch_persistent_context(tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS)
-        page = browser.pages[0]
+    with serve(folder) as address, browser.new_context() as context:
+        page = context.new_page()
         page.goto(address)
         page.wait_for_selector("#status.error")
         assert "reconstruction.onnx: 404" in page.inner_text("#status")
-        browser.close()

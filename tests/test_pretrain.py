@@ -173,6 +173,13 @@ def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path
     assert [row["step"] for row in metrics(tmp_path) if "knn_val" in row] == [0, 4, 6, 8]
 
 
+def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
+    contrast = {"epochs": 10, "contrast_epochs": 10, "contrast_base_lr": 8e-3}
+    tinymae.pretrain(**QUICK | TWO_PHASES | contrast, output_dir=tmp_path)
+    losses = [row["contrastive_loss"] for row in metrics(tmp_path) if "loss" in row]
+    assert len(losses) == 20 and sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
 def test_weights_are_kept_on_the_way(quick_figures, tmp_path):
     run = tinymae.pretrain(**QUICK | TWO_PHASES, keep_every=1, output_dir=tmp_path)
     assert sorted(path.name for path in (tmp_path / "epochs").iterdir()) == ["0001", "0002", "0003"]

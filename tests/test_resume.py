@@ -146,16 +146,17 @@ def run_two(log: Path, command: list[str], **options) -> tuple[set[int], str]:
 
 
 def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
-    """Both die amid the second phase, in which they contrast each other's images, and resume."""
+    """Both die amid the second phase, in which they contrast each other's images; torchrun resumes, as in the README."""
     settings = DIGITS | {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "log_every")} | TWO_PHASES
     settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
-    settings |= {"checkpoint_minutes": 0}
-    command = ["pretrain", *flags(**settings, output_dir=tmp_path / "two")]
-    codes, output = run_two(tmp_path / "killed", command, killed=(signal.SIGKILL, 4))
-    assert codes == {-signal.SIGKILL}, output
-    assert "2 processes on cpu" in output
-    codes, output = run_two(tmp_path / "resumed", command)
-    assert codes == {0} and re.search("resuming from .*step-000000003-", output), output  # the first of the phase
+    words = flags(**settings, checkpoint_minutes=0, output_dir=tmp_path / "two")
+    codes, output = run_two(tmp_path / "log", ["pretrain", *words], killed=(signal.SIGKILL, 4))
+    assert codes == {-signal.SIGKILL} and "2 processes on cpu" in output, output
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPTS / "pretrain.py"]
+    resumed = launch(*torchrun, *words, ACCELERATE_USE_CPU="1")
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0 and "2 processes on cpu" in output, output
+    assert re.search("resuming from .*step-000000003-", output), output  # the first of the second phase
     tinymae.pretrain(**settings, output_dir=tmp_path / "one")
     assert_same_weights(tmp_path / "one", tmp_path / "two")
     for name in ("loss", "contrastive_loss"):
@@ -164,13 +165,11 @@ def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
 
 
 def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
-    """As in the README. The processor is asked what it supports before Accelerate starts the processes' group."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29557]
-    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio")} | {"batch_size": 512, "epochs": 1}
-    settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path}
-    process = launch(*torchrun, SCRIPTS / "pretrain.py", *flags(**settings), ACCELERATE_USE_CPU="1")
-    output = process.communicate()[0]
-    assert process.returncode == 0 and "2 processes" in output, output
+    """The processor is asked what it supports before Accelerate starts the processes' group."""
+    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio")} | {"batch_size": 1000, "epochs": 1}
+    settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path / "run"}
+    codes, output = run_two(tmp_path / "log", ["pretrain", *flags(**settings)])
+    assert codes == {0} and "2 processes on cpu" in output, output
 
 
 # ---- the last files

@@ -25,9 +25,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def handlers_are_as_before():
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     assert [signal.getsignal(number) for number in SIGNALS] == before
+    signal.signal(signal.SIGINT, inherited)
 
 
 def plant(monkeypatch, step: int, act) -> None:
