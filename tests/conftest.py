@@ -24,13 +24,24 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture
-def data_dir() -> str:
-    """Where the real CIFAR-10 and MNIST are."""
+def find_data(name: str, member: str) -> str:
+    """The folder of TINYMAE_DATA, if it holds this data set."""
     folder = os.environ.get("TINYMAE_DATA")
-    if not folder:
-        pytest.skip("TINYMAE_DATA is not set to a folder with CIFAR-10 and MNIST")
+    if not folder or not (Path(folder) / member).exists():
+        pytest.skip(f"TINYMAE_DATA is no folder with {name}")
     return folder
+
+
+@pytest.fixture
+def cifar10_dir() -> str:
+    """Where the real CIFAR-10 is."""
+    return find_data("CIFAR-10", "cifar-10-batches-py")
+
+
+@pytest.fixture
+def mnist_dir() -> str:
+    """Where the real MNIST is."""
+    return find_data("MNIST", "MNIST")
 
 
 @pytest.fixture(autouse=True)

@@ -155,3 +155,12 @@ def test_shear_agrees_with_torchvision():
         for sign in (1, -1)
     ]
     assert min((ours - theirs).abs().max() for theirs in either) < 0.6
+
+
+def test_a_translation_moves_large_images_by_at_most_32_pixels():
+    """As in torchvision's wide space, whatever the width."""
+    images = torch.zeros(1, 1, 8, 224)
+    images[..., 100] = 255.0
+    for strength, place in ((1.0, 68), (-1.0, 132)):
+        moved = augment.TRIVIAL_AUGMENT["translate_x"][0](images, torch.tensor([strength]))
+        assert int(moved[0, 0, 4].argmax()) == place

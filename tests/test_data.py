@@ -40,20 +40,20 @@ def test_digits_are_split_once_and_for_all():
     assert not train & test
 
 
-def test_cifar10_is_48000_2000_10000_and_test_is_official(data_dir):
+def test_cifar10_is_48000_2000_10000_and_test_is_official(cifar10_dir):
     from torchvision.datasets import CIFAR10
 
-    splits = {split: load_dataset("cifar10", split, data_dir=data_dir) for split in ("train", "val", "test")}
+    splits = {split: load_dataset("cifar10", split, data_dir=cifar10_dir) for split in ("train", "val", "test")}
     assert [len(split) for split in splits.values()] == [48_000, 2_000, 10_000]
-    official = CIFAR10(data_dir, train=False)
+    official = CIFAR10(cifar10_dir, train=False)
     assert np.array_equal(splits["test"].images.permute(0, 2, 3, 1).numpy(), official.data)
     assert splits["test"].labels.tolist() == official.targets and splits["test"].classes == official.classes
-    both = CIFAR10(data_dir, train=True).data.transpose(0, 3, 1, 2)
+    both = CIFAR10(cifar10_dir, train=True).data.transpose(0, 3, 1, 2)
     assert as_set(splits["train"].images) | as_set(splits["val"].images) == {i.tobytes() for i in both}
 
 
-def test_mnist_is_grey_28(data_dir):
-    dataset = load_dataset("mnist", "test", data_dir=data_dir)
+def test_mnist_is_grey_28(mnist_dir):
+    dataset = load_dataset("mnist", "test", data_dir=mnist_dir)
     assert dataset.images.shape == (10_000, 1, 28, 28) and len(dataset.classes) == 10
 
 

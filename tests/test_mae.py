@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import pytest
 import timm
@@ -325,3 +326,19 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is not valid JSON"):
         MaskedAutoencoder.from_pretrained(tmp_path)
+
+
+def test_floats_in_0_to_1_are_warned_of_once():
+    """They are pixels that nobody normalised, most likely; uint8 and normalised images are not remarked on."""
+    model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
+    with pytest.warns(UserWarning, match="lie in .0, 1., and are taken as normalised"):
+        model.encode(torch.rand(2, 3, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(torch.rand(2, 3, 8, 8))
+        MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).encode(
+            torch.randn(2, 3, 8, 8)
+        )

@@ -148,9 +148,9 @@ def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
     assert tuned.results["num_labels"] == 240
 
 
-def test_cifar10_trains_with_the_recipe(data_dir, tmp_path):
+def test_cifar10_trains_with_the_recipe(cifar10_dir, tmp_path):
     small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.15}
-    run = tinymae.pretrain("cifar10", data_dir=data_dir, **small, probe_images=500, output_dir=tmp_path)
+    run = tinymae.pretrain("cifar10", data_dir=cifar10_dir, **small, probe_images=500, output_dir=tmp_path)
     assert 10 < run.results["knn_val"] < 60 and run.model.image_size == (32, 32)
 
 

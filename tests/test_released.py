@@ -16,12 +16,12 @@ from tinymae.models.vit import choose_attention
 FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
 
 
-def test_vit_t_mae_scores_as_stated(data_dir):
+def test_vit_t_mae_scores_as_stated(cifar10_dir):
     """Error over hidden pixels, and k-NN by 4 % of the training labels, as when released."""
     model = load(FOLDER)
     choose_attention(model, "cpu")
-    test = pick(load_dataset("cifar10", "test", data_dir=data_dir), 1000)
-    train = load_dataset("cifar10", "train", data_dir=data_dir)
+    test = pick(load_dataset("cifar10", "test", data_dir=cifar10_dir), 1000)
+    train = load_dataset("cifar10", "train", data_dir=cifar10_dir)
     train = train.subset(few_labels(train.labels, 0.04, seed=0))
     with torch.no_grad():
         mask = random_mask(1000, 64, 0.75, torch.Generator().manual_seed(0))
@@ -35,10 +35,10 @@ def test_vit_t_mae_scores_as_stated(data_dir):
 
 
 @pytest.mark.parametrize("name", ["vit-t-linear-probe", "vit-t-classifier-pretrained"])
-def test_a_released_classifier_scores_as_stated(name, data_dir):
+def test_a_released_classifier_scores_as_stated(name, cifar10_dir):
     classifier = load(FOLDER.parent / name)
     choose_attention(classifier, "cpu")
-    test = pick(load_dataset("cifar10", "test", data_dir=data_dir), 1000)
+    test = pick(load_dataset("cifar10", "test", data_dir=cifar10_dir), 1000)
     classes = map_dataset(classifier, test, device="cpu").argmax(dim=1)
     stated = read_json(FOLDER.parent / name / "scores.json")["accuracy_first_1000"]
     assert accuracy(classes, test.labels) == pytest.approx(stated, abs=0.2)

@@ -146,7 +146,7 @@ def run_two(log: Path, command: list[str], **options) -> tuple[set[int], str]:
 
 
 def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
-    """Both die amid the second phase, in which they contrast each other's images; torchrun resumes, as in the README."""
+    """Both die amid the second phase, which contrasts the images of both; torchrun resumes, as in the README."""
     settings = DIGITS | {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "log_every")} | TWO_PHASES
     settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
     words = flags(**settings, checkpoint_minutes=0, output_dir=tmp_path / "two")

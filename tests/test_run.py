@@ -220,7 +220,9 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(t
         return losses(settings, phase, model, learner, batch, draws)
 
     monkeypatch.setattr(pretrain, "compute_losses", fail)
-    with pytest.raises(InputError, match="memory ran out with batch_size 16: repeat .* --gradient-checkpointing") as error:
+    with pytest.raises(
+        InputError, match="memory ran out with batch_size 16: repeat .* --gradient-checkpointing"
+    ) as error:
         tinymae.pretrain(**QUICK, output_dir=tmp_path, checkpoint_minutes=0)
     assert "\n" not in str(error.value)
     assert tinymae.pretrain(**QUICK, output_dir=tmp_path, gradient_checkpointing=True).results["steps"] == 8

@@ -8,7 +8,9 @@ from accelerate import Accelerator
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
+from tinymae.models.contrast import ReconstructionLearner
 from tinymae.models.drops import draw_drops, use_sample_drop_path, use_sample_patch_drop
+from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
 from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
@@ -171,6 +173,16 @@ def test_tokens_norms_biases_and_positions_are_not_decayed():
     for name, parameter in model.named_parameters():
         expected = name.endswith(".weight") and "norm" not in name
         assert (id(parameter) in decayed) == expected, name
+
+
+def test_learned_tokens_of_a_masked_convolution_are_not_decayed():
+    learner = ReconstructionLearner(MaskedConvAutoencoder(image_size=8, patch_size=2, decoder_dim=16))
+    undecayed = [f"model.{name}" for name in learner.model.undecayed]
+    groups = parameter_groups(learner, weight_decay=0.1, undecayed=undecayed)
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    tokens = list(learner.model.tokens)
+    assert len(tokens) == len(undecayed) == 4 and not any(id(token) in decayed for token in tokens)
+    assert id(learner.model.to_pixels.weight) in decayed
 
 
 def test_layer_decay_scales_each_layer():

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and errors that tell the user what to do."""
 
+import errno
 import hashlib
 import inspect
 import json
@@ -8,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeGuard, Union, get_args, get_origin
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
@@ -163,6 +164,16 @@ def lock_folder(folder: Path) -> BaseFileLock:
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written to ({error.strerror}): choose another") from None
     return lock
+
+
+def is_about(error: BaseException | None, folder: Path) -> TypeGuard[OSError]:
+    """Whether an error is the system's about a file in `folder`, or about a disk that is full or broken."""
+    if not isinstance(error, OSError):
+        return False
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return True
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    return any(Path(os.path.abspath(os.fsdecode(name))).is_relative_to(folder.absolute()) for name in names)
 
 
 def load_weights_strictly(model: nn.Module, path: str | Path) -> None:

@@ -247,7 +247,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         if saved is not None and number < saved["phase"]:
             continue
         phase, stretch = part.phase, part.stretch
-        groups = parameter_groups(part.learner, weight_decay=settings.weight_decay)
+        undecayed = [f"model.{name}" for name in model.undecayed]
+        groups = parameter_groups(part.learner, weight_decay=settings.weight_decay, undecayed=undecayed)
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95))
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         here = saved if saved is not None and number == saved["phase"] else None

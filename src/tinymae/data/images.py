@@ -59,6 +59,7 @@ UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error,
     zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+LARGEST = 50_000_000  # pixels while resizing: a narrow image grows by far more than its file says
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -91,6 +92,11 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     if image.size != (width, height):
         scale = max(height / image.height, width / image.width)
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        if size[0] * size[1] > LARGEST:
+            raise InputError(
+                f"image {path} cannot be read ({image.width} x {image.height} pixels are too narrow for "
+                f"{width} x {height}): repair it, remove it, or give --skip-unreadable"
+            )
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1).contiguous()

@@ -179,6 +179,7 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     samples = False  # whether it has `sample`
     fitted = False  # whether `fit` finds it at once, instead of gradients
     decoder_parts: tuple[str, ...] = ()  # the children that `encode` makes no use of
+    undecayed: tuple[str, ...] = ()  # parameters that are tokens, which weight decay leaves alone
     config: dict[str, Any]
     source: Path | None = None  # the folder that the weights came from
 

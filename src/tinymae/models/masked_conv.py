@@ -77,6 +77,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         if min(self.image_size) < (coarsest := self.encoder.feature_info[-1]["reduction"]):
             raise InputError(f"image_size {image_size} is below {coarsest}, the last stride: use a smaller stem_size")
         self.across = nn.ModuleList(nn.Conv2d(count, decoder_dim, 1) for count in channels)
+        self.undecayed = tuple(f"tokens.{stage}" for stage in range(len(channels)))
         self.tokens = nn.ParameterList(nn.Parameter(0.02 * torch.randn(decoder_dim, 1, 1)) for _ in channels)
         self.layers = nn.ModuleList(ConvLayer(decoder_dim, decoder_dim) for _ in channels)
         self.to_pixels = nn.Conv2d(decoder_dim, in_channels * self.stride**2, 1)

@@ -15,7 +15,7 @@ from filelock import BaseFileLock
 from torch import nn
 
 from ..errors import InputError
-from ..files import lock_folder, read_json, write_atomically, write_json
+from ..files import is_about, lock_folder, read_json, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
@@ -84,6 +84,8 @@ class Run:
                 f"memory ran out with batch_size {self.arguments.get('batch_size')}: repeat the command with "
                 "--gradient-checkpointing, which resumes, or give a smaller --batch-size in another --output-dir"
             ) from error
+        if is_about(error, self.folder):
+            raise self.unwritable(error) from error
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""
@@ -97,9 +99,18 @@ class Run:
             if not (self.folder / "args.json").exists():
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
-        except BaseException:
+        except BaseException as error:
             self.lock.release()
+            if is_about(error, self.folder):
+                raise self.unwritable(error) from error
             raise
+
+    def unwritable(self, error: OSError) -> InputError:
+        """What to tell the user when a file of the folder could not be read or written."""
+        return InputError(
+            f"output_dir {self.folder} cannot be written to ({error.strerror or error}): mend that, then repeat the "
+            "command, which resumes"
+        )
 
     @property
     def processes(self) -> str:
