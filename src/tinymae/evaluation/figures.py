@@ -86,7 +86,7 @@ def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: st
 def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str = "") -> Path:
     """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
     panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
-    panels = {name: metrics for name, metrics in panels.items() if metrics}
+    panels = {name: metrics for name, metrics in panels.items() if metrics} or {"no metrics": []}
     figure = Figure(figsize=(4.2 * len(panels), 3))
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):

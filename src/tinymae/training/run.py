@@ -71,6 +71,22 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.give_back()
+        except OSError as late:  # a tracker that cannot write its last lines
+            error = error or late
+        if error is not None and ran_out_of_memory(error):
+            raise InputError(
+                f"memory ran out with batch_size {self.arguments.get('batch_size')}: repeat the command with "
+                "--gradient-checkpointing, which resumes, or give a smaller --batch-size in another --output-dir"
+            ) from error
+        if is_about(error, self.folder):
+            raise self.unwritable(error) from error
+        if kind is None and error is not None:
+            raise error
+
+    def give_back(self) -> None:
+        """Lock, memory, trackers, progress bar and signals."""
         with contextlib.ExitStack() as rest:  # each is given back even if another fails to be, the last one first
             if self.lock is not None:
                 rest.callback(self.lock.release)
@@ -79,13 +95,6 @@ class Run:
             rest.callback(self.progress.close, complete=self.complete)
             rest.callback(self.signals.__exit__)
             self.parts, self.checked = {}, None
-        if error is not None and ran_out_of_memory(error):
-            raise InputError(
-                f"memory ran out with batch_size {self.arguments.get('batch_size')}: repeat the command with "
-                "--gradient-checkpointing, which resumes, or give a smaller --batch-size in another --output-dir"
-            ) from error
-        if is_about(error, self.folder):
-            raise self.unwritable(error) from error
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""
