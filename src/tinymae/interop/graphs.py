@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import write_bytes
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
-from ..models.masking import denormalise_patches, patchify, unpatchify
+from ..models.masking import patchify, unpatchify
 
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
 
@@ -88,11 +88,10 @@ class ReconstructionGraph(Graph):
         bias = closed[:, None, None, :] * torch.finfo(torch.float32).min  # (B, 1, 1, prefix + N)
         tokens = model.decoder_embed(model.encoder.forward_features(images, attn_mask=bias))  # (B, prefix + N, D)
         tokens = torch.where(closed[..., None], model.mask_token, tokens) + model.decoder_pos_embed
-        predicted = model.decoder_pred(model.decoder_norm(model.decoder_blocks(tokens)))[:, prefix:]
+        predicted = model.decoder_pred(model.run_decoder(tokens))
         patches = patchify(images, model.patch_size)  # (B, N, P*P*C)
-        if model.norm_pix_loss:
-            predicted = denormalise_patches(predicted, patches, mask, grid_size=model.grid_size, statistics="visible")
-        pasted = torch.where(mask[..., None], predicted, patches)
+        coloured = model.colour(predicted, patches, mask, statistics="visible")
+        pasted = torch.where(mask[..., None], coloured, patches)
         return model.denormalise(unpatchify(pasted, model.patch_size, model.image_size))
 
 

@@ -183,7 +183,11 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         tokens = torch.cat(
             [tokens[:, :prefix] + positions[:prefix], visible_tokens, hidden_tokens.to(tokens.dtype)], dim=1
         )
-        return self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))[:, prefix:]
+        return self.run_decoder(tokens)
+
+    def run_decoder(self, tokens: Tensor) -> Tensor:
+        """The decoder over tokens that have their positions (B, prefix + M, decoder_dim): (B, M, decoder_dim)."""
+        return self.decoder_norm(self.run_blocks(self.decoder_blocks, tokens))[:, self.num_prefix_tokens :]
 
     def run_blocks(self, blocks: nn.Sequential, tokens: Tensor) -> Tensor:
         """Blocks in turn; after `encoder.set_grad_checkpointing()` their activations are computed again in backward."""
