@@ -81,29 +81,6 @@ def solve_logistic(
     return linear
 
 
-def logistic_fits(
-    features: Tensor, labels: Tensor, *, num_classes: int, grid: Sequence[float] = L2_GRID
-) -> Iterator[tuple[float, nn.Sequential]]:
-    """(l2, linear probe) over a grid, by scikit-learn's LogisticRegression: a check of `linear_fits`, and slower."""
-    from sklearn.linear_model import LogisticRegression
-
-    norm = standardise(features)
-    inputs = norm(features).numpy()
-    for l2 in grid:
-        strength = 1 / (len(inputs) * l2)
-        if num_classes == 2:  # one weight w there stands for w/2 and -w/2 here, whose penalty is half as large
-            strength *= 2
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels.numpy())
-        weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-        if num_classes == 2:
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        linear = nn.Linear(inputs.shape[1], num_classes)
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.copy_(bias)
-        yield l2, nn.Sequential(norm, linear).eval()
-
-
 def fit_mlp(
     features: Tensor, labels: Tensor, *, num_classes: int, weight_decay: float, seed: int, hidden: int = 256,
     dropout: float = 0.3, epochs: int = 30, batch_size: int = 256, learning_rate: float = 2e-3,
