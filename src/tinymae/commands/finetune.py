@@ -1,7 +1,7 @@
 """Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ class FinetuneSettings(TrainingSettings, EncoderSettings):
         settled = super().resolve()
         if self.weights is not None:
             return settled
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("constructor")}
-        return replace(settled, **complete("mae", own))
+        return replace(settled, **complete("mae", self.constructor_settings))
 
     @property
     def start(self) -> str:
@@ -140,10 +139,8 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
     """A classifier that starts at pretrained features, or anew."""
     if start is None:
         mean, std = train_set.statistics
-        names = [f.name for f in fields(settings) if f.metadata.get("constructor")]
-        own: dict[str, Any] = {name: getattr(settings, name) for name in names}
         data: dict[str, Any] = {"image_size": train_set.image_shape[1:], "in_channels": train_set.image_shape[0]}
-        start = MaskedAutoencoder(**own, **data, mean=mean, std=std)
+        start = MaskedAutoencoder(**settings.constructor_settings, **data, mean=mean, std=std)
     elif settings.from_scratch:
         start = type(start)(**start.config)
     require_channels(train_set, start.in_channels)

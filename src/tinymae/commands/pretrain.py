@@ -1,7 +1,7 @@
 """Pretrain a masked autoencoder, or one of its relatives, on images without labels."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,7 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
         contrast_epochs = self.contrast_epochs
         if contrast_epochs is None:
             contrast_epochs = round(CONTRAST_RATIO * self.epochs) if self.model == "mae" else 0
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("constructor")}
+        own = self.constructor_settings
         own = complete(self.model, own) if start is None else self.read_architecture(start, own)
         settled = replace(settled, contrast_epochs=contrast_epochs, **own)
         settled.check_contrast()

@@ -217,6 +217,11 @@ class EncoderSettings(Settings):
     depth: int | None = setting(None, constructor=True)
     num_heads: int | None = setting(None, constructor=True)
 
+    @property
+    def constructor_settings(self) -> dict[str, Any]:
+        """Those that are arguments of a family's constructor, as given: None is its default."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("constructor")}
+
 
 def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
     """A command as a Python function: the settings' fields are its keywords, the positional one may come first."""
