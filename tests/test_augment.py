@@ -96,7 +96,7 @@ def test_operations_agree_with_torchvision(name, channels):
     images = pictures(3, channels, size=32) // 2 + 40
     if channels == 1 and name == "saturation":
         pytest.skip("grey has none")
-    result = augment.to_uint8(ours(images.float(), levels.float()))
+    result = augment.to_pixels(ours(images.float(), levels.float()), torch.uint8)
     for image, level, mine in zip(images, levels, result, strict=True):
         difference = (theirs(image, level.item()).int() - mine.int()).abs()
         assert difference.max() <= 1, f"{name} {level}: {difference.max()}"  # they truncate, we round

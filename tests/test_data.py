@@ -8,7 +8,8 @@ from PIL import Image
 from tinymae import InputError, load_dataset
 from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
 from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
-from tinymae.data.splits import few_labels, held_out
+from tinymae.data.order import LISTED, ComputedOrder, epoch_order
+from tinymae.data.splits import few_labels, hash_rows, split_by_hash
 
 
 def as_set(images) -> set[bytes]:
@@ -63,7 +64,7 @@ def test_named_data_are_resized_on_request():
 
 def test_class_folders_give_labels_and_disjoint_splits(classes_folder):
     splits = {split: load_dataset(classes_folder, split, image_size=12) for split in ("train", "val", "test")}
-    assert [len(split) for split in splits.values()] == [24, 3, 3]
+    assert all(len(split) >= 1 for split in splits.values()) and len(splits["train"]) > 20
     assert splits["train"].classes == ["cat", "dog"]
     everything = [as_set(split.images) for split in splits.values()]
     assert len(set.union(*everything)) == 30
@@ -78,8 +79,8 @@ def test_split_folders_are_the_splits(tmp_path):
         picture(tmp_path / "train" / "a" / f"{number}.png", seed=number)
     for number in range(5):
         picture(tmp_path / "test" / "a" / f"{number}.png", seed=100 + number)
-    sizes = [len(load_dataset(tmp_path, split, image_size=8)) for split in ("train", "val", "test")]
-    assert sizes == [18, 2, 5]
+    train, val, test = (len(load_dataset(tmp_path, split, image_size=8)) for split in ("train", "val", "test"))
+    assert train + val == 20 and val >= 1 and test == 5
 
 
 def test_every_split_numbers_the_classes_of_train(tmp_path):
@@ -101,7 +102,7 @@ def test_splits_without_train_are_no_classes(tmp_path):
             picture(tmp_path / part / "a" / f"{number}.png", seed=number)
     test = load_dataset(tmp_path, "test", image_size=8)
     assert test.classes == ["a"] and len(test) == 4
-    with pytest.raises(InputError, match="has val, test but no train, from which train would come"):
+    with pytest.raises(InputError, match="has no images for train, only 4 val, 4 test"):
         load_dataset(tmp_path, "train", image_size=8)
     for number in range(4):  # beside another folder they are classes
         picture(tmp_path / "exam" / f"{number}.png", seed=number)
@@ -111,8 +112,11 @@ def test_splits_without_train_are_no_classes(tmp_path):
 def test_plain_images_have_no_labels(tmp_path):
     for number in range(10):
         picture(tmp_path / f"{number}.png", seed=number)
-    dataset = load_dataset(tmp_path, "train", image_size=(6, 8))
-    assert dataset.labels is None and dataset.images.shape == (8, 3, 6, 8)
+    train, val = (load_dataset(tmp_path, split, image_size=(6, 8)) for split in ("train", "val"))
+    assert train.labels is None and train.image_shape == (3, 6, 8) and len(train) + len(val) == 10
+    with pytest.raises(InputError, match="no images for test, only 9 train, 1 val: give another split, or --test-frac"):
+        load_dataset(tmp_path, "test")
+    assert len(load_dataset(tmp_path, "test", test_fraction=0.5)) > 1
 
 
 def test_a_folder_too_large_for_memory_streams_the_same_pictures(classes_folder):
@@ -131,11 +135,11 @@ def test_a_folder_too_large_for_memory_streams_the_same_pictures(classes_folder)
 def test_any_picture_becomes_the_asked_shape(tmp_path, size, mode, channels):
     for number in range(3):
         picture(tmp_path / f"{number}.png", size=size, mode=mode, seed=number)
-    assert load_dataset(tmp_path, image_size=12, channels=channels).images.shape == (1, channels, 12, 12)
+    assert load_dataset(tmp_path, image_size=12, channels=channels).image_shape == (channels, 12, 12)
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
-    with pytest.raises(InputError, match=r"cifar11 is neither one of digits, cifar10.* nor a folder"):
+    with pytest.raises(InputError, match=r"cifar11 is neither one of digits, cifar10.*, nor a folder"):
         load_dataset("cifar11")
     with pytest.raises(InputError, match="split 'dev'"):
         load_dataset("digits", "dev")
@@ -143,7 +147,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
     with pytest.raises(InputError, match="empty holds no images"):
         load_dataset(tmp_path / "empty")
     (classes_folder / "bird").mkdir()
-    with pytest.raises(InputError, match="bird holds no images"):
+    with pytest.raises(InputError, match="class folder .*bird holds no images"):
         load_dataset(classes_folder)
     picture(tmp_path / "one" / "1.png")
     with pytest.raises(InputError, match="too few"):
@@ -171,14 +175,15 @@ def pixels(*shape) -> np.ndarray:
 def test_an_array_is_cut_as_a_folder_is(kind):
     images, names = pixels(30, 3, 9, 8), np.array(["cat", "dog", "ant"] * 10)
     splits = {split: load_dataset(kind(images), split, labels=names) for split in ("train", "val", "test")}
-    assert [len(split) for split in splits.values()] == [24, 3, 3]
+    parts = split_by_hash(hash_rows(np.arange(30)), {"val": 0.1, "test": 0.1}, None)
     everything = [as_set(split.images) for split in splits.values()]
     assert set.union(*everything) == {image.tobytes() for image in images}
     for name, split in splits.items():
         assert split.classes == ["ant", "cat", "dog"] and split.image_shape == (3, 9, 8)
-        part = held_out(30, {"val": 3, "test": 3}, name)
+        part = parts[name]
         assert torch.equal(split.images, torch.from_numpy(images)[part])
         assert [split.classes[label] for label in split.labels] == names[part].tolist()
+        assert split.names == [str(row) for row in part]
 
 
 def test_an_array_may_have_its_channels_last_or_none_or_be_a_view():
@@ -197,22 +202,21 @@ def test_an_array_may_have_its_channels_last_or_none_or_be_a_view():
 def test_labels_that_are_numbers_keep_them(labels):
     dataset = load_dataset(pixels(12, 8, 8), "train", labels=labels)
     assert dataset.classes == ["0", "1", "2", "3"] and dataset.labels.dtype == torch.int64
-    part = held_out(12, {"val": 1, "test": 1}, "train")
-    assert torch.equal(dataset.labels, torch.tensor([3, 0, 1] * 4)[part])
+    assert torch.equal(dataset.labels, torch.tensor([3, 0, 1] * 4)[[int(name) for name in dataset.names]])
 
 
 @pytest.mark.parametrize(
     ("data", "labels", "message"),
     [
-        (pixels(10, 8, 8) / 255, None, "data is float64: give a tensor or an array of uint8 pixels"),
-        (torch.rand(10, 3, 8, 8), None, "data is float32: give"),
-        (pixels(10, 8, 8).astype(np.uint16), None, "data is uint16: give"),
+        (pixels(10, 8, 8) / 255, None, "data array is float64: give uint8 or uint16 pixels, or pixel_range LOW HIGH"),
+        (torch.rand(10, 3, 8, 8), None, "data array is float32: give"),
         (np.array([["a"]]), None, "data is <U1: give"),
-        (pixels(10, 8, 8).tolist(), None, "data is list: give"),
+        (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
-        (pixels(2, 3, 8, 8), None, "data has 2 images, too few for train, val and test"),
+        (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),
+        (pixels(3, 90, 80, 70), None, "neither side of it is 1 to 64 channels"),
         (pixels(10, 8, 8), [0] * 9, r"labels have shape \(9,\) for 10 images: give one label for each"),
         (pixels(10, 8, 8), np.zeros((10, 1), dtype=int), r"labels have shape \(10, 1\) for 10 images"),
         (pixels(10, 8, 8), [0.5] * 10, "labels are float64: give numbers from 0, or names"),
@@ -227,10 +231,13 @@ def test_arrays_that_cannot_be_used_are_refused(data, labels, message):
 
 def test_the_fingerprint_knows_every_pixel_and_label(classes_folder):
     images, labels = pixels(10, 8, 8), [0, 1] * 5
-    before = load_dataset(images, labels=labels).fingerprint
-    assert before.startswith("8 images, ") and load_dataset(images.copy(), labels=labels).fingerprint == before
+    train = load_dataset(images, labels=labels)
+    before = train.fingerprint
+    assert (
+        before.startswith(f"{len(train)} images, ") and load_dataset(images.copy(), labels=labels).fingerprint == before
+    )
     assert load_dataset(images, labels=labels[::-1]).fingerprint != before
-    images[held_out(10, {"val": 1, "test": 1}, "train")[0], 0, 0] ^= 1
+    images[int(train.names[0]), 0, 0] ^= 1
     assert load_dataset(images, labels=labels).fingerprint != before
     for limit in (4.0, 0.0):
         before = load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint
@@ -265,6 +272,33 @@ def test_starting_later_continues_the_same_order(start):
     for _ in range(start):
         next(whole)
     assert all(torch.equal(next(whole), next(late)) for _ in range(8))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000, 65537])
+def test_a_computed_order_is_a_permutation(count):
+    whole = ComputedOrder(count, 5)[0:count]
+    assert whole.sort().values.tolist() == list(range(count))
+    pieces = torch.cat([ComputedOrder(count, 5)[start : start + 9999] for start in range(0, count, 9999)])
+    assert torch.equal(pieces, whole)
+
+
+def test_a_computed_order_looks_random_and_follows_its_seed():
+    first, second = (ComputedOrder(10**8, seed)[5000:25_000] for seed in (1, 2))
+    assert len(first.unique()) == 20_000 and not torch.equal(first, second)
+    counts = first.div(10**7, rounding_mode="floor").bincount(minlength=10)
+    assert abs(counts - 2000).max() < 200  # ten equal parts: 2,000 +- 42 each
+    steps = first.diff().sign().bool()
+    assert 0.6 < (first.diff().sign().diff() != 0).double().mean() < 0.73  # two thirds turn in a random order
+    assert steps.all()
+
+
+def test_millions_of_images_need_no_list(monkeypatch):
+    assert isinstance(epoch_order(LISTED + 1, 0), ComputedOrder)
+    monkeypatch.setattr("tinymae.data.order.LISTED", 21)
+    steps, late = step_indices(22, 4, seed=7), step_indices(22, 4, seed=7, start_step=3)
+    taken = [next(steps) for _ in range(8)]
+    assert len(torch.cat(taken[:5]).unique()) == 20
+    assert all(torch.equal(next(late), other) for other in taken[3:])
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}  # the value of white, of the types that pixels have
+
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two."""

@@ -38,6 +38,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+class SeveralAction(argparse.Action):
+    """One text, or a tuple of several."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
 class SizeAction(argparse.Action):
     """One number, or height and width: an int or a pair."""
 
@@ -158,6 +165,8 @@ def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
     text = help_of(settings, f)
     if "const" in f.metadata:
         return {"nargs": "?", "const": f.metadata["const"], "choices": get_args(first), "help": text}
+    if f.metadata.get("several"):
+        return {"nargs": "+", "action": SeveralAction, "metavar": METAVARS[str], "help": text}
     if f.metadata.get("append"):
         return {"action": "append", "metavar": f.metadata["append"], "help": text}
     if first is bool:
@@ -172,7 +181,12 @@ def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
         choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
         if "choices" in f.metadata:
             choices["choices"] = f.metadata["choices"]
-        return {"nargs": "+", **choices, "metavar": METAVARS.get(element, "NAME"), "help": text}
+        return {
+            "nargs": f.metadata.get("nargs", "+"),
+            **choices,
+            "metavar": METAVARS.get(element, "NAME"),
+            "help": text,
+        }
     return {"type": first, "metavar": METAVARS[first], "help": text}
 
 

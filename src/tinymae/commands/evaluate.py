@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import chunks, pick
-from ..data.datasets import Dataset, require_channels
+from ..data.datasets import Dataset, require_channels, require_labels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
@@ -35,7 +35,7 @@ class EvaluateSettings(RunSettings):
     heading = "weights"
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/evaluate")
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
-    split: Literal["train", "val", "test"] = setting("test", "which images")
+    split: Literal["train", "val", "test", "all"] = setting("test", "which images")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
     mask_ratio: float | None = setting(None, "ratio of patches hidden (default: the model's)", group="reconstruction")
     statistics: Literal["visible", "target"] = setting(
@@ -56,7 +56,9 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model = load(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator.device)
-    dataset = settings.load(settings.split, image_size=model.image_size, channels=model.in_channels)[0]
+    dataset = settings.load(
+        settings.split, image_size=model.image_size, channels=model.in_channels, labelled=isinstance(model, Classifier)
+    )[0]
     require_channels(dataset, model.in_channels)
     look: partial[dict]
     if isinstance(model, Classifier):
@@ -64,10 +66,9 @@ def run(settings: EvaluateSettings) -> Result[Model]:
         look = partial(evaluate_classifier, settings, model)
     else:
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
-    with settings.open_run(accelerator, splits={settings.split: dataset}, weights=model) as run:
-        run.list_skipped(dataset)
-        with torch.no_grad(), accelerator.autocast():
-            results = look(run, dataset.to(accelerator.device))
+    opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
+    with opened as run, torch.no_grad(), accelerator.autocast():
+        results = look(run, dataset.to(accelerator.device))
     return Result(model, results, run.folder)
 
 
@@ -76,8 +77,7 @@ evaluate = keywords_of(run, EvaluateSettings)
 
 def require_same_classes(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
     """Raises InputError unless the data's labels mean what the classifier's mean."""
-    if dataset.labels is None:
-        raise InputError(f"data set {settings.data_name} has no labels to compare with")
+    require_labels(settings.data_name, **{settings.split: dataset})
     if len(dataset.classes) != len(model.classes):
         raise InputError(
             f"weights {settings.weights} know {len(model.classes)} classes, data set {settings.data_name} has "

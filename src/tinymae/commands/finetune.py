@@ -106,7 +106,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
-    splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels), strict=True))
+    splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels, labelled=True), strict=True))
     require_labels(settings.data_name, **splits)
     model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
@@ -116,7 +116,6 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     train_set = splits["train"].subset(chosen).to(accelerator.device)
     settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
-        run.list_skipped(*splits.values())
         splits = {name: split.to(accelerator.device) for name, split in splits.items()} | {"train": train_set}
         with deterministic_algorithms(settings.deterministic):
             judged, results = train(settings, model, run, train_set, splits["val"])

@@ -24,8 +24,11 @@ from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import derive_seed
+from ..tensors import LEVELS
 from ..training.run import Run
 from .settings import Result, RunSettings, keywords_of, setting, with_default
+
+VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
     model.require_pool(settings.pool)
     choose_attention(model, device)
     names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
-    loaded = settings.load(*names, image_size=model.image_size, channels=model.in_channels)
+    loaded = settings.load(*names, image_size=model.image_size, channels=model.in_channels, labelled=True)
     splits = dict(zip(names, loaded, strict=True))
     require_channels(splits["train"], model.in_channels)
     require_labels(settings.data_name, **splits)
@@ -69,7 +72,6 @@ def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
     assert labels is not None
     chosen = few_labels(labels, settings.label_fraction, settings.seed)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
-        run.list_skipped(*splits.values())
         splits["train"] = splits["train"].subset(chosen)
         splits = {name: split.to(device) for name, split in splits.items()}
         results, head, predictions = probe(settings, model, run, splits)
@@ -96,8 +98,7 @@ def probe(
     if settings.controls in ("all", "raw_pixels"):
         pixels = {
             name: map_dataset(
-                lambda images: images.flatten(1) / 255, split, device=run.accelerator.device,
-                batch_size=settings.batch_size,
+                few_values, split, device=run.accelerator.device, batch_size=settings.batch_size,
             )
             for name, split in splits.items()
         }  # fmt: skip
@@ -116,6 +117,15 @@ def probe(
         )
     proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
     return scores | proof | controls, head, predictions
+
+
+def few_values(images: Tensor) -> Tensor:
+    """Pixels (B, C, H, W) as values (B, F) in [0, 1], averaged over neighbours until they are at most VALUES."""
+    channels, height, width = images.shape[1:]
+    values = images.float() / LEVELS[images.dtype]
+    shrink = max(1.0, (channels * height * width / VALUES) ** 0.5)
+    size = (max(1, int(height / shrink)), max(1, int(width / shrink)))
+    return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
 
 
 def extract(

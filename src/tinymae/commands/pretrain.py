@@ -218,7 +218,6 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
-        run.list_skipped(*splits)
         look = partial(look_at, model, run, pick(train_set, settings.probe_images), val_set)
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)

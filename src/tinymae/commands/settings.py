@@ -10,12 +10,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from typing_extensions import Self
 
 from ..data.batches import Batch, count_steps, split_batch, step_batches
-from ..data.datasets import Dataset, Images, load_dataset
+from ..data.datasets import Dataset, Images, load_splits
 from ..errors import InputError
 from ..files import digest
 from ..interop.load import Model
@@ -73,19 +73,51 @@ def describe_value(value: Any) -> Any:
         return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
+    if isinstance(value, torch.utils.data.Dataset):
+        return f"{type(value).__name__} of {len(value)}"  # type: ignore[arg-type]  # map-style, see TorchSource
+    if isinstance(value, list | tuple):
+        return [describe_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Settings):
+class DataSettings(Settings):
+    """How data are read."""
+
+    heading = "data"
+    data_dir: str | Path = setting("data", "where named data sets are, or go", free=True)
+    val_fraction: float | None = setting(
+        None, "held out where the data have no validation (default: 0.1, without labels 0.05)"
+    )
+    test_fraction: float | None = setting(
+        None, "held out where the data have no test split (default: 0.1, without labels 0)"
+    )
+    pixel_range: tuple[float, float] | None = setting(
+        None, "values of black and white of float or 32-bit pixels", nargs=2
+    )
+    image_column: str | None = setting(None, "of a table (default: path, file, filename, image)")
+    label_column: str | None = setting(None, "of a table (default: label, class, target)")
+    split_column: str | None = setting(None, "of a table (default: split, set, subset)")
+    skip_unreadable: bool = setting(False, "leave out images that do not decode")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """These, as `load_dataset` takes them."""
+        own = (f.name for f in fields(DataSettings) if f.name != "output_dir")
+        return {name: getattr(self, name) for name in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(DataSettings):
     """What every command that reads data shares."""
 
     data: Images = setting(
-        "cifar10", "cifar10, cifar100, mnist, digits or a folder of images", group="data", positional=True
-    )
+        "cifar10",
+        "a folder of images or several; a table of paths (.csv, .tsv, .parquet); .npy, .npz or .h5; Parquet or "
+        "save_to_disk of Hugging Face, hf:owner/name; or a name: digits, cifar10, mnist, ...",
+        group="data", positional=True, several=True,
+    )  # fmt: skip
     labels: Any = setting(None, "of a tensor or array", python=True)
-    data_dir: str | Path = setting("data", "where named data sets are, or go", group="data", free=True)
-    skip_unreadable: bool = setting(False, "leave out images of a folder that do not decode", group="data")
     overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
     seed: int = setting(0, "everything random follows from it")
     mixed_precision: Precision = setting("auto", "auto: bf16 where the processor has it")
@@ -110,15 +142,21 @@ class RunSettings(Settings):
     @property
     def data_name(self) -> str:
         """The data's name, or its folder's."""
-        return Path(self.data).name if isinstance(self.data, str | Path) else "array"
+        if isinstance(self.data, str | Path):
+            return Path(self.data).name
+        if isinstance(self.data, list | tuple):
+            return ", ".join(Path(each).name for each in self.data)
+        return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def load(self, *splits: str, image_size: Size | None, channels: int) -> list[Dataset]:
-        """Splits of the data."""
-        load = partial(
-            load_dataset, self.data, labels=self.labels, data_dir=self.data_dir, image_size=image_size,
-            channels=channels, skip_unreadable=self.skip_unreadable,
+    def load(self, *splits: str, image_size: Size | None, channels: int, labelled: bool = False) -> list[Dataset]:
+        """Splits of the data, which may have to be `labelled`. What was found is printed, once."""
+        loaded = load_splits(
+            self.data, splits, labels=self.labels, image_size=image_size, channels=channels, labelled=labelled,
+            **self.reading,
         )  # fmt: skip
-        return [load(split) for split in splits]
+        if PartialState().is_main_process:
+            print(*loaded[0].description, sep="\n")
+        return loaded
 
     def create_accelerator(self) -> Accelerator:
         """Accelerate, with the run's precision."""
@@ -131,7 +169,7 @@ class RunSettings(Settings):
             inputs["weights"] = digest(weights.state_dict())
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
-            **self.run_options(),
+            datasets=list(splits.values()), **self.run_options(),
         )  # fmt: skip
 
     def run_options(self) -> dict:

@@ -1,4 +1,4 @@
-"""Batched augmentation: uint8 (B, C, H, W) in, uint8 (B, C, H, W) out, on whatever device the images are.
+"""Batched augmentation: pixels (B, C, H, W) in, pixels of the same type out, on whatever device the images are.
 
 Every image gets draws of its own, from a `Draws` object, so a batch is augmented by a few tensor operations.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..randomness import Draws
+from ..tensors import LEVELS
 
 
 def random_flip(images: Tensor, draws: Draws) -> Tensor:
@@ -62,7 +63,7 @@ def random_resized_crop(
     matrix = images.new_zeros(len(images), 2, 3, dtype=torch.float32)
     matrix[:, 0, 0], matrix[:, 1, 1] = width, height
     matrix[:, 0, 2], matrix[:, 1, 2] = (2 * right - 1) * (1 - width), (2 * down - 1) * (1 - height)
-    return to_uint8(resample(images.float(), matrix, padding_mode="border"))
+    return to_pixels(resample(images.float(), matrix, padding_mode="border"), images.dtype)
 
 
 def random_erasing(
@@ -89,7 +90,7 @@ def random_erasing(
 
     erased = inside(top, height, size_h)[:, None, :, None] & inside(left, width, size_w)[:, None, None, :]
     erased &= (chance < probability)[:, None, None, None]
-    noise = (draws.uniform(*images.shape[1:]) * 256).to(torch.uint8)
+    noise = (draws.uniform(*images.shape[1:]) * (LEVELS[images.dtype] + 1)).to(images.dtype)
     return torch.where(erased, noise, images)
 
 
@@ -99,7 +100,10 @@ def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:
     With probability 0.8 brightness, contrast and saturation change by factors in 1 +- 0.8 x strength and the hue by up
     to 0.2 x strength of a turn, in this order; then, with probability 0.2, the image turns grey. Grey images know
     brightness and contrast alone.
+
+    Raises InputError for other than 1 or 3 channels of 8 bits.
     """
+    require_colour(images, "color_jitter")
     chances = draws.uniform(6)
     jittered, turned_grey = (chances[:, k, None, None, None] < share for k, share in ((4, 0.8), (5, 0.2)))
     signed = 2 * chances - 1
@@ -108,14 +112,18 @@ def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:
     if images.shape[1] == 3:
         changed = rotate_hue(adjust_saturation(changed, saturation), 0.2 * strength * signed[:, 3])
     changed = torch.where(jittered, changed, images.float())
-    return to_uint8(torch.where(turned_grey, to_grey(changed), changed))
+    return to_pixels(torch.where(turned_grey, to_grey(changed), changed), images.dtype)
 
 
 # ---- TrivialAugment: Mueller and Hutter, arXiv 2103.10158, in its wide version
 
 
 def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
-    """Apply to each image one operation of TrivialAugment's 14, at a strength uniform over its range ("wide")."""
+    """Apply to each image one operation of TrivialAugment's 14, at a strength uniform over its range ("wide").
+
+    Raises InputError for other than 1 or 3 channels of 8 bits.
+    """
+    require_colour(images, "trivial_augment")
     operations = list(TRIVIAL_AUGMENT)
     chosen = (draws.choice() * len(operations)).long()  # on the CPU, so that picking images by it never waits for a GPU
     strength, sign = draws.uniform(2).unbind(1)
@@ -125,12 +133,21 @@ def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
         members = (chosen == number).nonzero()[:, 0].to(images.device, non_blocking=True)
         if len(members):
             level = (signed if takes_sign else strength)[members]
-            result[members] = to_uint8(operation(images[members].float(), level))
+            result[members] = to_pixels(operation(images[members].float(), level), torch.uint8)
     return result
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8)
+def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    return images.round().clamp(0, LEVELS[dtype]).to(dtype)
+
+
+def require_colour(images: Tensor, name: str) -> None:
+    """Raises InputError for images that the operation `name` is not defined for."""
+    if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"{name} is defined for grey and RGB images of 8 bits, not for {images.shape[1]} channels of "
+            f"{str(images.dtype).removeprefix('torch.')}: leave it out"
+        )
 
 
 def resample(images: Tensor, matrix: Tensor, padding_mode: str = "zeros") -> Tensor:

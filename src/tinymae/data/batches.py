@@ -1,7 +1,7 @@
 """Batches that depend on (seed, step) alone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,17 @@ from ..errors import InputError
 from ..randomness import derive_seed
 from ..tensors import to_device
 from .datasets import Dataset, StreamedDataset
-from .splits import SPLIT_SEED, fixed_permutation
+from .order import epoch_order
+from .splits import SPLIT_SEED
+
+FEW = 1000  # images that are not worth starting processes for
 
 
 @dataclass
 class Batch:
-    """One process's share, or a micro-batch of it, of a step's global batch."""
+    """One process's part, or a micro-batch of it, of a step's global batch."""
 
-    images: Tensor  # uint8 (B, C, H, W), on the training device
+    images: Tensor  # uint8 or uint16 (B, C, H, W), on the training device
     labels: Tensor | None  # int64 (B,)
     positions: Tensor  # int64 (B,): where these images stand in the global batch
 
@@ -60,7 +63,7 @@ def step_indices(count: int, batch_size: int, seed: int, start_step: int = 0, fi
     steps_per_epoch = count // batch_size
     epoch, position = divmod(start_step, steps_per_epoch)
     while True:
-        order = fixed_permutation(count, derive_seed(seed, "order", first_epoch + epoch))
+        order = epoch_order(count, derive_seed(seed, "order", first_epoch + epoch))
         for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
             yield order[start : start + batch_size]
         epoch, position = epoch + 1, 0
@@ -80,12 +83,9 @@ def step_batches(
     """For each step from `start_step` on: this process's micro-batches, one for each of its `parts` of the batch."""
     steps = step_indices(len(dataset), batch_size, seed, start_step, first_epoch)
     wanted = (indices[part] for indices in steps for part in parts)
+    micro_batches: Iterator[tuple[Tensor, Tensor | None]]
     if isinstance(dataset, StreamedDataset):
-        micro_batches: Iterator[tuple[Tensor, Tensor | None]] = iter(DataLoader(
-            dataset,  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
-            sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=str(device) != "cpu",
-            prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
-        ))  # fmt: skip
+        micro_batches = read_ahead(dataset, wanted, num_workers=num_workers, pin_memory=str(device) != "cpu")
     else:
         micro_batches = (dataset[indices] for indices in wanted)
     while True:
@@ -97,23 +97,54 @@ def step_batches(
         yield step
 
 
+def read_ahead(
+    dataset: StreamedDataset, wanted: Iterable[Tensor], *, num_workers: int, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images and labels at each of the `wanted` indices (B,), read by worker processes ahead of time."""
+    loader = DataLoader(
+        Reader(dataset),  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
+        sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
+    )  # fmt: skip
+    for images, labels, skipped in loader:
+        dataset.note_skipped(skipped)
+        yield images, labels
+
+
+class Reader:
+    """A streamed dataset as worker processes read it: they also say which images they could not read."""
+
+    def __init__(self, dataset: StreamedDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None, list[str]]:
+        images, labels = self.dataset[indices]
+        return images, labels, list(self.dataset.skipped)
+
+
 def limit_worker_threads(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def chunks(dataset: Dataset, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The dataset in its own order, `size` pictures at a time: for evaluation.
+def chunks(dataset: Dataset, size: int, *, num_workers: int = 2) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The dataset in its own order, `size` images at a time: for evaluation.
+
+    Streamed images are read by `num_workers` processes, unless they are few.
 
     >>> from tinymae import load_dataset
     >>> [len(images) for images, labels in chunks(load_dataset("digits", "val"), 50)]
     [50, 50, 37]
     """
-    for indices in torch.arange(len(dataset)).split(size):
-        yield dataset[indices]
+    parts = torch.arange(len(dataset)).split(size)
+    if isinstance(dataset, StreamedDataset) and len(dataset) > FEW:
+        yield from read_ahead(dataset, parts, num_workers=num_workers)
+    else:
+        for indices in parts:
+            yield dataset[indices]
 
 
 def pick(dataset: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
-    """At most `count` pictures, always the same ones.
+    """At most `count` images, always the same ones.
 
     >>> from tinymae import load_dataset
     >>> len(pick(load_dataset("digits", "val"), 10))

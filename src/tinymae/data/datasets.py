@@ -1,39 +1,46 @@
-"""Datasets -> uint8 tensors -> batches that depend on (seed, step) alone."""
+"""Data sets: one split of a source of images, in memory or read batch by batch."""
 
-import contextlib
 import hashlib
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
-from torchvision import datasets
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..tensors import pair, to_device
-from .images import class_names, find_images, read_image, visible_folders
-from .splits import HELD_OUT, SPLITS, fixed_permutation, held_out
+from ..tensors import to_device
+from .images import UnreadableImage
+from .sources.arrays import ArraySource
+from .sources.open import Reading, open_source
+from .sources.source import Source
+from .splits import SPLITS, TEST_FRACTION, VAL_FRACTION, held_out, split_by_hash
 
-MEMORY_LIMIT_GB = 4.0  # folders that decode to more than this are streamed
+MEMORY_LIMIT_GB = 4.0  # images that take more than this are read batch by batch
+STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
 
 
 @dataclass
 class ImageDataset:
-    """Pictures in memory, as one tensor."""
+    """Images in memory, as one tensor."""
 
     name: str
-    images: Tensor  # uint8 (N, C, H, W)
+    images: Tensor  # uint8 or uint16 (N, C, H, W)
     labels: Tensor | None  # int64 (N,), or None if unlabelled
     classes: list[str]
-    skipped: list[Path] = field(default_factory=list)  # unreadable files that were left out
+    skipped: list[str] = field(default_factory=list)  # unreadable images that were left out
+    names: Sequence[str] = ()  # of each image: its path in the folder, or its row
+    description: list[str] = field(default_factory=list)  # what was found, for the user to read
+
+    def __post_init__(self):
+        if not len(self.names):
+            self.names = [str(row) for row in range(len(self.images))]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,9 +70,9 @@ class ImageDataset:
         return self.images[indices], None if self.labels is None else self.labels[indices]
 
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """The dataset of these pictures only."""
+        """The dataset of these images only."""
         images, labels = self[indices]
-        return replace(self, images=images, labels=labels)
+        return replace(self, images=images, labels=labels, names=[self.names[i] for i in indices.tolist()])
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """The same dataset with its tensors on `device`."""
@@ -76,278 +83,301 @@ class ImageDataset:
 
 @dataclass
 class StreamedDataset:
-    """Pictures in files, decoded when they are asked for."""
+    """Images where they are stored, read when they are asked for."""
 
-    name: str
-    files: list[Path]
-    labels: Tensor | None  # int64 (N,), or None if unlabelled
-    classes: list[str]
-    image_shape: tuple[int, int, int]  # (channels, height, width)
-    skipped: list[Path] = field(default_factory=list)  # unreadable files that were left out
+    source: Source
+    rows: np.ndarray  # int64 (N,): which of the source's
+    skip_unreadable: bool = False
+    skipped: list[str] = field(default_factory=list)  # unreadable images that others stood in for, so far
+    description: list[str] = field(default_factory=list)  # what was found, for the user to read
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
+
+    @property
+    def name(self) -> str:
+        """The data's."""
+        return self.source.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, by number."""
+        return self.source.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.source.image_shape
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """int64 (N,), or None if unlabelled."""
+        labels = None if self.source.labels is None else self.source.labels[self.rows]
+        return None if labels is None or (labels < 0).any() else torch.from_numpy(labels)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of each image: its path in the folder, or its row."""
+        return self.source.names(self.rows)
 
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, of pixels in [0, 1], from 2,000 pictures at most."""
-        some = torch.linspace(0, len(self) - 1, min(len(self), 2000)).long()
-        return channel_statistics(self[some][0])
+        """Mean and standard deviation of each channel, of pixels in [0, 1], from 2,000 images at most."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), STATISTICS_OF)).long()
+        return channel_statistics(torch.cat([self[part][0] for part in some.split(256)]))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """How many images, and the digest of their names, sizes in bytes and labels."""
-        root = Path(os.path.commonpath(self.files)) if len(self) > 1 else self.files[0].parent
-        names = [f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n" for file in self.files]
-        total = hashlib.sha256("".join(names).encode())
-        if self.labels is not None:
-            total.update(self.labels.numpy().tobytes())
-        return f"{len(self)} images, {total.hexdigest()[:16]}"
+        return f"{len(self)} images, {self.source.digest(self.rows)[:16]}"
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Decode the pictures at `indices` (B,) into uint8 (B, C, H, W), with their labels."""
-        images = torch.stack([read_image(self.files[i], self.image_shape) for i in indices.tolist()])
-        return images, None if self.labels is None else self.labels[indices]
+        """Read the images at `indices` (B,), with their labels.
+
+        With `skip_unreadable` the next readable image of the same class stands in for one that is not; else
+        UnreadableImage names it.
+        """
+        places = indices.cpu().numpy()
+        rows = self.rows[places]
+        labels = None if self.labels is None else self.labels[indices]
+        try:
+            return self.source.read(rows), labels
+        except UnreadableImage:
+            if not self.skip_unreadable:
+                raise
+        images = [self.read_or_replace(int(place)) for place in places]
+        return torch.stack(images), labels
+
+    def read_or_replace(self, place: int) -> Tensor:
+        """The image at a place, or the next one of its class that can be read."""
+        label = None if self.labels is None else self.labels[place]
+        for step in range(len(self)):
+            other = (place + step) % len(self)
+            if self.labels is not None and self.labels[other] != label:
+                continue
+            row = self.rows[other : other + 1]
+            try:
+                return self.source.read(row)[0]
+            except UnreadableImage:
+                self.note_skipped(self.source.names(row))
+        raise InputError(f"data {self.name} has no readable image" + ("" if label is None else f" of class {label}"))
+
+    def note_skipped(self, names: Iterable[str]) -> None:
+        """Add to the list of what could not be read."""
+        self.skipped += [name for name in names if name not in self.skipped]
 
     def subset(self, indices: Tensor) -> "StreamedDataset":
-        """The dataset of these pictures only."""
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=labels)
+        """The dataset of these images only."""
+        return replace(self, rows=self.rows[indices.cpu().numpy()])
 
     def to(self, device: torch.device | str) -> "StreamedDataset":
-        """Itself: pictures go to the device batch by batch."""
+        """Itself: images go to the device batch by batch."""
         return self
+
+    def in_memory(self) -> ImageDataset:
+        """The same images, read once; with `skip_unreadable` the unreadable ones are left out.
+
+        Raises UnreadableImage for the first one otherwise, InputError if none is left.
+        """
+        images, bad = self.read_all()
+        good = [place for place, image in enumerate(images) if image is not None]
+        if not good:
+            raise InputError(f"data {self.name} has no readable image")
+        kept = self.subset(torch.tensor(good)) if bad else self
+        pixels = torch.stack([image for image in images if image is not None])
+        return ImageDataset(self.name, pixels, kept.labels, self.classes, bad, kept.names, self.description)
+
+    def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:
+        """All images, None for an unreadable one, and the names of those."""
+        if isinstance(self.source, ArraySource):
+            return [
+                image for part in np.array_split(self.rows, len(self) // 1000 + 1) for image in self.source.read(part)
+            ], []
+        parts = np.array_split(self.rows, len(self) // 64 + 1)
+        read = self.source.read_good if self.skip_unreadable else lambda rows: (list(self.source.read(rows)), [])
+        images: list[Tensor | None] = []
+        bad: list[str] = []
+        with (
+            ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+            tqdm(total=len(self), desc="reading images", leave=False, disable=len(self) < 5000) as bar,
+        ):
+            for some, unreadable in pool.map(read, parts):
+                images += some
+                bad += unreadable
+                bar.update(len(some))
+        return images, bad
 
 
 Dataset = ImageDataset | StreamedDataset
-Images = str | Path | Tensor | np.ndarray  # what users give as data: a name, a folder, or pixels
+Images = str | Path | Sequence[str | Path] | Tensor | np.ndarray | torch.utils.data.Dataset  # what users give as data
 
 
 def load_dataset(
-    data: Images,
+    data: Any,
     split: str = "train",
     *,
     labels: Tensor | np.ndarray | Sequence | None = None,
     data_dir: str | Path = "data",
     image_size: int | tuple[int, int] | None = None,
     channels: int = 3,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    pixel_range: tuple[float, float] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
     memory_limit_gb: float = MEMORY_LIMIT_GB,
     skip_unreadable: bool = False,
 ) -> Dataset:
-    """The train, validation or test images of a named dataset, of a folder, or of a tensor or array.
+    """The train, validation or test images of some data, or all of them.
 
-    `cifar10`, `cifar100`, `mnist` come from torchvision (downloaded to `data_dir` on first use), `digits` from
-    scikit-learn (8x8, no network). Anything else is a folder of images: class sub-folders, or plain images without
-    labels; `train`, `val` and `test` sub-folders, where there are any, are the splits, else 10 % is held out for each
-    of val and test. The classes are those of `train`; the other splits may lack some of them. Folder pictures are
-    resized to `image_size` (default 32) and centre-cropped, and have `channels` 1 (grey) or 3; they stay in memory up
-    to `memory_limit_gb`, and are streamed beyond.
+    Args:
+        data: a name (`digits`, `cifar10`, ... as in `sources.named`; torchvision downloads to `data_dir`); a folder, or
+            several; a table of paths (.csv, .tsv, .parquet); an array file (.npy, .npz, .h5); Parquet files of encoded
+            images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging Face Hub; a tensor or array
+            (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
+        split: train, val, test or all.
+        labels: (N,) of a tensor or array: numbers from 0, or names.
+        image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
+        channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
+        val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
+            labels 0.05 and 0.
+        pixel_range: the values of black and white of float or 32-bit pixels.
+        image_column, label_column, split_column: of tables, where they have other names than the usual ones.
+        memory_limit_gb: larger data are read batch by batch.
+        skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
-    A uint8 tensor or array (N, C, H, W), (N, H, W, C) or, of grey images, (N, H, W) is cut into splits as a folder is;
-    `labels` (N,) may be numbers or names.
-
-    The test split is the official one. Validation is held out of train by a fixed seed: 2,000 images of the named
-    sets, so that CIFAR has 48,000 / 2,000 / 10,000.
+    Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Named
+    sets have their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders
+    `train`, `val` and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders
+    are classes. The classes are those of train.
 
     >>> dataset = load_dataset("digits", "test")
     >>> dataset.images.shape, dataset.images.dtype, dataset.labels.shape, dataset.classes[:3]
     (torch.Size([360, 1, 8, 8]), torch.uint8, torch.Size([360]), ['0', '1', '2'])
 
-    Every picture of a folder is read once here. An unreadable one is refused by name, or with `skip_unreadable` left
-    out and listed in the dataset's `skipped`.
-
-    Raises InputError: an unknown name or split, a missing or empty folder, an unreadable picture, pictures beside
-    class sub-folders, a class that `train` lacks, an array of another shape or dtype, labels of another length.
+    Raises InputError for data that cannot be read, a split without images, or labels that do not fit; UnreadableImage
+    for a damaged image.
     """
-    if split not in SPLITS:
-        raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    name = str(data) if isinstance(data, str | Path) else ""
-    if not isinstance(data, str | Path):
-        dataset = load_array(data, labels, split)
-    elif labels is not None:
-        raise InputError(f"labels go with a tensor or an array of images; data {name} has its own")
-    elif name == "digits":
-        dataset = load_digits(split)
-    elif name in HELD_OUT:
-        dataset = load_torchvision(name, split, Path(data_dir))
+    return load_splits(
+        data, [split], labels=labels, data_dir=data_dir, image_size=image_size, channels=channels,
+        val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, image_column=image_column,
+        label_column=label_column, split_column=split_column, memory_limit_gb=memory_limit_gb,
+        skip_unreadable=skip_unreadable,
+    )[0]  # fmt: skip
+
+
+def load_splits(
+    data: Any, splits: Sequence[str], *, labels: Any = None, val_fraction: float | None = None,
+    test_fraction: float | None = None, memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
+    labelled: bool = False, **reading: Any,
+) -> list[Dataset]:  # fmt: skip
+    """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
+
+    Raises InputError as well for images without labels, if they must be `labelled`.
+    """
+    for split in splits:
+        if split not in (*SPLITS, "all"):
+            raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
+    source = open_source(data, labels, Reading(**reading))
+    if labelled and source.labels is None:
+        raise no_labels(source.name, splits[0])
+    everything = np.arange(len(source))
+    rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction)
+    description = describe(source, rows)
+    loaded: list[Dataset] = []
+    for split in splits:
+        if not len(chosen := everything if split == "all" else rows.get(split, ())):
+            has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
+            raise InputError(
+                f"data {source.name} has no images for {split}, only {has}: give another split, or --{split}-fraction"
+            )
+        dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
+        size = 2 if getattr(source, "depth", "uint8") == "uint16" else 1
+        in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
+        loaded.append(dataset.in_memory() if in_memory else dataset)
+    return loaded
+
+
+def cut(source: Source, val_fraction: float | None, test_fraction: float | None) -> dict[str, np.ndarray]:
+    """The rows of each split: those that the data come with, and what is held out of train for the others."""
+    given = dict(source.splits)
+    kind = "unlabelled" if source.labels is None else "labelled"
+    fractions = {"val": val_fraction, "test": test_fraction}
+    for (name, fraction), default in zip(fractions.items(), (VAL_FRACTION, TEST_FRACTION), strict=True):
+        if fraction is None:
+            fractions[name] = default[kind]
+        elif name in given or name in source.held_out:
+            raise InputError(
+                f"{name}_fraction {fraction:g}: data {source.name} has a {name} split of its own; leave it out"
+            )
+        elif not 0 <= fraction < 1:
+            raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
+    train = given.pop("train", None)
+    if train is None:
+        if given:
+            return given
+        train = np.arange(len(source))
+    if source.held_out:
+        parts = {name: held_out(len(train), source.held_out, name).numpy() for name in ("train", *source.held_out)}
     else:
-        shape = (channels, *pair(32 if image_size is None else image_size))
-        return load_folder(Path(name), split, shape, memory_limit_gb, skip_unreadable)
-    if image_size is not None and dataset.image_shape[1:] != pair(image_size):
-        size = list(pair(image_size))
-        resized = torch.nn.functional.interpolate(dataset.images.float(), size, mode="bicubic", antialias=True)
-        dataset = replace(dataset, images=resized.round().clamp(0, 255).to(torch.uint8))
-    return dataset
+        wanted = {name: fractions[name] or 0.0 for name in ("val", "test") if name not in given}
+        if sum(wanted.values()) >= 1:
+            raise InputError(f"val_fraction and test_fraction are {sum(wanted.values()):g} together: below 1, please")
+        if len(train) < 1 + sum(fraction > 0 for fraction in wanted.values()):
+            raise InputError(f"data {source.name} has {len(train)} images, too few for {', '.join(['train', *wanted])}")
+        labels = None if source.labels is None else source.labels[train]
+        parts = split_by_hash(source.places(train), wanted, labels)
+    return {
+        name: part for name, part in ({name: train[part] for name, part in parts.items()} | given).items() if len(part)
+    }
 
 
-def load_array(images: Tensor | np.ndarray, labels, split: str) -> ImageDataset:
-    """Pixels from Python, with a tenth held out for each of validation and test."""
-    dtype = str(getattr(images, "dtype", type(images).__name__)).removeprefix("torch.")
-    if dtype != "uint8":
-        raise InputError(f"data is {dtype}: give a tensor or an array of uint8 pixels, 0 to 255")
-    pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    if pixels.ndim != 4 or not pixels.numel():
-        raise InputError(f"data has shape {tuple(images.shape)}: give images (N, C, H, W), (N, H, W, C) or (N, H, W)")
-    if pixels.shape[3] in (1, 3) and pixels.shape[1] not in (1, 3):
-        pixels = pixels.permute(0, 3, 1, 2)
-    if len(pixels) < 3:
-        raise InputError(f"data has {len(pixels)} images, too few for train, val and test")
-    classes, numbers = number_labels(labels, len(pixels))
-    tenth = max(1, len(pixels) // 10)
-    part = held_out(len(pixels), {"val": tenth, "test": tenth}, split)
-    return ImageDataset("array", pixels[part].contiguous(), None if numbers is None else numbers[part], classes)
-
-
-def number_labels(labels, count: int) -> tuple[list[str], Tensor | None]:
-    """The names of the classes, and labels as their numbers; classes that are numbers from 0 keep them."""
-    if labels is None:
-        return [], None
-    given = np.asarray(labels)
-    if given.shape != (count,):
-        raise InputError(f"labels have shape {given.shape} for {count} images: give one label for each image")
-    if np.issubdtype(given.dtype, np.integer) and given.min() >= 0:
-        return [str(number) for number in range(int(given.max()) + 1)], torch.from_numpy(given.astype(np.int64))
-    if np.issubdtype(given.dtype, np.str_):
-        names, numbers = np.unique(given, return_inverse=True)
-        return [str(name) for name in names], torch.from_numpy(numbers.astype(np.int64))
-    raise InputError(f"labels are {given.dtype}: give numbers from 0, or names")
-
-
-def load_digits(split: str) -> ImageDataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: 1,300 train, 137 val, 360 test, cut by the fixed seed."""
-    from sklearn.datasets import load_digits as load
-
-    digits = load()
-    images = torch.from_numpy(digits.images)[:, None] * (255 / 16)  # stored as 0..16
-    order = fixed_permutation(len(images))
-    part = dict(zip(("test", "val", "train"), order.split([360, 137, len(images) - 497]), strict=True))[split]
-    labels = torch.from_numpy(digits.target).long()
-    return ImageDataset("digits", images.round().to(torch.uint8)[part], labels[part], [str(d) for d in range(10)])
-
-
-def load_torchvision(name: str, split: str, data_dir: Path) -> ImageDataset:
-    """CIFAR-10, CIFAR-100 or MNIST with the official test split."""
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[name]
-    train = split != "test"
-    try:
-        source = kind(data_dir, train=train)
-    except RuntimeError:  # not there yet
-        source = download(kind, name, data_dir, train=train)
-    images = torch.as_tensor(source.data)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    labels = torch.as_tensor(source.targets).long()
-    if split != "test":
-        part = held_out(len(images), {"val": HELD_OUT[name]}, split)
-        images, labels = images[part], labels[part]
-    return ImageDataset(name, images.contiguous(), labels, list(source.classes))
-
-
-def download(kind, name: str, data_dir: Path, *, train: bool):
-    """Fetch a data set of torchvision's, one process at a time: the others find it there."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f".{name}.lock"), contextlib.redirect_stdout(io.StringIO()):
-            return kind(data_dir, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"data set {name} is not in data_dir {data_dir} and could not be downloaded ({error}): "
-            "give --data-dir a folder that holds it, or try again with a network"
-        ) from None
-
-
-def load_folder(
-    folder: Path, split: str, shape: tuple[int, int, int], memory_limit_gb: float, skip_unreadable: bool
-) -> Dataset:
-    """A folder of images, in class sub-folders or not, cut into splits or not."""
-    if not folder.is_dir():
-        known = ", ".join(["digits", *HELD_OUT])
-        raise InputError(f"data set {folder} is neither one of {known} nor a folder that exists")
-    given = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
-    if "train" not in given:
-        if given and {path.name for path in visible_folders(folder)} > given.keys():
-            given = {}  # they are classes, whose names chance to be those of splits
-        elif given and split not in given:
-            raise InputError(f"folder {folder} has {', '.join(given)} but no train, from which {split} would come")
-    root = given.get(split) or given.get("train") or folder
-    classes_of_train = class_names(given["train"]) if "train" in given and root != given["train"] else None
-    files, labels, classes = find_images(root, classes_of_train)
-    if split in given and split != "train":
-        part = torch.arange(len(files))
-    else:  # val and test come out of train unless they have folders of their own
-        tenth = max(1, len(files) // 10)
-        if len(files) < 3:
-            raise InputError(f"folder {folder} has {len(files)} images, too few for train, val and test")
-        part = held_out(len(files), {held: tenth for held in ("val", "test") if held not in given}, split)
-    files, labels = [files[i] for i in part.tolist()], None if labels is None else labels[part]
-    dataset = StreamedDataset(folder.name, files, labels, classes, shape)
-    streamed = len(files) * np.prod(shape) > memory_limit_gb * 2**30
-    images, skipped = read_all(dataset, keep=not streamed, skip_unreadable=skip_unreadable)
-    if skipped:
-        good = [i for i, file in enumerate(files) if file not in skipped]
-        if not good:
-            raise InputError(f"folder {folder} has no readable image for {split}")
-        dataset = dataset.subset(torch.tensor(good))
-    if streamed:
-        return replace(dataset, skipped=sorted(skipped))
-    return ImageDataset(folder.name, torch.stack(images), dataset.labels, classes, sorted(skipped))
-
-
-def read_all(dataset: "StreamedDataset", *, keep: bool, skip_unreadable: bool) -> tuple[list[Tensor], set[Path]]:
-    """Decode every picture once, before training relies on it: (pictures if `keep`, the unreadable files).
-
-    Raises InputError for the first unreadable one, unless `skip_unreadable`.
-    """
-
-    def read(file: Path) -> Tensor | InputError | None:
-        try:
-            image = read_image(file, dataset.image_shape)
-        except InputError as error:
-            return error
-        return image if keep else None
-
-    images, skipped = [], set()
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(read, dataset.files)
-        bar = tqdm(results, desc="reading pictures", total=len(dataset), leave=False, disable=len(dataset) < 5000)
-        for file, result in zip(dataset.files, bar, strict=True):
-            if isinstance(result, InputError):
-                if not skip_unreadable:
-                    pool.shutdown(cancel_futures=True)
-                    raise result
-                skipped.add(file)
-            elif keep:
-                images.append(result)
-    return images, skipped
-
-
-# ---- splits and subsets, by fixed seeds
+def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
+    """Three lines: what was found, how it is split, and what the images become."""
+    classes = f" in {len(source.classes):,} classes" if source.labels is not None else ", no labels"
+    left_out = ""
+    if source.left_out:
+        shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
+        left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
+    channels, height, width = source.image_shape
+    how = "as the data come" if source.splits or source.held_out else "by a hash of each image's own name"
+    return [
+        f"data {source.name} ({source.kind}): {len(source):,} images{classes}{left_out}",
+        f"splits: {', '.join(f'{name} {len(part):,}' for name, part in rows.items())} ({how})",
+        f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
+    ]
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of uint8 images (N, C, H, W), of pixels in [0, 1], exact by counting.
+    """Mean and standard deviation per channel of pixels (N, C, H, W) scaled to [0, 1], exact by counting.
 
     >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
     ([0.5], [0.5])
     """
-    values = torch.arange(256, dtype=torch.float64) / 255
+    levels = 256 if images.dtype == torch.uint8 else 65536
+    values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
     mean, std = [], []
     for channel in images.transpose(0, 1):
-        share = torch.bincount(channel.flatten().cpu(), minlength=256) / channel.numel()
-        mean.append(float(share.double() @ values))
-        std.append(max(float(share.double() @ (values - mean[-1]).square()) ** 0.5, 1e-6))
+        flat = channel.flatten().cpu()
+        ratio = torch.bincount(flat if levels == 256 else flat.int(), minlength=levels) / channel.numel()
+        mean.append(float(ratio.double() @ values))
+        std.append(max(float(ratio.double() @ (values - mean[-1]).square()) ** 0.5, 1e-6))
     return [round(m, 6) for m in mean], [round(s, 6) for s in std]
 
 
-# ---- batches
-
-
 def require_labels(name: str, **splits: Dataset) -> None:
-    """Raises InputError for splits of the data `name` whose pictures have no classes."""
+    """Raises InputError for splits of the data `name` whose images have no classes."""
     for split, dataset in splits.items():
         if dataset.labels is None:
-            raise InputError(f"data set {name} has no labels in {split}: sort its images into class sub-folders")
+            raise no_labels(name, split)
+
+
+def no_labels(name: str, split: str) -> InputError:
+    return InputError(
+        f"data set {name} has no labels in {split}: sort its images into class sub-folders, or give a table with a "
+        "column of labels"
+    )
 
 
 def require_channels(dataset: Dataset, in_channels: int) -> None:

@@ -1,102 +1,223 @@
-"""Image files: finding and decoding them."""
+"""Image files and encoded bytes -> pixels."""
 
+import contextlib
+import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import InputError
 
+with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
+    from pillow_heif import register_heif_opener
 
-def images_in(folder: Path, pattern: str) -> list[Path]:
-    """Image files of a folder that a glob pattern finds, sorted."""
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    register_heif_opener()
 
-
-def visible_folders(root: Path) -> list[Path]:
-    """Its sub-folders, sorted, without hidden ones."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def class_names(root: Path) -> list[str] | None:
-    """The names of its class sub-folders, sorted; None if its pictures have no classes."""
-    return None if images_in(root, "*") else [folder.name for folder in visible_folders(root)]
-
-
-def find_images(root: Path, classes: list[str] | None = None) -> tuple[list[Path], Tensor | None, list[str]]:
-    """Image files under `root`, sorted, with labels and class names if they are in class sub-folders.
-
-    Labels count the names of `classes`, by default those found. Raises InputError if there are no images, if a class
-    sub-folder has none or is none of `classes`, or if there are images beside class sub-folders that have some.
-    """
-    plain, folders = images_in(root, "*"), visible_folders(root)
-    if plain and (full := next((folder for folder in folders if images_in(folder, "**/*")), None)):
-        raise InputError(f"folder {root} holds images ({plain[0].name}) beside the folder {full.name}: move one away")
-    if plain or not folders:
-        if not plain:
-            raise InputError(f"folder {root} holds no images ({', '.join(IMG_EXTENSIONS)})")
-        return plain, None, []
-    classes = classes or [folder.name for folder in folders]
-    files, labels = [], []
-    for folder in folders:
-        if folder.name not in classes:
-            raise InputError(f"class folder {folder} is none of train's classes, {', '.join(classes)}: rename it")
-        found = images_in(folder, "**/*")
-        if not found:
-            raise InputError(f"class folder {folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
-        files += found
-        labels += [classes.index(folder.name)] * len(found)
-    return files, torch.tensor(labels), classes
-
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif", ".heic", ".heif", ".npy")
+LARGEST = 50_000_000  # pixels while resizing: a narrow image grows by far more than its file says
+MAX_CHANNELS = 64
 
 # What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error,
     zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-LARGEST = 50_000_000  # pixels while resizing: a narrow image grows by far more than its file says
+
+Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become uint16 over their stated range
+Range = tuple[float, float]  # which values of float or 32-bit images are black and white
+
+
+class UnreadableImage(InputError):
+    """One image of many that cannot be read."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
+
+
+def read_image(
+    source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth = "uint8", pixel_range: Range | None = None,
+    may_reduce: bool = True, name: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Decode an image file, or its bytes, to pixels (C, H, W): the shorter side resized, then centre-cropped.
+
+    One channel is grey, three are RGB, any other number is what a multi-band TIFF or an .npy file (H, W, C) or
+    (C, H, W) holds. `depth` "uint8" scales 16-bit files down, unless it `may_reduce` none, "uint16" scales 8-bit files
+    up. 32-bit and float files need a `pixel_range`. Only the first image of a file with several is read.
+
+    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
+    for 16 bits that may not be reduced.
+    """
+    name = name or str(source if isinstance(source, Path) else "of bytes")
+    try:
+        pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape)
+        deep = pixels.mode.startswith("I;16") if isinstance(pixels, Image.Image) else pixels.dtype == np.uint16
+        if deep and depth == "uint8" and pixel_range is None and not may_reduce:
+            raise InputError(f"image {name} has 16-bit pixels, unlike the others: convert it to 8 bits, or them to 16")
+        if isinstance(pixels, Image.Image):
+            return from_pillow(pixels, shape, depth, pixel_range, name)
+        return fit_array(to_depth(pixels, depth, pixel_range, name), shape, name)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableImage(name, reason) from None
+
+
+def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
+    """The image upright, at a size not far above `shape` where its format (JPEG) can decode smaller."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        scale = min(file.width / shape[2], file.height / shape[1])
+        if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
+            file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
+        upright = ImageOps.exif_transpose(file)
+        upright.load()
+        return upright
+
+
+def from_pillow(
+    image: Image.Image, shape: tuple[int, int, int], depth: Depth, pixel_range: Range | None, name: str
+) -> Tensor:
+    """Grey or RGB pixels (C, H, W)."""
+    channels, height, width = shape
+    if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
+        grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)
+        return fit_array(np.repeat(grey, channels, axis=2), shape, name)
+    image = to_mode(image, {1: "L", 3: "RGB"}[channels])
+    if image.size != (width, height):
+        (new_height, new_width), (top, left) = cover((image.height, image.width), (height, width), name)
+        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1).contiguous()
+    return pixels if depth == "uint8" else (pixels.int() * 257).to(torch.uint16)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert to "RGB" or "L": 16-bit grey is scaled down, not clipped; transparent parts become white."""
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((pixels / 257).round().clip(0, 255).astype(np.uint8))
+    """Convert to "RGB" or "L"; transparent parts become white."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Decode one picture to uint8 (C, H, W): converted to grey or RGB, shorter side resized, centre-cropped.
+def cover(old: tuple[int, int], wanted: tuple[int, int], name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size (height, width) at which an image just covers the wanted one, and the corner of the centre crop."""
+    scale = max(wanted[0] / old[0], wanted[1] / old[1])
+    size = max(wanted[0], round(old[0] * scale)), max(wanted[1], round(old[1] * scale))
+    if size[0] * size[1] > LARGEST:
+        raise UnreadableImage(name, f"{old[1]} x {old[0]} pixels are too narrow for {wanted[1]} x {wanted[0]}")
+    return size, ((size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2)
 
-    Raises InputError, naming the file, if it is no readable image.
-    """
-    channels, height, width = shape
-    try:
-        with Image.open(path) as file:
-            image = to_mode(ImageOps.exif_transpose(file), {1: "L", 3: "RGB"}[channels])
-    except KeyError:
-        raise InputError(f"channels {channels} is neither 1 nor 3, which is what a folder of images gives") from None
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"image {path} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable"
-        ) from None
-    if image.size != (width, height):
-        scale = max(height / image.height, width / image.width)
-        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        if size[0] * size[1] > LARGEST:
+
+# ---- arrays: many channels, more than 8 bits
+
+
+def is_array(source: Path | bytes, channels: int) -> bool:
+    """Whether Pillow is not asked to read it."""
+    suffix = source.suffix.lower() if isinstance(source, Path) else ""
+    return suffix == ".npy" or (channels not in (1, 3) and suffix in (".tif", ".tiff"))
+
+
+def open_array(path: Path | bytes, channels: int) -> np.ndarray:
+    """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
+    assert isinstance(path, Path)
+    if path.suffix.lower() == ".npy":
+        values = np.load(path, allow_pickle=False)
+    else:
+        try:
+            import tifffile
+        except ImportError:
             raise InputError(
-                f"image {path} cannot be read ({image.width} x {image.height} pixels are too narrow for "
-                f"{width} x {height}): repair it, remove it, or give --skip-unreadable"
+                f"images of {channels} channels, like {path}, need tifffile: pip install tifffile"
+            ) from None
+        values = tifffile.imread(path)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise UnreadableImage(str(path), f"its shape {values.shape} has no {channels} channels")
+    return values
+
+
+def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: str) -> np.ndarray:
+    """Values of any type -> uint8 or uint16.
+
+    >>> to_depth(np.array([-1.0, 0.0, 1.0]), "uint16", (-1, 1), "scan.tif")
+    array([    0, 32768, 65535], dtype=uint16)
+
+    Raises InputError for floats or more than 16 bits without a range.
+    """
+    top = {"uint8": 255, "uint16": 65535}[depth]
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    if pixel_range is None:
+        if values.dtype not in (np.uint8, np.uint16):
+            raise InputError(
+                f"image {name} has {values.dtype} pixels: give --pixel-range LOW HIGH, the values of black and white"
             )
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
-    return torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1).contiguous()
+        if str(values.dtype) == depth:
+            return values
+        return (
+            values.astype(np.uint16) * np.uint16(257)
+            if depth == "uint16"
+            else ((values + 128.0) // 257).astype(np.uint8)
+        )
+    low, high = pixel_range
+    scaled = (values.astype(np.float64) - low) / (high - low) * top
+    return np.nan_to_num(scaled).round().clip(0, top).astype(depth)
+
+
+def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Tensor:
+    """Pixels (H, W, C) -> (C, H, W) of `shape`, resized and cropped as images are."""
+    pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, 2, 0)))
+    if tuple(pixels.shape[1:]) == shape[1:]:
+        return pixels
+    size, (top, left) = cover((pixels.shape[1], pixels.shape[2]), shape[1:], name)
+    return resize(pixels[None], size)[0, :, top : top + shape[1], left : left + shape[2]].contiguous()
+
+
+def resize(pixels: Tensor, size: tuple[int, int], *, chunk: int = 1000) -> Tensor:
+    """Pixels (N, C, H, W) of 8 or 16 bits, bicubic with antialiasing, `chunk` images at a time."""
+    top = 255 if pixels.dtype == torch.uint8 else 65535
+    result = pixels.new_empty(*pixels.shape[:2], *size)
+    for start in range(0, len(pixels), chunk):
+        part = pixels[start : start + chunk].float()
+        resized = nn.functional.interpolate(part, list(size), mode="bicubic", antialias=True)
+        result[start : start + chunk] = resized.round().clamp(0, top).to(pixels.dtype)
+    return result
+
+
+def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
+    """(channels, height, width, type of values) of an image file, without decoding it where that can be.
+
+    Raises UnreadableImage.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return *describe_shape(array.shape, channels), str(array.dtype)
+        if is_array(path, channels):
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype)
+        with Image.open(path) as file:
+            deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
+            return len(file.getbands()), file.height, file.width, deep.get(file.mode, "uint8")
+    except UNREADABLE as error:
+        raise UnreadableImage(str(path), str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def describe_shape(shape: tuple[int, ...], channels: int) -> tuple[int, int, int]:
+    """(channels, height, width) of an array whose channels, if it has a dimension of them, are first or last."""
+    if len(shape) == 3 and shape[0] == channels != shape[2]:
+        return shape[0], shape[1], shape[2]
+    height, width, last = (*shape, 1, 1, 1)[:3]
+    return last, height, width

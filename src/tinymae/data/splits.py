@@ -1,5 +1,9 @@
-"""Which images belong to which split or subset, by fixed seeds."""
+"""Which images belong to which split or subset: by each image's own name, or by fixed seeds."""
 
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,12 +11,9 @@ from ..errors import InputError
 from ..randomness import derive_seed
 
 SPLITS = ("train", "val", "test")
-
-
 SPLIT_SEED = 2111  # which images are held out is part of the protocol, not of a run
-
-
-HELD_OUT = {"cifar10": 2000, "cifar100": 2000, "mnist": 2000}  # images taken from train for validation
+VAL_FRACTION = {"labelled": 0.1, "unlabelled": 0.05}  # held out of data that come without splits
+TEST_FRACTION = {"labelled": 0.1, "unlabelled": 0.0}
 
 
 def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
@@ -27,7 +28,7 @@ def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
 
 
 def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Indices of a share of the labels, the same share of each class (at least one), chosen by `seed`."""
+    """Indices of a ratio of the labels, the same ratio of each class (at least one), chosen by `seed`."""
     if not 0 < fraction <= 1:
         raise InputError(f"label_fraction {fraction} is outside (0, 1]")
     order = fixed_permutation(len(labels), derive_seed(seed, "few labels")).to(labels.device)
@@ -36,3 +37,62 @@ def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
         members = order[labels[order] == label]
         chosen.append(members[: max(1, round(fraction * len(members)))])
     return torch.cat(chosen).sort().values
+
+
+# ---- by hash: an image's split follows from its own name, so that adding another image moves no other
+
+
+def hash_names(names: Iterable[str]) -> np.ndarray:
+    """A number in [0, 1) of each name, by SHA-256: float64 (N,).
+
+    >>> hash_names(["cat/1.png", "cat/2.png"]).round(3)
+    array([0.769, 0.778])
+    """
+    prefix = f"{SPLIT_SEED} ".encode()
+    digests = b"".join(hashlib.sha256(prefix + name.encode("utf-8", "surrogateescape")).digest()[:8] for name in names)
+    return (np.frombuffer(digests, dtype="<u8") >> 11) / 2**53
+
+
+def hash_rows(rows: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) of each row number, by SplitMix64 (Steele et al., OOPSLA 2014): float64 (N,).
+
+    >>> hash_rows(np.arange(3)).round(3)
+    array([0.011, 0.657, 0.379])
+    """
+    mixed = rows.astype(np.uint64) + np.uint64(derive_seed(SPLIT_SEED, "rows"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / 2**53
+
+
+def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Rows of train and of each of `fractions`, in order; `places` (N,) are the rows' hashes in [0, 1).
+
+    A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
+    help small data: a class that train would lack keeps its row with the highest place there, and a split that would be
+    empty takes the row with the lowest place that train can spare.
+
+    >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
+    {'train': array([1, 2, 3]), 'val': array([0])}
+    """
+    code = np.zeros(len(places), dtype=np.int8)  # 0 is train
+    low = 0.0
+    for number, fraction in enumerate(fractions.values(), start=1):
+        code[(places >= low) & (places < low + fraction)] = number
+        low += fraction
+    order = places.argsort(kind="stable")
+    if labels is not None:
+        for label in np.setdiff1d(labels, labels[code == 0]):
+            members = order[labels[order] == label]
+            code[members[-1]] = 0
+    for number, fraction in enumerate(fractions.values(), start=1):
+        if fraction and not (code == number).any():
+            spare = (row for row in order if code[row] == 0 and (labels is None or is_shared(labels, code, row)))
+            if (row := next(spare, None)) is not None:
+                code[row] = number
+    return {name: np.flatnonzero(code == number) for number, name in enumerate(["train", *fractions])}
+
+
+def is_shared(labels: np.ndarray, code: np.ndarray, row: int) -> bool:
+    """Whether train has other rows of this row's class."""
+    return int(((labels == labels[row]) & (code == 0)).sum()) > 1

@@ -21,9 +21,12 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3)."""
+    """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3).
+
+    Of more than 3 channels the first three are shown as red, green and blue, of two the first as grey.
+    """
     images = images.detach().float().cpu().clamp(0, 1)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     count, _, height, width = images.shape
     rows = -(-count // columns)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)

@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ..data.images import find_images, read_image
+from ..data.images import read_image
+from ..data.sources.files import list_images
 from ..errors import InputError
 from ..files import write_bytes, write_json
 from ..models.classifier import Classifier
@@ -86,7 +87,9 @@ def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) 
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"samples folder {folder} does not exist: give --samples a folder of images")
-    files, _, _ = find_images(folder)
+    files = [folder / path for path in list_images(folder)[0]]
+    if not files:
+        raise InputError(f"samples folder {folder} holds no images")
     chosen = [files[i * len(files) // count] for i in range(count)] if len(files) > count else files
     return [(file.stem, read_image(file, (model.in_channels, *model.image_size))) for file in chosen]
 

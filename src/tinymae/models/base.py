@@ -18,27 +18,29 @@ from torch import Tensor, nn
 
 from ..errors import InputError, first_line
 from ..files import load_weights_strictly, read_json, require_types, write_tensors
-from ..tensors import pair
+from ..tensors import LEVELS, pair
 from .losses import LOSSES, parse_loss
 
 WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 images -> float, by the data's mean and std of pixels in [0, 1]; float images are taken as normalised.
+    """Pixels, uint8 or uint16 -> float, by the data's mean and std of pixels in [0, 1]; floats are taken as normalised.
 
     One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`, and for other
-    integers than uint8.
+    integers.
     """
     images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise InputError(
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
-    if images.dtype == torch.uint8:
-        return (images.float() / 255 - mean) / std
+    if images.dtype in LEVELS:
+        return (images.float() / LEVELS[images.dtype] - mean) / std
     if not images.is_floating_point():
-        raise InputError(f"images are {images.dtype}: give torch.uint8, 0 to 255, or normalised floats")
+        raise InputError(
+            f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"
+        )
     return images.to(mean.dtype)
 
 

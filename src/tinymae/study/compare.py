@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
 from ..commands.pretrain import PretrainSettings
-from ..commands.settings import Result, RunSettings, Settings, keywords_of, setting, with_default
+from ..commands.settings import DataSettings, Result, RunSettings, keywords_of, setting, with_default
 from ..data.datasets import Dataset, load_dataset, require_labels
 from ..errors import InputError
 from ..files import lock_folder, read_json
@@ -34,7 +34,7 @@ PLACES = {**dict.fromkeys([*MODELS, "pretrain"], PretrainSettings), "finetune": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(Settings):
+class CompareSettings(DataSettings):
     """Settings of a comparison."""
 
     heading = "grid"
@@ -54,8 +54,6 @@ class CompareSettings(Settings):
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
     overwrite: bool = with_default(RunSettings, "overwrite", False)
     mixed_precision: Precision = with_default(RunSettings, "mixed_precision", "auto")
-    skip_unreadable: bool = with_default(RunSettings, "skip_unreadable", False)
-    data_dir: str | Path = with_default(RunSettings, "data_dir", "data")
 
     def resolve(self) -> "CompareSettings":
         """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
@@ -81,8 +79,7 @@ class CompareSettings(Settings):
     @property
     def common(self) -> dict[str, Any]:
         """The settings that all runs share."""
-        names = ("mixed_precision", "data_dir", "skip_unreadable")
-        return {name: getattr(self, name) for name in names}
+        return self.reading | {"mixed_precision": self.mixed_precision}
 
 
 @dataclass
@@ -291,4 +288,4 @@ def training_length(minutes: float | None, epochs: int | None, share: float = 1.
 
 def loader(settings: CompareSettings):
     """`load_dataset` as the runs call it: a function of the name, the split and the size of the images."""
-    return partial(load_dataset, data_dir=settings.data_dir, skip_unreadable=settings.skip_unreadable)
+    return partial(load_dataset, **settings.reading)

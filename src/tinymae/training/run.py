@@ -47,13 +47,13 @@ class Run:
 
     def __init__(
         self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
-        overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (), checkpoint_minutes: float = 5.0,
-        pause_after_minutes: float | None = None,
+        datasets: Sequence = (), overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
+        checkpoint_minutes: float = 5.0, pause_after_minutes: float | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
         # As args.json will give them back: tuples become lists.
         self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
-        self.overwrite, self.log_with = overwrite, log_with
+        self.datasets, self.overwrite, self.log_with = datasets, overwrite, log_with
         self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
         self.clock = Stopwatch()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
@@ -139,9 +139,9 @@ class Run:
             return
         self.print(str(torchinfo.summary(model, depth=depth, verbose=0)))
 
-    def list_skipped(self, *datasets) -> None:
-        """Write the images that were left out to skipped.txt, and say so."""
-        skipped = sorted({str(file) for dataset in datasets for file in dataset.skipped})
+    def list_skipped(self) -> None:
+        """Write the images that could not be read to skipped.txt, and say so."""
+        skipped = sorted({name for dataset in self.datasets for name in dataset.skipped})
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
             write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
@@ -254,6 +254,7 @@ class Run:
     def finish(self, results: dict, shown: Sequence[Path]) -> None:
         """Write results.json and say where everything is."""
         self.complete = True
+        self.list_skipped()
         if self.is_main:
             write_json(self.folder / "results.json", results)
             if (self.folder / "model.safetensors").exists():

@@ -1,0 +1,202 @@
+"""Pixels in arrays: tensors and arrays from Python, .npy, .npz and HDF5 files."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...tensors import pair
+from ..images import MAX_CHANNELS, Depth, Range, resize, to_depth
+from .source import Source
+
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
+LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+class ArraySource(Source):
+    """Rows of one array of pixels, or of several one after another.
+
+    Args:
+        parts: arrays (N, C, H, W), (N, H, W, C) or (N, H, W), in memory, memory-mapped or of h5py: all alike.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int] | None = None,
+        pixel_range: Range | None = None,
+    ):  # fmt: skip
+        super().__init__(name)
+        self.kind, self.parts, self.pixel_range = "array", list(parts), pixel_range
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        first = parts[0]
+        self.channels_last = is_channels_last(first.shape)
+        channels, height, width = first_shape(first.shape, self.channels_last)
+        self.size = (height, width) if image_size is None else pair(image_size)
+        self.image_shape = (channels, *self.size)
+        self.depth: Depth = "uint8" if first.dtype == np.uint8 else "uint16"
+        self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {first.dtype}"
+        for part in parts:
+            if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
+                raise InputError(
+                    f"data {name} has parts {part.dtype} {tuple(part.shape)} and {first.dtype} {tuple(first.shape)}: "
+                    "give them one size and type"
+                )
+        if first.dtype not in (np.uint8, np.uint16) and pixel_range is None:
+            raise InputError(
+                f"data {name} is {first.dtype}: give uint8 or uint16 pixels, or pixel_range LOW HIGH, the values of "
+                "black and white"
+            )
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """See `Source.read`."""
+        values = np.empty((len(rows), *self.parts[0].shape[1:]), self.parts[0].dtype)
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(which):
+            here = which == number
+            wanted, back = np.unique(rows[here] - self.starts[number], return_inverse=True)  # sorted, as h5py wants
+            values[here] = self.parts[number][wanted][back]
+        if values.ndim == 3:
+            values = values[:, None]
+        elif self.channels_last:
+            values = np.moveaxis(values, 3, 1)
+        pixels = torch.from_numpy(np.ascontiguousarray(to_depth(values, self.depth, self.pixel_range, self.name)))
+        return pixels if tuple(pixels.shape[2:]) == self.size else resize(pixels, self.size)
+
+    def digest(self, rows: np.ndarray) -> str:
+        """Of all pixels and labels."""
+        total = hashlib.sha256()
+        for some in np.array_split(rows, max(1, len(rows) // 1000)):
+            total.update(self.read(some).numpy().tobytes())
+        if self.labels is not None:
+            total.update(self.labels[rows].tobytes())
+        return total.hexdigest()
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape (N, ...) have their channels last: 1 or 3 of them, or the fewer ones."""
+    if len(shape) != 4:
+        return False
+    first, last = (count in (1, 3) for count in (shape[1], shape[3]))
+    return shape[3] < shape[1] if first == last else last
+
+
+def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+    """(C, H, W) of an array (N, ...) of images. Raises InputError for one that has no such shape."""
+    if len(shape) not in (3, 4) or not all(shape):
+        raise InputError(f"data has shape {tuple(shape)}: give images (N, C, H, W), (N, H, W, C) or (N, H, W)")
+    if len(shape) == 3:
+        return (1, *shape[1:])
+    channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
+    if channels > MAX_CHANNELS:
+        raise InputError(f"data has shape {tuple(shape)}: neither side of it is 1 to {MAX_CHANNELS} channels")
+    return channels, height, width
+
+
+def open_array(images: Any, labels: Any, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:
+    """A tensor or array from Python, with labels that are numbers or names."""
+    if not isinstance(images, Tensor | np.ndarray):
+        raise InputError(f"data is {type(images).__name__}: give a name, a path, a tensor, an array or a torch Dataset")
+    pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
+    if pixels.dtype.kind not in "uif" and pixels.dtype != bool:
+        raise InputError(f"data is {pixels.dtype}: give pixels")
+    source = ArraySource("array", [pixels], image_size=image_size, pixel_range=pixel_range)
+    source.classes, numbers = number_labels(labels, len(pixels))
+    source.labels = None if numbers is None else numbers.numpy()
+    return source
+
+
+def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:
+    """An .npy file of images, or an .npz or HDF5 file of `images` and `labels`, or of `train_images`,
+    `train_labels`, `val_images` and so on, as MedMNIST names them.
+
+    Raises InputError for a file without them, or that is damaged.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            arrays: dict[str, Any] = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+        elif path.suffix.lower() == ".npz":
+            arrays = dict(np.load(path, allow_pickle=False))
+        else:
+            arrays = open_hdf5(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"data {path} cannot be read: {str(error).splitlines()[0]}") from None
+    pairs = {"": find_pair(arrays, "")} | {split: find_pair(arrays, f"{split}_") for split in ("train", "val", "test")}
+    found = {split: pair for split, pair in pairs.items() if pair[0] is not None}
+    if not found:
+        raise InputError(f"data {path} has neither images nor train_images, only {', '.join(sorted(arrays))}")
+    source = ArraySource(
+        path.stem, [images for images, _ in found.values()], image_size=image_size, pixel_range=pixel_range
+    )
+    if all(labels is not None for _, labels in found.values()):
+        joined = np.concatenate([np.asarray(labels).reshape(len(labels), -1)[:, 0] for _, labels in found.values()])
+        source.classes, numbers = number_labels(joined, len(source))
+        assert numbers is not None
+        source.labels = numbers.numpy()
+    if "" not in found:
+        source.splits = {
+            split: np.arange(source.starts[number], source.starts[number + 1]) for number, split in enumerate(found)
+        }
+    return source
+
+
+def open_hdf5(path: Path) -> dict[str, Any]:
+    """The arrays of an HDF5 file, by name, not read yet."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"data {path} needs h5py: pip install h5py") from None
+    file = h5py.File(path, "r")
+    return {
+        name: Hdf5Array(path, name, item.shape, item.dtype) for name, item in file.items() if hasattr(item, "dtype")
+    }
+
+
+class Hdf5Array:
+    """An array of an HDF5 file, opened by each process for itself: h5py's handles do not outlive a fork."""
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype):
+        self.path, self.name, self.shape, self.dtype = path, name, shape, dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            return file[self.name][rows]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[np.arange(len(self))]
+
+
+def find_pair(arrays: dict[str, Any], prefix: str) -> tuple[Any, Any]:
+    """Images and labels of a split, None for what is missing."""
+    images, labels = (
+        next((arrays[prefix + key] for key in keys if prefix + key in arrays), None)
+        for keys in (IMAGE_KEYS, LABEL_KEYS)
+    )
+    return images, labels
+
+
+def number_labels(labels: Any, count: int) -> tuple[list[str], Tensor | None]:
+    """The names of the classes, and labels as their numbers; classes that are numbers from 0 keep them."""
+    if labels is None:
+        return [], None
+    given = np.asarray(labels)
+    if given.shape != (count,):
+        raise InputError(f"labels have shape {given.shape} for {count} images: give one label for each image")
+    if np.issubdtype(given.dtype, np.integer) and given.min() >= 0:
+        return [str(number) for number in range(int(given.max()) + 1)], torch.from_numpy(given.astype(np.int64))
+    if np.issubdtype(given.dtype, np.str_):
+        names, numbers = np.unique(given, return_inverse=True)
+        return [str(name) for name in names], torch.from_numpy(numbers.astype(np.int64))
+    raise InputError(f"labels are {given.dtype}: give numbers from 0, or names")

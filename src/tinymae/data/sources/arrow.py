@@ -1,0 +1,206 @@
+"""Images in Arrow tables, memory-mapped by Hugging Face `datasets`: the Hub, Parquet, folders of `save_to_disk`."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..images import Depth, Range, UnreadableImage, read_image
+from ..splits import hash_rows
+from .arrays import number_labels
+from .files import SPLIT_NAMES
+from .source import Source
+from .table import LABEL_COLUMNS
+
+HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
+
+
+class ArrowSource(Source):
+    """Encoded images in a column, decoded when they are read. Nothing of them is kept in memory.
+
+    Args:
+        parts: Hugging Face `Dataset`s by the name of their split; "" for one that is not split.
+        image_column, label_column: None is the only column of images, and the only one of class labels.
+    """
+
+    def __init__(
+        self, name: str, parts: dict[str, Any], *, shape: tuple[int, int, int], pixel_range: Range | None = None,
+        image_column: str | None = None, label_column: str | None = None,
+    ):  # fmt: skip
+        from datasets import Image
+
+        super().__init__(name)
+        self.kind, self.image_shape, self.pixel_range = "Arrow table", shape, pixel_range
+        self.depth: Depth = "uint8"
+        features = next(iter(parts.values())).features
+        self.column = choose_image_column(name, features, image_column)
+        label = choose_label_column(name, features, label_column)
+        self.parts = [
+            part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
+        ]
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        if not len(self):
+            raise InputError(f"data {name} has no rows")
+        if label:
+            self.read_labels(parts, features[label], label)
+        if list(parts) != [""]:
+            self.splits = {
+                split: np.arange(self.starts[number], self.starts[number + 1]) for number, split in enumerate(parts)
+            }
+        self.split_names = list(parts)
+        self.shown = f"encoded images, column {self.column}"
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read_labels(self, parts: dict[str, Any], feature: Any, column: str) -> None:
+        """Class numbers, without decoding an image."""
+        columns = [part.select_columns([column]).with_format("arrow")[:].column(column) for part in parts.values()]
+        values = pa.chunked_array([chunk for each in columns for chunk in each.chunks])
+        if values.null_count:
+            raise InputError(
+                f"data {self.name}, column {column}: row {values.is_null().to_numpy().argmax()} has no label"
+            )
+        known = getattr(feature, "names", None)
+        self.classes, numbers = number_labels(
+            values.to_numpy()
+            if pa.types.is_integer(values.type)
+            else np.array(values.cast(pa.large_string()).to_pylist()),
+            len(self),
+        )
+        assert numbers is not None
+        self.labels = numbers.numpy()
+        if known:
+            if len(self.classes) > len(known):
+                raise InputError(f"data {self.name} has label {len(self.classes) - 1}, but {len(known)} classes")
+            self.classes = list(known)
+
+    def names(self, rows: np.ndarray) -> Sequence[str]:
+        """The split and the row in it: train/17."""
+        return [f"{self.split_names[part] or 'row'}/{row}" for part, row in zip(*self.locate(rows), strict=True)]
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source.places`: by number, which is fast for millions."""
+        part, row = self.locate(rows)
+        return hash_rows(row + (part.astype(np.int64) << 48))
+
+    def digest(self, rows: np.ndarray) -> str:
+        """Of the tables' own fingerprints and the rows."""
+        total = hashlib.sha256("".join(part._fingerprint for part in self.parts).encode())
+        total.update(rows.tobytes())
+        return total.hexdigest()
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each row is in, and where there."""
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        return part, rows - self.starts[part]
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """See `Source.read`."""
+        which, places = self.locate(rows)
+        images: list[Tensor | None] = [None] * len(rows)
+        for number in np.unique(which):
+            here = np.flatnonzero(which == number)
+            for place, stored in zip(here, self.parts[number][places[here].tolist()][self.column], strict=True):
+                images[place] = self.decode(stored, rows[place])
+        return torch.stack(images)  # type: ignore[arg-type]  # none is left None
+
+    def decode(self, stored: dict | None, row: int) -> Tensor:
+        """One image, of its bytes or of the file that the table names."""
+        name = f"{self.name} row {row}"
+        if stored is None or (stored["bytes"] is None and not stored["path"]):
+            raise UnreadableImage(name, "there is none")
+        content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
+        return read_image(content, self.image_shape, depth=self.depth, pixel_range=self.pixel_range, name=name)
+
+
+def choose_image_column(name: str, features: Any, given: str | None) -> str:
+    """The column of images. Raises InputError for none, or several."""
+    from datasets import Image
+
+    columns = [column for column, feature in features.items() if isinstance(feature, Image)]
+    if not columns:  # a Parquet file that another program wrote: bytes, or bytes and a path
+        columns = [column for column, feature in features.items() if holds_bytes(feature)]
+    if given is not None:
+        if given not in features:
+            raise InputError(f"image_column {given} is none of data {name}'s columns, {', '.join(features)}")
+        return given
+    if len(columns) != 1:
+        found = f"{len(columns)} columns of images" if columns else "no column of images"
+        raise InputError(f"data {name} has {found}, only {', '.join(columns or features)}: give --image-column")
+    return columns[0]
+
+
+def holds_bytes(feature: Any) -> bool:
+    """Whether a column's values are encoded images."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def choose_label_column(name: str, features: Any, given: str | None) -> str | None:
+    """The column of class labels, or None. Raises InputError for a given one that is not there."""
+    if given is not None and given not in features:
+        raise InputError(f"label_column {given} is none of data {name}'s columns, {', '.join(features)}")
+    labels = [column for column, feature in features.items() if hasattr(feature, "names")]
+    return given or next((column for column in [*labels, *LABEL_COLUMNS] if column in features), None)
+
+
+def open_arrow(data: str, **arguments: Any) -> ArrowSource:
+    """`hf:owner/name` from the Hub or its offline cache, Parquet files, or a folder of `save_to_disk`.
+
+    Raises InputError without the library, or for what it cannot open.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f'data {data} needs Hugging Face datasets: pip install "tinymae[hub]"') from None
+    # Only what the library says on the way is silenced; its own setting stays as it was.
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        if data.startswith(HUB):
+            name, _, configuration = data.removeprefix(HUB).partition(":")
+            loaded = datasets.load_dataset(name, configuration or None)
+        elif Path(data).is_dir() and not list(Path(data).glob("*.parquet")):
+            loaded = datasets.load_from_disk(data)
+        else:
+            files = [data] if Path(data).is_file() else sorted(map(str, Path(data).glob("*.parquet")))
+            loaded = datasets.load_dataset("parquet", data_files=by_split(files))
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: the network's, the Hub's, Arrow's
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data {data} cannot be opened: {line}") from None
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+    name = Path(data.removeprefix(HUB)).stem if not data.startswith(HUB) else data.removeprefix(HUB)
+    return ArrowSource(name, split_parts(loaded), **arguments)
+
+
+def by_split(files: list[str]) -> dict[str, list[str]] | list[str]:
+    """Parquet files by the split that their names begin with, as the Hub names them; or all of them as one."""
+    heads = [Path(file).stem.split("-")[0].lower() for file in files]
+    if not all(head in SPLIT_NAMES for head in heads):
+        return files
+    return {split: [f for f, head in zip(files, heads, strict=True) if SPLIT_NAMES[head] == split]
+            for split in sorted({SPLIT_NAMES[head] for head in heads})}  # fmt: skip
+
+
+def split_parts(loaded: Any) -> dict[str, Any]:
+    """Datasets by the split's name as it is here; what is not split, or is all "train", as one of no split."""
+    if not isinstance(loaded, dict):
+        return {"": loaded}
+    if list(loaded) == ["train"]:
+        return {"": loaded["train"]}
+    known = {SPLIT_NAMES[split.lower()]: part for split, part in loaded.items() if split.lower() in SPLIT_NAMES}
+    if not known:
+        raise InputError(f"data has the splits {', '.join(loaded)}, none of which is train, val or test")
+    return known

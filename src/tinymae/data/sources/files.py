@@ -1,0 +1,194 @@
+"""Images in files of their own: a folder, several folders, or a table of paths."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..images import EXTENSIONS, Depth, Range, UnreadableImage, look_at_header, read_image
+from .source import Source
+
+# What folders of the splits may be called, in any case.
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+LOOKED_AT = 16  # headers that decide on the depth and describe the images
+
+
+class FilesSource(Source):
+    """Image files, decoded when they are read.
+
+    Args:
+        root: the folder that paths are relative to.
+        paths: of the files; a row's own name is its path.
+    """
+
+    def __init__(
+        self, name: str, kind: str, root: Path, paths: Iterable[str], *, shape: tuple[int, int, int],
+        pixel_range: Range | None = None,
+    ):  # fmt: skip
+        super().__init__(name)
+        # One buffer for all paths: a list of strings would take several times as much.
+        self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
+        self.image_shape, self.pixel_range = shape, pixel_range
+        self.depth: Depth = "uint8"
+        self.look_at_headers()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def names(self, rows: np.ndarray) -> Sequence[str]:
+        """Paths relative to the folder."""
+        return self.paths.take(pa.array(rows)).to_pylist()
+
+    def digest(self, rows: np.ndarray) -> str:
+        """Of names, sizes in bytes, and labels."""
+        names = self.names(rows)
+        sizes = np.array([os.stat(self.root / name).st_size for name in names], dtype="<i8")
+        return hashlib.sha256(super().digest(rows).encode() + sizes.tobytes()).hexdigest()
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """See `Source.read`."""
+        return torch.stack([
+            read_image(
+                self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range,
+                may_reduce=False, name=str(self.root / name),
+            )
+            for name in self.names(rows)
+        ])  # fmt: skip
+
+    def look_at_headers(self) -> None:
+        """Settle the depth, and how to describe the images, by some of them."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), LOOKED_AT)).round().astype(int))
+        sizes: Counter[str] = Counter()
+        for name in self.names(rows):
+            try:
+                channels, height, width, values = look_at_header(self.root / name, self.image_shape[0])
+            except UnreadableImage:
+                continue  # met, and refused or left out, when it is read
+            sizes[f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {values}"] += 1
+            if values != "uint8":
+                self.depth = "uint16"
+        self.shown = ", ".join(shown for shown, _ in sizes.most_common(2)) + (" and others" if len(sizes) > 2 else "")
+
+
+# ---- folders
+
+
+def open_folders(
+    folders: Sequence[Path], *, shape: tuple[int, int, int], pixel_range: Range | None = None
+) -> FilesSource:
+    """Images in one or several folders, with or without class sub-folders, in split sub-folders or not.
+
+    Raises InputError: a missing or empty folder, images beside class folders, a class that train lacks.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist")
+    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    found: list[str] = []
+    left_out: list[str] = []
+    for folder in folders:
+        prefix = "" if len(folders) == 1 else folder.resolve().relative_to(root).as_posix() + "/"
+        inside, others = list_images(folder)
+        if not inside:
+            raise InputError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)})")
+        found += [prefix + path for path in inside]
+        left_out += [prefix + path for path in others]
+    if len(folders) > 1:
+        labels, classes, splits = None, [], {}
+    else:
+        labels, classes, splits = read_layout(root, found)
+    source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
+    source.labels, source.classes, source.splits, source.left_out = labels, classes, splits, left_out
+    return source
+
+
+def list_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Relative paths of the image files under a folder, sorted, and of what else is there. One pass, no file opened.
+
+    Hidden files and folders are passed over; folders that are links are followed, once each.
+    """
+    images: list[str] = []
+    others: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    waiting = [("", folder)]
+    while waiting:
+        prefix, place = waiting.pop()
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(place) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((path + "/", Path(entry.path)))
+                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                    images.append(path)
+                else:
+                    others.append(path)
+    return sorted(images), sorted(others)
+
+
+def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]:
+    """(labels, classes, splits) of images in a folder, from where they stand.
+
+    Folders named as splits are splits where all images are in one, and then have classes of their own below. A split
+    without class folders has the labels -1; with none anywhere there are no labels.
+    """
+    heads = [path.split("/", 1)[0] if "/" in path else None for path in paths]
+    splits: dict[str, np.ndarray] = {}
+    depth = 0
+    if all(head is not None and head.lower() in SPLIT_NAMES for head in heads):
+        parts = np.array([SPLIT_NAMES[str(head).lower()] for head in heads])
+        splits = {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+        folders = {split: sorted({str(heads[row]) for row in rows}) for split, rows in splits.items()}
+        if doubled := next((names for names in folders.values() if len(names) > 1), None):
+            raise InputError(f"folder {root} has {' and '.join(doubled)} for the same split: keep one")
+        depth = 1
+    names = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]  # of classes
+    for rows in splits.values() or [np.arange(len(paths))]:
+        require_one_kind(root, paths, names, rows)
+    classes = sorted({name for row, name in enumerate(names) if name and row in set_of(splits.get("train"), paths)})
+    number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1}
+    for path, name in zip(paths, names, strict=True):
+        if name not in number:
+            raise InputError(
+                f"class folder {root / path.split('/')[0] / str(name)} is none of train's classes, "
+                f"{', '.join(classes[:20])}: rename it"
+            )
+    if not splits:
+        require_images(root, classes)
+    labels = np.array([number[name] for name in names], dtype=np.int64)
+    return (labels if classes else None), classes, splits
+
+
+def set_of(rows: np.ndarray | None, paths: list[str]) -> set[int] | range:
+    """The rows whose folders name the classes: those of train, or all."""
+    return range(len(paths)) if rows is None else set(rows.tolist())
+
+
+def require_one_kind(root: Path, paths: list[str], names: list[str | None], rows: np.ndarray) -> None:
+    """Raises InputError for images beside class folders."""
+    plain = next((paths[row] for row in rows if names[row] is None), None)
+    nested = next((names[row] for row in rows if names[row] is not None), None)
+    if plain and nested:
+        raise InputError(f"folder {root} holds images ({plain}) beside the folder {nested}: move one away")
+
+
+def require_images(root: Path, classes: list[str]) -> None:
+    """Raises InputError for a class folder without images: a slip that would otherwise cost a class."""
+    for folder in sorted(root.iterdir()) if classes else []:
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes:
+            raise InputError(f"class folder {folder} holds no images ({', '.join(EXTENSIONS)})")

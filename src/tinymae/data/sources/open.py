@@ -1,0 +1,109 @@
+"""Which reader a user's data need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import InputError
+from ...tensors import pair
+from ..images import MAX_CHANNELS, Range
+from .arrays import ARRAYS, open_array, open_array_file
+from .arrow import HUB, open_arrow
+from .files import open_folders
+from .named import NAMED, open_named
+from .source import Source
+from .table import TABLES, open_table, read_table
+from .torch_dataset import TorchSource
+
+FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, as users say it."""
+
+    data_dir: str | Path = "data"
+    image_size: int | tuple[int, int] | None = None
+    channels: int = 3
+    pixel_range: Range | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+
+    def __post_init__(self):
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise InputError(f"in_channels {self.channels} is not within 1 and {MAX_CHANNELS}")
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            low, high = self.pixel_range
+            raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of images that have no size of their own."""
+        return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
+
+
+def open_source(data: Any, labels: Any, reading: Reading) -> Source:
+    """The reader of a name, a path, an array, or a torch Dataset.
+
+    Raises InputError for what is none of them, or cannot be read.
+    """
+    sized = {"image_size": reading.image_size, "pixel_range": reading.pixel_range}
+    if isinstance(data, Tensor | np.ndarray):
+        return open_array(data, labels, **sized)
+    if labels is not None:
+        raise InputError(f"labels go with a tensor or an array of images; data {data} has its own")
+    if isinstance(data, list | tuple) and all(isinstance(each, str | Path) for each in data):
+        return open_folders([Path(each) for each in data], shape=reading.shape, pixel_range=reading.pixel_range)
+    if not isinstance(data, str | Path):
+        if isinstance(data, Sequence) or not hasattr(data, "__getitem__"):
+            open_array(data, None)  # says what to give
+        return TorchSource(
+            type(data).__name__, [data], image_size=reading.shape[1:], channels=reading.channels,
+            pixel_range=reading.pixel_range,
+        )  # fmt: skip
+    name = str(data)
+    if name == "digits" or name in NAMED:
+        return open_named(name, Path(reading.data_dir), channels=reading.channels, **sized)
+    columns = {"label_column": reading.label_column, "shape": reading.shape, "pixel_range": reading.pixel_range}
+    if is_arrow(name):
+        return open_arrow(name, image_column=reading.image_column, **columns)
+    path = Path(data)
+    if path.suffix.lower() in ARRAYS and path.is_file():
+        return open_array_file(path, **sized)
+    if path.suffix.lower() in TABLES and path.is_file():
+        return open_table(path, path_column=reading.image_column, split_column=reading.split_column, **columns)
+    if not path.is_dir():
+        raise InputError(
+            f"data {name} is neither one of digits, {', '.join(NAMED)}, nor a folder, a table ({', '.join(TABLES)}) "
+            f"or an array file ({', '.join(ARRAYS)}) that exists, nor {HUB}owner/name"
+        )
+    return open_folders([path], shape=reading.shape, pixel_range=reading.pixel_range)
+
+
+def is_arrow(name: str) -> bool:
+    """Whether a name means encoded images in Arrow or Parquet."""
+    path = Path(name)
+    if name.startswith(HUB):
+        return True
+    if path.is_dir():
+        markers = ("state.json", "dataset_dict.json")
+        return any((path / marker).is_file() for marker in markers) or any(path.glob("*.parquet"))
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    kinds = [str(field.type) for field in read_schema(path)]
+    return any("binary" in kind for kind in kinds)
+
+
+def read_schema(path: Path) -> Any:
+    """The columns of a Parquet file, without its rows. Raises InputError for a file that is none."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_schema(path)
+    except (ArrowException, OSError):
+        return read_table(path).schema  # which says what is wrong

@@ -1,0 +1,76 @@
+"""What every reader of images is."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ..images import UnreadableImage
+from ..splits import hash_names, hash_rows
+
+
+class Source:
+    """All images of one data set, where they are stored. A subclass reads one kind of storage.
+
+    Attributes:
+        kind: of storage, in a word.
+        name: of the data set.
+        image_shape: (channels, height, width) of what `read` gives.
+        classes: names of the classes; labels are their numbers.
+        labels: int64 (N,), or None of images without labels; -1 of those in a split that has none.
+        splits: the rows of each split that the data come with; those that are missing are held out of "train".
+        held_out: sizes of the parts that a fixed seed takes out of "train", of the sets with a published protocol.
+        left_out: what was found beside the images, and is not read.
+        shown: an image's size and depth as stored, for the user to read.
+    """
+
+    kind = ""
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: list[str]
+    labels: np.ndarray | None = None
+    splits: dict[str, np.ndarray]
+    held_out: dict[str, int]
+    left_out: list[str]
+    shown: str
+
+    def __init__(self, name: str):
+        self.name, self.classes, self.splits, self.held_out, self.left_out, self.shown = name, [], {}, {}, [], ""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Pixels (B, C, H, W), uint8 or uint16, of these rows. Raises UnreadableImage for a damaged one."""
+        raise NotImplementedError
+
+    def names(self, rows: np.ndarray) -> Sequence[str]:
+        """Each row's own name: what tells its image from all others."""
+        return [str(row) for row in rows.tolist()]
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """A number in [0, 1) of each row, which decides on its split: float64 (B,)."""
+        if type(self).names is Source.names:
+            return hash_rows(rows)
+        return hash_names(self.names(rows))
+
+    def digest(self, rows: np.ndarray) -> str:
+        """SHA-256 of what tells whether these rows still are the same images."""
+        total = hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape"))
+        if self.labels is not None:
+            total.update(self.labels[rows].tobytes())
+        return total.hexdigest()
+
+    def read_good(self, rows: np.ndarray) -> tuple[list[Tensor | None], list[str]]:
+        """The images of these rows, None for an unreadable one, and the names of those."""
+        images: list[Tensor | None] = []
+        bad: list[str] = []
+        for row in rows:
+            one = np.array([row])
+            try:
+                images.append(self.read(one)[0])
+            except UnreadableImage:
+                images.append(None)
+                bad += self.names(one)
+        return images, bad

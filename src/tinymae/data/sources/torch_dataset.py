@@ -1,0 +1,88 @@
+"""Any torch Dataset: images that it gives as Pillow images, tensors or arrays, with or without labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...errors import InputError
+from ...tensors import pair
+from ..images import Depth, Range, fit_array, from_pillow, to_depth
+from .source import Source
+
+
+class TorchSource(Source):
+    """Map-style torch Datasets, one after another; an item is an image, or an image and a label.
+
+    Their transforms should leave the pixels alone: images are resized here, and augmented in training.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int], channels: int = 3,
+        pixel_range: Range | None = None,
+    ):  # fmt: skip
+        super().__init__(name)
+        for part in parts:
+            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
+                raise InputError(f"data {type(part).__name__} has no length: give a map-style torch Dataset")
+        self.kind, self.parts, self.pixel_range = "torch Dataset", list(parts), pixel_range
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.image_shape = (channels, *pair(image_size))
+        self.depth: Depth = "uint8"
+        if not len(self):
+            raise InputError(f"data {name} has no images")
+        first = self.item(0)
+        image = first[0] if isinstance(first, tuple | list) else first
+        deep = getattr(image, "dtype", None)
+        if deep is not None and "uint8" not in str(deep):
+            self.depth = "uint16"
+        self.shown = f"items of {type(parts[0]).__name__}"
+        if isinstance(first, tuple | list) and len(first) > 1:
+            self.labels = self.find_labels()
+            self.classes = list(map(str, getattr(parts[0], "classes", range(int(self.labels.max()) + 1))))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def item(self, row: int) -> Any:
+        """The item of a row."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part][row - int(self.starts[part])]
+
+    def find_labels(self) -> np.ndarray:
+        """From the data set's own list where it has one; else every item is asked once."""
+        listed = [labels_of(part) for part in self.parts]
+        if all(each is not None and len(each) == len(part) for each, part in zip(listed, self.parts, strict=True)):
+            return np.concatenate(listed)  # type: ignore[arg-type]
+        return np.array([int(self.item(row)[1]) for row in range(len(self))], dtype=np.int64)
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """See `Source.read`."""
+        return torch.stack([self.convert(self.item(int(row)), int(row)) for row in rows])
+
+    def convert(self, item: Any, row: int) -> Tensor:
+        """An item's image as pixels."""
+        image, name = item[0] if isinstance(item, tuple | list) else item, f"{self.name} item {row}"
+        if isinstance(image, Image.Image):
+            return from_pillow(image, self.image_shape, self.depth, self.pixel_range, name)
+        values = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
+        values = values[None] if values.ndim == 2 else values
+        if values.ndim == 3 and values.shape[0] == self.image_shape[0]:
+            values = np.moveaxis(values, 0, 2)
+        if values.ndim != 3 or values.shape[2] != self.image_shape[0]:
+            raise InputError(f"image {name} has shape {values.shape}, not {self.image_shape[0]} channels")
+        return fit_array(to_depth(values, self.depth, self.pixel_range, name), self.image_shape, name)
+
+
+def labels_of(part: Any) -> np.ndarray | None:
+    """Labels (N,) of a set of torchvision's; None where there are none, which STL-10 marks by -1."""
+    for attribute in ("targets", "labels", "_labels"):
+        if (labels := getattr(part, attribute, None)) is not None:
+            numbers = np.asarray(labels).astype(np.int64)
+            return None if (numbers < 0).all() else numbers
+    if (samples := getattr(part, "_samples", None)) is not None:
+        return np.array([label for _, label in samples], dtype=np.int64)
+    return None

@@ -1,0 +1,426 @@
+"""Every kind of data that people have: what is read, how it is split, what is refused by name."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from test_data import as_set, picture, pixels
+
+from tinymae import InputError, load_dataset, pretrain
+from tinymae.data.batches import chunks, split_batch, step_batches
+from tinymae.data.datasets import ImageDataset, StreamedDataset
+from tinymae.data.images import read_image
+
+SPLITS = ("train", "val", "test")
+
+
+def load_splits(data, **options) -> dict[str, ImageDataset]:
+    return {split: load_dataset(data, split, **options) for split in SPLITS}
+
+
+# ---- folders
+
+
+def test_an_image_more_moves_no_other(tmp_path):
+    for number in range(300):
+        picture(tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png", size=(2, 2), seed=number)
+    before = {split: set(dataset.names) for split, dataset in load_splits(tmp_path, image_size=2).items()}
+    assert set.union(*before.values()) == {f"{'cat' if n % 2 else 'dog'}/{n}.png" for n in range(300)}
+    assert 15 < len(before["val"]) < 50 and 15 < len(before["test"]) < 50  # a tenth of 300, give or take
+    for number in range(300, 340):
+        picture(tmp_path / "cat" / f"{number}.png", size=(2, 2))
+    (tmp_path / "cat" / "1.png").unlink()
+    after = {split: set(dataset.names) for split, dataset in load_splits(tmp_path, image_size=2).items()}
+    for split in SPLITS:
+        assert before[split] - {"cat/1.png"} <= after[split]
+
+
+def test_small_folders_keep_every_class_in_train_and_no_split_empty(tmp_path):
+    for name in "abcdefghij":
+        picture(tmp_path / name / "only.png")
+    for number in range(9):
+        picture(tmp_path / "a" / f"{number}.png", seed=number)
+    splits = load_splits(tmp_path, image_size=8, val_fraction=0.4, test_fraction=0.4)
+    assert set(splits["train"].labels.tolist()) == set(range(10))
+    assert all(len(dataset) for dataset in load_splits(tmp_path, image_size=8, val_fraction=1e-6).values())
+
+
+def test_all_is_every_image(tmp_path):
+    for number in range(20):
+        picture(tmp_path / f"{number:02}.png", seed=number)
+    everything = load_dataset(tmp_path, "all", image_size=12)
+    assert everything.names == [f"{number:02}.png" for number in range(20)]
+    assert len(load_dataset("digits", "all")) == 1797
+
+
+def test_split_folders_have_many_spellings(tmp_path):
+    for number in range(12):
+        picture(tmp_path / ("Training" if number < 6 else "Dev") / "x" / f"{number}.png", seed=number)
+        picture(tmp_path / "TEST" / "x" / f"{number}.png", seed=100 + number)
+    splits = load_splits(tmp_path, image_size=12)
+    assert [len(dataset) for dataset in splits.values()] == [6, 6, 12] and splits["train"].classes == ["x"]
+    picture(tmp_path / "val" / "x" / "0.png")
+    with pytest.raises(InputError, match="has Dev and val for the same split: keep one"):
+        load_dataset(tmp_path)
+
+
+def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
+    for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp"):
+        picture(tmp_path / "x" / f"{name}.png")
+        os.rename(tmp_path / "x" / f"{name}.png", tmp_path / "x" / name)
+    picture(tmp_path / "x" / ".ipynb_checkpoints" / "hidden.png")
+    picture(tmp_path / "x" / "._a.png")
+    (tmp_path / "x" / "notes.txt").write_text("not an image")
+    (tmp_path / "x" / "folder.png").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}_outside"
+    picture(outside / "linked.png")
+    (tmp_path / "x" / "link").symlink_to(outside)
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    dataset = load_dataset(tmp_path, "all", image_size=8)
+    assert dataset.names == [f"x/{name}" for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp", "link/linked.png")]
+    assert dataset.description[0].endswith("5 images in 1 classes; 1 other files left alone (x/notes.txt)")
+    assert "12 x 12 pixels, 3 channels of uint8, used at 8 x 8" in dataset.description[2]
+
+
+def test_several_folders_are_one_set(tmp_path):
+    for number in range(6):
+        picture(tmp_path / "one" / f"{number}.png", seed=number)
+        picture(tmp_path / "two" / "sub" / f"{number}.png", seed=10 + number)
+    dataset = load_dataset([tmp_path / "one", tmp_path / "two"], "all", image_size=12)
+    assert len(as_set(dataset.images)) == 12 and dataset.names[-1] == "two/sub/5.png" and dataset.labels is None
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
+    for number in range(30):
+        picture(tmp_path / f"{number:02}.png", seed=number)
+    (tmp_path / "05.png").write_bytes(b"no image")
+    dataset = load_dataset(tmp_path, "all", image_size=8, memory_limit_gb=0)
+    assert isinstance(dataset, StreamedDataset) and len(dataset) == 30
+    with pytest.raises(InputError, match=r"05\.png cannot be read"):
+        list(chunks(dataset, 10))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_is_stood_in_for_by_the_next_of_its_class(tmp_path, num_workers):
+    for number in range(8):
+        picture(tmp_path / "ab"[number % 2] / f"{number}.png", seed=number)
+    (tmp_path / "a" / "2.png").write_bytes(b"no image")
+    dataset = load_dataset(tmp_path, "all", image_size=12, memory_limit_gb=0, skip_unreadable=True)
+    place = dataset.names.index("a/2.png")
+    batches = step_batches(
+        dataset, batch_size=8, parts=split_batch(8, 1), seed=0, device="cpu", num_workers=num_workers
+    )
+    batch = next(batches)[0]
+    assert batch.labels.sort().values.tolist() == [0] * 4 + [1] * 4
+    images, labels = dataset[torch.tensor([place, place + 1])]
+    assert torch.equal(images[0], images[1]) and labels.tolist() == [0, 0]
+    assert dataset.skipped == ["a/2.png"]
+    shutil.copy(tmp_path / "a" / "2.png", tmp_path / "b" / "x.png")
+    left_out = load_dataset(tmp_path, "all", image_size=12, skip_unreadable=True)
+    assert len(left_out) == 7 and left_out.skipped == ["a/2.png", "b/x.png"]
+
+
+# ---- tables
+
+
+def write_table(folder, rows: list[dict], name="table.csv"):
+    for row, line in enumerate(rows):
+        picture(folder / line["path"], seed=row)
+    table = pa.Table.from_pylist(rows)
+    path = folder / name
+    if name.endswith("parquet"):
+        parquet.write_table(table, path)
+    else:
+        from pyarrow import csv
+
+        csv.write_csv(table, path, csv.WriteOptions(delimiter="\t" if name.endswith("tsv") else ","))
+    return path
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.tsv", "table.parquet"])
+def test_a_table_names_paths_labels_and_splits(tmp_path, name):
+    rows = [
+        {"path": f"images/{n}.png", "label": "dog" if n % 3 else "cat", "split": ("train", "Valid", "test")[n % 3]}
+        for n in range(12)
+    ]
+    splits = load_splits(write_table(tmp_path, rows, name), image_size=12)
+    assert [len(dataset) for dataset in splits.values()] == [4, 4, 4]
+    assert splits["train"].classes == ["cat", "dog"] and splits["val"].names == [
+        f"images/{n}.png" for n in (1, 4, 7, 10)
+    ]
+    assert torch.equal(splits["test"].images[0], read_image(tmp_path / "images" / "2.png", (3, 12, 12)))
+    assert splits["test"].labels.tolist() == [1] * 4
+
+
+def test_columns_may_have_other_names(tmp_path):
+    rows = [{"path": f"{n}.png", "who": n % 2, "part": "train" if n else "test"} for n in range(9)]
+    path = write_table(tmp_path, rows)
+    dataset = load_dataset(path, image_column="path", label_column="who", split_column="part", image_size=8)
+    assert dataset.classes == ["0", "1"] and len(dataset) + len(load_dataset(path, "val", split_column="part")) == 8
+    assert load_dataset(path).labels is None  # no column has a usual name
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("where,label\n1.png,a\n", {}, "has no column path or file or filename, only where, label: give --path-column"),
+        ("path,label\n", {}, "has no rows"),
+        ("path,label\n1.png,a\nmissing.png,b\n", {}, r"line 3: image .*missing\.png does not exist"),
+        ("path,label\n1.png,a\n1.png,\n", {}, None),
+        ("path,split\n1.png,train\n1.png,holdout\n", {}, "line 3: split 'holdout' is none of train, val and test"),
+        ("path\n1.png\n", {"label_column": "kind"}, "label_column kind is none of table .*'s columns, path"),
+        ("path,label\n1.png,-1\n1.png,1\n", {}, "labels are int64: give numbers from 0, or names"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(tmp_path, content, options, message):
+    picture(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text(content)
+    if message is None:  # an empty text is a name like any other in CSV
+        assert load_dataset(tmp_path / "table.csv", "all", **options).classes == ["", "a"]
+        return
+    with pytest.raises(InputError, match=message):
+        load_dataset(tmp_path / "table.csv", **options)
+
+
+# ---- arrays
+
+
+def test_arrays_in_files(tmp_path):
+    images, labels = pixels(40, 6, 5, 3), np.arange(40) % 4
+    np.save(tmp_path / "plain.npy", images)
+    np.savez(tmp_path / "both.npz", images=images, labels=labels)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "both.h5", "w") as file:
+        file["images"], file["labels"] = images, labels
+    plain = load_dataset(tmp_path / "plain.npy", "all")
+    assert plain.labels is None and torch.equal(plain.images, torch.from_numpy(images).permute(0, 3, 1, 2))
+    for name in ("both.npz", "both.h5"):
+        dataset = load_dataset(tmp_path / name, "all")
+        assert torch.equal(dataset.images, plain.images) and dataset.labels.tolist() == labels.tolist()
+        streamed = load_dataset(tmp_path / name, "train", memory_limit_gb=0)
+        chosen = torch.tensor([7, 3, 3])
+        assert torch.equal(streamed[chosen][0], load_dataset(tmp_path / name, "train")[chosen][0])
+
+
+def test_medmnist_names_its_splits(tmp_path):
+    parts = {split: pixels(count, 4, 4) for split, count in (("train", 20), ("val", 5), ("test", 6))}
+    arrays = {f"{split}_images": part for split, part in parts.items()}
+    arrays |= {f"{split}_labels": np.full((len(part), 1), 2) for split, part in parts.items()}
+    np.savez(tmp_path / "pathmnist.npz", **arrays)
+    for split, dataset in load_splits(tmp_path / "pathmnist.npz").items():
+        assert torch.equal(dataset.images[:, 0], torch.from_numpy(parts[split])) and set(dataset.labels.tolist()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        (
+            "x.npz",
+            lambda path: np.savez(path, weights=np.zeros(3)),
+            "has neither images nor train_images, only weights",
+        ),
+        ("x.npy", lambda path: path.write_bytes(b"none"), r"x\.npy cannot be read"),
+        (
+            "x.npy",
+            lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
+            r"x\.npy cannot be read",
+        ),
+        ("x.h5", lambda path: path.write_bytes(b"none"), r"x\.h5 cannot be read"),
+    ],
+)
+def test_array_files_that_cannot_be_used_are_refused(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        load_dataset(tmp_path / name)
+
+
+# ---- Arrow
+
+
+def encode(image: np.ndarray) -> bytes:
+    memory = io.BytesIO()
+    Image.fromarray(image).save(memory, "PNG")
+    return memory.getvalue()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return datasets
+
+
+def test_parquet_and_save_to_disk_give_the_images_they_were_made_of(tmp_path, hub):
+    images, labels = pixels(40, 6, 6, 3), [n % 4 for n in range(40)]
+    column = [{"bytes": encode(image), "path": None} for image in images]
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=list("wxyz"))})
+    stored = hub.Dataset.from_dict({"image": column, "label": labels}, features=features)
+    stored.to_parquet(tmp_path / "images.parquet")
+    stored.save_to_disk(tmp_path / "saved")
+    hub.DatasetDict(train=stored, test=stored.select(range(8))).save_to_disk(tmp_path / "split")
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for place in ("images.parquet", "saved"):
+        dataset = load_dataset(tmp_path / place, "all", image_size=6)
+        assert torch.equal(dataset.images, expected) and dataset.labels.tolist() == labels
+        assert dataset.classes == list("wxyz") and dataset.names[7] == "row/7"
+        streamed = load_dataset(tmp_path / place, image_size=6, memory_limit_gb=0)
+        batches = step_batches(streamed, batch_size=8, parts=split_batch(8, 1), seed=0, device="cpu", num_workers=2)
+        batch = next(batches)[0]
+        places = [next(iter((expected == image).all((1, 2, 3)).nonzero()[0])) for image in batch.images]
+        assert batch.labels.tolist() == [labels[int(place)] for place in places]
+    assert len(load_dataset(tmp_path / "split", "test")) == 8
+    train, val = (load_dataset(tmp_path / "split", split) for split in ("train", "val"))
+    assert len(train) + len(val) == 40 and not set(train.names) & set(val.names)
+
+
+def test_parquet_of_another_program_is_read_by_its_bytes(tmp_path, hub):
+    images = pixels(5, 6, 6, 3)
+    table = pa.table({"payload": [encode(image) for image in images], "class": ["a", "b", "a", "b", "a"]})
+    parquet.write_table(table, tmp_path / "mine.parquet")
+    dataset = load_dataset(tmp_path / "mine.parquet", "all", image_size=6)
+    assert torch.equal(dataset.images, torch.from_numpy(images).permute(0, 3, 1, 2)) and dataset.classes == ["a", "b"]
+
+
+def test_arrow_data_that_cannot_be_opened_are_one_line(tmp_path, hub):
+    with pytest.raises(InputError, match="data hf:nobody/nothing cannot be opened: ") as error:
+        load_dataset("hf:nobody/nothing")
+    assert "\n" not in str(error.value)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(InputError, match=r"broken\.parquet cannot be read"):
+        load_dataset(tmp_path / "broken.parquet")
+    hub.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "texts")
+    with pytest.raises(InputError, match=r"texts has no column of images, only text: give --image-column"):
+        load_dataset(tmp_path / "texts")
+
+
+# ---- torch Datasets, named sets
+
+
+class Squares(torch.utils.data.Dataset):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        image = np.full((8, 8, 3), index, dtype=np.uint8)
+        return self.kind(image), index % 3
+
+
+@pytest.mark.parametrize("kind", [Image.fromarray, np.asarray, lambda image: torch.from_numpy(image).permute(2, 0, 1)])
+def test_any_torch_dataset_will_do(kind):
+    dataset = load_dataset(Squares(kind), "all", image_size=4)
+    assert dataset.images.shape == (20, 3, 4, 4) and dataset.images[:, 0, 0, 0].tolist() == list(range(20))
+    assert dataset.labels.tolist() == [index % 3 for index in range(20)] and dataset.classes == ["0", "1", "2"]
+
+
+def test_a_set_of_torchvisions_is_read_through_its_files(tmp_path):
+    """GTSRB as it lies on disk: PPM files in numbered folders, and a table of the test labels."""
+    root = tmp_path / "gtsrb"
+    for number in range(40):
+        picture(root / "GTSRB" / "Training" / f"{number % 2:05}" / f"{number}.ppm", seed=number)
+    for number in range(4):
+        picture(root / "GTSRB" / "Final_Test" / "Images" / f"{number}.ppm", seed=100 + number)
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"] + [
+        f"{n}.ppm;12;12;0;0;9;9;1" for n in range(4)
+    ]
+    (root / "GT-final_test.csv").write_text("\n".join(lines))
+    splits = load_splits("gtsrb", data_dir=tmp_path, image_size=12)
+    assert [len(dataset) for dataset in splits.values()] == [36, 4, 4]  # 2,000 held out, but a tenth at most
+    assert splits["train"].classes == ["0", "1"] and splits["test"].labels.tolist() == [1] * 4
+    first = read_image(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm", (3, 12, 12))
+    assert torch.equal(splits["test"].images[0], first)
+
+
+def test_named_sets_obey_the_memory_limit():
+    streamed = load_dataset("digits", image_size=16, memory_limit_gb=0)
+    whole = load_dataset("digits", image_size=16)
+    assert isinstance(streamed, StreamedDataset)
+    some = torch.tensor([5, 900, 2])
+    assert torch.equal(streamed[some][0], whole[some][0]) and torch.equal(streamed[some][1], whole[some][1])
+
+
+# ---- pixels of other depths and channels
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (20, 8, 8), dtype=np.uint16)
+    for number, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    dataset = load_dataset(tmp_path, "all", image_size=8, channels=1)
+    assert dataset.images.dtype == torch.uint16 and np.array_equal(dataset.images[:, 0].numpy(), values)
+    mean, std = dataset.statistics
+    np.testing.assert_allclose([mean[0], std[0]], [(values / 65535).mean(), (values / 65535).std()], atol=1e-6)
+    assert np.array_equal(load_dataset(values, "all").images[:, 0].numpy(), values)
+    Image.fromarray(np.full((8, 8), 100, dtype=np.uint8)).save(tmp_path / "99.png")
+    assert set(load_dataset(tmp_path, "all", image_size=8, channels=1).images[-1].flatten().tolist()) == {100 * 257}
+
+
+def test_one_deep_image_among_others_is_refused(tmp_path):
+    for number in range(200):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number:03}.png")
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "101.png")
+    with pytest.raises(InputError, match=r"101\.png has 16-bit pixels, unlike the others"):
+        load_dataset(tmp_path, "all", image_size=4, channels=1)
+
+
+def test_floats_need_their_range(tmp_path):
+    values = np.random.default_rng(0).normal(size=(20, 8, 8)).astype(np.float32)
+    for number, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.tif")
+    with pytest.raises(InputError, match=r"has float32 pixels: give --pixel-range LOW HIGH, the values of black and w"):
+        load_dataset(tmp_path, image_size=8, channels=1)
+    dataset = load_dataset(tmp_path, "all", image_size=8, channels=1, pixel_range=(-4, 4))
+    np.testing.assert_allclose(dataset.images[:, 0].numpy() / 65535 * 8 - 4, values, atol=8 / 65535)
+    same = load_dataset(values, "all", pixel_range=(-4, 4))
+    assert torch.equal(same.images, dataset.images)
+    with pytest.raises(InputError, match="pixel_range 1 0: the first must be the lower one"):
+        load_dataset(values, pixel_range=(1, 0))
+
+
+def test_many_channels_from_tiff_and_npy(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(0, 65536, (12, 5, 8, 8), dtype=np.uint16)
+    for number, image in enumerate(values):
+        tifffile.imwrite(tmp_path / f"{number:02}.tif", image, photometric="minisblack", planarconfig="separate")
+    (tmp_path / "arrays").mkdir()
+    for number, image in enumerate(values):
+        np.save(tmp_path / "arrays" / f"{number:02}.npy", image.transpose(1, 2, 0))
+    arrays = load_dataset(tmp_path / "arrays", "all", image_size=8, channels=5)
+    assert np.array_equal(arrays.images.numpy(), values)
+    shutil.rmtree(tmp_path / "arrays")
+    bands = load_dataset(tmp_path, "all", image_size=8, channels=5)
+    assert np.array_equal(bands.images.numpy(), values)
+    with pytest.raises(InputError, match=r"\.tif cannot be read \(its shape .* has no 6 channels"):
+        load_dataset(tmp_path, image_size=8, channels=6)
+
+
+def test_images_of_any_depth_and_channels_train(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (40, 5, 8, 8), dtype=np.uint16)
+    common = {"image_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
+              "decoder_depth": 1, "epochs": 2, "batch_size": 16, "log_with": ()}  # fmt: skip
+    run = pretrain(
+        values, output_dir=tmp_path / "run", **common, contrast_color_jitter=0.0, views=2, contrast_batch_size=16
+    )
+    assert run.model.in_channels == 5 and (tmp_path / "run" / "reconstructions.png").exists()
+    with pytest.raises(
+        InputError, match="color_jitter is defined for grey and RGB images of 8 bits, not for 5 channels"
+    ):
+        pretrain(values, output_dir=tmp_path / "colour", **common, contrast_epochs=0, color_jitter=0.5)
+
+
+def test_large_jpegs_are_decoded_small(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    image.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
+    small = read_image(tmp_path / "large.jpg", (3, 30, 40)).float()
+    exact = np.asarray(Image.open(tmp_path / "large.jpg").resize((40, 30), Image.Resampling.BICUBIC))
+    assert (small.permute(1, 2, 0) - torch.tensor(exact).float()).abs().mean() < 2
