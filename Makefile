@@ -1,11 +1,12 @@
 # make demo   set up, then the whole story on handwritten digits (about 4 minutes on 2 cores)
-# make test   set up, then the test suite
+# make test   set up, then the test suite, on 2 cores (WORKERS=2)
 # make lint   what CI checks: style (ruff), types (mypy) and the direction of imports (import-linter)
 # make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: demo test lint setup clean release
 
@@ -20,8 +21,9 @@ $(VENV)/ready: pyproject.toml
 demo: setup
 	$(BIN)/python scripts/demo.py
 
+# A file stays in one process, as its tests share what takes long to make.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

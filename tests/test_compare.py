@@ -33,8 +33,8 @@ GRID = ["--data", "digits", "--models", "mae", "vae", "--latent-dims", "8", "--e
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_maps():
-    """t-SNE of few pictures, as it takes longer than all the rest."""
+def small_maps(quick_stages):
+    """t-SNE of few images, as it takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "MAPPED", 60)
         yield

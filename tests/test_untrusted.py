@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder
@@ -169,6 +170,50 @@ def test_an_architecture_is_one_of_ours_or_of_timms(tmp_path, kind, name):
     inner = ("autoencoder",) if kind == "conv_ae classifier" else ()
     edit(tmp_path / "config.json", (*inner, "architecture"), name)
     assert_refused(tmp_path, "architecture", str(name))
+
+
+# ---- sizes that the weights do not bear out
+
+
+class Allocations(TorchDispatchMode):
+    """The largest tensor that any operation inside gave, in bytes; those of the meta device have none."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor) and not output.is_meta:
+            self.largest = max(self.largest, output.untyped_storage().nbytes())
+        return output
+
+
+LARGE = {
+    "mae": {"embed_dim": 4000, "decoder_dim": 4000, "image_size": 2048, "in_channels": 30_000},
+    "conv_ae": {"width": 4000, "latent_dim": 10**6, "in_channels": 30_000},
+    "vae": {"width": 4000, "latent_dim": 10**6},
+    "vqvae": {"codebook_size": 10**6, "latent_dim": 10**5, "image_size": 4096},
+    "resnet_unet": {"encoder": "resnet101", "in_channels": 30_000},
+    "masked_conv": {"encoder": "convnext_large", "decoder_dim": 4000},
+    "pca": {"latent_dim": 192, "image_size": 2048},
+    "conv_ae classifier": {("autoencoder", "width"): 4000, "label_names": ["a"] * 10**5},
+    "timm classifier": {("model_args", "embed_dim"): 4000, ("model_args", "img_size"): 2048},
+    "transformers": {"decoder_hidden_size": 4000},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_size_beyond_the_weights_is_refused_before_memory_is_taken(tmp_path, kind):
+    write(kind, tmp_path)
+    whole, size = (tmp_path / "config.json").read_text(), (tmp_path / "model.safetensors").stat().st_size
+    with Allocations() as taken:
+        tinymae.load(tmp_path)
+    assert taken.largest > 0
+    for place, value in LARGE[kind].items():
+        edit(tmp_path / "config.json", place if isinstance(place, tuple) else (place,), value)
+        with Allocations() as taken:
+            assert_refused(tmp_path, "its config.json says")
+        assert taken.largest <= size, place
+        (tmp_path / "config.json").write_text(whole)
 
 
 # ---- values that cannot be

@@ -15,7 +15,7 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import InputError
 
@@ -174,33 +174,3 @@ def is_about(error: BaseException | None, folder: Path) -> TypeGuard[OSError]:
         return True
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     return any(Path(os.path.abspath(os.fsdecode(name))).is_relative_to(folder.absolute()) for name in names)
-
-
-def load_weights_strictly(model: nn.Module, path: str | Path) -> None:
-    """Fill every parameter and buffer of `model` from a safetensors file, in the model's own dtype.
-
-    Raises InputError, naming the file, if it is missing, truncated, or does not match the model name by name and
-    shape by shape. The model is untouched when it raises.
-    """
-    fill_strictly(model, read_tensors(path), source=path, expected="its config.json says")
-
-
-def fill_strictly(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:
-    """Fill every parameter and buffer of `model` from `state`, in the model's own dtype.
-
-    Raises InputError, in the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match
-    one by one. The model is untouched when it raises.
-    """
-    wanted = model.state_dict()
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unexpected:
-        raise InputError(
-            f"{source} holds another architecture than {expected}: "
-            f"missing {missing[:3]}, unexpected {unexpected[:3]} ({len(missing)} and {len(unexpected)} in all)"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise InputError(
-                f"{source} holds {name} of shape {tuple(tensor.shape)} where {expected} {tuple(wanted[name].shape)}"
-            )
-    model.load_state_dict(state, strict=True)

@@ -9,7 +9,6 @@ Works with torch 2.6 and 2.15.
 """
 
 import copy
-import inspect
 import io
 from pathlib import Path
 
@@ -67,14 +66,10 @@ class ReconstructionGraph(Graph):
 
     Images may hide different numbers of patches, but each must keep one visible: the brightness of the others is
     interpolated from it, and a graph cannot refuse its input.
-
-    Raises InputError if timm is too old to take an attention mask.
     """
 
     def __init__(self, model: MaskedAutoencoder):
         super().__init__()
-        if "attn_mask" not in inspect.signature(model.encoder.forward_features).parameters:
-            raise InputError("exporting reconstruction needs timm 1.0.16 or newer: pip install --upgrade timm")
         self.model = model
         mask = torch.zeros(2, model.num_patches, dtype=torch.bool)
         mask[:, 0] = True

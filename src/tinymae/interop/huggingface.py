@@ -5,6 +5,7 @@ rows of qkv; no value changes, so what is written and read again is the same bit
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import fill_strictly, read_json, read_tensors, require_types, write_json, write_tensors
+from ..files import read_json, read_tensors, require_types, write_json, write_tensors
 from ..models.base import Encoder
 from ..models.classifier import Classifier
+from ..models.filling import SAYS, build_filled
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import ViTEncoder, create_vit, describe, set_norm_eps
 from ..tensors import pair
@@ -92,9 +94,8 @@ def build_autoencoder(
         "mean": read_statistic(folder, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
         "std": read_statistic(folder, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
     }
-    model = MaskedAutoencoder.from_config(sizes | arguments, source=folder)
-    fill_strictly(model, state, source=folder, expected="its config.json says")
-    return model.eval()
+    build = partial(MaskedAutoencoder.from_config, sizes | arguments, source=folder)
+    return build_filled(build, state, source=folder, expected=SAYS).eval()
 
 
 def classifier_from_transformers(
@@ -126,10 +127,10 @@ def build_vit_classifier(
     config, sizes, state = read_folder(folder, config, model_type="vit", architecture="ViTForImageClassification")
     num_classes = len(state.get("encoder.head.bias", ()))  # where there is no head, the strict check below says so
     name, sizes = sizes["encoder"], {key: value for key, value in sizes.items() if key != "encoder"}
-    vit = create_vit(name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
-    set_norm_eps(vit, config["layer_norm_eps"])
     state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
-    fill_strictly(vit, state, source=folder, expected="its config.json says")
+    build = partial(create_vit, name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
+    vit = build_filled(build, state, source=folder, expected=SAYS)
+    set_norm_eps(vit, config["layer_norm_eps"])
     head = vit.head
     vit.reset_classifier(0)
     mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))

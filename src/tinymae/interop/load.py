@@ -1,14 +1,16 @@
 """One way in for weights of every kind."""
 
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
 import timm
 
 from ..errors import InputError
-from ..files import load_weights_strictly, read_json, require_types
+from ..files import read_json, require_types
 from ..models.base import Autoencoder, find_weights
 from ..models.classifier import Classifier, build_classifier
+from ..models.filling import build_from_file
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER
@@ -75,10 +77,12 @@ def read_family_classifier(folder: Path, config: dict) -> Classifier:
     name, classes = config["autoencoder"].get("architecture"), list(map(str, config["label_names"]))
     if str(name) not in ARCHITECTURES or not classes:
         raise InputError(f"{source}: architecture {name!r} with {len(classes)} label_names is no classifier of ours")
-    autoencoder = ARCHITECTURES[name].from_config(config["autoencoder"], source=folder)
-    classifier = build_classifier(autoencoder, classes=classes)
-    load_weights_strictly(classifier, folder / "model.safetensors")
-    return classifier.eval()
+
+    def build() -> Classifier:
+        autoencoder = ARCHITECTURES[name].from_config(config["autoencoder"], source=folder)
+        return build_classifier(autoencoder, classes=classes)
+
+    return build_from_file(build, folder / "model.safetensors").eval()
 
 
 def read_vit_classifier(folder: Path, config: dict) -> Classifier:
@@ -102,10 +106,11 @@ def read_vit_classifier(folder: Path, config: dict) -> Classifier:
         )
     sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
     sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
-    vit = create_vit(
-        config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False, **sizes
-    )
-    load_weights_strictly(vit, folder / "model.safetensors")
+    build = partial(
+        create_vit, config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False,
+        **sizes,
+    )  # fmt: skip
+    vit = build_from_file(build, folder / "model.safetensors")
     head = vit.head
     vit.reset_classifier(0)
     statistics = {name: preprocessing[name] for name in ("mean", "std")}

@@ -14,7 +14,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import fill_strictly, require_types, write_atomically
+from ..files import require_types, write_atomically
+from ..models.filling import fill_strictly
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
 from .sizes import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain

@@ -17,8 +17,9 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line
-from ..files import load_weights_strictly, read_json, require_types, write_tensors
+from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair
+from .filling import build_from_file
 from .losses import LOSSES, parse_loss
 
 WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
@@ -317,8 +318,7 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     @classmethod
     def from_folder(cls, folder: Path, config: dict):
         """The model of a folder whose config.json has been read."""
-        model = cls.from_config(config, source=folder)
-        load_weights_strictly(model, folder / "model.safetensors")
+        model = build_from_file(lambda: cls.from_config(config, source=folder), folder / "model.safetensors")
         model.source = folder
         return model.eval()
 

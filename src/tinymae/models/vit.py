@@ -12,7 +12,7 @@ from ..errors import InputError, first_line
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
-MAX_DEPTH = 1000  # blocks: no config.json can make the constructor build for hours
+MAX_DEPTH = 200  # blocks: no config.json can make the constructor build for minutes
 
 
 class ViTEncoder(Encoder):

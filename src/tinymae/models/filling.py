@@ -1,0 +1,84 @@
+"""Models built and filled from weights that somebody else may have written: name by name, shape by shape."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InputError
+from ..files import read_tensors
+
+Built = TypeVar("Built", bound=nn.Module)
+SAYS = "its config.json says"
+# What constructors do to tensors they have made. On the meta device it is Python, and slower than the real thing.
+INITIALISING = {
+    getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "zero_", "fill_", "mul_", "add_", "clamp_")
+}
+
+
+class Sketch(TorchFunctionMode):
+    """Tensors made inside have a shape and no memory: they are on the meta device and nothing initialises them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in INITIALISING and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        self.device = torch.device("meta")
+        self.device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.device.__exit__(*error)
+
+
+def build_from_file(build: Callable[[], Built], path: str | Path) -> Built:
+    """The model that `build` makes, filled from a safetensors file.
+
+    Raises InputError, naming the file, if it is missing, damaged, or of another architecture.
+    """
+    return build_filled(build, read_tensors(path), source=path, expected=SAYS)
+
+
+def build_filled(build: Callable[[], Built], state: dict[str, Tensor], *, source: str | Path, expected: str) -> Built:
+    """The model that `build` makes, every parameter and buffer from `state`, in the model's own dtype.
+
+    It is first built without memory, so that sizes which the tensors do not bear out cost none. Raises InputError as
+    `fill_strictly` does.
+    """
+    with Sketch():
+        require_same_shapes(build(), state, source=source, expected=expected)
+    model = build()
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def fill_strictly(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:
+    """Fill every parameter and buffer of `model` from `state`, in the model's own dtype.
+
+    Raises InputError, in the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match
+    one by one. The model is untouched when it raises.
+    """
+    require_same_shapes(model, state, source=source, expected=expected)
+    model.load_state_dict(state, strict=True)
+
+
+def require_same_shapes(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:
+    """Raises InputError unless `state` has the names and shapes of the model's parameters and buffers."""
+    wanted = model.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unexpected:
+        raise InputError(
+            f"{source} holds another architecture than {expected}: "
+            f"missing {missing[:3]}, unexpected {unexpected[:3]} ({len(missing)} and {len(unexpected)} in all)"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise InputError(
+                f"{source} holds {name} of shape {tuple(tensor.shape)} where {expected} {tuple(wanted[name].shape)}"
+            )
