@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .commands.embed import embed
     from .commands.evaluate import evaluate
     from .commands.export import export
     from .commands.finetune import finetune
@@ -40,6 +41,7 @@ __all__ = [
     "attention_maps",
     "classifier_from_transformers",
     "compare",
+    "embed",
     "evaluate",
     "export",
     "export_timm",
@@ -57,6 +59,7 @@ __all__ = [
     "unpatchify",
 ]
 HOMES = {
+    "commands.embed": ["embed"],
     "commands.evaluate": ["evaluate"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],

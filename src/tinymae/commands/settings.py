@@ -73,6 +73,8 @@ def describe_value(value: Any) -> Any:
         return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
+    if isinstance(value, tuple | list):
+        return [describe_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 
