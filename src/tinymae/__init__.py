@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .commands.export import export
     from .commands.finetune import finetune
     from .commands.linear_probe import linear_probe
+    from .commands.neighbours import neighbours
     from .commands.pretrain import pretrain
     from .data.datasets import load_dataset
     from .errors import InputError
@@ -51,6 +52,7 @@ __all__ = [
     "linear_probe",
     "load",
     "load_dataset",
+    "neighbours",
     "patchify",
     "pretrain",
     "random_mask",
@@ -64,6 +66,7 @@ HOMES = {
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
     "commands.linear_probe": ["linear_probe"],
+    "commands.neighbours": ["neighbours"],
     "commands.pretrain": ["pretrain"],
     "data.datasets": ["load_dataset"],
     "errors": ["InputError"],
