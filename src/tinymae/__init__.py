@@ -7,10 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .commands.embed import embed
     from .commands.evaluate import evaluate
     from .commands.export import export
     from .commands.finetune import finetune
     from .commands.linear_probe import linear_probe
+    from .commands.neighbours import neighbours
     from .commands.pretrain import pretrain
     from .data.datasets import load_dataset
     from .errors import InputError
@@ -40,6 +42,7 @@ __all__ = [
     "attention_maps",
     "classifier_from_transformers",
     "compare",
+    "embed",
     "evaluate",
     "export",
     "export_timm",
@@ -49,6 +52,7 @@ __all__ = [
     "linear_probe",
     "load",
     "load_dataset",
+    "neighbours",
     "patchify",
     "pretrain",
     "random_mask",
@@ -57,10 +61,12 @@ __all__ = [
     "unpatchify",
 ]
 HOMES = {
+    "commands.embed": ["embed"],
     "commands.evaluate": ["evaluate"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
     "commands.linear_probe": ["linear_probe"],
+    "commands.neighbours": ["neighbours"],
     "commands.pretrain": ["pretrain"],
     "data.datasets": ["load_dataset"],
     "errors": ["InputError"],

@@ -1,12 +1,14 @@
 """Files that are either whole or absent, and errors that tell the user what to do."""
 
+import csv
 import errno
 import hashlib
 import inspect
+import io
 import json
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeGuard, Union, get_args, get_origin
@@ -40,6 +42,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file's content, atomically."""
     write_atomically(path, lambda beside: beside.write_bytes(content))
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence]) -> Path:
+    """Write a table as CSV, atomically; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+    return Path(path)
 
 
 def file_digest(path: str | Path) -> str:

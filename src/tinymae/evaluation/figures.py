@@ -36,6 +36,24 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     return sheet
 
 
+def thumbnails(images: Tensor, side: int) -> Tensor:
+    """Images uint8 (N, C, H, W), scaled down or up and padded in grey to RGB squares: uint8 (N, 3, side, side).
+
+    >>> thumbnails(torch.zeros(2, 1, 8, 16, dtype=torch.uint8), 4)[0, 0].tolist()
+    [[128, 128, 128, 128], [0, 0, 0, 0], [0, 0, 0, 0], [128, 128, 128, 128]]
+    """
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    scale = side / max(images.shape[2:])
+    height, width = (max(1, round(scale * size)) for size in images.shape[2:])
+    if (height, width) != images.shape[2:]:
+        mode = "bilinear" if scale < 1 else "nearest"
+        resized = torch.nn.functional.interpolate(images.float(), (height, width), mode=mode, antialias=scale < 1)
+        images = resized.round().clamp(0, 255).to(torch.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    padding = (left, side - width - left, top, side - height - top)
+    return torch.nn.functional.pad(images, padding, value=128)
+
+
 def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -> Path:
     """Images (N, C, H, W) in [0, 1] in rows of `columns`."""
     sheet = tile(images, columns)
@@ -130,6 +148,25 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
         axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
     axis.set(xlabel="predicted", ylabel="true", title=title)
+    return save(figure, path)
+
+
+def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "") -> Path:
+    """Accuracy against confidence, and how many images have it; `bins` as `calibration.reliability` gives them."""
+    count = len(bins["images"])
+    middles = [(number + 0.5) / count for number in range(count)]
+    figure = Figure(figsize=(4.2, 4.8))
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+    upper.bar(middles, bins["accuracy"], width=0.92 / count, color=COLOURS[0], label="accuracy")
+    seen = [number for number in range(count) if bins["images"][number]]
+    means = {name: [bins[name][number] for number in seen] for name in ("confidence", "accuracy")}
+    upper.scatter(means["confidence"], means["accuracy"], s=12, color=COLOURS[1], zorder=3, label="at mean confidence")
+    upper.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--")
+    upper.set(ylabel="accuracy", title=title, ylim=(0, 1.02))
+    upper.legend(fontsize=8, loc="upper left")
+    lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    figure.tight_layout()
     return save(figure, path)
 
 

@@ -1,7 +1,66 @@
-"""k-nearest-neighbour classification of frozen features."""
+"""Nearest neighbours by cosine, exact, and classification by their vote."""
 
 import torch
 from torch import Tensor, nn
+
+BLOCK = 64  # columns whose maximum is looked at first
+CELLS = 2**25  # similarities in memory at a time: 128 MiB
+
+
+@torch.no_grad()
+def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tuple[Tensor, Tensor]:
+    """The `k` rows of `bank` (N, F) most similar to each of `queries` (M, F): cosines and row numbers, both (M, k).
+
+    Exact, on the bank's device, best first; k is at most N. With `same` the queries are the bank, and no row is its own
+    neighbour, so that k is at most N - 1. The similarities are computed by chunks of queries, in 128 MiB.
+
+    >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), k=1)[1]
+    tensor([[1]])
+    """
+    unit = nn.functional.normalize(bank.float(), dim=1)
+    k = min(k, len(unit) - same)
+    found = []
+    with torch.autocast(bank.device.type, enabled=False):  # half precision would blur the cosines
+        for rows in torch.arange(len(queries)).split(max(16, CELLS // len(unit))):
+            chunk = unit[rows] if same else nn.functional.normalize(queries[rows].to(unit), dim=1)
+            similarity = chunk @ unit.T
+            if same:
+                similarity[torch.arange(len(rows)), rows] = -torch.inf
+            found.append(top(similarity, k))
+    cosines, indices = zip(*found, strict=True)
+    return torch.cat(cosines), torch.cat(indices)
+
+
+def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`similarity.topk(k)` of long rows (M, N), several times as fast on a CPU.
+
+    The k largest of a row lie in the k blocks with the largest maxima, so only these are searched.
+    """
+    count = similarity.shape[1]
+    if count < 8 * k * BLOCK:
+        return similarity.topk(k, dim=1)
+    rest = count % BLOCK
+    blocks = similarity[:, : count - rest].unflatten(1, (-1, BLOCK))  # (M, blocks, BLOCK)
+    chosen = blocks.amax(dim=2).topk(k, dim=1).indices
+    columns = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=chosen.device)).flatten(1)
+    tail = torch.arange(count - rest, count, device=chosen.device).expand(len(columns), -1)
+    columns = torch.cat([columns, tail], dim=1)
+    best, place = similarity.gather(1, columns).topk(k, dim=1)
+    return best, columns.gather(1, place)
+
+
+def vote(cosines: Tensor, labels: Tensor, *, num_classes: int, temperature: float = 0.07) -> Tensor:
+    """Probabilities (M, classes) by a vote of neighbours with these `cosines` and `labels`, both (M, k).
+
+    Each neighbour's weight is exp(cosine / temperature).
+
+    >>> vote(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([[0, 1, 1, 1]]), num_classes=2)
+    tensor([[0.2500, 0.7500]])
+    """
+    # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
+    weights = ((cosines - 1) / temperature).exp()
+    votes = weights.new_zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
+    return votes / votes.sum(dim=1, keepdim=True)
 
 
 def knn_predict(
@@ -16,13 +75,5 @@ def knn_predict(
     >>> knn_predict(known, labels, torch.tensor([[0.9, 0.1], [0.1, 0.2]]), num_classes=2)
     tensor([0, 1])
     """
-    bank = nn.functional.normalize(train_features.float(), dim=1).T.contiguous()
-    one_hot = nn.functional.one_hot(train_labels, num_classes).float()
-    predictions = []
-    with torch.autocast(bank.device.type, enabled=False):  # half precision would blur the cosines
-        for chunk in nn.functional.normalize(features.float(), dim=1).split(1000):
-            similarity, neighbours = (chunk @ bank).topk(min(k, bank.shape[1]), dim=1)
-            # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
-            votes = ((similarity - 1) / temperature).exp()[..., None] * one_hot[neighbours]
-            predictions.append(votes.sum(dim=1).argmax(dim=1))
-    return torch.cat(predictions)
+    cosines, index = nearest(features, train_features, k=k)
+    return vote(cosines, train_labels[index], num_classes=num_classes, temperature=temperature).argmax(dim=1)

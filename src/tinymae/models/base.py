@@ -101,6 +101,7 @@ class Encoder(nn.Module):
     num_features: int  # the width of `encode`
     seen_floats = False  # whether float images were looked at once, for values that are no normalised ones
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
+    layered = False  # whether it is a ViT: `encode` takes `pool` and `layers`, and `encode_dense` gives a map
 
     def __init__(
         self, *, image_size: int | Sequence[int], in_channels: int, mean: Sequence[float], std: Sequence[float]
@@ -120,6 +121,10 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, num_features) of uint8 or normalised float images (B, C, H, W); deterministic."""
         raise NotImplementedError
+
+    def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
+        """A feature map (B, D, rows, columns) of a ViT. Raises InputError for other families."""
+        raise InputError(f"a {type(self).__name__} is no ViT: it has no dense features")
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.

@@ -21,7 +21,17 @@ from .base import Encoder, Reconstruction
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
 from .masking import expand_mask, patch_statistics, patchify, require_visible, unpatchify
-from .vit import MAX_DEPTH, TIMM_POOLS, ViTEncoder, create_vit, pool_tokens, pools_of, set_norm_eps
+from .vit import (
+    MAX_DEPTH,
+    TIMM_POOLS,
+    ViTEncoder,
+    create_vit,
+    dense_features,
+    encode_layers,
+    pool_tokens,
+    pools_of,
+    set_norm_eps,
+)
 
 
 @dataclass
@@ -66,6 +76,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     Raises:
         InputError: an unknown encoder, sizes that do not divide, a mask ratio that hides no patch or all of them.
     """
+
+    layered = True
 
     def __init__(
         self,
@@ -340,22 +352,21 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
         Raises InputError for images of another shape, or for layers that the encoder does not have.
         """
-        images, depth = self.normalise(images), len(self.encoder.blocks)
-        asked = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
-        if not asked or not all(-depth <= layer < depth for layer in asked):
-            raise InputError(
-                f"layers {layers} must name some of this encoder's {depth}: 0 to {depth - 1}, or from the end"
-            )
-        asked = [layer % depth for layer in asked]
-        distinct = sorted(set(asked))
-        found = self.encoder.forward_intermediates(
-            images, indices=distinct, norm=norm, stop_early=True, output_fmt="NLC", intermediates_only=True,
-            return_prefix_tokens=self.num_prefix_tokens > 0,
-        )  # fmt: skip
-        if self.num_prefix_tokens:
-            found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
-        # timm gives them in the order of depth, however they were asked for.
-        return [found[distinct.index(layer)] for layer in asked]
+        return encode_layers(self.encoder, self.normalise(images), layers, norm=norm)
+
+    def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
+        """A feature map (B, D, rows, columns) of unmasked images, in float32: a feature of each patch, in its place.
+
+        `layer` is a block, from 0 or from -1 backwards. The tokens go through the encoder's final norm, so the mean of
+        the last block's map is `encode`.
+
+        >>> model = MaskedAutoencoder(image_size=(8, 12), patch_size=2, embed_dim=24, depth=2, num_heads=2)
+        >>> model.encode_dense(torch.randn(5, 3, 8, 12)).shape
+        torch.Size([5, 24, 4, 6])
+
+        Raises InputError for images of another shape, or a layer that the encoder does not have.
+        """
+        return dense_features(self.encoder, self.normalise(images), layer)
 
     def decode(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Predict every patch, (B, N, P*P*C) in row-major order, from encoded tokens (B, prefix + visible, D).

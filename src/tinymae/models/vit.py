@@ -24,15 +24,27 @@ class ViTEncoder(Encoder):
         pool: "avg" or "cls".
     """
 
+    layered = True
+
     def __init__(self, vit: VisionTransformer, *, mean: Sequence[float], std: Sequence[float], pool: str):
         sizes = describe(vit)
         super().__init__(image_size=sizes["image_size"], in_channels=sizes["in_channels"], mean=mean, std=std)
         self.vit, self.pool, self.num_features = vit, pool, vit.num_features
         self.pools = pools_of(vit)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (B, D) of uint8 or normalised float images (B, C, H, W)."""
-        return pool_tokens(self.vit.forward_features(self.normalise(images)).float(), self.pool, self.vit)
+    def encode(self, images: Tensor, *, pool: str | None = None, layers: int | Sequence[int] = 1) -> Tensor:
+        """Features (B, F) of uint8 or normalised float images (B, C, H, W); see `MaskedAutoencoder.encode`.
+
+        `pool` None is the one that the head was trained on.
+        """
+        images = self.normalise(images)
+        # Training needs timm's own forward pass, which drops patches and computes activations again.
+        tokens = [self.vit.forward_features(images)] if layers == 1 else encode_layers(self.vit, images, layers)
+        return torch.cat([pool_tokens(layer.float(), pool or self.pool, self.vit) for layer in tokens], dim=1)
+
+    def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
+        """A feature map (B, D, rows, columns), see `MaskedAutoencoder.encode_dense`."""
+        return dense_features(self.vit, self.normalise(images), layer)
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place."""
@@ -111,6 +123,33 @@ def pool_tokens(tokens: Tensor, pool: str, vit: VisionTransformer) -> Tensor:
     raise InputError(
         f"pool {pool!r} is not 'avg'" + (": this encoder has no cls token" if vit.cls_token is None else " or 'cls'")
     )
+
+
+def encode_layers(
+    vit: VisionTransformer, images: Tensor, layers: int | Sequence[int], *, norm: bool = True
+) -> list[Tensor]:
+    """Tokens (B, prefix + N, D) of normalised images after some blocks: see `MaskedAutoencoder.encode_layers`."""
+    depth = len(vit.blocks)
+    asked = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
+    if not asked or not all(-depth <= layer < depth for layer in asked):
+        raise InputError(f"layers {layers} must name some of this encoder's {depth}: 0 to {depth - 1}, or from the end")
+    asked = [layer % depth for layer in asked]
+    distinct = sorted(set(asked))
+    found = vit.forward_intermediates(
+        images, indices=distinct, norm=norm, stop_early=True, output_fmt="NLC", intermediates_only=True,
+        return_prefix_tokens=vit.num_prefix_tokens > 0,
+    )  # fmt: skip
+    if vit.num_prefix_tokens:
+        found = [torch.cat([prefix, patches], dim=1) for patches, prefix in found]
+    # timm gives them in the order of depth, however they were asked for.
+    return [found[distinct.index(layer)] for layer in asked]
+
+
+def dense_features(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:
+    """Patch tokens of normalised images after one block, laid out as their grid: (B, D, rows, columns), float32."""
+    (tokens,) = encode_layers(vit, images, [layer])
+    patches = tokens[:, vit.num_prefix_tokens :].float()
+    return patches.transpose(1, 2).unflatten(2, vit.patch_embed.grid_size)
 
 
 def describe(vit: VisionTransformer) -> dict:

@@ -1,0 +1,199 @@
+"""Turn images into a table of features: Parquet, .npz, TensorBoard's projector, and a map to look at."""
+
+import math
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..evaluation.figures import thumbnails
+from ..evaluation.layout import find_clusters, has_umap, lay_out
+from ..evaluation.map import Colouring, write_map
+from ..files import write_atomically
+from ..interop.load import Model
+from ..training.run import Run
+from .features import FeatureSettings, JoinedSplits, map_chunks
+from .settings import Result, keywords_of, setting, with_default
+
+PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
+PROJECTED = 5000  # images in TensorBoard's projector, which is slow with more
+
+SPRITE = 8192  # pixels a side, the most that the projector shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings(FeatureSettings):
+    """Settings of a table of features."""
+
+    output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/embed")
+    formats: tuple[Literal["npz", "projector", "map"], ...] = setting(
+        ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
+    )
+    clusters: int = setting(10, "colours of the map by k-means", positive=True, free=True)
+
+
+def run(settings: EmbedSettings) -> Result[Model]:
+    """Write the features of images, with their names, splits and labels.
+
+    embeddings.parquet has a row for each image: name, split, label (null without one) and features, a list of float32.
+    embeddings.npz has the same as arrays. projector/ is for TensorBoard, and has at most 5,000 of the images. map.html
+    shows all of them in two dimensions. A run that was stopped resumes. Memory grows with the number of images for the
+    map alone, which needs all features at once.
+
+    Raises InputError for settings or data that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    model, encode = settings.open_model(accelerator)
+    images = settings.open_images(model, accelerator)
+    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+        run.list_skipped(*images.parts.values())
+        started = time.monotonic()
+        table = write_table(settings, encode, images, run)
+        seconds = time.monotonic() - started
+        written = [table]
+        if "npz" in settings.formats:
+            written.append(write_npz(table, run.folder / "embeddings.npz", images))
+        if "projector" in settings.formats:
+            written.append(write_projector(table, run.folder / "projector", images))
+        if "map" in settings.formats:
+            written.append(write_page(settings, table, images, run.folder / "map.html"))
+        results = {
+            "images": len(images), "splits": {name: len(part) for name, part in images.parts.items()},
+            "num_features": pq.read_schema(table).field("features").type.list_size, "seconds": seconds,
+        }  # fmt: skip
+        run.print(f"{len(images)} images, {results['num_features']} features each")
+        run.finish(results, written)
+    return Result(model, results, run.folder)
+
+
+embed = keywords_of(run, EmbedSettings)
+
+
+def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], images: JoinedSplits, run: Run) -> Path:
+    """embeddings.parquet, by parts that outlive a stop; a table that is there already is this run's own."""
+    path, folder = run.folder / "embeddings.parquet", run.folder / "parts"
+    if path.exists():
+        return path
+    parts = []
+    with tqdm(total=len(images), desc="features", unit="img", unit_scale=True, leave=False) as bar:
+        for number, indices in enumerate(torch.arange(len(images)).split(PART)):
+            parts.append(folder / f"{number:06}.parquet")
+            if parts[-1].exists():
+                bar.update(len(indices))
+                continue
+            chunks = map_chunks(
+                encode, images, indices, run.accelerator, batch_size=settings.batch_size, bar=bar
+            )  # fmt: skip
+            rows = as_table(images, indices, torch.cat([*chunks]))
+            write_atomically(parts[-1], lambda beside, rows=rows: pq.write_table(rows, beside))
+    write_atomically(path, lambda beside: join_tables(parts, beside))
+    for part in parts:
+        part.unlink()
+    folder.rmdir()
+    return path
+
+
+def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:
+    """Rows of the table: the images at `indices` (B,) with their features (B, F)."""
+    flat = pa.array(features.flatten().numpy())
+    return pa.table({
+        "name": pa.array(images.names(indices), pa.string()),
+        "split": pa.array(images.splits(indices), pa.string()),
+        "label": pa.array(images.label_names(indices), pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
+    })  # fmt: skip
+
+
+def join_tables(parts: list[Path], path: Path) -> None:
+    """One Parquet file of several, a part in memory at a time."""
+    with pq.ParquetWriter(path, pq.read_schema(parts[0])) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part))
+
+
+def write_npz(table: Path, path: Path, images: JoinedSplits) -> Path:
+    """The table as arrays: features (N, F), names, splits, labels (-1: none) and the classes' names.
+
+    The features go from file to file, a part in memory at a time, which `numpy.savez` cannot do.
+    """
+    file = pq.ParquetFile(table)
+    count, width = file.metadata.num_rows, file.schema_arrow.field("features").type.list_size
+    every = torch.arange(len(images))
+    small = {
+        "names": np.array(images.names(every)), "splits": np.array(images.splits(every)),
+        "labels": images.labels.numpy(), "classes": np.array(images.classes, dtype=np.str_),
+    }  # fmt: skip
+
+    def write(beside: Path) -> None:
+        with zipfile.ZipFile(beside, "w", allowZip64=True) as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+                np.lib.format.write_array_header_2_0(member, header)
+                for batch in file.iter_batches(PART, columns=["features"]):
+                    member.write(batch.column(0).flatten().to_numpy().astype("<f4").tobytes())
+            for name, array in small.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    write_atomically(path, write)
+    return path
+
+
+def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
+    """A folder for TensorBoard's projector: features, names and classes of some images, and a sprite of them."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    chosen = torch.linspace(0, len(images) - 1, min(len(images), PROJECTED)).long()
+    side = min(max(images.image_shape[1:]), SPRITE // math.ceil(len(chosen) ** 0.5))
+    names, splits, labels = images.names(chosen), images.splits(chosen), images.label_names(chosen)
+    rows = [[name, split, label or ""] for name, split, label in zip(names, splits, labels, strict=True)]
+    writer = SummaryWriter(str(folder))
+    writer.add_embedding(
+        torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],
+        metadata=[[" ".join(cell.split()) for cell in row] for row in rows],  # in a table, a tab ends a cell
+        label_img=thumbnails(images[chosen].cpu(), side).float() / 255, tag="features",
+    )  # fmt: skip
+    writer.close()
+    return folder
+
+
+def write_page(settings: EmbedSettings, table: Path, images: JoinedSplits, path: Path) -> Path:
+    """map.html: places and clusters of all features."""
+    every = torch.arange(len(images))
+    features = read_features(table, every.numpy())
+    found = find_clusters(features, count=settings.clusters, seed=settings.seed)
+    labels = [f"cluster {number}" for number in range(found.max() + 1)]
+    colourings = [Colouring("cluster", labels, found)]
+    if images.classes:
+        unlabelled = bool((images.labels < 0).any())
+        classes = [*images.classes, *(["(no label)"] if unlabelled else [])]
+        colourings.insert(0, Colouring("class", classes, images.labels.numpy() % len(classes)))
+    if len(images.parts) > 1:
+        colourings.append(Colouring("split", list(images.parts), images.find(every).numpy()))
+    method = "UMAP" if has_umap() else "t-SNE"
+    return write_map(
+        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.__getitem__,
+        side=max(images.image_shape[1:]), colourings=colourings, title=f"{settings.data_name}: {len(images):,} images",
+        subtitle=f"{method} of {features.shape[1]} features: similar images are close",
+    )  # fmt: skip
+
+
+def read_features(table: Path, rows: np.ndarray) -> np.ndarray:
+    """The features (M, F) of some sorted rows of the table, a part of it in memory at a time."""
+    found, start = [], 0
+    for batch in pq.ParquetFile(table).iter_batches(PART, columns=["features"]):
+        inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+        column = batch.column(0)
+        found.append(column.flatten().to_numpy().reshape(len(column), -1)[inside])
+        start += batch.num_rows
+    return np.concatenate(found)

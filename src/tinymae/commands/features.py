@@ -1,0 +1,162 @@
+"""What commands that work on frozen features share: settings, images of several splits in one row, their features."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.datasets import Dataset, require_channels
+from ..errors import InputError
+from ..interop.load import Model, load
+from ..models.base import Encoder
+from ..models.classifier import Classifier
+from ..models.vit import choose_attention
+from .settings import RunSettings, setting
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSettings(RunSettings):
+    """What commands that put finished weights to work share."""
+
+    heading = "weights"
+    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
+    split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
+    batch_size: int = setting(256, "images in a forward pass", positive=True)
+
+    def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
+        """The splits' images, sized for the model."""
+        loaded = self.load(*self.split, image_size=model.image_size, channels=model.in_channels)
+        for dataset in loaded:
+            require_channels(dataset, model.in_channels)
+        return JoinedSplits({name: d.to(accelerator.device) for name, d in zip(self.split, loaded, strict=True)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(WeightsSettings):
+    """Which features of the images."""
+
+    heading = "features"
+    pool: Literal["avg", "cls"] | None = setting(
+        None, "the mean of the patch tokens, or the class token (default: avg, or a classifier's own)"
+    )
+    layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
+
+    def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
+        """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
+        model = load(self.weights).to(accelerator.device).eval()
+        choose_attention(model, accelerator.device)
+        encode = feature_function(model, pool=self.pool, layers=self.layers)
+        with torch.no_grad():  # layers that it does not have are said before anything is read
+            encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
+        return model, encode
+
+
+def feature_function(model: Model, *, pool: str | None = None, layers: Sequence[int] = (-1,)) -> Callable[..., Tensor]:
+    """A model's function images -> features. Raises InputError for a `pool` or `layers` that it does not have."""
+    encoder: Encoder = model.encoder if isinstance(model, Classifier) else model
+    if pool is not None:
+        encoder.require_pool(pool)
+    if not encoder.layered:
+        if tuple(layers) != (-1,):
+            raise InputError(f"layers {tuple(layers)}: a {type(encoder).__name__} is no ViT, leave it out")
+        return encoder.encode
+    keywords: dict[str, Any] = {"layers": 1 if tuple(layers) == (-1,) else list(layers)}
+    if pool is not None:
+        keywords["pool"] = pool
+    return partial(encoder.encode, **keywords)
+
+
+class JoinedSplits:
+    """Splits of one data set as a single row of images, in the given order.
+
+    Attributes:
+        parts: the splits by name.
+        classes: the names of the labels; of an unlabelled set none.
+        labels: int64 (N,) on the CPU, -1 where there is none.
+    """
+
+    def __init__(self, parts: dict[str, Dataset]):
+        self.parts = parts
+        self.classes = next((part.classes for part in parts.values() if part.labels is not None), [])
+        self.all_names = [names_of(part) for part in parts.values()]
+        self.starts = torch.tensor([0, *(len(part) for part in parts.values())]).cumsum(0)
+        self.labels = torch.cat([
+            torch.full((len(part),), -1) if part.labels is None else part.labels.cpu() for part in parts.values()
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Images uint8 (B, C, H, W) at `indices` (B,)."""
+        where = self.find(indices)
+        found = torch.empty(0)
+        for number, part in enumerate(self.parts.values()):
+            here = (where == number).nonzero()[:, 0]
+            if len(here):
+                images = part[indices[here] - self.starts[number]][0]
+                if len(here) == len(indices):
+                    return images
+                found = found if len(found) else images.new_empty(len(indices), *images.shape[1:])
+                found[here.to(images.device)] = images
+        return found
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return next(iter(self.parts.values())).image_shape
+
+    def find(self, indices: Tensor) -> Tensor:
+        """The number of the split (B,) that each of `indices` (B,) lies in."""
+        return torch.searchsorted(self.starts, indices, right=True) - 1
+
+    def splits(self, indices: Tensor) -> list[str]:
+        """The name of the split of each."""
+        names = list(self.parts)
+        return [names[number] for number in self.find(indices).tolist()]
+
+    def names(self, indices: Tensor) -> list[str]:
+        """The name of each image: its path, or its row."""
+        pairs = zip(self.find(indices).tolist(), indices.tolist(), strict=True)
+        return [self.all_names[number][index - int(self.starts[number])] for number, index in pairs]
+
+    def label_names(self, indices: Tensor) -> list[str | None]:
+        """The class of each, None where there is none."""
+        return [self.classes[label] if label >= 0 else None for label in self.labels[indices].tolist()]
+
+
+def names_of(dataset: Dataset) -> Sequence[str]:
+    """The images' names, or where the data knows none, their rows."""
+    names = getattr(dataset, "names", None)
+    return [str(row) for row in range(len(dataset))] if names is None else names
+
+
+@torch.no_grad()
+def map_chunks(
+    function: Callable[[Tensor], Tensor], images: JoinedSplits, indices: Tensor, accelerator: Accelerator, *,
+    batch_size: int, bar: tqdm,
+) -> Iterator[Tensor]:  # fmt: skip
+    """`function` of the images at `indices`: (B, F) on the CPU in float32, batch by batch."""
+    for batch in indices.split(batch_size):
+        with accelerator.autocast():
+            result = function(images[batch].to(accelerator.device, non_blocking=True))
+        yield result.float().cpu()
+        bar.update(len(batch))
+
+
+def map_images(
+    function: Callable[[Tensor], Tensor], images: JoinedSplits, accelerator: Accelerator, *, batch_size: int,
+    desc: str = "features",
+) -> Tensor:  # fmt: skip
+    """`function` of all images, (N, F) on the CPU in float32."""
+    with tqdm(total=len(images), desc=desc, unit="img", unit_scale=True, leave=False) as bar:
+        every = torch.arange(len(images))
+        return torch.cat([*map_chunks(function, images, every, accelerator, batch_size=batch_size, bar=bar)])

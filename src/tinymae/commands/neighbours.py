@@ -1,0 +1,99 @@
+"""Find the images that are most like some others: a sheet to look at, and a table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.images import images_in, read_image
+from ..errors import InputError
+from ..evaluation.neighbours import nearest
+from ..evaluation.sheets import Tile, write_sheet
+from ..files import write_csv
+from ..interop.load import Model
+from .features import FeatureSettings, JoinedSplits, map_images
+from .settings import Result, keywords_of, setting, with_default
+
+SHOWN = 50  # queries on the sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursSettings(FeatureSettings):
+    """Settings of a search."""
+
+    output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/neighbours")
+    query: tuple[str, ...] = setting(help="image files, or folders of them", group="search")
+    k: int = setting(8, "neighbours of each query", group="search", positive=True)
+
+
+def run(settings: NeighboursSettings) -> Result[Model]:
+    """Find the `k` images of the data nearest to each query, by the cosine of their features; exact.
+
+    neighbours.csv has a line for each query and neighbour, best first; neighbours.png shows them. A query that is
+    itself in the data finds itself first.
+
+    Raises InputError for settings, data or queries that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    model, encode = settings.open_model(accelerator)
+    shape = (model.in_channels, *model.image_size)
+    files = find_queries(settings.query)
+    queries = torch.stack([read_image(file, shape) for file in files])
+    images = settings.open_images(model, accelerator)
+    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+        run.list_skipped(*images.parts.values())
+        bank = map_images(encode, images, accelerator, batch_size=settings.batch_size).to(accelerator.device)
+        with torch.no_grad(), accelerator.autocast():
+            asked = torch.cat(
+                [encode(part.to(accelerator.device)).float() for part in queries.split(settings.batch_size)]
+            )
+        cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
+        results = {"images": len(images), "queries": len(queries), "k": index.shape[1]}
+        table = write_table(files, images, cosines, index, run.folder / "neighbours.csv")
+        sheet = show(files, queries, images, cosines, index, run.folder / "neighbours.png")
+        run.finish(results, [table, sheet])
+    return Result(model, results, run.folder)
+
+
+neighbours = keywords_of(run, NeighboursSettings)
+
+
+def find_queries(query: tuple[str, ...]) -> list[Path]:
+    """The files that are named, and those of folders. Raises InputError if there are none."""
+    files = []
+    for given in (query,) if isinstance(query, str | Path) else query:
+        path = Path(given)
+        if path.is_dir():
+            files += images_in(path, "**/*")
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"query {path} does not exist: give image files, or folders of them")
+    if not files:
+        raise InputError(f"query {' '.join(map(str, query))} holds no images")
+    return files
+
+
+def write_table(files: list[Path], images: JoinedSplits, cosines: Tensor, index: Tensor, path: Path) -> Path:
+    """A line of CSV for each query and neighbour."""
+    rows = []
+    for file, row, near in zip(files, cosines.tolist(), index, strict=True):
+        named = zip(images.names(near), images.splits(near), images.label_names(near), row, strict=True)
+        rows += [
+            (file, rank, name, split, label, f"{cosine:.4f}")
+            for rank, (name, split, label, cosine) in enumerate(named, 1)
+        ]
+    return write_csv(path, ["query", "rank", "name", "split", "label", "cosine"], rows)
+
+
+def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tensor, index: Tensor, path: Path) -> Path:
+    """A row for each query: itself, framed, then its neighbours."""
+    rows = []
+    for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
+        about = zip(images[near], images.names(near), images.label_names(near), row, strict=True)
+        found = [Tile(image, (name, f"{cosine:.3f} {label or ''}")) for image, name, label, cosine in about]
+        rows.append([Tile(query, (file.name, "query"), "#2f6690"), *found])
+    more = f", the first {SHOWN}" if len(files) > SHOWN else ""
+    return write_sheet(rows, path, f"queries{more}, and their nearest images of {len(images):,}, by cosine")

@@ -1,0 +1,101 @@
+"""map.html: one page that shows images as points in two dimensions, and asks nothing of the network."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..files import write_atomically
+from .figures import thumbnails
+
+COLUMNS = 16  # of a sheet of images; it has as many rows
+PIXELS = 2**25  # of all images in the page: some 20 MB
+LARGEST = 96  # pixels a side of an image, as the page shows it
+
+
+@dataclass
+class Colouring:
+    """One way to colour the points."""
+
+    name: str
+    labels: Sequence[str]  # as the legend has them
+    values: Sequence[int] | NDArray[np.integer]  # (N,): which of them each image has
+
+
+def write_map(
+    path: str | Path, *, places: NDArray[np.float32], names: Sequence[str], images: Callable[[Tensor], Tensor],
+    side: int, colourings: Sequence[Colouring], title: str, subtitle: str = "",
+) -> Path:  # fmt: skip
+    """Write the page. Memory does not grow with the pixels: images are read sheet by sheet.
+
+    Args:
+        path: the file.
+        places: (N, 2) in the unit square.
+        names: of the images.
+        images: indices (B,) -> uint8 (B, C, H, W).
+        side: pixels a side of the images; smaller in the page where there are many.
+        colourings: the first is shown first.
+        title, subtitle: above the map.
+    """
+    # Images that are close stand in the same sheet, so that a look at a region decodes few.
+    order = by_place(places, COLUMNS**2)
+    side = int(min(side, LARGEST, max(16.0, (PIXELS / len(order)) ** 0.5)))
+    steps = np.round(np.clip(places[order], 0, 1) * 65535).astype("<u2")
+    data = {
+        "names": [names[row] for row in order], "places": encode(steps.tobytes()), "side": side, "columns": COLUMNS,
+        "per_sheet": COLUMNS**2, "format": "webp",
+        "colourings": [
+            {"name": each.name, "labels": list(each.labels),
+             "values": encode(np.asarray(each.values)[order].astype("<u2").tobytes())}
+            for each in colourings
+        ],
+    }  # fmt: skip
+    web = resources.files(__package__).joinpath("web")
+    templates = Environment(loader=PackageLoader(__package__, "web"), autoescape=True, undefined=StrictUndefined)
+    page = templates.get_template("map.html").stream(
+        title=title, subtitle=subtitle, count=len(order), side=side, sheets=sheets(order, images, side),
+        style=Markup(web.joinpath("map.css").read_text()), script=Markup(web.joinpath("map.js").read_text()),
+        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),  # a name may say </script>
+    )  # fmt: skip
+
+    def write(beside: Path) -> None:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.writelines(page)
+
+    write_atomically(path, write)
+    return Path(path)
+
+
+def by_place(places: NDArray[np.float32], size: int) -> NDArray[np.int64]:
+    """An order of the points (N, 2) in which each `size` of them lie close together: by strips from top to bottom."""
+    strips = max(1, round((len(places) / size) ** 0.5))
+    ranks = np.argsort(np.argsort(places[:, 0], kind="stable"), kind="stable")
+    return np.lexsort((places[:, 1], ranks * strips // len(places)))
+
+
+def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: int) -> Iterator[Markup]:
+    """Sheets of images in this order, as base64 of WebP."""
+    for rows in torch.from_numpy(order).split(COLUMNS**2):
+        small = thumbnails(images(rows).cpu(), side)
+        blank = small.new_full((COLUMNS**2 - len(small), 3, side, side), 128)
+        tiles = torch.cat([small, blank]).unflatten(0, (COLUMNS, COLUMNS))  # (rows, columns, 3, side, side)
+        pixels = tiles.permute(0, 3, 1, 4, 2).reshape(COLUMNS * side, COLUMNS * side, 3)
+        memory = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(memory, format="webp", quality=80, method=2)
+        yield Markup(encode(memory.getvalue()))
+
+
+def encode(content: bytes) -> str:
+    """base64"""
+    return base64.b64encode(content).decode()

@@ -1,0 +1,88 @@
+"""Sheets of images with a caption under each: to look at what a search or a check has found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..files import write_atomically
+from .figures import thumbnails
+
+GAP, TEXT = 8, 11  # pixels: between tiles, and of the captions
+FRAME = 3
+
+
+@dataclass
+class Tile:
+    """An image and what is said about it."""
+
+    image: Tensor  # uint8 (C, H, W)
+    lines: Sequence[str] = ()
+    frame: str | None = None  # a colour
+
+
+def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "", *, side: int = 96) -> Path:
+    """Rows of tiles as a PNG, written atomically. Images become squares of `side` pixels, small ones with hard edges.
+
+    Lines that are too long are cut in their middle, as names differ at their ends.
+    """
+    columns = max((len(row) for row in rows), default=1)
+    lines = max((len(tile.lines) for row in rows for tile in row), default=0)
+    cell = (side + GAP, side + GAP + lines * (TEXT + 3))
+    top = TEXT + 2 * GAP if title else GAP
+    size = (max(columns * cell[0] + GAP, 200), max(top + len(rows) * cell[1], 40))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP // 2), cut(title, size[0] - 2 * GAP), fill="black", font=font())
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            place = (GAP + column * cell[0], top + row * cell[1])
+            if tile.frame:
+                outer = (place[0] - FRAME, place[1] - FRAME, place[0] + side + FRAME - 1, place[1] + side + FRAME - 1)
+                draw.rectangle(outer, fill=tile.frame)
+            sheet.paste(to_image(tile.image, side), place)
+            for number, line in enumerate(tile.lines):
+                where = (place[0], place[1] + side + 2 + number * (TEXT + 3))
+                draw.text(where, cut(line, side), fill="black", font=font())
+    write_atomically(path, lambda beside: sheet.save(beside, format="png"))
+    return Path(path)
+
+
+def to_image(image: Tensor, side: int) -> Image.Image:
+    """uint8 (C, H, W) as a square."""
+    return Image.fromarray(thumbnails(image[None].cpu(), side)[0].permute(1, 2, 0).contiguous().numpy())
+
+
+@cache
+def font() -> ImageFont.FreeTypeFont:
+    """matplotlib's own, which has Latin, Greek and Cyrillic letters, and is there on every machine."""
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT)
+
+
+def cut(text: str, width: int) -> str:
+    """The text, with its middle left out if it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if font().getlength(text) <= width:
+        return text
+    for keep in range(len(text) - 1, 0, -1):
+        shortened = text[: keep // 2] + "…" + text[len(text) - (keep + 1) // 2 :]
+        if font().getlength(shortened) <= width:
+            return shortened
+    return "…"
+
+
+def in_rows(tiles: Sequence[Tile], columns: int = 10) -> list[Sequence[Tile]]:
+    """Tiles as rows of `columns`."""
+    return [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+
+
+def tiles_of(images: Tensor, lines: Sequence[Sequence[str]], frames: Sequence[str | None] | None = None) -> list[Tile]:
+    """A tile for each of some images (B, C, H, W)."""
+    return [
+        Tile(image, text, frame)
+        for image, text, frame in zip(images, lines, frames or [None] * len(images), strict=True)
+    ]

@@ -1,0 +1,150 @@
+"""Tables of features: what is in them, how they resume, and images without labels."""
+
+import csv
+import shutil
+
+import numpy as np
+import pandas
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, refused
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import embed as command
+from tinymae.commands.features import JoinedSplits, feature_function
+from tinymae.models.classifier import build_classifier
+from tinymae.models.conv import ConvAutoencoder
+
+SPLITS = ["train", "val", "test"]
+
+
+def small_model() -> MaskedAutoencoder:
+    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=2, num_heads=2).eval()
+
+
+def read_npz(path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:  # which refuses to unpickle
+        return dict(arrays)
+
+
+def test_the_table_holds_every_image_once_and_what_encode_gives(tmp_path):
+    model = small_model()
+    run = tinymae.embed(**DIGITS, weights=model, formats=("npz",), output_dir=tmp_path)
+    table = pandas.read_parquet(tmp_path / "embeddings.parquet")
+    digits = {split: load_dataset("digits", split) for split in SPLITS}
+    assert table.columns.tolist() == ["name", "split", "label", "features"]
+    assert table["split"].tolist() == [split for split in SPLITS for _ in range(len(digits[split]))]
+    assert table["label"].tolist() == [str(n) for split in SPLITS for n in digits[split].labels.tolist()]
+    assert not table.duplicated(["name", "split"]).any()
+    with torch.no_grad():
+        expected = torch.cat([model.encode(digits[split].images) for split in SPLITS])
+    assert torch.allclose(torch.tensor(np.stack(table["features"])), expected, atol=1e-5)
+    assert table["features"][0].dtype == np.float32
+    assert run.results["images"] == 1797 and run.results["num_features"] == 16
+
+    arrays = read_npz(tmp_path / "embeddings.npz")
+    assert np.array_equal(arrays["features"], np.stack(table["features"])) and arrays["features"].dtype == np.float32
+    assert arrays["names"].tolist() == table["name"].tolist() and arrays["splits"].tolist() == table["split"].tolist()
+    assert arrays["classes"][arrays["labels"]].tolist() == table["label"].tolist()
+
+
+def test_images_without_labels_of_one_split_and_other_features(tmp_path):
+    model = small_model()
+    data = {"data": load_dataset("digits").images[:50], "mixed_precision": "no", "formats": ("npz",)}
+    tinymae.embed(**data, weights=model, split=("val",), pool="cls", layers=(0, -1), output_dir=tmp_path)
+    table = pq.read_table(tmp_path / "embeddings.parquet")
+    assert table.num_rows == 5 and set(table["split"].to_pylist()) == {"val"}
+    assert table["label"].to_pylist() == [None] * 5
+    with torch.no_grad():
+        expected = model.encode(load_dataset_of(data["data"], "val"), pool="cls", layers=[0, -1])
+    assert torch.allclose(torch.tensor(table["features"].to_pylist()), expected, atol=1e-5)
+    arrays = read_npz(tmp_path / "embeddings.npz")
+    assert arrays["labels"].tolist() == [-1] * 5 and not len(arrays["classes"])
+
+
+def load_dataset_of(images, split):
+    return load_dataset(images, split).images
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PART", 500)
+    model = small_model()
+    settings = {**DIGITS, "weights": model, "formats": ("npz",), "batch_size": 100}
+    tinymae.embed(**settings, output_dir=tmp_path / "whole")
+    counted = 0
+
+    def stop(*arguments, **keywords):
+        nonlocal counted
+        counted += 1
+        if counted == 3:
+            raise KeyboardInterrupt
+        return chunks(*arguments, **keywords)
+
+    chunks = command.map_chunks
+    monkeypatch.setattr(command, "map_chunks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tinymae.embed(**settings, output_dir=tmp_path / "stopped")
+    assert sorted(path.name for path in (tmp_path / "stopped" / "parts").iterdir()) == [
+        "000000.parquet",
+        "000001.parquet",
+    ]
+    run = tinymae.embed(**settings, output_dir=tmp_path / "stopped")
+    assert counted == 3 + 2  # of four parts two were there
+    for name in ("embeddings.parquet", "embeddings.npz"):
+        a, b = ((tmp_path / folder / name) for folder in ("whole", "stopped"))
+        if name.endswith("npz"):
+            assert all(np.array_equal(read_npz(a)[key], read_npz(b)[key]) for key in read_npz(a))
+        else:
+            assert pq.read_table(a).equals(pq.read_table(b))
+    assert not (run.folder / "parts").exists()
+
+
+def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PROJECTED", 10)
+    run = tinymae.embed(**DIGITS, weights=small_model(), formats=("projector",), output_dir=tmp_path)
+    (folder,) = (run.folder / "projector").glob("*/features")
+    with open(folder / "metadata.tsv") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    assert rows[0] == ["name", "split", "label"] and len(rows) == 11
+    assert np.loadtxt(folder / "tensors.tsv").shape == (10, 16)
+    assert Image.open(folder / "sprite.png").size == (32, 32)  # 4 x 4 images of 8 pixels
+    assert "sprite.png" in (run.folder / "projector" / "projector_config.pbtxt").read_text()
+
+
+def test_every_kind_of_weights_gives_features():
+    images = load_dataset("digits").images[:4]
+    model = small_model()
+    with torch.no_grad():
+        for pool in ("avg", "cls"):
+            classifier = build_classifier(model, classes=["a", "b"], pool=pool).eval()
+            assert torch.allclose(feature_function(classifier)(images), model.encode(images, pool=pool), atol=1e-5)
+            other = feature_function(classifier, pool="avg", layers=[0, 1])(images)
+            assert torch.allclose(other, model.encode(images, layers=[0, 1]), atol=1e-5)
+        conv = ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=6).eval()
+        assert torch.equal(feature_function(conv, pool="avg")(images), conv.encode(images))
+    with pytest.raises(InputError, match="a ConvAutoencoder is no ViT, leave it out"):
+        feature_function(conv, layers=[0])
+    with pytest.raises(InputError, match="pool 'cls' is not 'avg'"):
+        feature_function(conv, pool="cls")
+
+
+def test_splits_in_one_row_are_found_in_any_order():
+    parts = {split: load_dataset("digits", split) for split in SPLITS}
+    joined = JoinedSplits(parts)
+    every = torch.cat([part.images for part in parts.values()])
+    assert len(joined) == len(every) == 1797 and joined.image_shape == (1, 8, 8)
+    for indices in (torch.tensor([1796, 0, 1300, 1299, 5]), torch.arange(20), torch.tensor([1436, 1437])):
+        assert torch.equal(joined[indices], every[indices])
+    assert joined.splits(torch.tensor([0, 1299, 1300, 1436, 1437])) == ["train", "train", "val", "val", "test"]
+
+
+def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
+    small_model().save_pretrained(tmp_path / "weights")
+    settings = {**DIGITS, "weights": tmp_path / "weights", "output_dir": tmp_path / "run"}
+    tinymae.embed(**settings, formats=("npz",))
+    assert "holds another run (layers was [-1], now [0]" in refused(capsys, "embed", **settings, layers=(0,))
+    shutil.rmtree(tmp_path / "run")
+    assert "layers [7] must name some of this encoder's 2" in refused(capsys, "embed", **settings, layers=(7,))

@@ -1,0 +1,106 @@
+"""Nearest neighbours: exact, as scikit-learn and brute force find them; votes; the command's sheet and table."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, refused
+from sklearn.neighbors import NearestNeighbors
+
+import tinymae
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.evaluation import neighbours, sheets
+from tinymae.evaluation.neighbours import knn_predict, nearest, top, vote
+
+
+@pytest.mark.parametrize("count", [7, 64, 3000])
+def test_neighbours_are_those_of_scikit_learn(count, monkeypatch):
+    monkeypatch.setattr(neighbours, "CELLS", 20 * count)  # several chunks
+    bank, queries = torch.randn(count, 5), torch.randn(50, 5)
+    cosines, index = nearest(queries, bank, k=4)
+    distances, expected = NearestNeighbors(n_neighbors=4, metric="cosine").fit(bank.numpy()).kneighbors(queries.numpy())
+    assert np.allclose(1 - cosines.numpy(), distances, atol=1e-5)
+    assert (index.numpy() == expected).mean() > 0.99  # but for ties in the last digit
+
+
+def test_no_row_is_its_own_neighbour_but_a_twin_is():
+    bank = torch.randn(40, 6)
+    bank[17] = bank[3]
+    cosines, index = nearest(bank, bank, k=100, same=True)
+    assert index.shape == (40, 39) and not (index == torch.arange(40)[:, None]).any()
+    assert index[3, 0] == 17 and index[17, 0] == 3 and cosines[3, 0] == pytest.approx(1)
+    brute = torch.nn.functional.cosine_similarity(bank[:, None], bank[None], dim=2).fill_diagonal_(-9)
+    assert torch.allclose(cosines, brute.sort(dim=1, descending=True).values[:, :39], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [5000, 5003])
+def test_searching_blocks_first_finds_the_same_as_topk(count):
+    rows = torch.randn(20, count)
+    rows[0] = rows[0, 0]  # ties everywhere
+    rows[1, -1] = 9  # in what is left over of the last block
+    best, index = top(rows, 3)
+    assert torch.equal(best, rows.topk(3).values) and torch.equal(rows.gather(1, index), best)
+    assert index[1, 0] == count - 1 and all(len(set(row)) == 3 for row in index.tolist())
+
+
+def test_a_vote_is_the_weighted_mean_of_the_neighbours_one_hot_labels():
+    bank, labels, queries = torch.randn(300, 8), torch.randint(0, 4, (300,)), torch.randn(60, 8)
+    cosines, index = nearest(queries, bank, k=20)
+    weights = (cosines / 0.07).exp()
+    expected = (weights[..., None] * torch.nn.functional.one_hot(labels, 4)[index]).sum(dim=1)
+    expected /= expected.sum(dim=1, keepdim=True)
+    assert torch.allclose(vote(cosines, labels[index], num_classes=4), expected, atol=1e-5)
+    assert torch.equal(knn_predict(bank, labels, queries, num_classes=4), expected.argmax(dim=1))
+
+
+def save_images(folder, images) -> list:
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(folder / f"query {number}.png")
+    return sorted(folder.iterdir())
+
+
+def test_queries_find_themselves_first(tmp_path):
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2).eval()
+    digits = load_dataset("digits", "test")
+    files = save_images(tmp_path / "queries", digits.images[[7, 31, 200]])
+    run = tinymae.neighbours(
+        **DIGITS, weights=model, split=("test",), query=files[:2], k=3, output_dir=tmp_path / "run"
+    )
+    with open(run.folder / "neighbours.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 and [row["rank"] for row in rows] == ["1", "2", "3"] * 2
+    assert [row["name"] for row in rows[::3]] == ["7", "31"] and rows[0]["query"] == str(files[0])
+    assert rows[0]["label"] == str(int(digits.labels[7])) and rows[0]["split"] == "test"
+    with torch.no_grad():
+        features = model.encode(digits.images).numpy()
+    search = NearestNeighbors(n_neighbors=3, metric="cosine").fit(features)
+    distances, index = search.kneighbors(features[[7, 31]])
+    assert [int(row["name"]) for row in rows] == index.flatten().tolist()
+    assert [float(row["cosine"]) for row in rows] == pytest.approx((1 - distances).flatten().tolist(), abs=1e-3)
+    sheet = np.asarray(Image.open(run.folder / "neighbours.png"))
+    assert sheet.shape[1] == 4 * (96 + 8) + 8
+    shown = sheet[30:126, 8:104]  # the first query, eight times as large
+    assert np.array_equal(shown[4::12, 4::12, 0], digits.images[7, 0].numpy())
+    more = tinymae.neighbours(**DIGITS, weights=model, query=(tmp_path / "queries",), output_dir=tmp_path / "more")
+    assert more.results == {"images": 1797, "queries": 3, "k": 8}
+
+
+def test_queries_that_are_none_are_one_line(tmp_path, capsys):
+    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.png").write_text("no image")
+    settings = {**DIGITS, "weights": tmp_path / "weights", "output_dir": tmp_path / "run"}
+    assert "not_there does not exist" in refused(capsys, "neighbours", **settings, query=("not_there",))
+    assert "holds no images" in refused(capsys, "neighbours", **settings, query=(tmp_path / "empty",))
+    assert "note.png cannot be read" in refused(capsys, "neighbours", **settings, query=(tmp_path / "note.png",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_captions_fit_their_image():
+    assert sheets.cut("short", 96) == "short" and sheets.cut("two\nlines", 96) == "two lines"
+    shortened = sheets.cut("a/very/long/path/of/an/image.png", 96)
+    assert shortened.startswith("a/very") and shortened.endswith("age.png") and "…" in shortened
+    assert sheets.font().getlength(shortened) <= 96
