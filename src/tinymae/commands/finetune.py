@@ -16,8 +16,7 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch
-from ..data.datasets import Dataset, require_channels, require_labels
-from ..data.splits import few_labels
+from ..data.datasets import Dataset, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, map_dataset
@@ -33,14 +32,13 @@ from ..training.loop import Schedule, create_optimizer, parameter_groups, train_
 from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
-from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+from .settings import EncoderSettings, LabelSettings, Result, TrainingSettings, keywords_of, setting, with_default
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingSettings, EncoderSettings):
+class FinetuneSettings(TrainingSettings, LabelSettings, EncoderSettings):
     """Settings of fine-tuning. The defaults are the released recipe."""
 
-    heading = "labels"
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
     epochs: int = with_default(TrainingSettings, "epochs", 15)
     batch_size: int = with_default(TrainingSettings, "batch_size", 128)
@@ -50,8 +48,6 @@ class FinetuneSettings(TrainingSettings, EncoderSettings):
         None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
-    label_fraction: float = setting(1.0, "ratio of each class's labels used")
-    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
     eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
@@ -102,26 +98,22 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     accelerator = settings.create_accelerator()
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     start = None if settings.weights is None else load_autoencoder(settings.weights)
-    names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
-    splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels), strict=True))
-    require_labels(settings.data_name, **splits)
+    splits = settings.load_labelled(image_size=size, channels=channels)
     model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
-    labels = splits["train"].labels
-    assert labels is not None
-    chosen = few_labels(labels, settings.label_fraction, settings.seed)
-    train_set = splits["train"].subset(chosen).to(accelerator.device)
-    settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
+    chosen = settings.choose_labels(splits)
+    settings.plan_batches(accelerator, chosen["train"], batch_size=settings.batch_size)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
         run.list_skipped(*splits.values())
-        splits = {name: split.to(accelerator.device) for name, split in splits.items()} | {"train": train_set}
+        chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
         with deterministic_algorithms(settings.deterministic):
-            judged, results = train(settings, model, run, train_set, splits["val"])
-        results |= score(settings, judged, run, splits[names[-1]], split=names[-1])
-        results["num_labels"] = len(train_set)
+            judged, results = train(settings, model, run, chosen["train"], chosen["val"])
+        last = list(chosen)[-1]
+        results |= score(settings, judged, run, chosen[last], split=last)
+        results |= {"num_labels": len(chosen["train"]), "num_val_labels": len(chosen["val"])}
         if run.is_main:
             save_classifier(judged, run.folder)
             panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}

@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..data.batches import Batch, count_steps, split_batch, step_batches
-from ..data.datasets import Dataset, Images, load_dataset
+from ..data.datasets import Dataset, Images, load_dataset, require_labels
+from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
 from ..files import digest
 from ..interop.load import Model
@@ -137,6 +138,35 @@ class RunSettings(Settings):
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings(RunSettings):
+    """What every command that learns from labels shares."""
+
+    heading = "labels"
+    label_fraction: float = setting(1.0, "ratio of each class's labels used")
+    val_labels: int | None = setting(
+        None, "choose on this many labels of validation, the same number of each class (default: all): few show what "
+        "choosing on few costs",
+    )  # fmt: skip
+    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
+
+    def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
+        """Train, validation and, unless `no_test`, test. Raises InputError if one has no labels."""
+        names = SPLITS[:2] if self.no_test else SPLITS
+        splits = dict(zip(names, self.load(*names, image_size=image_size, channels=channels), strict=True))
+        require_labels(self.data_name, **splits)
+        return splits
+
+    def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
+        """The splits with those images alone whose labels are used."""
+        train, val = splits["train"], splits["val"]
+        assert train.labels is not None and val.labels is not None
+        chosen = {"train": train.subset(few_labels(train.labels, self.label_fraction, self.seed))}
+        if self.val_labels is not None:
+            chosen["val"] = val.subset(balanced(val.labels, self.val_labels, self.seed))
+        return splits | chosen
 
 
 @dataclass(frozen=True, kw_only=True)
