@@ -218,15 +218,19 @@ class TrainingSettings(RunSettings):
         return {name: getattr(self, name) for name in names}
 
     def plan_batches(
-        self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0
-    ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:
+        self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,
+        seed: int | None = None,
+    ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:  # fmt: skip
         """Steps in an epoch, and a function of `start_step` that gives this process's share of each step's batch.
+
+        `seed` is for a second stream of batches; the first has the run's own.
 
         Raises InputError if the batch does not fit the dataset, or does not divide among processes and micro-batches.
         """
         parts = split_batch(batch_size, accelerator.num_processes * self.gradient_accumulation_steps)
         return count_steps(dataset, batch_size), partial(
-            step_batches, dataset, batch_size=batch_size, seed=self.seed, device=accelerator.device,
+            step_batches, dataset, batch_size=batch_size, device=accelerator.device,
+            seed=self.seed if seed is None else seed,
             parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=self.num_workers,
             first_epoch=first_epoch,
         )  # fmt: skip
