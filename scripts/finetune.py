@@ -7,6 +7,8 @@ weights/vit-t-mae: 89.8 +- 0.2 on test (three seeds); from scratch with as much 
     python scripts/finetune.py --from-scratch --data cifar10 --output-dir runs/scratch
     python scripts/finetune.py --weights runs/mae --from-scratch ...       # the same architecture, random weights
     python scripts/finetune.py --weights runs/mae --label-fraction 0.1 ...
+    python scripts/finetune.py --weights runs/mae --label-fraction 0.01 --trivial-augment --random-erasing 0.25 \\
+        --unlabelled 3 ...                                     # and three images without labels for each with one
 
 Repeating a command resumes it. The result is a stock timm VisionTransformer. Watch the validation accuracy while it
 trains; test is scored once, on the final weights (their moving average with --ema-decay), or with --no-test not even

@@ -9,7 +9,7 @@ from tinymae import InputError, load_dataset
 from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
 from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
 from tinymae.data.order import LISTED, ComputedOrder, epoch_order
-from tinymae.data.splits import few_labels, hash_rows, split_by_hash
+from tinymae.data.splits import balanced, few_labels, hash_rows, split_by_hash
 
 
 def as_set(images) -> set[bytes]:
@@ -325,6 +325,19 @@ def test_few_labels_take_the_same_share_of_each_class():
     assert len(few_labels(labels, 1.0, 1)) == len(labels)
     with pytest.raises(InputError, match="label_fraction 0"):
         few_labels(labels, 0, 1)
+
+
+def test_a_balanced_choice_takes_as_many_of_each_class_as_it_can():
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
+    for count, expected in [(1, [0, 0, 1]), (9, [3, 3, 3]), (10, [3, 3, 4]), (23, [10, 10, 3]), (153, [100, 50, 3])]:
+        chosen = balanced(labels, count, seed=1)
+        assert len(chosen.unique()) == count
+        assert labels[chosen].bincount(minlength=3).sort().values.tolist() == sorted(expected)
+    assert torch.equal(balanced(labels, 9, 1), balanced(labels, 9, 1))
+    assert not torch.equal(balanced(labels, 9, 1), balanced(labels, 9, 2))
+    for count in (0, 154):
+        with pytest.raises(InputError, match=f"val_labels {count} is not within 1 and the 153 validation images"):
+            balanced(labels, count, 1)
 
 
 def test_pick_is_always_the_same():

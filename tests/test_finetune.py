@@ -96,8 +96,10 @@ def test_the_same_architecture_can_start_from_random_weights(quick_figures, tmp_
 def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_path):
     digits = load_dataset("digits")
     data = TUNE | {"data": digits.images[:300], "labels": digits.labels[:300], "epochs": 1, "batch_size": 8}
-    run = tinymae.finetune(**data, weights=small_model(), label_fraction=0.1, no_test=True, output_dir=tmp_path)
-    assert 20 <= run.results["num_labels"] <= 30
+    few = {"label_fraction": 0.1, "val_labels": 10, "no_test": True}
+    run = tinymae.finetune(**data, **few, weights=small_model(), output_dir=tmp_path)
+    assert 20 <= run.results["num_labels"] <= 30 and run.results["num_val_labels"] == 10
+    assert run.results["accuracy_val"] % 10 == 0
     assert {"accuracy_val"} == {name for name in run.results if name.startswith("accuracy")}
     recorded = json.loads((tmp_path / "args.json").read_text())
     assert recorded["inputs"].keys() == {"train", "val", "weights"}
@@ -106,6 +108,7 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
 def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
     for settings, message in [
         ({"label_fraction": 0.0}, "label_fraction 0.0 is outside"),
+        ({"val_labels": 9}, "val_labels 9 is not within 1 and the 8 validation images"),
         ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
         ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
         ({"patch_drop": 1.0}, r"patch_drop 1.0 is outside \[0, 1\)"),

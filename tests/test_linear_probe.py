@@ -44,6 +44,16 @@ def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):
     assert run.model(torch.zeros(2, 32)).shape == (2, 10)
 
 
+def test_few_labels_of_validation_choose_the_head(pretrained, quick_figures, tmp_path):
+    whole = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "whole").results
+    run = tinymae.linear_probe(**DIGITS, weights=pretrained, val_labels=20, output_dir=tmp_path / "few")
+    assert (whole["num_val_labels"], run.results["num_val_labels"]) == (137, 20)
+    assert all(accuracy % 5 == 0 for accuracy in run.results["tried_on_val"].values())
+    assert run.results["knn_test"] == whole["knn_test"]  # nothing in it is chosen
+    recorded = [json.loads((tmp_path / each / "args.json").read_text()) for each in ("whole", "few")]
+    assert recorded[0]["inputs"] == recorded[1]["inputs"]
+
+
 def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path):
     torch.manual_seed(0)
     model = small_model()

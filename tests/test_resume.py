@@ -46,6 +46,10 @@ RUNS = {
     "fine-tuning": ("finetune", FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1,
                                        "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "mixup": 0.8,
                                        "random_erasing": 0.5, "trivial_augment": True}),
+    "fine-tuning with images without labels": ("finetune", FEW | {
+        "batch_size": 8, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1, "label_fraction": 0.5,
+        "val_labels": 4, "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "trivial_augment": True,
+        "gradient_accumulation_steps": 2, "unlabelled": 3, "unlabelled_warmup": 0.4, "unlabelled_threshold": 0.1}),
 }  # fmt: skip
 
 
@@ -53,8 +57,8 @@ RUNS = {
 def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path):
     """Whole epochs and the end of a phase are among these steps."""
     command, settings = RUNS[name]
+    settings = settings | ({"weights": small_model()} if command == "finetune" else {})
     command = getattr(tinymae, command)
-    settings = settings | ({"weights": small_model()} if name == "fine-tuning" else {})
     whole = command(**settings, output_dir=tmp_path / "whole")
     pauses = 0
     while not (tmp_path / "paused" / "results.json").exists():
@@ -162,6 +166,23 @@ def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
     for name in ("loss", "contrastive_loss"):
         one, two = ([row[name] for row in metrics(tmp_path / each) if name in row] for each in ("one", "two"))
         assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_two_processes_label_what_one_labels(tmp_path):
+    """And so do micro-batches: all see the same images, augmented alike, with the same patches left out."""
+    settings = DIGITS | {name: QUICK[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
+    settings |= {"from_scratch": True, "label_fraction": 0.2, "batch_size": 60, "epochs": 2, "eval_every": 2,
+                 "unlabelled": 3, "unlabelled_warmup": 0.25, "unlabelled_threshold": 0.1, "flip": False,
+                 "trivial_augment": True, "random_erasing": 0.25, "log_every": 1}  # fmt: skip
+    codes, output = run_two(tmp_path / "log", ["finetune", *flags(**settings, output_dir=tmp_path / "two")])
+    assert codes == {0} and "2 processes on cpu" in output, output
+    tinymae.finetune(**settings, output_dir=tmp_path / "one")
+    tinymae.finetune(**settings, gradient_accumulation_steps=2, output_dir=tmp_path / "parts")
+    for other in ("two", "parts"):
+        assert_same_weights(tmp_path / "one", tmp_path / other)
+        for name in ("loss", "unlabelled_loss", "unlabelled_kept", "unlabelled_right"):
+            one, two = ([row[name] for row in metrics(tmp_path / each) if name in row] for each in ("one", other))
+            assert one and two == pytest.approx(one, rel=1e-4), (name, other)
 
 
 def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):

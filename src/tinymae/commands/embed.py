@@ -56,7 +56,6 @@ def run(settings: EmbedSettings) -> Result[Model]:
     model, encode = settings.open_model(accelerator)
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        run.list_skipped(*images.parts.values())
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
         seconds = time.monotonic() - started

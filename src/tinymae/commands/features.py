@@ -19,7 +19,7 @@ from ..models.classifier import Classifier
 from ..models.vit import choose_attention
 from .settings import RunSettings, setting
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,11 @@ class WeightsSettings(RunSettings):
 
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
         """The splits' images, sized for the model."""
-        loaded = self.load(*self.split, image_size=model.image_size, channels=model.in_channels)
-        for dataset in loaded:
-            require_channels(dataset, model.in_channels)
-        return JoinedSplits({name: d.to(accelerator.device) for name, d in zip(self.split, loaded, strict=True)})
+        size, channels = model.image_size, model.in_channels
+        loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
+        for dataset in loaded.values():
+            require_channels(dataset, channels)
+        return JoinedSplits({name: dataset.to(accelerator.device) for name, dataset in loaded.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class JoinedSplits:
     def __init__(self, parts: dict[str, Dataset]):
         self.parts = parts
         self.classes = next((part.classes for part in parts.values() if part.labels is not None), [])
-        self.all_names = [names_of(part) for part in parts.values()]
+        self.all_names = [part.names for part in parts.values()]
         self.starts = torch.tensor([0, *(len(part) for part in parts.values())]).cumsum(0)
         self.labels = torch.cat([
             torch.full((len(part),), -1) if part.labels is None else part.labels.cpu() for part in parts.values()
@@ -131,12 +132,6 @@ class JoinedSplits:
     def label_names(self, indices: Tensor) -> list[str | None]:
         """The class of each, None where there is none."""
         return [self.classes[label] if label >= 0 else None for label in self.labels[indices].tolist()]
-
-
-def names_of(dataset: Dataset) -> Sequence[str]:
-    """The images' names, or where the data knows none, their rows."""
-    names = getattr(dataset, "names", None)
-    return [str(row) for row in range(len(dataset))] if names is None else names
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from sklearn.metrics import confusion_matrix
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from ..data.batches import Batch
-from ..data.datasets import Dataset, require_channels, require_labels
-from ..data.splits import few_labels
+from ..data.batches import Batch, MixedBatch
+from ..data.datasets import Dataset, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, map_dataset
@@ -25,6 +25,7 @@ from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier
 from ..models.mae import MaskedAutoencoder
+from ..models.pseudo_labels import unlabelled_losses
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import Draws, derive_seed
@@ -34,13 +35,13 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
 from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+from .unlabelled import UnlabelledSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingSettings, EncoderSettings):
+class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     """Settings of fine-tuning. The defaults are the released recipe."""
 
-    heading = "labels"
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
     epochs: int = with_default(TrainingSettings, "epochs", 15)
     batch_size: int = with_default(TrainingSettings, "batch_size", 128)
@@ -50,8 +51,6 @@ class FinetuneSettings(TrainingSettings, EncoderSettings):
         None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
-    label_fraction: float = setting(1.0, "ratio of each class's labels used")
-    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
     eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
@@ -78,6 +77,7 @@ class FinetuneSettings(TrainingSettings, EncoderSettings):
             raise InputError(
                 f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
             )
+        self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
         if self.weights is not None:
             return settled
@@ -102,28 +102,31 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     accelerator = settings.create_accelerator()
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     start = None if settings.weights is None else load_autoencoder(settings.weights)
-    names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
-    splits = dict(zip(names, settings.load(*names, image_size=size, channels=channels, labelled=True), strict=True))
-    require_labels(settings.data_name, **splits)
+    splits = settings.load_labelled(image_size=size, channels=channels)
     model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
-    labels = splits["train"].labels
-    assert labels is not None
-    chosen = few_labels(labels, settings.label_fraction, settings.seed)
-    train_set = splits["train"].subset(chosen).to(accelerator.device)
-    settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
+    chosen = settings.choose_labels(splits)
+    if settings.unlabelled:
+        chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
+    if settings.unlabelled_data is not None:
+        splits["unlabelled"] = chosen["unlabelled"]
+    settings.plan_stages(accelerator, chosen)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
-        splits = {name: split.to(accelerator.device) for name, split in splits.items()} | {"train": train_set}
+        chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
         with deterministic_algorithms(settings.deterministic):
-            judged, results = train(settings, model, run, train_set, splits["val"])
-        results |= score(settings, judged, run, splits[names[-1]], split=names[-1])
-        results["num_labels"] = len(train_set)
+            judged, results = train(settings, model, run, chosen)
+        last = "val" if settings.no_test else "test"
+        results |= score(settings, judged, run, chosen[last], split=last)
+        results |= {"num_labels": len(chosen["train"]), "num_val_labels": len(chosen["val"])}
         if run.is_main:
             save_classifier(judged, run.folder)
-            panels = {"loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"]}
+            panels = {
+                "loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"],
+                "images that the teacher labels": ["unlabelled_kept", "unlabelled_right"],
+            }  # fmt: skip
             title = f"{settings.start} on {settings.data_name}"
             figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
         files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
@@ -153,14 +156,16 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
 
 
 def train(
-    settings: FinetuneSettings, model: Classifier, run: Run, train_set: Dataset, val_set: Dataset
+    settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]
 ) -> tuple[Classifier, dict]:
     """Train to the end: what is to be judged, and the results so far."""
-    accelerator = run.accelerator
+    accelerator, val_set = run.accelerator, chosen["val"]
     choose_attention(model, accelerator.device)
-    steps_per_epoch, batches = settings.plan_batches(accelerator, train_set, batch_size=settings.batch_size)
+    steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
     run.print_summary(model.vit or model, depth=1)
-    run.print(f"{len(train_set):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
+    run.print(f"{len(chosen['train']):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
+    if settings.unlabelled:
+        run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
     layer_decay = settings.layer_decay if model.vit is not None and not settings.from_scratch else 1.0
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=layer_decay)
@@ -178,27 +183,29 @@ def train(
         warmup=settings.warmup_epochs / settings.epochs,
         minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
     )  # fmt: skip
-    stretch = Stretch(schedule, steps_per_epoch, settings.batch_size)
     saved = run.load_checkpoint()
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
-    run.start(stretch, step=step)
+    compute_losses = create_losses(settings, prepared, model, judged, accelerator)
 
     def validate() -> float:
         assert val_set.labels is not None
         return accuracy(predict(judged, val_set, run), val_set.labels)
 
-    for state in train_steps(
-        prepared, optimizer, create_losses(settings, prepared, model), batches(start_step=step),
-        accelerator=accelerator, schedule=schedule, clock=run.clock, batch_size=settings.batch_size,
-        seed=settings.seed, start_step=step, clip_grad=settings.clip_grad, ema=ema,
-    ):  # fmt: skip
-        step = state.step
-        if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
-            run.require_finite(state)
-            with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
-                run.progress.log(step, {"accuracy_val": validate()})
-        run.report(state)
+    for stage in stages:
+        stretch = Stretch(schedule, steps_per_epoch, stage.batch_size)
+        run.start(stretch, step=step)
+        for state in train_steps(
+            prepared, optimizer, compute_losses, stage.batches(start_step=step), accelerator=accelerator,
+            schedule=schedule, clock=run.clock, batch_size=stage.batch_size, seed=settings.seed, start_step=step,
+            until=stage.until, clip_grad=settings.clip_grad, ema=ema,
+        ):  # fmt: skip
+            step = state.step
+            if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
+                run.require_finite(state)
+                with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
+                    run.progress.log(step, {"accuracy_val": validate()})
+            run.report(state)
     run.end_stretch()
     results = {
         "accuracy_val": validate(), "epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes
@@ -221,9 +228,9 @@ def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dat
 
 
 def create_losses(
-    settings: FinetuneSettings, prepared: nn.Module, model: Classifier
+    settings: FinetuneSettings, prepared: nn.Module, model: Classifier, teacher: Classifier, accelerator: Accelerator
 ) -> Callable[[Batch, Draws], dict[str, Tensor]]:
-    """Loss of one micro-batch: augmentation, mixing, cross-entropy."""
+    """Losses of one micro-batch: augmentation, mixing, cross-entropy; and that with the teacher's labels."""
     mix = None
     if settings.mixup or settings.cutmix:
         mix = Mixup(
@@ -232,19 +239,39 @@ def create_losses(
     criterion = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
 
     def compute_losses(batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        targets, images = batch.labels, padded_crop(batch.images, draws, settings.crop_padding)
-        if settings.flip:
-            images = random_flip(images, draws)
-        if settings.trivial_augment:
-            images = trivial_augment(images, draws)
-        if settings.random_erasing:
-            images = random_erasing(images, draws, probability=settings.random_erasing)
-        images = model.normalise(images)
+        assert batch.labels is not None
+        shown, targets = shift(settings, batch.images, draws), batch.labels
+        images = model.normalise(distort(settings, shown, draws))
         if mix:
             images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
-        return {"loss": criterion(prepared(images).float(), targets)}
+        logits = prepared(images).float()
+        loss = criterion(logits[: len(targets)], targets)
+        if not isinstance(batch, MixedBatch):
+            return {"loss": loss}
+        with torch.no_grad(), accelerator.autocast():
+            expected = teacher(shown[len(targets) :]).float()
+        found = unlabelled_losses(
+            logits[len(targets) :], expected, batch.known, threshold=settings.unlabelled_threshold
+        )  # fmt: skip
+        total = loss + settings.unlabelled_weight * found["unlabelled_loss"]
+        return {"loss": total, "labelled_loss": loss} | found
 
     return compute_losses
+
+
+def shift(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
+    """Images (B, C, H, W) as a teacher sees them too."""
+    images = padded_crop(images, draws, settings.crop_padding)
+    return random_flip(images, draws) if settings.flip else images
+
+
+def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
+    """What of the augmentation can make an image (B, C, H, W) hard to recognise."""
+    if settings.trivial_augment:
+        images = trivial_augment(images, draws)
+    if settings.random_erasing:
+        images = random_erasing(images, draws, probability=settings.random_erasing)
+    return images
 
 
 @torch.no_grad()

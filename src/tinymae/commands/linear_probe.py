@@ -11,8 +11,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from ..data.datasets import Dataset, require_channels, require_labels
-from ..data.splits import few_labels
+from ..data.datasets import Dataset, require_channels
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, map_dataset
 from ..evaluation.neighbours import knn_predict
@@ -26,25 +25,23 @@ from ..models.weights import save_classifier
 from ..randomness import derive_seed
 from ..tensors import LEVELS
 from ..training.run import Run
-from .settings import Result, RunSettings, keywords_of, setting, with_default
+from .settings import LabelSettings, Result, keywords_of, setting, with_default
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(RunSettings):
+class LinearProbeSettings(LabelSettings):
     """Settings of probing."""
 
     heading = "probe"
-    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/linear_probe")
+    output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
     weights: str | Path | Model = setting(help="what pretraining gave: a folder, or a Hub id")
     pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
     head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
-    label_fraction: float = setting(1.0, "ratio of each class's labels used")
     controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
         None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
     )
-    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
 
 
@@ -63,17 +60,11 @@ def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
     model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
     choose_attention(model, device)
-    names = ["train", "val"] if settings.no_test else ["train", "val", "test"]
-    loaded = settings.load(*names, image_size=model.image_size, channels=model.in_channels, labelled=True)
-    splits = dict(zip(names, loaded, strict=True))
+    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     require_channels(splits["train"], model.in_channels)
-    require_labels(settings.data_name, **splits)
-    labels = splits["train"].labels
-    assert labels is not None
-    chosen = few_labels(labels, settings.label_fraction, settings.seed)
+    chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
-        splits["train"] = splits["train"].subset(chosen)
-        splits = {name: split.to(device) for name, split in splits.items()}
+        splits = {name: split.to(device) for name, split in chosen.items()}
         results, head, predictions = probe(settings, model, run, splits)
         return finish(settings, model, run, splits, results, head, predictions)
 
@@ -164,6 +155,7 @@ def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: di
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
         "num_features": features["train"].shape[1],
         "num_labels": len(labels["train"]),
+        "num_val_labels": len(labels["val"]),
     }
     return figures_of, head, predictions
 

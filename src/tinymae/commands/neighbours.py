@@ -43,7 +43,6 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     queries = torch.stack([read_image(file, shape) for file in files])
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        run.list_skipped(*images.parts.values())
         bank = map_images(encode, images, accelerator, batch_size=settings.batch_size).to(accelerator.device)
         with torch.no_grad(), accelerator.autocast():
             asked = torch.cat(

@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..data.batches import Batch, count_steps, split_batch, step_batches
-from ..data.datasets import Dataset, Images, load_splits
+from ..data.datasets import Dataset, Images, load_splits, require_labels
+from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
 from ..files import digest
 from ..interop.load import Model
@@ -150,12 +151,13 @@ class RunSettings(DataSettings):
 
     def load(self, *splits: str, image_size: Size | None, channels: int, labelled: bool = False) -> list[Dataset]:
         """Splits of the data, which may have to be `labelled`. What was found is printed, once."""
-        loaded = load_splits(
-            self.data, splits, labels=self.labels, image_size=image_size, channels=channels, labelled=labelled,
-            **self.reading,
-        )  # fmt: skip
-        if PartialState().is_main_process:
-            print(*loaded[0].description, sep="\n")
+        return [*self.load_splits(splits, image_size=image_size, channels=channels, labelled=labelled).values()]
+
+    def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
+        """The same by name; see `data.datasets.load_splits` for the options."""
+        loaded = load_splits(self.data, splits, labels=self.labels, **options, **self.reading)
+        if PartialState().is_main_process and loaded:
+            print(*next(iter(loaded.values())).description, sep="\n")
         return loaded
 
     def create_accelerator(self) -> Accelerator:
@@ -175,6 +177,37 @@ class RunSettings(DataSettings):
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings(RunSettings):
+    """What every command that learns from labels shares."""
+
+    heading = "labels"
+    label_fraction: float = setting(1.0, "ratio of each class's labels used")
+    val_labels: int | None = setting(
+        None, "choose on this many labels of validation, the same number of each class (default: all): few show what "
+        "choosing on few costs",
+    )  # fmt: skip
+    no_test: bool = setting(False, "leave the test split out: for choosing on validation")
+
+    def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
+        """Train, validation and, unless `no_test`, test. Raises InputError if one has no labels."""
+        names = SPLITS[:2] if self.no_test else SPLITS
+        splits = dict(
+            zip(names, self.load(*names, image_size=image_size, channels=channels, labelled=True), strict=True)
+        )
+        require_labels(self.data_name, **splits)
+        return splits
+
+    def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
+        """The splits with those images alone whose labels are used."""
+        train, val = splits["train"], splits["val"]
+        assert train.labels is not None and val.labels is not None
+        chosen = {"train": train.subset(few_labels(train.labels, self.label_fraction, self.seed))}
+        if self.val_labels is not None:
+            chosen["val"] = val.subset(balanced(val.labels, self.val_labels, self.seed))
+        return splits | chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,15 +259,19 @@ class TrainingSettings(RunSettings):
         return {name: getattr(self, name) for name in names}
 
     def plan_batches(
-        self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0
-    ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:
+        self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,
+        seed: int | None = None,
+    ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:  # fmt: skip
         """Steps in an epoch, and a function of `start_step` that gives this process's share of each step's batch.
+
+        `seed` is for a second stream of batches; the first has the run's own.
 
         Raises InputError if the batch does not fit the dataset, or does not divide among processes and micro-batches.
         """
         parts = split_batch(batch_size, accelerator.num_processes * self.gradient_accumulation_steps)
         return count_steps(dataset, batch_size), partial(
-            step_batches, dataset, batch_size=batch_size, seed=self.seed, device=accelerator.device,
+            step_batches, dataset, batch_size=batch_size, device=accelerator.device,
+            seed=self.seed if seed is None else seed,
             parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=self.num_workers,
             first_epoch=first_epoch,
         )  # fmt: skip

@@ -27,6 +27,13 @@ class Batch:
     positions: Tensor  # int64 (B,): where these images stand in the global batch
 
 
+@dataclass
+class MixedBatch(Batch):
+    """Labelled images, then images that are used without labels: `labels` (L,) are of the first L of B."""
+
+    known: Tensor | None  # int64 (B - L,): the others' labels, to watch and not to learn from
+
+
 def split_batch(batch_size: int, parts: int) -> list[Tensor]:
     """Cut the positions 0..batch_size-1 of a global batch into equal parts, one for each process and micro-batch.
 
@@ -120,6 +127,20 @@ class Reader:
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None, list[str]]:
         images, labels = self.dataset[indices]
         return images, labels, list(self.dataset.skipped)
+
+
+def join_batches(
+    labelled: Iterator[list[Batch]], unlabelled: Iterator[list[Batch]], batch_size: int
+) -> Iterator[list[Batch]]:
+    """For each step, the micro-batches of two streams as MixedBatches; `batch_size` is that of the labelled one."""
+    for pair in zip(labelled, unlabelled, strict=True):
+        yield [
+            MixedBatch(
+                torch.cat([some.images, more.images]), some.labels,
+                torch.cat([some.positions, batch_size + more.positions]), more.labels,
+            )
+            for some, more in zip(*pair, strict=True)
+        ]  # fmt: skip
 
 
 def limit_worker_threads(worker: int) -> None:

@@ -1,5 +1,6 @@
 """Data sets: one split of a source of images, in memory or read batch by batch."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,10 @@ class ImageDataset:
         """The dataset of these images only."""
         images, labels = self[indices]
         return replace(self, images=images, labels=labels, names=[self.names[i] for i in indices.tolist()])
+
+    def without_labels(self) -> "ImageDataset":
+        """The same images, unlabelled."""
+        return replace(self, labels=None)
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """The same dataset with its tensors on `device`."""
@@ -170,6 +175,12 @@ class StreamedDataset:
         """The dataset of these images only."""
         return replace(self, rows=self.rows[indices.cpu().numpy()])
 
+    def without_labels(self) -> "StreamedDataset":
+        """The same images, unlabelled."""
+        source = copy.copy(self.source)
+        source.labels = None
+        return replace(self, source=source)
+
     def to(self, device: torch.device | str) -> "StreamedDataset":
         """Itself: images go to the device batch by batch."""
         return self
@@ -264,15 +275,17 @@ def load_dataset(
         val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, image_column=image_column,
         label_column=label_column, split_column=split_column, memory_limit_gb=memory_limit_gb,
         skip_unreadable=skip_unreadable,
-    )[0]  # fmt: skip
+    )[split]  # fmt: skip
 
 
 def load_splits(
     data: Any, splits: Sequence[str], *, labels: Any = None, val_fraction: float | None = None,
     test_fraction: float | None = None, memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
-    labelled: bool = False, **reading: Any,
-) -> list[Dataset]:  # fmt: skip
+    labelled: bool = False, present: bool = False, **reading: Any,
+) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
+
+    With `present`, splits that have no images are left out.
 
     Raises InputError as well for images without labels, if they must be `labelled`.
     """
@@ -285,8 +298,10 @@ def load_splits(
     everything = np.arange(len(source))
     rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction)
     description = describe(source, rows)
-    loaded: list[Dataset] = []
+    loaded: dict[str, Dataset] = {}
     for split in splits:
+        if present and split != "all" and split not in rows:
+            continue
         if not len(chosen := everything if split == "all" else rows.get(split, ())):
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
             raise InputError(
@@ -295,7 +310,7 @@ def load_splits(
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
         size = 2 if getattr(source, "depth", "uint8") == "uint16" else 1
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
-        loaded.append(dataset.in_memory() if in_memory else dataset)
+        loaded[split] = dataset.in_memory() if in_memory else dataset
     return loaded
 
 

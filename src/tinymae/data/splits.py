@@ -39,6 +39,25 @@ def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of `count` labels, as many of each class as there are, up to one more or less, chosen by `seed`.
+
+    >>> labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
+    >>> labels[balanced(labels, 5, seed=0)]
+    tensor([0, 0, 1, 1, 2])
+
+    Raises InputError for more than there are, or fewer than one.
+    """
+    if not 0 < count <= len(labels):
+        raise InputError(f"val_labels {count} is not within 1 and the {len(labels)} validation images")
+    order = fixed_permutation(len(labels), derive_seed(seed, "balanced labels")).to(labels.device)
+    rank = torch.empty_like(order)  # of each image among those of its class
+    for label in labels.unique():
+        members = labels[order] == label
+        rank[members] = torch.arange(int(members.sum()), device=labels.device)
+    return order[rank.argsort(stable=True)[:count]].sort().values
+
+
 # ---- by hash: an image's split follows from its own name, so that adding another image moves no other
 
 

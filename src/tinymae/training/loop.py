@@ -110,10 +110,11 @@ def train_steps(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    until: float = 1.0,
     clip_grad: float | None = None,
     ema: ModelEmaV3 | None = None,
 ) -> Iterator[TrainStep]:
-    """Train until the schedule ends; yields after each optimiser update.
+    """Train until the schedule's progress is `until`: by default to its end. Yields after each optimiser update.
 
     `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
     `compute_losses` of one gives at least its "loss".
@@ -124,7 +125,7 @@ def train_steps(
     for step, micro_batches in enumerate(batches, start_step):
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
-        if progress >= 1:
+        if progress >= until:
             return
         learning_rate = schedule.learning_rate(progress)
         for group in optimizer.param_groups:

@@ -1,0 +1,91 @@
+"""Images without labels beside the labelled ones of fine-tuning: the settings, and which images each step has.
+
+The objective is in `models.pseudo_labels`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from accelerate import Accelerator
+
+from ..data.batches import Batch, join_batches
+from ..data.datasets import Dataset, Images, require_channels
+from ..errors import InputError
+from ..randomness import derive_seed
+from .settings import LabelSettings, TrainingSettings, setting
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, on the one schedule."""
+
+    until: float  # the progress at which it ends, 0 to 1
+    batch_size: int  # images a step, with labels or without, over all processes
+    batches: Callable[..., Iterator[list[Batch]]]  # from a `start_step` on
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledSettings(TrainingSettings, LabelSettings):
+    """What fine-tuning does with images that have no labels."""
+
+    heading = "images without labels"
+    unlabelled: int = setting(
+        0, "this many for each labelled image of a step; 0 is off. The moving average of the weights labels them as "
+        "cropped and flipped; the model learns these labels from what further augmentation and --patch-drop leave of "
+        "them, so give --trivial-augment and --random-erasing 0.25 as well (arXiv 2001.07685, 2208.05688)",
+    )  # fmt: skip
+    unlabelled_data: Images | None = setting(
+        None, "folder of them (default: all training images, whose labels are not learned from)"
+    )
+    unlabelled_threshold: float = setting(
+        0.7, "least probability of a class that counts as a label; label smoothing lowers all of them"
+    )
+    unlabelled_weight: float = setting(1.0, "of their loss")
+    unlabelled_warmup: float = setting(0.2, "ratio of the training that comes first, on the labelled images alone")
+
+    def check_unlabelled(self, *, ema_decay: float, mixes: bool) -> None:
+        """Raises InputError for settings that do not go together."""
+        if self.unlabelled < 0:
+            raise InputError(f"unlabelled {self.unlabelled} is negative: give 0 for none, or a ratio such as 3")
+        for name in ("unlabelled_threshold", "unlabelled_warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is outside [0, 1)")
+        if self.unlabelled_data is not None and not self.unlabelled:
+            raise InputError("unlabelled_data without a ratio is not used: give unlabelled, such as 3, as well")
+        if self.unlabelled and not ema_decay:
+            raise InputError("unlabelled needs the moving average of the weights: give an ema_decay above 0")
+        if self.unlabelled and mixes:
+            raise InputError("unlabelled does not go with mixup and cutmix: make both 0")
+
+    def load_unlabelled(self, train_set: Dataset) -> Dataset:
+        """The images that are used without labels. Raises InputError for a folder that cannot be."""
+        if self.unlabelled_data is None:
+            return train_set
+        channels, height, width = train_set.image_shape
+        source = replace(self, data=self.unlabelled_data, labels=None)
+        (dataset,) = source.load("all", image_size=(height, width), channels=channels)
+        require_channels(dataset, channels)
+        return dataset.without_labels()  # of a folder of its own: they may number other classes
+
+    def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
+        """Steps in an epoch of the labelled images; and the stages: these alone, then with others beside them.
+
+        Raises InputError for batches that cannot be.
+        """
+        size, more = self.batch_size, self.unlabelled * self.batch_size
+        steps_per_epoch, batches = self.plan_batches(accelerator, chosen["train"], batch_size=size)
+        if not more:
+            return steps_per_epoch, [Stage(1.0, size, batches)]
+        pool = chosen["unlabelled"]
+        if more > len(pool):
+            raise InputError(
+                f"unlabelled {self.unlabelled} x batch_size {size} is more than the {len(pool)} images without labels: "
+                "make one of them smaller"
+            )
+        own_seed = derive_seed(self.seed, "unlabelled")
+        _, others = self.plan_batches(accelerator, pool, batch_size=more, seed=own_seed)
+
+        def joined(*, start_step: int) -> Iterator[list[Batch]]:
+            return join_batches(batches(start_step=start_step), others(start_step=start_step), size)
+
+        return steps_per_epoch, [Stage(self.unlabelled_warmup, size, batches), Stage(1.0, size + more, joined)]
