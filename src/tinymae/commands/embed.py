@@ -5,6 +5,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +95,7 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
                 encode, images, indices, run.accelerator, batch_size=settings.batch_size, bar=bar
             )  # fmt: skip
             rows = as_table(images, indices, torch.cat([*chunks]))
-            write_atomically(parts[-1], lambda beside, rows=rows: pq.write_table(rows, beside))
+            write_atomically(parts[-1], partial(pq.write_table, rows))
     write_atomically(path, lambda beside: join_tables(parts, beside))
     for part in parts:
         part.unlink()

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.images import images_in, read_image
+from ..data.images import read_image
+from ..data.sources.files import list_images
 from ..errors import InputError
 from ..evaluation.neighbours import nearest
 from ..evaluation.sheets import Tile, write_sheet
@@ -65,7 +66,7 @@ def find_queries(query: tuple[str, ...]) -> list[Path]:
     for given in (query,) if isinstance(query, str | Path) else query:
         path = Path(given)
         if path.is_dir():
-            files += images_in(path, "**/*")
+            files += [path / name for name in list_images(path)[0]]
         elif path.is_file():
             files.append(path)
         else:

@@ -108,7 +108,7 @@ def read_ahead(
     dataset: StreamedDataset, wanted: Iterable[Tensor], *, num_workers: int, pin_memory: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images and labels at each of the `wanted` indices (B,), read by worker processes ahead of time."""
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         Reader(dataset),  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
         sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,

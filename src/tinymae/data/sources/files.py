@@ -20,6 +20,7 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+Layout = tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]  # labels, classes, splits
 LOOKED_AT = 16  # headers that decide on the depth and describe the images
 
 
@@ -104,11 +105,12 @@ def open_folders(
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
     if len(folders) > 1:
-        labels, classes, splits = None, [], {}
+        layout: Layout = None, [], {}
     else:
-        labels, classes, splits = read_layout(root, found)
+        layout = read_layout(root, found)
     source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
-    source.labels, source.classes, source.splits, source.left_out = labels, classes, splits, left_out
+    source.labels, source.classes, source.splits = layout
+    source.left_out = left_out
     return source
 
 
@@ -141,7 +143,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]:
+def read_layout(root: Path, paths: list[str]) -> Layout:
     """(labels, classes, splits) of images in a folder, from where they stand.
 
     Folders named as splits are splits where all images are in one, and then have classes of their own below. A split

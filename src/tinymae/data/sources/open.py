@@ -52,7 +52,7 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
 
     Raises InputError for what is none of them, or cannot be read.
     """
-    sized = {"image_size": reading.image_size, "pixel_range": reading.pixel_range}
+    sized: dict[str, Any] = {"image_size": reading.image_size, "pixel_range": reading.pixel_range}
     if isinstance(data, Tensor | np.ndarray):
         return open_array(data, labels, **sized)
     if labels is not None:
@@ -69,7 +69,11 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     name = str(data)
     if name == "digits" or name in NAMED:
         return open_named(name, Path(reading.data_dir), channels=reading.channels, **sized)
-    columns = {"label_column": reading.label_column, "shape": reading.shape, "pixel_range": reading.pixel_range}
+    columns: dict[str, Any] = {
+        "label_column": reading.label_column,
+        "shape": reading.shape,
+        "pixel_range": reading.pixel_range,
+    }
     if is_arrow(name):
         return open_arrow(name, image_column=reading.image_column, **columns)
     path = Path(data)

@@ -40,12 +40,12 @@ def open_table(
         if not (path.parent / name).is_file():
             raise InputError(f"table {path}, line {row}: image {path.parent / name} does not exist")
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
-    if name := choose_column(table, path, label_column, LABEL_COLUMNS, "label"):
-        source.classes, labels = number_labels(read_labels(table, name, path), len(paths))
+    if label := choose_column(table, path, label_column, LABEL_COLUMNS, "label"):
+        source.classes, labels = number_labels(read_labels(table, label, path), len(paths))
         assert labels is not None
         source.labels = labels.numpy()
-    if name := choose_column(table, path, split_column, SPLIT_COLUMNS, "split"):
-        source.splits = read_splits(strings(table, name, path), path, name)
+    if split := choose_column(table, path, split_column, SPLIT_COLUMNS, "split"):
+        source.splits = read_splits(strings(table, split, path), path, split)
     return source
 
 
