@@ -169,7 +169,11 @@ def test_columns_may_have_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("where,label\n1.png,a\n", {}, "has no column path or file or filename, only where, label: give --path-column"),
+        (
+            "where,label\n1.png,a\n",
+            {},
+            "has no column path or file or filename, only where, label: give",
+        ),
         ("path,label\n", {}, "has no rows"),
         ("path,label\n1.png,a\nmissing.png,b\n", {}, r"line 3: image .*missing\.png does not exist"),
         ("path,label\n1.png,a\n1.png,\n", {}, None),

@@ -152,7 +152,7 @@ def choose_label_column(name: str, features: Any, given: str | None) -> str | No
     return given or next((column for column in [*labels, *LABEL_COLUMNS] if column in features), None)
 
 
-def open_arrow(data: str, **arguments: Any) -> ArrowSource:
+def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:
     """`hf:owner/name` from the Hub or its offline cache, Parquet files, or a folder of `save_to_disk`.
 
     Raises InputError without the library, or for what it cannot open.
@@ -160,28 +160,29 @@ def open_arrow(data: str, **arguments: Any) -> ArrowSource:
     try:
         import datasets
     except ImportError:
-        raise InputError(f'data {data} needs Hugging Face datasets: pip install "tinymae[hub]"') from None
+        raise InputError(f'data {data[0]} needs Hugging Face datasets: pip install "tinymae[hub]"') from None
+    first = data[0]
     # Only what the library says on the way is silenced; its own setting stays as it was.
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if data.startswith(HUB):
-            name, _, configuration = data.removeprefix(HUB).partition(":")
+        if first.startswith(HUB):
+            name, _, configuration = first.removeprefix(HUB).partition(":")
             loaded = datasets.load_dataset(name, configuration or None)
-        elif Path(data).is_dir() and not list(Path(data).glob("*.parquet")):
-            loaded = datasets.load_from_disk(data)
+        elif Path(first).is_dir() and not list(Path(first).glob("*.parquet")):
+            loaded = datasets.load_from_disk(first)
         else:
-            files = [data] if Path(data).is_file() else sorted(map(str, Path(data).glob("*.parquet")))
+            files = sorted(map(str, Path(first).glob("*.parquet"))) if Path(first).is_dir() else data
             loaded = datasets.load_dataset("parquet", data_files=by_split(files))
     except InputError:
         raise
     except Exception as error:  # of many kinds: the network's, the Hub's, Arrow's
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"data {data} cannot be opened: {line}") from None
+        raise InputError(f"data {first} cannot be opened: {line}") from None
     finally:
         if not bars:
             datasets.enable_progress_bars()
-    name = Path(data.removeprefix(HUB)).stem if not data.startswith(HUB) else data.removeprefix(HUB)
+    name = first.removeprefix(HUB) if first.startswith(HUB) else Path(first).stem
     return ArrowSource(name, split_parts(loaded), **arguments)
 
 

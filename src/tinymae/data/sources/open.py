@@ -46,6 +46,14 @@ class Reading:
         """(channels, height, width) of images that have no size of their own."""
         return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What readers of tables want to know."""
+        return {
+            "shape": self.shape, "pixel_range": self.pixel_range, "image_column": self.image_column,
+            "label_column": self.label_column,
+        }  # fmt: skip
+
 
 def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     """The reader of a name, a path, an array, or a torch Dataset.
@@ -57,7 +65,11 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
         return open_array(data, labels, **sized)
     if labels is not None:
         raise InputError(f"labels go with a tensor or an array of images; data {data} has its own")
-    if isinstance(data, list | tuple) and all(isinstance(each, str | Path) for each in data):
+    if isinstance(data, list | tuple) and len(data) == 1:
+        return open_source(data[0], labels, reading)
+    if isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data):
+        if all(str(each).endswith(".parquet") for each in data):
+            return open_arrow(list(map(str, data)), **reading.columns)
         return open_folders([Path(each) for each in data], shape=reading.shape, pixel_range=reading.pixel_range)
     if not isinstance(data, str | Path):
         if isinstance(data, Sequence) or not hasattr(data, "__getitem__"):
@@ -69,18 +81,13 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     name = str(data)
     if name == "digits" or name in NAMED:
         return open_named(name, Path(reading.data_dir), channels=reading.channels, **sized)
-    columns: dict[str, Any] = {
-        "label_column": reading.label_column,
-        "shape": reading.shape,
-        "pixel_range": reading.pixel_range,
-    }
     if is_arrow(name):
-        return open_arrow(name, image_column=reading.image_column, **columns)
+        return open_arrow([name], **reading.columns)
     path = Path(data)
     if path.suffix.lower() in ARRAYS and path.is_file():
         return open_array_file(path, **sized)
     if path.suffix.lower() in TABLES and path.is_file():
-        return open_table(path, path_column=reading.image_column, split_column=reading.split_column, **columns)
+        return open_table(path, split_column=reading.split_column, **reading.columns)
     if not path.is_dir():
         raise InputError(
             f"data {name} is neither one of digits, {', '.join(NAMED)}, nor a folder, a table ({', '.join(TABLES)}) "

@@ -19,7 +19,7 @@ SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
 def open_table(
-    path: Path, *, shape: tuple[int, int, int], pixel_range: Range | None = None, path_column: str | None = None,
+    path: Path, *, shape: tuple[int, int, int], pixel_range: Range | None = None, image_column: str | None = None,
     label_column: str | None = None, split_column: str | None = None,
 ) -> FilesSource:  # fmt: skip
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
@@ -27,11 +27,11 @@ def open_table(
     Raises InputError: no such file or column, an empty path, a label that is missing, a split of another name.
     """
     table = read_table(path)
-    column = choose_column(table, path, path_column, PATH_COLUMNS, "path")
+    column = choose_column(table, path, image_column, PATH_COLUMNS, "image")
     if column is None:
         raise InputError(
             f"table {path} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(table.column_names)}: "
-            "give --path-column"
+            "give --image-column"
         )
     paths = strings(table, column, path)
     if not paths:

@@ -1,0 +1,184 @@
+"""What a data set costs as it grows: seconds to the first step, memory of a process, images/s. A table, and JSON.
+
+    python benchmarks/large_data.py                                  # 10k to 10M rows of Parquet, and a folder
+    python benchmarks/large_data.py --rows 10000 100000 --files 20000
+
+Rows are PNG files of 8 x 8 pixels in a Parquet column; beyond a million, the file of a million listed several times.
+Each line is a process of its own (or two, each with half of every batch) that opens the data as `tinymae pretrain`
+does and trains a small MAE on them, with two workers. "start" is from the process's start to the end of its first step,
+once Hugging Face `datasets` has its copy of the table; memory is the process's own (anonymous) memory, without the
+pages of the table that it shares with others.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from tinymae import MaskedAutoencoder
+from tinymae.data.augment import padded_crop, random_flip
+from tinymae.data.batches import Batch, split_batch, step_batches
+from tinymae.data.datasets import load_splits
+from tinymae.files import write_json
+from tinymae.models.contrast import ReconstructionLearner
+from tinymae.randomness import Draws
+from tinymae.training.clock import Stopwatch
+from tinymae.training.device import create_accelerator
+from tinymae.training.loop import Schedule, parameter_groups, train_steps
+
+MILLION = 1_000_000
+BATCH_SIZE = 512
+DISTINCT = 10_000  # images; the rows repeat them
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, MILLION, 10 * MILLION])
+    parser.add_argument("--files", type=int, default=200_000, help="image files in a folder; 0 leaves it out")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=30, help="steps that images/s are the mean of")
+    parser.add_argument("--folder", help="where the data go, and stay (default: a temporary folder)")
+    parser.add_argument("--output", default="runs/large_data.json")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def encode(generator: np.random.Generator) -> bytes:
+    """A random PNG file."""
+    memory = io.BytesIO()
+    Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(memory, "PNG")
+    return memory.getvalue()
+
+
+def write_rows(path: Path, count: int) -> None:
+    """A Parquet file of encoded images with labels, as the Hub has them."""
+    generator = np.random.default_rng(0)
+    pool = [{"bytes": encode(generator), "path": None} for _ in range(min(count, DISTINCT))]
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    described = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with parquet.ParquetWriter(path, described) as writer:
+        for start in range(0, count, DISTINCT):
+            size = min(DISTINCT, count - start)
+            columns = {"image": pool[:size], "label": [number % 10 for number in range(size)]}
+            writer.write_table(pa.table(columns, schema=described))
+
+
+def write_files(folder: Path, count: int) -> None:
+    """A folder of PNG files, a thousand in each of its folders."""
+    generator = np.random.default_rng(0)
+    pool = [encode(generator) for _ in range(min(count, DISTINCT))]
+    for number in range(count):
+        place = folder / "one" / f"{number // 1000:04}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:07}.png").write_bytes(pool[number % len(pool)])
+
+
+def own_memory() -> float:
+    """Gigabytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
+
+
+def run_child(args: argparse.Namespace) -> None:
+    """Open the data, train, and print what it took as JSON."""
+    torch.set_num_threads(1)
+    accelerator = create_accelerator("no")
+    train_set = load_splits(args.child, ["train"], image_size=8, memory_limit_gb=0)["train"]
+    model = MaskedAutoencoder(
+        image_size=8, patch_size=2, embed_dim=64, depth=2, num_heads=2, decoder_dim=32, decoder_depth=1,
+        mean=train_set.statistics[0], std=train_set.statistics[1],
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4)
+    learner = ReconstructionLearner(model)
+    parts = split_batch(BATCH_SIZE, max(args.processes))
+    batches = step_batches(
+        train_set, batch_size=BATCH_SIZE, parts=parts[args.rank : args.rank + 1], seed=0, device="cpu"
+    )
+
+    def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+        return learner(random_flip(padded_crop(batch.images, draws, 1), draws), **model.draw(draws))
+
+    loop = train_steps(
+        learner, optimizer, compute_losses, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
+        schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0), clock=Stopwatch(),
+    )  # fmt: skip
+    next(loop)
+    start = time.time() - Path(f"/proc/{os.getpid()}").stat().st_ctime
+    for _ in range(5):  # the workers are ahead by some batches
+        next(loop)
+    began = time.perf_counter()
+    for _ in range(args.steps):
+        next(loop)
+    rate = args.steps * len(parts[0]) / (time.perf_counter() - began)
+    print(
+        json.dumps({"start_s": start, "memory_gb": own_memory(), "images_per_second": rate, "images": len(train_set)})
+    )
+
+
+def measure(args: argparse.Namespace, data: list[str], processes: int) -> dict[str, float]:
+    """What that many processes at a time take: the slowest start, the most memory, images/s of all."""
+    command = [sys.executable, __file__, "--steps", str(args.steps), "--processes", str(processes)]
+    children = [
+        subprocess.Popen([*command, "--rank", str(rank), "--child", *data], stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    found = []
+    for child in children:
+        output = child.communicate()[0]
+        if child.returncode:
+            sys.exit(f"a process on {data[0]} failed")
+        found.append(json.loads(output.splitlines()[-1]))
+    return {
+        "start_s": max(each["start_s"] for each in found),
+        "memory_gb": max(each["memory_gb"] for each in found),
+        "images_per_second": sum(each["images_per_second"] for each in found),
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.child:
+        return run_child(args)
+    results: dict[str, dict[str, float]] = {}
+
+    def note(name: str, data: list[str], processes: int) -> None:
+        line = results[f"{name}, {processes} process{'es'[: 2 * (processes > 1)]}"] = measure(args, data, processes)
+        print(f"{list(results)[-1]:44}", *(f"{key} {value:,.2f}" for key, value in line.items()), sep="  ", flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for count in args.rows:
+            path = folder / f"{min(count, MILLION)}.parquet"
+            if not path.exists():
+                write_rows(path, min(count, MILLION))
+            data = [str(path)] * max(1, count // MILLION)
+            before = time.monotonic()
+            measure(argparse.Namespace(steps=1), data, 1)  # makes the library's copy
+            print(f"{count:,} rows: first opened in {time.monotonic() - before:.0f} s", flush=True)
+            for processes in args.processes:
+                note(f"{count:,} rows", data, processes)
+        if args.files:
+            files = folder / f"files-{args.files}"
+            if not files.exists():
+                write_files(files, args.files)
+            for processes in args.processes:
+                note(f"{args.files:,} files", [str(files)], processes)
+    write_json(args.output, {"results": results, "torch": torch.__version__})
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main(parse().parse_args())
