@@ -1,11 +1,14 @@
-"""What the system refuses a run's folder is one line with a remedy; what it refuses elsewhere stays what it is."""
+"""Disks and clocks that misbehave: what is about a run's folder is one line with a remedy."""
 
 import errno
 import os
+import time
 
 import pytest
 from accelerate import Accelerator
+from running import QUICK, metrics
 
+import tinymae
 from tinymae import InputError
 from tinymae.files import is_about, lock_folder
 from tinymae.training.run import Run
@@ -59,6 +62,23 @@ def test_what_stands_in_a_files_place_is_named_and_the_folder_given_back(tmp_pat
     (tmp_path / "args.json").rmdir()
     with run_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("jump", [0.0, -86400.0])
+def test_a_clock_that_stands_still_or_is_put_back_does_not_end_a_run(jump, quick_figures, tmp_path, monkeypatch):
+    now, real = [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now[-1] + jump if now else real())
+    report = Run.report
+
+    def stopped(run, state):
+        if state.step == 2:
+            now.append(real())
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", stopped)
+    run = tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    rates = [row["images_per_second"] for row in metrics(tmp_path) if "images_per_second" in row]
+    assert run.results["steps"] == len(rates) == 8 and min(rates) == 0 < max(rates)
 
 
 def test_an_error_about_another_file_is_raised_as_it_is(tmp_path):

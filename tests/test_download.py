@@ -7,36 +7,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision
 
 from tinymae import InputError, load_dataset
+from tinymae.data.sources.named import NAMED
 
 
 class Slow:
-    """A data set of torchvision whose download takes a while and writes into a log what it does."""
+    """A data set of torchvision whose download takes a while and writes into a log what it does.
+
+    As MNIST does, it takes a file that is there for one that is whole.
+    """
 
     classes = ("even", "odd")
 
-    def __init__(self, root, train: bool = True, download: bool = False):
-        self.folder = Path(root)
-        if download and not self.is_whole():
+    def __init__(self, folder: Path, split: str, download: bool):
+        self.file, self.log = folder / "data", folder / "log"
+        if download and not self.file.exists():
             self.fetch()
-        if not self.is_whole():
-            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
+        if not self.file.exists():
+            raise RuntimeError("Dataset not found. You can use download=True to download it")
+        if self.file.read_text() != "whole":
+            raise ValueError("cannot reshape what is half there")
         self.data = np.zeros((2100, 4, 4), dtype=np.uint8)
         self.targets = list(range(2)) * 1050
 
-    def is_whole(self) -> bool:
-        data = self.folder / "data"
-        return data.exists() and data.read_text() == "whole"
+    def __len__(self) -> int:
+        return len(self.data)
 
     def fetch(self) -> None:
-        with open(self.folder / "log", "a") as log:
+        with open(self.log, "a") as log:
             log.write("begins\n")
             log.flush()
-            (self.folder / "data").write_text("half")
+            self.file.write_text("half")
             time.sleep(0.3)
-            (self.folder / "data").write_text("whole")
+            self.file.write_text("whole")
             log.write("ends\n")
 
 
@@ -48,14 +52,15 @@ class Unreachable(Slow):
 
 
 def test_one_process_fetches_and_the_others_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Slow)
+    monkeypatch.setitem(NAMED, "mnist", (Slow, ("train", "test")))
     waiting, go = os.pipe()
     children = []
-    for _ in range(4):
+    for number in range(4):
         if (pid := os.fork()) == 0:
             os.close(go)
             try:
                 os.read(waiting, 1)  # until the parent closes its end
+                time.sleep(0.1 * number)  # some come while the first fetches
                 dataset = load_dataset("mnist", "test", data_dir=tmp_path / "data")
                 os._exit(0 if len(dataset) == 2100 else 2)
             except BaseException as error:
@@ -69,6 +74,6 @@ def test_one_process_fetches_and_the_others_wait(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_fetched_is_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "MNIST", Unreachable)
+    monkeypatch.setitem(NAMED, "mnist", (Unreachable, ("train", "test")))
     with pytest.raises(InputError, match=r"mnist is not in data_dir .*no route to host.*give --data-dir a folder"):
         load_dataset("mnist", "test", data_dir=tmp_path)

@@ -285,6 +285,18 @@ def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
                 read_image(tmp_path / "line.png", (1, 8, 8))
 
 
+def test_an_image_of_more_pixels_than_pillow_thinks_safe_is_refused(tmp_path, monkeypatch):
+    """A file of 2 kB may say that it has 150 million pixels, and Pillow takes gigabytes for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (40, 25), "red").save(tmp_path / "fits.png")
+    assert read_image(tmp_path / "fits.png", (3, 8, 8)).shape == (3, 8, 8)
+    Image.new("RGB", (40, 26)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large\.png cannot be read \(40 x 26 pixels are more than"):
+        read_image(tmp_path / "large.png", (3, 8, 8))
+    Image.new("RGB", (44, 44), "red").save(tmp_path / "photo.jpg")  # which JPEG decodes at half its size
+    assert read_image(tmp_path / "photo.jpg", (3, 8, 8)).shape == (3, 8, 8)
+
+
 def test_no_mutated_picture_crashes_or_hangs(tmp_path):
     """2,000 mutated pictures: each is read or refused as an InputError."""
     originals = [path.read_bytes() for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
