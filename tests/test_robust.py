@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
+from tinymae.data import images
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import read_image
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
@@ -268,6 +269,32 @@ def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
     assert set(left_out.skipped) == set(bad) and len(left_out) == 27
     with pytest.raises(InputError, match=r"(05|11|17)\.png cannot be read"):
         load_dataset(tmp_path, "all", image_size=8)
+
+
+def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (1, 30_000)).save(tmp_path / "line.png")
+    with pytest.raises(InputError, match=r"line\.png cannot be read \(1 x 30000 pixels are too narrow for 64 x 64\)"):
+        read_image(tmp_path / "line.png", (3, 64, 64))  # 64 x 1,920,000 pixels, from a file of 100 bytes
+    monkeypatch.setattr(images, "LARGEST", 8 * 800)
+    for height, fits in ((100, True), (101, False)):
+        Image.new("L", (1, height), 9).save(tmp_path / "line.png")
+        if fits:
+            assert (read_image(tmp_path / "line.png", (1, 8, 8)) == 9).all()
+        else:
+            with pytest.raises(InputError, match="1 x 101 pixels are too narrow"):
+                read_image(tmp_path / "line.png", (1, 8, 8))
+
+
+def test_an_image_of_more_pixels_than_pillow_thinks_safe_is_refused(tmp_path, monkeypatch):
+    """A file of 2 kB may say that it has 150 million pixels, and Pillow takes gigabytes for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (40, 25), "red").save(tmp_path / "fits.png")
+    assert read_image(tmp_path / "fits.png", (3, 8, 8)).shape == (3, 8, 8)
+    Image.new("RGB", (40, 26)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large\.png cannot be read \(40 x 26 pixels are more than"):
+        read_image(tmp_path / "large.png", (3, 8, 8))
+    Image.new("RGB", (44, 44), "red").save(tmp_path / "photo.jpg")  # which JPEG decodes at half its size
+    assert read_image(tmp_path / "photo.jpg", (3, 8, 8)).shape == (3, 8, 8)
 
 
 def test_no_mutated_picture_crashes_or_hangs(tmp_path):

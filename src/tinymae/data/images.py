@@ -76,6 +76,10 @@ def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
         scale = min(file.width / shape[2], file.height / shape[1])
         if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
             file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
+        if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:  # Pillow reads twice as many
+            raise Image.DecompressionBombError(
+                f"{file.width} x {file.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS"
+            )
         upright = ImageOps.exif_transpose(file)
         upright.load()
         return upright

@@ -102,7 +102,8 @@ class Progress:
         losses = {name: float(self.accelerator.reduce(value, "mean")) for name, value in state.losses.items()}
         now, done = time.monotonic(), self.done(state.step)
         seconds = now - self.last_report
-        rate = (state.step - self.last_step) * self.stretch.batch_size / seconds
+        # A clock that stands still, or was put back, says nothing of the speed.
+        rate = (state.step - self.last_step) * self.stretch.batch_size / seconds if seconds > 0 else 0.0
         values = {
             "learning_rate": state.learning_rate, "grad_norm": float(state.grad_norm), "images_per_second": rate,
             "minutes": self.minutes(),

@@ -80,11 +80,15 @@ def open_named(
 
 def open_split(name: str, opener: Callable[[Path, str, bool], Any], data_dir: Path, split: str) -> Any:
     """A split of torchvision's, downloaded where it is missing, by one process at a time: the others find it there."""
+    lock = FileLock(data_dir / f".{name}.lock")
+    if Path(lock.lock_file).exists():  # somebody fetches it, or did: until then half an MNIST passes for a whole one
+        with contextlib.suppress(OSError), lock:  # into a read-only folder nobody does
+            pass
     with contextlib.suppress(RuntimeError):  # not there yet
         return opener(data_dir, split, False)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f".{name}.lock"), contextlib.redirect_stdout(io.StringIO()):
+        with lock, contextlib.redirect_stdout(io.StringIO()):
             return opener(data_dir, split, True)
     except (OSError, RuntimeError) as error:
         raise InputError(

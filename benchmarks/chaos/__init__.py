@@ -1,0 +1,1 @@
+"""The chaos benchmark: see `__main__`."""

@@ -1,0 +1,88 @@
+"""Disks and clocks that misbehave: what is about a run's folder is one line with a remedy."""
+
+import errno
+import os
+import time
+
+import pytest
+from accelerate import Accelerator
+from running import QUICK, metrics
+
+import tinymae
+from tinymae import InputError
+from tinymae.files import is_about, lock_folder
+from tinymae.training.run import Run
+
+
+def run_in(folder) -> Run:
+    return Run(folder, Accelerator(cpu=True), arguments={"seed": 1})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_is_full_or_broken_is_about_any_folder(number, tmp_path):
+    assert is_about(OSError(number, os.strerror(number)), tmp_path)
+
+
+def test_an_error_is_about_the_folder_whose_file_it_names(tmp_path, monkeypatch):
+    folder, other = tmp_path / "run", str(tmp_path / "runs" / "file")
+    inside = str(folder / "checkpoints" / "step.pt")
+    assert is_about(PermissionError(errno.EACCES, "denied", inside), folder)
+    assert is_about(PermissionError(errno.EACCES, "denied", inside.encode()), folder)
+    assert is_about(OSError(errno.EXDEV, "rename", other, None, inside), folder)  # the second name of a renaming
+    assert is_about(NotADirectoryError(errno.ENOTDIR, "in the way", str(folder)), folder)
+    monkeypatch.chdir(tmp_path)
+    assert is_about(PermissionError(errno.EACCES, "denied", "run/args.json"), folder)
+    assert is_about(PermissionError(errno.EACCES, "denied", inside), folder.relative_to(tmp_path))
+
+
+def test_other_errors_are_not(tmp_path):
+    for error in (
+        None, ValueError(str(tmp_path)), OSError(str(tmp_path)), ConnectionResetError(errno.ECONNRESET, "reset"),
+        FileNotFoundError(errno.ENOENT, "no such file", str(tmp_path.parent / "images" / "cat.png")),
+        PermissionError(errno.EACCES, "denied", 7),  # a descriptor has no name
+        PermissionError(errno.EACCES, "denied", f"{tmp_path}-2/args.json"),
+    ):  # fmt: skip
+        assert not is_about(error, tmp_path), error
+
+
+def test_a_full_disk_under_a_run_is_one_line_that_says_how_to_go_on(tmp_path):
+    with pytest.raises(InputError) as stop, run_in(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/else")
+    assert str(stop.value) == (
+        f"output_dir {tmp_path} cannot be written to (No space left on device): mend that, then repeat the command, "
+        "which resumes"
+    )
+    lock_folder(tmp_path).release()  # it was given back
+
+
+def test_what_stands_in_a_files_place_is_named_and_the_folder_given_back(tmp_path):
+    (tmp_path / "args.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot be written to \(Is a directory\): mend that"), run_in(tmp_path):
+        raise AssertionError("unreachable")
+    (tmp_path / "args.json").rmdir()
+    with run_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("jump", [0.0, -86400.0])
+def test_a_clock_that_stands_still_or_is_put_back_does_not_end_a_run(jump, quick_figures, tmp_path, monkeypatch):
+    now, real = [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now[-1] + jump if now else real())
+    report = Run.report
+
+    def stopped(run, state):
+        if state.step == 2:
+            now.append(real())
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", stopped)
+    run = tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    rates = [row["images_per_second"] for row in metrics(tmp_path) if "images_per_second" in row]
+    assert run.results["steps"] == len(rates) == 8 and min(rates) == 0 < max(rates)
+
+
+def test_an_error_about_another_file_is_raised_as_it_is(tmp_path):
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/images/cat.png")
+    with pytest.raises(FileNotFoundError) as found, run_in(tmp_path):
+        raise missing
+    assert found.value is missing
