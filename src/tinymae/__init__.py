@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .commands.evaluate import evaluate
     from .commands.export import export
     from .commands.finetune import finetune
+    from .commands.inspect import inspect
     from .commands.linear_probe import linear_probe
     from .commands.neighbours import neighbours
     from .commands.pretrain import pretrain
@@ -49,6 +50,7 @@ __all__ = [
     "finetune",
     "from_official",
     "from_transformers",
+    "inspect",
     "linear_probe",
     "load",
     "load_dataset",
@@ -65,6 +67,7 @@ HOMES = {
     "commands.evaluate": ["evaluate"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
+    "commands.inspect": ["inspect"],
     "commands.linear_probe": ["linear_probe"],
     "commands.neighbours": ["neighbours"],
     "commands.pretrain": ["pretrain"],
