@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .commands.inspect import inspect
     from .commands.linear_probe import linear_probe
     from .commands.neighbours import neighbours
+    from .commands.predict import predict
     from .commands.pretrain import pretrain
     from .data.datasets import load_dataset
     from .errors import InputError
@@ -56,6 +57,7 @@ __all__ = [
     "load_dataset",
     "neighbours",
     "patchify",
+    "predict",
     "pretrain",
     "random_mask",
     "to_official",
@@ -70,6 +72,7 @@ HOMES = {
     "commands.inspect": ["inspect"],
     "commands.linear_probe": ["linear_probe"],
     "commands.neighbours": ["neighbours"],
+    "commands.predict": ["predict"],
     "commands.pretrain": ["pretrain"],
     "data.datasets": ["load_dataset"],
     "errors": ["InputError"],

@@ -70,7 +70,6 @@ def run(settings: InspectSettings) -> Result[Model]:
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        run.list_skipped(*images.parts.values())
         features = map_images(encode, images, accelerator, batch_size=settings.batch_size)
         on_device = features.to(accelerator.device)
         cosines, index = (f.cpu() for f in nearest(on_device, on_device, k=CANDIDATES, same=True))
