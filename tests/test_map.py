@@ -87,6 +87,15 @@ def settle(page) -> None:
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def pixel(page, x: float, y: float) -> list[int]:
+    """What the map shows at a point of the screen: red, green, blue, opacity."""
+    box = page.locator("#points").bounding_box()
+    return page.evaluate(
+        "([x, y]) => [...document.getElementById('points').getContext('2d').getImageData(x, y, 1, 1).data]",
+        [x - box["x"], y - box["y"]],
+    )
+
+
 def colours(page, selector: str) -> np.ndarray:
     """The middle pixel of a canvas."""
     return page.evaluate(
@@ -123,6 +132,9 @@ def test_a_lasso_lists_the_names_inside_it(page):
     names = page.input_value("#chosen textarea").split("\n")
     assert sorted(names) == sorted(f"row {row} column {column}.png" for row in (2, 3) for column in (3, 4, 5))
     assert page.get_attribute("#lasso", "aria-pressed") == "false"
+    settle(page)
+    opacity = [pixel(page, *where(page, column, row))[3] for column, row in [(4, 2), (3, 3), (6, 2), (19, 14)]]
+    assert opacity[:2] == [255, 255] and max(opacity[2:]) < 64  # what was not chosen is pale
     page.click("#copy")
     page.wait_for_selector("text=copied 6 names")
     page.click("#clear")
@@ -152,12 +164,7 @@ def test_zooming_keeps_what_is_under_the_pointer_and_shows_images(page):
     page.wait_for_timeout(100)
     settle(page)
     assert under(page, x, y) == pytest.approx(before, abs=1e-4) and page.evaluate("view.scale") > 3000
-    box = page.locator("#points").bounding_box()
-    pixel = page.evaluate(
-        "([x, y]) => [...document.getElementById('points').getContext('2d').getImageData(x, y, 1, 1).data]",
-        [x - box["x"], y - box["y"]],
-    )
-    assert np.allclose(pixel[:3], [120, 112, 0], atol=6)
+    assert np.allclose(pixel(page, x, y)[:3], [120, 112, 0], atol=6)
     page.click("#whole")
     settle(page)
     assert where(page, 10, 7) == pytest.approx((x, y), abs=1)

@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 import tinymae
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.evaluation import neighbours, sheets
-from tinymae.evaluation.neighbours import knn_predict, nearest, top, vote
+from tinymae.evaluation.neighbours import knn_predict, kth_distance, nearest, top, vote
 
 
 @pytest.mark.parametrize("count", [7, 64, 3000])
@@ -32,7 +32,9 @@ def test_no_row_is_its_own_neighbour_but_a_twin_is():
     assert index.shape == (40, 39) and not (index == torch.arange(40)[:, None]).any()
     assert index[3, 0] == 17 and index[17, 0] == 3 and cosines[3, 0] == pytest.approx(1)
     brute = torch.nn.functional.cosine_similarity(bank[:, None], bank[None], dim=2).fill_diagonal_(-9)
-    assert torch.allclose(cosines, brute.sort(dim=1, descending=True).values[:, :39], atol=1e-5)
+    ranked = brute.sort(dim=1, descending=True).values
+    assert torch.allclose(cosines, ranked[:, :39], atol=1e-5)
+    assert torch.allclose(kth_distance(bank, k=7), 1 - ranked[:, 6], atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [5000, 5003])

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from .commands.evaluate import evaluate
     from .commands.export import export
     from .commands.finetune import finetune
+    from .commands.inspect import inspect
     from .commands.linear_probe import linear_probe
     from .commands.neighbours import neighbours
+    from .commands.predict import predict
     from .commands.pretrain import pretrain
     from .data.datasets import load_dataset
     from .errors import InputError
@@ -49,11 +51,13 @@ __all__ = [
     "finetune",
     "from_official",
     "from_transformers",
+    "inspect",
     "linear_probe",
     "load",
     "load_dataset",
     "neighbours",
     "patchify",
+    "predict",
     "pretrain",
     "random_mask",
     "to_official",
@@ -65,8 +69,10 @@ HOMES = {
     "commands.evaluate": ["evaluate"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
+    "commands.inspect": ["inspect"],
     "commands.linear_probe": ["linear_probe"],
     "commands.neighbours": ["neighbours"],
+    "commands.predict": ["predict"],
     "commands.pretrain": ["pretrain"],
     "data.datasets": ["load_dataset"],
     "errors": ["InputError"],

@@ -15,8 +15,10 @@ COMMANDS = {
     "linear-probe": ("commands.linear_probe", "LinearProbeSettings", "score frozen features by k-NN and a probe"),
     "finetune": ("commands.finetune", "FinetuneSettings", "train a classifier from pretrained weights or from scratch"),
     "evaluate": ("commands.evaluate", "EvaluateSettings", "look closely at a classifier or at reconstructions"),
+    "predict": ("commands.predict", "PredictSettings", "classify new images"),
     "embed": ("commands.embed", "EmbedSettings", "write the features of images: a table and a map to look at"),
     "neighbours": ("commands.neighbours", "NeighboursSettings", "find the images most like some others"),
+    "inspect": ("commands.inspect", "InspectSettings", "look for duplicates, outliers and doubtful labels"),
     "export": ("commands.export", "ExportSettings", "write weights for timm, ONNX, torch.export or a web page"),
     "compare": ("study.compare", "CompareSettings", "compare families of autoencoders under one protocol"),
 }

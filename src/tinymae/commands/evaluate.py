@@ -1,7 +1,5 @@
 """Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
 
-import csv
-import io
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +14,10 @@ from ..data.batches import chunks, pick
 from ..data.datasets import Dataset, require_channels, require_labels
 from ..errors import InputError
 from ..evaluation import figures
+from ..evaluation.calibration import probability_metrics, reliability
 from ..evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
-from ..files import write_bytes
+from ..evaluation.sheets import Tile, in_rows, write_sheet
+from ..files import write_csv
 from ..interop.load import Model, load
 from ..models.base import Autoencoder, Reconstruction
 from ..models.classifier import Classifier
@@ -26,6 +26,8 @@ from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..training.run import Run
 from .settings import Result, RunSettings, keywords_of, setting, with_default
+
+ERRORS = 40  # on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,9 @@ class EvaluateSettings(RunSettings):
 def run(settings: EvaluateSettings) -> Result[Model]:
     """Look closely at a classifier or an autoencoder.
 
-    A classifier gives its accuracy, scikit-learn's report, a confusion matrix and a table by class; an autoencoder its
-    MSE, PSNR and SSIM with patches hidden and with none hidden, and a sheet of reconstructions.
+    A classifier gives its accuracy, scikit-learn's report, how far its probabilities can be trusted, a confusion
+    matrix, a table by class and a sheet of errors; an autoencoder its MSE, PSNR and SSIM with patches hidden and with
+    none hidden, and a sheet of reconstructions.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -62,7 +65,8 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     require_channels(dataset, model.in_channels)
     look: partial[dict]
     if isinstance(model, Classifier):
-        require_same_classes(settings, model, dataset)
+        require_labels(settings.data_name, **{settings.split: dataset})
+        require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
         look = partial(evaluate_classifier, settings, model)
     else:
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
@@ -75,24 +79,20 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 evaluate = keywords_of(run, EvaluateSettings)
 
 
-def require_same_classes(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
+def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: object) -> None:
     """Raises InputError unless the data's labels mean what the classifier's mean."""
-    require_labels(settings.data_name, **{settings.split: dataset})
     if len(dataset.classes) != len(model.classes):
-        raise InputError(
-            f"weights {settings.weights} know {len(model.classes)} classes, data set {settings.data_name} has "
-            f"{len(dataset.classes)}"
-        )
+        raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
     for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
         if name in model.classes and model.classes.index(name) != place:
             raise InputError(
-                f"data set {settings.data_name} counts {name!r} as class {place}, weights {settings.weights} as class "
+                f"{source} counts {name!r} as class {place}, weights {weights} as class "
                 f"{model.classes.index(name)}: give it the same class folders"
             )
 
 
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
-    """Accuracy, report, confusion matrix and a table by class."""
+    """Accuracy, report, calibration, confusion matrix, a table by class and the surest errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
     logits = map_dataset(model, dataset, device=run.accelerator.device, batch_size=settings.batch_size, desc="logits")
@@ -106,26 +106,46 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         labels, predictions, labels=range(len(numbers)), target_names=model.classes, digits=4, zero_division=0
     )
     matrix = confusion_matrix(labels, predictions, labels=range(len(numbers)))
+    probabilities = logits.softmax(dim=1)
     results = {
-        "accuracy": accuracy(predictions, labels), "images": len(dataset), "report": report, "by_class": by_class,
-        "confusion_matrix": matrix.tolist(),
+        "accuracy": accuracy(predictions, labels), "images": len(dataset),
+        **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
+        "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
     run.print(f"accuracy {results['accuracy']:.2f} % of {len(dataset)} {settings.split} images\n\n{text}")
+    run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
     table = write_table(by_class, run.folder / "per_class.csv")
     title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} %"
     picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
-    run.finish(results, [table, picture])
+    diagram = figures.reliability(
+        reliability(probabilities, labels), run.folder / "reliability.png",
+        f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
+    )  # fmt: skip
+    errors = show_errors(dataset, probabilities, model.classes, run.folder / "errors.png")
+    run.finish(results, [table, picture, diagram, errors])
     return results
+
+
+def show_errors(dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+    """A sheet of the errors that the classifier was surest of, with their rows."""
+    assert dataset.labels is not None
+    labels = dataset.labels.cpu()
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:ERRORS]]
+    tiles = []
+    for row in worst.tolist():
+        lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
+        image = dataset[torch.tensor([row])][0][0]
+        tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
+    return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
 
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:
     """A line of CSV for each class."""
-    columns, text = ("precision", "recall", "f1-score", "support"), io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *columns])
-    writer.writerows([name, *(f"{row[column]:.4g}" for column in columns)] for name, row in by_class.items())
-    write_bytes(path, text.getvalue().encode())
-    return path
+    columns = ("precision", "recall", "f1-score", "support")
+    rows = ([name, *(f"{row[column]:.4g}" for column in columns)] for name, row in by_class.items())
+    return write_csv(path, ["class", *columns], rows)
 
 
 def choose_ratio(settings: EvaluateSettings, model: Autoencoder) -> float | None:

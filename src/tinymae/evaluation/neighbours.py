@@ -1,5 +1,7 @@
 """Nearest neighbours by cosine, exact, and classification by their vote."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,6 @@ BLOCK = 64  # columns whose maximum is looked at first
 CELLS = 2**25  # similarities in memory at a time: 128 MiB
 
 
-@torch.no_grad()
 def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tuple[Tensor, Tensor]:
     """The `k` rows of `bank` (N, F) most similar to each of `queries` (M, F): cosines and row numbers, both (M, k).
 
@@ -17,18 +18,32 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tup
     >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), k=1)[1]
     tensor([[1]])
     """
+    cosines, indices = zip(*search(queries, bank, k=k, same=same), strict=True)
+    return torch.cat(cosines), torch.cat(indices)
+
+
+def kth_distance(features: Tensor, *, k: int) -> Tensor:
+    """The cosine distance (N,) of each row of features (N, F) to its `k`-th neighbour; k is at most N - 1.
+
+    >>> kth_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), k=1)
+    tensor([0., 0., 1.])
+    """
+    return torch.cat([1 - cosines[:, -1] for cosines, _ in search(features, features, k=k, same=True)])
+
+
+@torch.no_grad()
+def search(queries: Tensor, bank: Tensor, *, k: int, same: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `nearest` returns, chunk by chunk of the queries."""
     unit = nn.functional.normalize(bank.float(), dim=1)
     k = min(k, len(unit) - same)
-    found = []
-    with torch.autocast(bank.device.type, enabled=False):  # half precision would blur the cosines
-        for rows in torch.arange(len(queries)).split(max(16, CELLS // len(unit))):
+    for rows in torch.arange(len(queries)).split(max(16, CELLS // len(unit))):
+        with torch.autocast(bank.device.type, enabled=False):  # half precision would blur the cosines
             chunk = unit[rows] if same else nn.functional.normalize(queries[rows].to(unit), dim=1)
             similarity = chunk @ unit.T
             if same:
                 similarity[torch.arange(len(rows)), rows] = -torch.inf
-            found.append(top(similarity, k))
-    cosines, indices = zip(*found, strict=True)
-    return torch.cat(cosines), torch.cat(indices)
+            found = top(similarity, k)
+        yield found
 
 
 def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ const redraw = () => {
 };
 
 const visible = (i) => !hidden[colouring.values[i]];
-const bright = (i) => visible(i) && (!matches || matches[i]) && (!chosen || chosen[i]);
+const bright = (i) => visible(i) && (!matches || matches[i] === 1) && (!chosen || chosen[i] === 1);
 
 function disc(radius) { // offsets of its pixels from the middle, row by row
   const offsets = [], r = Math.max(0, Math.floor(radius));
@@ -89,7 +89,7 @@ function draw() {
   stale = false;
   const { ratio } = size, width = canvas.width, height = canvas.height;
   const zoom = view.scale / Math.min(size.width, size.height);
-  const radius = ratio * Math.min(6, Math.max(count > 8000 ? 1 : 2, 2.2 * Math.sqrt(zoom) * (count > 8000 ? 0.6 : 1)));
+  const radius = ratio * Math.min(6, (count > 20000 ? 1 : count > 5000 ? 1.5 : 3) * Math.max(1, Math.sqrt(zoom)));
   const offsets = disc(radius), margin = Math.ceil(radius) + 1;
   words.fill(0);
   const dim = palette.map(([r, g, b]) => (Math.round(255 * DIM) << 24) | (b << 16) | (g << 8) | r);

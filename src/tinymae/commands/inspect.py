@@ -1,0 +1,222 @@
+"""Look for what may be wrong with a data set: near-duplicates, outliers, doubtful labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from jinja2 import Environment
+from torch import Tensor
+
+from ..errors import InputError
+from ..evaluation.inspection import (
+    CANDIDATES,
+    Pairs,
+    confident_issues,
+    find_duplicates,
+    group_pairs,
+    held_out_probabilities,
+)
+from ..evaluation.neighbours import kth_distance, nearest
+from ..evaluation.sheets import Tile, in_rows, write_sheet
+from ..files import write_bytes, write_csv
+from ..interop.load import Model
+from ..randomness import derive_seed
+from .features import FeatureSettings, JoinedSplits, map_images
+from .settings import Result, keywords_of, setting, with_default
+
+SHOWN = 60  # images on a sheet, or groups
+LARGEST_GROUP = 12  # images of a group on a sheet
+ACROSS, WITHIN = "#d1495b", "#2f6690"  # frames of duplicates
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(FeatureSettings):
+    """Settings of an inspection."""
+
+    output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/inspect")
+    least_cosine: float = setting(0.4, "of the features of near-duplicates", group="inspection")
+    least_correlation: float = setting(0.88, "of the details of near-duplicates, once aligned", group="inspection")
+    k: int | None = setting(
+        None, "an outlier is far from its k-th neighbour, so k is more than alike outliers there may be "
+        "(default: a tenth of the images, at most 500)", group="inspection", positive=True,
+    )  # fmt: skip
+    folds: int = setting(5, "parts whose labels are judged by a probe of the others", group="inspection")
+
+    def resolve(self):
+        """See `RunSettings.resolve`."""
+        for name in ("least_cosine", "least_correlation"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} {getattr(self, name)} is outside -1 to 1")
+        if self.folds < 2:
+            raise InputError(f"folds {self.folds} is below 2")
+        return super().resolve()
+
+
+def run(settings: InspectSettings) -> Result[Model]:
+    """Look for near-duplicates within and across splits, outliers and, where there are labels, doubtful ones.
+
+    duplicates.csv has the images of each group, those that lie in several splits first; outliers.csv all images,
+    by the cosine distance to their k-th neighbour; doubtful_labels.csv all labelled images, by the probability of their
+    label according to a probe of other images. index.html shows a sheet of each.
+
+    Raises InputError for settings or data that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    model, encode = settings.open_model(accelerator)
+    images = settings.open_images(model, accelerator)
+    if len(images) < 2:
+        raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
+    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+        features = map_images(encode, images, accelerator, batch_size=settings.batch_size)
+        on_device = features.to(accelerator.device)
+        cosines, index = (f.cpu() for f in nearest(on_device, on_device, k=CANDIDATES, same=True))
+        parts = [
+            inspect_duplicates(settings, images, cosines, index, run.folder),
+            inspect_outliers(settings, images, on_device, run.folder),
+        ]
+        if (images.labels >= 0).any():
+            parts.append(inspect_labels(settings, images, features, run.folder))
+        for part in parts:
+            run.print(f"{part.heading}: {part.text}")
+        results = {"images": len(images)} | {name: value for part in parts for name, value in part.numbers.items()}
+        page = write_page(settings, images, parts, run.folder / "index.html")
+        run.finish(results, [file for part in parts for file in part.files] + [page])
+    return Result(model, results, run.folder)
+
+
+inspect = keywords_of(run, InspectSettings)
+
+
+@dataclass
+class Part:
+    """What was found in one respect."""
+
+    heading: str
+    text: str
+    numbers: dict
+    files: Sequence[Path]  # the table, then the sheet
+
+
+def inspect_duplicates(
+    settings: InspectSettings, images: JoinedSplits, cosines: Tensor, index: Tensor, folder: Path
+) -> Part:
+    """Groups of near-duplicates; those across splits first, then the most similar."""
+    pairs = find_duplicates(
+        cosines, index, images.__getitem__, least_cosine=settings.least_cosine,
+        least_correlation=settings.least_correlation,
+    )  # fmt: skip
+    group_of = group_pairs(pairs.first, pairs.second, len(images))
+    groups = [(group_of == number).nonzero()[:, 0] for number in range(int(group_of.max()) + 1)]
+    best = strongest(pairs, len(images))
+    across = [len(set(images.splits(group))) > 1 for group in groups]
+    order = sorted(range(len(groups)), key=lambda n: (not across[n], -float(best[groups[n]].max())))
+    rows, shown = [], []
+    for number, old in enumerate(order, 1):
+        group = groups[old]
+        about = zip(
+            images.names(group), images.splits(group), images.label_names(group), best[group].tolist(), strict=True
+        )
+        rows += [
+            (number, "yes" if across[old] else "no", name, split, label, f"{correlation:.4f}")
+            for name, split, label, correlation in about
+        ]
+        if number <= SHOWN:
+            shown.append(show_group(images, group[:LARGEST_GROUP], ACROSS if across[old] else WITHIN))
+    table = write_csv(
+        folder / "duplicates.csv", ["group", "across_splits", "name", "split", "label", "correlation"], rows
+    )
+    sheet = write_sheet(in_columns(shown), folder / "duplicates.png", "near-duplicates; red: across splits")
+    numbers = {
+        "duplicate_groups": len(groups), "duplicate_images": len(rows), "groups_across_splits": sum(across),
+    }  # fmt: skip
+    text = f"{len(groups)} groups of {len(rows)} images in all, {sum(across)} of them across splits"
+    return Part("Near-duplicates", text, numbers, [table, sheet])
+
+
+def strongest(pairs: Pairs, count: int) -> Tensor:
+    """The correlation (N,) of each image's most similar duplicate; 0 of an image without one."""
+    best = torch.zeros(count)
+    for side in (pairs.first, pairs.second):
+        best.scatter_reduce_(0, side, pairs.correlation, "amax")
+    return best
+
+
+def show_group(images: JoinedSplits, group: Tensor, frame: str) -> list[Tile]:
+    """The tiles of a group."""
+    about = zip(images[group], images.names(group), images.splits(group), images.label_names(group), strict=True)
+    return [Tile(image, (name, f"{split} {label or ''}"), frame) for image, name, split, label in about]
+
+
+def in_columns(groups: Sequence[list[Tile]], width: int = 12) -> list[list[Tile]]:
+    """Groups one after the other in rows of `width` tiles; a group is not torn apart."""
+    rows: list[list[Tile]] = []
+    for group in groups:
+        if rows and len(rows[-1]) + len(group) <= width:
+            rows[-1] += group
+        else:
+            rows.append(list(group))
+    return rows
+
+
+def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
+    """All images by the distance to their k-th neighbour."""
+    k = min(settings.k or min(max(len(images) // 10, 1), 500), len(images) - 1)
+    distance = kth_distance(features, k=k).cpu()
+    order = distance.argsort(descending=True, stable=True)
+    ranked = zip(
+        images.names(order), images.splits(order), images.label_names(order), distance[order].tolist(), strict=True
+    )
+    rows = [(rank, name, split, label, f"{far:.4f}") for rank, (name, split, label, far) in enumerate(ranked, 1)]
+    table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
+    tiles = [
+        Tile(image, (name, f"{far} {label or ''}"))
+        for image, (_, name, _, label, far) in zip(images[order[:SHOWN]], rows, strict=False)
+    ]
+    title = f"the {len(tiles)} images farthest from their neighbour number {k}"
+    sheet = write_sheet(in_rows(tiles), folder / "outliers.png", title)
+    text = f"the distance to neighbour number {k} is {float(distance.median()):.3f} in the median, and up to "
+    text += f"{float(distance.max()):.3f}"
+    return Part("Outliers", text, {"k": k, "median_distance": float(distance.median())}, [table, sheet])
+
+
+def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
+    """All labelled images by the held-out probability of their label."""
+    labelled = (images.labels >= 0).nonzero()[:, 0]
+    labels = images.labels[labelled]
+    probabilities = held_out_probabilities(
+        features[labelled], labels, num_classes=len(images.classes), folds=settings.folds,
+        seed=derive_seed(settings.seed, "folds"),
+    )  # fmt: skip
+    issues = confident_issues(probabilities, labels)
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    order = own.argsort(stable=True)
+    high, guess = probabilities.max(dim=1)
+    rows = []
+    for rank, place in enumerate(order.tolist(), 1):
+        (name,), (split,) = images.names(labelled[[place]]), images.splits(labelled[[place]])
+        rows.append((
+            rank, name, split, images.classes[labels[place]], images.classes[guess[place]], f"{own[place]:.4f}",
+            f"{high[place]:.4f}", "yes" if issues[place] else "no",
+        ))  # fmt: skip
+    columns = ["rank", "name", "split", "label", "guess", "label_probability", "guess_probability", "doubtful"]
+    table = write_csv(folder / "doubtful_labels.csv", columns, rows)
+    tiles = [
+        Tile(image, (name, f"labelled {label}", f"looks like {guess}"))
+        for image, (_, name, _, label, guess, *_) in zip(images[labelled[order[:SHOWN]]], rows, strict=False)
+    ]
+    title = f"the {len(tiles)} labels that a probe of other images doubts most"
+    sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)
+    numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum())}
+    return Part("Doubtful labels", f"{int(issues.sum())} of {len(labels)}", numbers, [table, sheet])
+
+
+def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> Path:
+    """index.html, which shows the sheets beside it."""
+    template = resources.files(__package__).joinpath("inspect_template.html").read_text()
+    page = Environment(autoescape=True).from_string(template)
+    splits = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
+    write_bytes(path, page.render(name=settings.data_name, splits=splits, parts=parts).encode())
+    return path

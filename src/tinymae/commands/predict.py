@@ -1,0 +1,119 @@
+"""Classify new images: a table of classes and probabilities, and a sheet of each class."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.datasets import require_channels, require_labels
+from ..evaluation.calibration import fit_temperature, probability_metrics
+from ..evaluation.sheets import Tile, in_rows, write_sheet
+from ..files import write_csv
+from ..interop.load import load_classifier
+from ..models.classifier import Classifier
+from ..models.vit import choose_attention
+from .evaluate import require_same_classes
+from .features import JoinedSplits, Split, WeightsSettings, map_images
+from .settings import Result, RunSettings, keywords_of, setting, with_default
+
+SHOWN = 40  # images on a sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(WeightsSettings):
+    """Settings of predictions."""
+
+    output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/predict")
+    split: tuple[Split, ...] = with_default(WeightsSettings, "split", ("all",))
+    calibrate: str | Path | None = setting(
+        None, "labelled data, as --data: its validation images set the temperature of the probabilities"
+    )
+
+
+def run(settings: PredictSettings) -> Result[Classifier]:
+    """Classify images, which need no labels.
+
+    predictions.csv has a line for each image: its class and the next best, with their probabilities. classes/ has a
+    sheet of the images of each class, the surest first and the least sure last. With `calibrate` the probabilities are
+    those of logits divided by one temperature, found on validation; the classes stay as they are.
+
+    Raises InputError for weights without a head, or for settings or data that cannot work.
+    """
+    settings = settings.resolve()
+    accelerator = settings.create_accelerator()
+    model = load_classifier(settings.weights).to(accelerator.device).eval()
+    choose_attention(model, accelerator.device)
+    images = settings.open_images(model, accelerator)
+    held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
+    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+        results: dict = {"images": len(images), "temperature": 1.0}
+        if held_out is not None:
+            logits = map_images(model, held_out, accelerator, batch_size=settings.batch_size, desc="validation")
+            results |= calibrate(logits, held_out.labels)
+            run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
+        logits = map_images(model, images, accelerator, batch_size=settings.batch_size, desc="predictions")
+        probabilities = (logits / results["temperature"]).softmax(dim=1)
+        results["by_class"] = dict(
+            zip(model.classes, probabilities.argmax(dim=1).bincount(minlength=len(model.classes)).tolist(), strict=True)
+        )
+        table = write_table(images, probabilities, model.classes, run.folder / "predictions.csv")
+        sheets = write_sheets(images, probabilities, model.classes, run.folder / "classes")
+        run.finish(results, [table, *sheets])
+    return Result(model, results, run.folder)
+
+
+predict = keywords_of(run, PredictSettings)
+
+
+def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
+    """The labelled validation images that set the temperature."""
+    source = RunSettings(data=str(settings.calibrate), data_dir=settings.data_dir)
+    (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
+    require_channels(dataset, model.in_channels)
+    require_labels(str(settings.calibrate), val=dataset)
+    require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
+    return JoinedSplits({"val": dataset.to(accelerator.device)})
+
+
+def calibrate(logits: Tensor, labels: Tensor) -> dict:
+    """The temperature, and what validation says of the probabilities before and after."""
+    temperature = fit_temperature(logits, labels)
+    before, after = (probability_metrics((logits / t).softmax(dim=1), labels) for t in (1.0, temperature))
+    return {"temperature": temperature, "uncalibrated_val": before, "calibrated_val": after}
+
+
+def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+    """A line of CSV for each image."""
+    every = torch.arange(len(images))
+    best, index = probabilities.topk(min(2, len(classes)), dim=1)
+    rows = []
+    for name, split, values, numbers in zip(
+        images.names(every), images.splits(every), best.tolist(), index.tolist(), strict=True
+    ):
+        guesses = [(classes[number], f"{value:.4f}") for number, value in zip(numbers, values, strict=True)]
+        rows.append([name, split, *(cell for guess in guesses for cell in guess)])
+    columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
+    return write_csv(path, columns[: 2 + 2 * best.shape[1]], rows)
+
+
+def write_sheets(images: JoinedSplits, probabilities: Tensor, classes: list[str], folder: Path) -> list[Path]:
+    """A sheet of the images of each class that was predicted, from the surest to the least sure."""
+    confidence, predicted = probabilities.max(dim=1)
+    written = []
+    for number in predicted.unique().tolist():
+        members = (predicted == number).nonzero()[:, 0]
+        members = members[confidence[members].argsort(descending=True, stable=True)]
+        some = members
+        if len(members) > SHOWN:  # the first half and the last half
+            some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
+        about = zip(images[some], images.names(some), confidence[some].tolist(), strict=True)
+        tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, name, sure in about]
+        title = f"{classes[number]}: {len(members):,} images"
+        title += f", the surest {SHOWN // 2} and the least sure" if len(members) > SHOWN else ", the surest first"
+        # Of a class's name only what every file system takes; the number keeps two of them apart.
+        file = f"{number:03}_{re.sub(r'[^A-Za-z0-9-]+', '_', classes[number])[:40]}.png"
+        written.append(write_sheet(in_rows(tiles), folder / file, title))
+    return written

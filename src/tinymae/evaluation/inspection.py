@@ -1,0 +1,151 @@
+"""What may be wrong with a data set: near-duplicates, outliers and labels that features disagree with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from .probes import linear_fits
+
+CANDIDATES = 10  # neighbours of each image that are compared with it pixel by pixel
+GRID = 16  # pixels a side at which they are compared
+WINDOWS = (16, 15, 14, 13, 12, 11)  # what of them a crop may have kept
+BLUR = 5  # pixels; what is coarser than this is left out
+
+
+@dataclass
+class Pairs:
+    """Near-duplicates: image `first` and image `second`, first < second."""
+
+    first: Tensor  # int64 (P,)
+    second: Tensor  # int64 (P,)
+    cosine: Tensor  # (P,): of their features
+    correlation: Tensor  # (P,): of their pixels, once they are aligned
+
+
+def find_duplicates(
+    cosines: Tensor, index: Tensor, images: Callable[[Tensor], Tensor], *, least_cosine: float = 0.4,
+    least_correlation: float = 0.88,
+) -> Pairs:  # fmt: skip
+    """Pairs of images that are neighbours by their features and nearly the same by their aligned pixels.
+
+    Features find candidates that are cropped or recoloured, but call all blue skies alike; pixels decide.
+
+    Args:
+        cosines, index: (N, K), of each image's nearest neighbours, as `nearest(features, features, same=True)` gives.
+        images: indices (B,) -> uint8 (B, C, H, W).
+        least_cosine, least_correlation: what a pair must have.
+    """
+    first, second, cosine = candidate_pairs(
+        cosines[:, :CANDIDATES].cpu(), index[:, :CANDIDATES].cpu(), least=least_cosine
+    )
+    details = torch.cat([to_details(images(rows).cpu()) for rows in torch.arange(len(index)).split(1024)])
+    pairs = zip(first.split(1024), second.split(1024), strict=True)
+    found = [aligned_correlation(details[some], details[others]) for some, others in pairs]
+    correlation = torch.cat([torch.empty(0), *found])
+    kept = correlation >= least_correlation
+    return Pairs(first[kept], second[kept], cosine[kept], correlation[kept])
+
+
+def candidate_pairs(cosines: Tensor, index: Tensor, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each pair of neighbours once, of a cosine of at least `least`: first (P,), second (P,), cosine (P,).
+
+    >>> candidate_pairs(torch.tensor([[0.9], [0.9], [0.2]]), torch.tensor([[1], [0], [0]]), least=0.5)
+    (tensor([0]), tensor([1]), tensor([0.9000]))
+    """
+    rows = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+    kept = cosines >= least
+    low, high = torch.minimum(rows, index)[kept], torch.maximum(rows, index)[kept]
+    keys, places = torch.unique(low * len(index) + high, return_inverse=True)
+    cosine = cosines.new_zeros(len(keys)).scatter_(0, places, cosines[kept])
+    return keys // len(index), keys % len(index), cosine
+
+
+def to_details(images: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) as small grey ones without their coarse light and shade, float (N, 16, 16).
+
+    Any two skies brighten upwards: it is edges by which a copy is known.
+    """
+    grey = images.float().mean(dim=1, keepdim=True)
+    small = nn.functional.interpolate(grey, (GRID, GRID), mode="bilinear", antialias=True)
+    padded = nn.functional.pad(small, (BLUR // 2,) * 4, mode="replicate")
+    return (small - nn.functional.avg_pool2d(padded, BLUR, stride=1))[:, 0]
+
+
+def aligned_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """The correlation (P,) of small images (P, 16, 16), at most 1: the best over shifts, crops and a mirror.
+
+    One of the two is scaled to 11 to 16 pixels and laid over every place of the other. Brightness and contrast do not
+    matter to a correlation, and so hardly does a change of colours.
+
+    >>> image = torch.rand(1, 16, 16)
+    >>> aligned_correlation(image, 0.5 * image.flip(2) + 0.2).round(decimals=4)
+    tensor([1.])
+    """
+    best = first.new_full((len(first),), -1.0)
+    for whole, part in ((first, second), (second, first)):
+        both = torch.stack([part, part.flip(2)], dim=1)  # (P, 2, 16, 16)
+        for size in WINDOWS:
+            scaled = nn.functional.interpolate(both, (size, size), mode="bilinear", antialias=True)
+            windows = whole.unfold(1, size, 1).unfold(2, size, 1).flatten(1, 2).flatten(2)  # (P, places, size * size)
+            products = standardise_rows(windows) @ standardise_rows(scaled.flatten(2)).transpose(1, 2)
+            best = torch.maximum(best, products.amax(dim=(1, 2)))
+    return best
+
+
+def standardise_rows(rows: Tensor) -> Tensor:
+    """Rows (..., F) of mean 0 and length 1; a row without contrast becomes 0."""
+    centred = rows - rows.mean(dim=-1, keepdim=True)
+    length = centred.norm(dim=-1, keepdim=True)
+    return torch.where(length > 1e-3 * rows.shape[-1] ** 0.5, centred / length.clamp(min=1e-12), 0.0)
+
+
+def group_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """The group (N,) of each of `count` images that pairs connect; -1 of an image that is in no pair.
+
+    >>> group_pairs(torch.tensor([0, 1]), torch.tensor([1, 4]), 5).tolist()
+    [0, 0, -1, -1, 0]
+    """
+    pairs = coo_array((torch.ones(len(first)).numpy(), (first.cpu().numpy(), second.cpu().numpy())), (count, count))
+    groups = torch.from_numpy(connected_components(pairs, directed=False)[1]).long()
+    sizes = groups.bincount()
+    numbers = (sizes > 1).cumsum(0) - 1
+    return torch.where(sizes[groups] > 1, numbers[groups], -1)
+
+
+def held_out_probabilities(
+    features: Tensor, labels: Tensor, *, num_classes: int, folds: int = 5, l2: float = 1e-2, seed: int = 0
+) -> Tensor:
+    """Probabilities (N, classes) of each row of features (N, F) by a linear probe that was fitted without its fold."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    probabilities = torch.zeros(len(features), num_classes)
+    for fold in order.tensor_split(min(folds, len(features))):
+        rest = torch.ones(len(features), dtype=torch.bool)
+        rest[fold] = False
+        _, probe = next(linear_fits(features[rest], labels[rest], num_classes=num_classes, grid=[l2]))
+        with torch.no_grad():
+            probabilities[fold] = probe(features[fold]).softmax(dim=1)
+    return probabilities
+
+
+def confident_issues(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Whether each label (N,) is probably wrong, by confident learning (Northcutt et al., arXiv 1911.00068).
+
+    The threshold of a class is the mean held-out probability (N, K) of its own labels. An image counts for the most
+    probable of the classes whose threshold it reaches; its label is doubtful if that is another class.
+
+    >>> held_out = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
+    >>> confident_issues(held_out, torch.tensor([0, 0, 1, 1, 1])).tolist()
+    [False, False, False, False, True]
+    """
+    count = probabilities.shape[1]
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    sizes = labels.bincount(minlength=count)
+    thresholds = own.new_zeros(count).scatter_add_(0, labels, own) / sizes.clamp(min=1)
+    thresholds = torch.where(sizes > 0, thresholds, torch.inf)
+    reached = torch.where(probabilities >= thresholds, probabilities, -torch.inf)
+    best, guess = reached.max(dim=1)
+    return best.isfinite() & (guess != labels)

@@ -1,0 +1,200 @@
+"""What an inspection finds of what was planted, and that its parts do what independent implementations do."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from running import refused
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import tinymae
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands import inspect as command
+from tinymae.commands.features import JoinedSplits
+from tinymae.evaluation import inspection
+from tinymae.evaluation.inspection import (
+    aligned_correlation,
+    candidate_pairs,
+    confident_issues,
+    group_pairs,
+    held_out_probabilities,
+    to_details,
+)
+
+
+def photographs(count: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random images in colour, uint8 (count, 3, 32, 32), as different from each other as photographs."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic", antialias=True)
+    return (255 * smooth).clamp(0, 255).to(torch.uint8)
+
+
+def crop(image: torch.Tensor) -> torch.Tensor:
+    """A corner of 27 x 27 pixels at the old size, mirrored."""
+    part = image[None, :, 3:30, :27].flip(3).float()
+    return torch.nn.functional.interpolate(part, (32, 32), mode="bilinear")[0].round().to(torch.uint8)
+
+
+def rows_of(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory):
+    """An inspection of 100 images, of which 3 are copies and one is a line on white, with labels by brightness."""
+    images = photographs(100)
+    images[90], images[91], images[92] = images[5], crop(images[6]), (images[7] / 2 + 60).to(torch.uint8)
+    images[93] = 255
+    images[93, :, 10:14, 4:29] = 0
+    labels = (images.float().mean(dim=(1, 2, 3)) > 127).long()
+    model = MaskedAutoencoder(image_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=2).eval()
+    with pytest.MonkeyPatch.context() as patch:  # features of random weights are no guide: compare all pairs
+        patch.setattr(inspection, "CANDIDATES", 99)
+        patch.setattr(command, "CANDIDATES", 99)
+        run = tinymae.inspect(images, labels=labels, weights=model, mixed_precision="no", least_cosine=-1.0,
+                              output_dir=tmp_path_factory.mktemp("inspect"))  # fmt: skip
+    return run, images, model
+
+
+def originals(images: torch.Tensor) -> dict[tuple[str, str], int]:
+    """The place in `images` of each split and name."""
+    joined = JoinedSplits({split: load_dataset(images, split) for split in ("train", "val", "test")})
+    every = torch.arange(len(joined))
+    places = [int((images == image).flatten(1).all(dim=1).nonzero()[0]) for image in joined[every]]
+    return dict(zip(zip(joined.splits(every), joined.names(every), strict=True), places, strict=True))
+
+
+def test_copies_are_grouped_and_leaks_between_splits_named(inspected):
+    run, images, _ = inspected
+    places, groups = originals(images), {}
+    for row in rows_of(run.folder / "duplicates.csv"):
+        groups.setdefault(row["group"], []).append(row)
+    found = {frozenset(places[row["split"], row["name"]] for row in group) for group in groups.values()}
+    # An exact copy is found at the place of its original, so its group has one place.
+    assert found == {frozenset({5}), frozenset({6, 91}), frozenset({7, 92})}
+    for group in groups.values():
+        across = len({row["split"] for row in group}) > 1
+        assert all(row["across_splits"] == ("yes" if across else "no") for row in group)
+        assert all(float(row["correlation"]) >= 0.9 for row in group)
+    assert run.results["duplicate_groups"] == 3 and run.results["duplicate_images"] == 6
+    leaks = [group[0]["across_splits"] for group in groups.values()]
+    assert leaks == sorted(leaks, reverse=True) and run.results["groups_across_splits"] == leaks.count("yes")
+
+
+def test_outliers_are_ranked_as_scikit_learn_ranks_them(inspected):
+    run, images, model = inspected
+    places, rows = originals(images), rows_of(run.folder / "outliers.csv")
+    assert len(rows) == 100 and places[rows[0]["split"], rows[0]["name"]] == 93
+    with torch.no_grad():
+        features = model.encode(images).numpy()
+    distances = NearestNeighbors(n_neighbors=11, metric="cosine").fit(features).kneighbors(features)[0][:, 10]
+    given = [float(row["distance"]) for row in rows]
+    assert given == pytest.approx(sorted(distances.tolist(), reverse=True), abs=2e-4)
+
+
+def test_every_labelled_image_is_ranked_and_the_page_shows_three_sheets(inspected):
+    run, _, _ = inspected
+    rows = rows_of(run.folder / "doubtful_labels.csv")
+    probabilities = [float(row["label_probability"]) for row in rows]
+    assert len(rows) == 100 and probabilities == sorted(probabilities)
+    assert sum(row["doubtful"] == "yes" for row in rows) == run.results["doubtful_labels"]
+    page = (run.folder / "index.html").read_text()
+    for name in ("duplicates", "outliers", "doubtful_labels"):
+        assert f'src="{name}.png"' in page and f'href="{name}.csv"' in page and (run.folder / f"{name}.png").exists()
+
+
+def test_without_labels_there_are_two_sheets(tmp_path):
+    model = MaskedAutoencoder(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2).eval()
+    run = tinymae.inspect(photographs(12), weights=model, mixed_precision="no", output_dir=tmp_path)
+    assert not (tmp_path / "doubtful_labels.csv").exists() and "Doubtful" not in (tmp_path / "index.html").read_text()
+    assert run.results["images"] == 12 and "doubtful_labels" not in run.results
+
+
+# ---- the parts
+
+
+def test_a_crop_a_mirror_and_other_colours_correlate_and_other_images_do_not():
+    images = photographs(60)
+    grey = to_details(images)
+    copies = {
+        "cropped": torch.stack([crop(image) for image in images]),
+        "darker": (images / 2 + 20).to(torch.uint8),
+        "inverted channels": images.flip(1),
+    }
+    for name, copy in copies.items():
+        assert aligned_correlation(grey, to_details(copy)).min() > 0.9, name
+        assert torch.allclose(aligned_correlation(grey, to_details(copy)), aligned_correlation(to_details(copy), grey))
+    assert aligned_correlation(grey, grey.roll(1, dims=0)).max() < 0.9
+    flat = torch.full((2, 16, 16), 7.0)
+    assert torch.equal(aligned_correlation(flat, grey[:2]), torch.zeros(2))  # without contrast nothing is alike
+
+
+def test_without_a_shift_it_is_the_correlation_of_the_pixels():
+    one, two = torch.rand(1, 16, 16), torch.rand(1, 16, 16)
+    pearson = float(np.corrcoef(one.flatten(), two.flatten())[0, 1])
+    assert aligned_correlation(one, two).item() >= pearson
+    assert aligned_correlation(one, one + 0.01 * two).item() == pytest.approx(
+        float(np.corrcoef(one.flatten(), (one + 0.01 * two).flatten())[0, 1]), abs=1e-5
+    )
+
+
+def test_pairs_and_groups_are_those_of_brute_force():
+    index = torch.tensor([[1, 2], [0, 4], [4, 0], [5, 1], [1, 2], [3, 0]])
+    cosines = torch.tensor([[0.9, 0.5], [0.9, 0.8], [0.3, 0.5], [0.7, 0.1], [0.8, 0.3], [0.7, 0.2]])
+    first, second, cosine = candidate_pairs(cosines, index, least=0.6)
+    assert [*zip(first.tolist(), second.tolist(), strict=True)] == [(0, 1), (1, 4), (3, 5)]
+    assert cosine.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert group_pairs(first, second, 6).tolist() == [0, 0, -1, 1, 0, 1]
+
+
+def test_held_out_probabilities_are_those_of_scikit_learn_and_find_wrong_labels():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 8, generator=generator) + 3 * torch.eye(3, 8)[labels]
+    wrong = torch.zeros(300, dtype=torch.bool)
+    wrong[::20] = True
+    given = torch.where(wrong, (labels + 1) % 3, labels)
+    probabilities = held_out_probabilities(features, given, num_classes=3, l2=1e-2)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (240 * 1e-2), tol=1e-6))
+    folds = [fold.numpy() for fold in torch.randperm(300, generator=torch.Generator().manual_seed(0)).tensor_split(5)]
+    parts = [(np.setdiff1d(np.arange(300), fold), fold) for fold in folds]
+    expected = cross_val_predict(probe, features.numpy(), given.numpy(), cv=parts, method="predict_proba")
+    assert np.allclose(probabilities.numpy(), expected, atol=2e-3)
+    own = probabilities.gather(1, given[:, None])[:, 0]
+    assert average_precision_score(wrong, -own) > 0.5  # at random 0.05
+    issues = confident_issues(probabilities, given)
+    assert issues[wrong].float().mean() > 0.6 and issues[~wrong].float().mean() < 0.1
+
+
+def test_a_probability_was_found_without_the_image_itself():
+    features, labels = torch.randn(40, 200), torch.arange(40) % 2  # so wide that any labels can be learned by heart
+    probabilities = held_out_probabilities(features, labels, num_classes=2)
+    assert (probabilities.argmax(dim=1) == labels).float().mean() < 0.8
+    assert torch.allclose(probabilities.sum(dim=1), torch.ones(40), atol=1e-5)
+
+
+def test_confident_learning_as_the_paper_counts():
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(4), 200).astype(np.float32)
+    labels = generator.integers(0, 4, 200)
+    thresholds = [probabilities[labels == c, c].mean() for c in range(4)]
+    expected = []
+    for row, label in zip(probabilities, labels, strict=True):
+        confident = [c for c in range(4) if row[c] >= thresholds[c]]
+        expected.append(bool(confident) and max(confident, key=lambda c: row[c]) != label)
+    assert confident_issues(torch.tensor(probabilities), torch.tensor(labels)).tolist() == expected
+
+
+def test_settings_that_cannot_work_are_one_line(tmp_path, capsys):
+    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
+    settings = {"weights": tmp_path / "weights", "data": "digits", "output_dir": tmp_path / "run"}
+    assert "folds 1 is below 2" in refused(capsys, "inspect", **settings, folds=1)
+    assert "least_cosine 2.0 is outside" in refused(capsys, "inspect", **settings, least_cosine=2)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,139 @@
+"""Predictions for new images, the temperature of their probabilities, and what the probabilities are worth."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, refused
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
+import tinymae
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.evaluation.calibration import fit_temperature, probability_metrics, reliability
+from tinymae.models.classifier import build_classifier
+from tinymae.models.weights import save_classifier
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The folder of a classifier of digits that is right more often than not, and too sure."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=32, depth=1, num_heads=2).eval()
+    classifier = build_classifier(model, classes=[*"0123456789"]).eval()
+    digits = load_dataset("digits")
+    with torch.no_grad():
+        features = classifier.encoder.encode(digits.images)
+        targets = torch.nn.functional.one_hot(digits.labels).float() - 0.1
+        solution = torch.linalg.lstsq(features, targets).solution
+        classifier.head.weight.copy_(30 * solution.T)
+    save_classifier(classifier, tmp_path_factory.mktemp("classifier"))
+    return classifier
+
+
+def rows_of(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logits_of(classifier, images) -> torch.Tensor:
+    with torch.no_grad():
+        return classifier(images)
+
+
+def test_new_images_without_labels_are_classified(classifier, tmp_path):
+    images = load_dataset("digits", "test").images[:60]
+    for number, image in enumerate(images):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "new" / f"{number:02}.png")
+    run = tinymae.predict(tmp_path / "new", weights=classifier, mixed_precision="no", output_dir=tmp_path / "run")
+    rows = rows_of(run.folder / "predictions.csv")
+    probabilities = logits_of(classifier, images).softmax(dim=1)
+    expected = probabilities.topk(2, dim=1)
+    assert len(rows) == 60
+    counted = torch.zeros(10, dtype=torch.long)
+    ours = sorted((row["class"], row["probability"], row["next_class"], row["next_probability"]) for row in rows)
+    theirs = [(str(a), f"{p:.4f}", str(b), f"{q:.4f}") for (p, q), (a, b) in
+              zip(expected.values.tolist(), expected.indices.tolist(), strict=True)]  # fmt: skip
+    for one, other in zip(ours, sorted(theirs), strict=True):
+        assert one[0] == other[0] and float(one[1]) == pytest.approx(float(other[1]), abs=2e-4)
+        counted[int(one[0])] += 1
+    assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
+    assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
+    assert run.results["temperature"] == 1
+
+
+def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path):
+    settings = {**DIGITS, "weights": classifier, "split": ("test",)}
+    plain = tinymae.predict(**settings, output_dir=tmp_path / "plain")
+    run = tinymae.predict(**settings, calibrate="digits", output_dir=tmp_path / "calibrated")
+    val = load_dataset("digits", "val")
+    assert run.results["temperature"] == pytest.approx(
+        fit_temperature(logits_of(classifier, val.images), val.labels), rel=1e-3
+    )
+    assert run.results["temperature"] > 1.2  # it was too sure
+    assert run.results["calibrated_val"]["nll"] < run.results["uncalibrated_val"]["nll"]
+    before, after = (rows_of(tmp_path / name / "predictions.csv") for name in ("plain", "calibrated"))
+    assert [row["class"] for row in before] == [row["class"] for row in after]
+    mean = [sum(float(row["probability"]) for row in rows) for rows in (before, after)]
+    assert mean[1] < mean[0] and plain.results["by_class"] == run.results["by_class"]
+
+
+def test_the_temperature_minimises_the_loss():
+    logits, labels = 5 * torch.randn(400, 4), torch.randint(0, 4, (400,))
+    logits[torch.arange(400), labels] += 6
+    best = fit_temperature(logits, labels)
+    losses = {t: torch.nn.functional.cross_entropy(logits / t, labels).item() for t in (0.9 * best, best, 1.1 * best)}
+    assert min(losses, key=losses.get) == best
+    grid = torch.logspace(-1, 1, 400)
+    by_grid = min(grid.tolist(), key=lambda t: torch.nn.functional.cross_entropy(logits / t, labels).item())
+    assert best == pytest.approx(by_grid, rel=0.02)
+
+
+def test_probabilities_are_judged_as_scikit_learn_and_brute_force_do():
+    probabilities, labels = torch.randn(500, 8).mul(2).softmax(dim=1), torch.randint(0, 8, (500,))
+    found = probability_metrics(probabilities, labels)
+    assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=range(8)), rel=1e-4)
+    assert found["top5"] == pytest.approx(100 * top_k_accuracy_score(labels, probabilities, k=5))
+    confidence, predicted = (values.numpy() for values in probabilities.max(dim=1))
+    right = predicted == labels.numpy()
+    error = 0.0
+    bins = reliability(probabilities, labels)
+    for number in range(15):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        assert bins["images"][number] == inside.sum()
+        if inside.any():
+            assert bins["accuracy"][number] == pytest.approx(right[inside].mean())
+            error += abs(right[inside].mean() - confidence[inside].mean()) * inside.mean()
+    assert found["ece"] == pytest.approx(100 * error, abs=1e-3)
+    assert "top5" not in probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+
+
+def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(classifier, tmp_path, quick_figures):
+    run = tinymae.evaluate(**DIGITS, weights=classifier, output_dir=tmp_path)
+    digits = load_dataset("digits", "test")
+    logits = logits_of(classifier, digits.images)
+    assert run.results["nll"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, digits.labels).item(), rel=1e-3
+    )
+    assert run.results["macro_f1"] == pytest.approx(100 * run.results["report"]["macro avg"]["f1-score"])
+    assert 0 < run.results["ece"] < 100 and run.results["top5"] > run.results["accuracy"]
+    sheet = np.asarray(Image.open(tmp_path / "errors.png"))
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    worst = torch.where(predicted != digits.labels, confidence, -1).argmax()
+    assert np.array_equal(sheet[34:130:12, 12:104:12, 0], digits.images[worst, 0].numpy())  # twelve times as large
+    assert (tmp_path / "reliability.png").exists()
+
+
+def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_path, capsys):
+    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "mae")
+    settings = {**DIGITS, "output_dir": tmp_path / "run"}
+    assert "hold an autoencoder" in refused(capsys, "predict", **settings, weights=tmp_path / "mae")
+    save_classifier(build_classifier(classifier_of_two(), classes=["a", "b"]), tmp_path / "two")
+    line = refused(capsys, "predict", **settings, weights=tmp_path / "two", calibrate="digits")
+    assert "know 2 classes, calibrate digits has 10" in line and not (tmp_path / "run").exists()
+
+
+def classifier_of_two() -> MaskedAutoencoder:
+    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
