@@ -6,12 +6,17 @@
 
 Pretrains, first by reconstruction alone, then on contrasted views as well; writes the weights in half precision,
 and takes every figure from that file: probes with all, 10 % and 1 % of the labels, fine-tuning likewise, for each
-of the seeds. The controls start from random weights: with all labels they get as much computing as pretraining and
+of the seeds. With few labels it fine-tunes once more with unlabelled images beside the labelled ones, as many images
+in all. The controls start from random weights: with all labels they get as much computing as pretraining and
 fine-tuning together, once; with few labels the same number of steps. At the end weights/, logs/ and assets/ are
 written, from what was measured. The weights and pictures are those of the first seed.
 
+In slots of ten minutes, of which a probe or the last files may take the last one:
+
+    until python scripts/release.py --output-dir runs/release --max-minutes 9; do [ $? = 75 ] || break; done
+
 --extra passes flags on to pretraining (pretrain) or to fine-tuning, the controls included (finetune: with any labels;
-all, 10, 1: with that percentage of them):
+all, 10, 1: with that percentage of them; unlabelled: with unlabelled images beside them):
 
     --extra "pretrain: --base-lr 2e-3" --extra "finetune: --patch-drop 0.5" --extra "10: --epochs 32"
 """
@@ -55,8 +60,16 @@ from tinymae.training.cards import write_card
 
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
 PLACES: dict[str, type[RunSettings]] = {"pretrain": PretrainSettings}
-PLACES |= dict.fromkeys(["finetune", *LABELS], FinetuneSettings)
-KINDS = {"knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "scratch": "from scratch"}
+PLACES |= dict.fromkeys(["finetune", *LABELS, "unlabelled"], FinetuneSettings)
+KINDS = {
+    "knn": "k-NN", "probe": "linear probe", "finetune": "fine-tuned", "unlabelled": "with unlabelled",
+    "scratch": "from scratch",
+}  # fmt: skip
+STARTS: dict[str, dict] = {  # what each kind of training adds to the recipe
+    "finetune": {},
+    "unlabelled": {"unlabelled": 3, "trivial_augment": True, "random_erasing": 0.25, "mixup": 0.0, "cutmix": 0.0},
+    "scratch": {"from_scratch": True},
+}
 NUM_FIXED = 1000  # of the test images, for tests that cannot look at all
 
 
@@ -75,7 +88,7 @@ class ReleaseSettings(Settings):
     contrast_epochs: int = setting(200, "how many of these, the last ones, contrast views")
     finetune_epochs: int = setting(100, "with all labels")
     scratch_epochs: int | None = setting(None, "with all labels (default: what costs as much in all)")
-    few_images: int = setting(1_000_000, "seen in a run with few labels")
+    few_images: int = setting(1_000_000, "seen in a run with few labels, unlabelled ones included")
     extra: Extra = setting((), f"WHERE is one of {', '.join(PLACES)}", append='"WHERE: FLAGS"')
     max_minutes: float | None = setting(None, "save and exit with code 75 then; the same command goes on")
     seeds: tuple[int, ...] = setting((0,), "of fine-tuning and of the choice of labels")
@@ -140,11 +153,12 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
     probes, trainings = {}, {}
     for labels, ratio in LABELS.items():
         some = {"weights": mae, "label_fraction": ratio}
-        lengths = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}
-        batch = {}
+        lengths, batch = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}, {}
         if ratio < 1:
             batch = {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
-            lengths = dict.fromkeys(lengths, max(1, round(settings.few_images / (ratio * num_images))))
+            epochs = max(1, round(settings.few_images / (ratio * num_images)))
+            with_others = max(1, epochs // (1 + STARTS["unlabelled"]["unlabelled"]))
+            lengths = {"finetune": epochs, "unlabelled": with_others, "scratch": epochs}
         for seed in settings.seeds:
             is_first, suffix = seed == settings.seeds[0], name_seed(settings, seed)
             if is_first or ratio < 1:  # with all labels, nothing in a probe is drawn
@@ -153,7 +167,7 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
             for start, epochs in lengths.items():
                 if is_first or (start, ratio) != ("scratch", 1):
                     own = some | batch | {"epochs": epochs, "seed": seed} | settings.extra_of("finetune", labels)
-                    own |= {"from_scratch": True} if start == "scratch" else {}
+                    own |= STARTS[start] | (settings.extra_of("unlabelled") if start == "unlabelled" else {})
                     trainings[f"{start}_{labels}{suffix}"] = finetune, own
     return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}
 
@@ -268,11 +282,13 @@ def join_metrics(pretrainings: list[Path]) -> list[dict]:
 def summarise(settings: ReleaseSettings, results: dict[str, dict]) -> dict[str, dict]:
     """Test accuracies over the seeds: for each kind of training and labels n, mean and standard deviation."""
     scores = {"knn": ("probe", "knn_test"), "probe": ("probe", "probe_test")}
-    scores |= {start: (start, "accuracy_test") for start in ("finetune", "scratch")}
+    scores |= {start: (start, "accuracy_test") for start in STARTS}
     found = {}
     for (kind, (stage, score)), labels in product(scores.items(), LABELS):
         names = [f"{stage}_{labels}{name_seed(settings, seed)}" for seed in settings.seeds]
         values = [results[name][score] for name in names if name in results]
+        if not values:
+            continue  # with all labels none is left that has no label
         std = statistics.stdev(values) if len(values) > 1 else None
         found[f"{kind}_{labels}"] = {"n": len(values), "mean": statistics.mean(values), "std": std}
     return found
@@ -346,7 +362,7 @@ def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
         "scratch": runs / "scratch_all", "mae": pretrainings[0],
     }  # fmt: skip
     sources |= {f"mae-part-{number}": run for number, run in enumerate(reversed(pretrainings[1:]), 1)}
-    for start, labels in product(("finetune", "scratch"), LABELS):
+    for start, labels in product(STARTS, LABELS):
         if labels != "all":
             sources[f"{start}-{labels}-percent"] = runs / f"{start}_{labels}"
     for name, source in sources.items():
@@ -370,11 +386,14 @@ def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
 
 
 def print_table(found: dict[str, dict]) -> None:
-    """Test accuracies by the share of labels, with the standard deviation where there are several seeds."""
+    """Test accuracies by the ratio of labels, with the standard deviation where there are several seeds."""
     print(f"\n{'test accuracy, %':16}" + "".join(f"{name:>20}" for name in KINDS.values()))
     for labels in LABELS:
-        cells = [found[f"{kind}_{labels}"] for kind in KINDS]
-        texts = [f"{c['mean']:.2f}" + (f" ± {c['std']:.2f} (n={c['n']})" if c["n"] > 1 else "") for c in cells]
+        cells = [found.get(f"{kind}_{labels}") for kind in KINDS]
+        texts = [
+            "-" if c is None else f"{c['mean']:.2f}" + (f" ± {c['std']:.2f} (n={c['n']})" if c["n"] > 1 else "")
+            for c in cells
+        ]
         print(f"{labels + ('' if labels == 'all' else ' %') + ' labels':16}" + "".join(f"{text:>20}" for text in texts))
 
 

@@ -17,7 +17,8 @@ MODEL = "--patch-size 2 --embed-dim 32 --depth 2 --num-heads 2 --decoder-dim 16 
 PRETRAIN = "--batch-size 64 --contrast-batch-size 64 --no-flip --crop none --contrast-crop none"
 FLAGS = ["--data", "digits", "--epochs", 2, "--contrast-epochs", 1, "--finetune-epochs", 2, "--scratch-epochs", 3,
          "--few-images", 200, "--extra", f"pretrain: {MODEL} {PRETRAIN}",
-         "--extra", "finetune: --no-flip --ema-decay 0", "--extra", "10: --layer-decay 0.8"]  # fmt: skip
+         "--extra", "finetune: --no-flip --ema-decay 0", "--extra", "10: --layer-decay 0.8",
+         "--extra", "unlabelled: --ema-decay 0.9 --unlabelled-threshold 0"]  # fmt: skip
 
 
 def run(folder, *flags) -> dict:
@@ -46,12 +47,14 @@ def test_a_setting_that_a_stage_would_refuse_is_refused_before_pretraining(tmp_p
 
 def test_every_stage_has_its_own_settings(released):
     folder, summary = released
-    assert len(list((folder / "runs").glob("*/results.json"))) == 13  # none is left out
+    assert len(list((folder / "runs").glob("*/results.json"))) == 15  # none is left out
     decays = {
         labels: read(folder / "runs" / f"finetune_{labels}" / "args.json")["arguments"]["layer_decay"]
         for labels in ("all", "10")
     }
     assert decays == {"all": 0.75, "10": 0.8}
+    seen = {start: summary["results"][f"{start}_10"]["steps"] for start in release.STARTS}
+    assert seen["finetune"] == seen["scratch"] > seen["unlabelled"] > 0 and "unlabelled_all" not in summary["test"]
     assert summary["pretraining_passes"] == 5  # one epoch of one view, one of four
     assert summary["scratch_epochs"] == 3 < summary["matched_scratch_epochs"]
 
