@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RealGenerator = torch.Generator
-LATENCY = 2  # how often an event is asked whether it has passed before it has
+LATENCY = 1  # how often an event is asked whether it has passed before it has
 
 # Python calls that read a value from the device.
 READS = {
