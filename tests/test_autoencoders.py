@@ -377,3 +377,20 @@ def test_what_cannot_be_is_named(case):
 
 def test_timm_still_has_the_backbones():
     assert {"resnet18", "convnext_atto", "convnextv2_atto"} <= set(timm.list_models())
+
+
+@pytest.mark.parametrize("num_dead", [0, 1, 3, 40])
+def test_dead_codes_restart_beside_the_most_used_ones(num_dead):
+    """Against the same written with indices of the dead codes."""
+    quantizer, dead = VectorQuantizer(64, 16, positions=4), torch.randperm(64)[:num_dead]
+    quantizer.counts.copy_(torch.rand(64) + 0.5)
+    quantizer.counts[dead] = 1e-4 * torch.rand(num_dead)
+    counts, sums, jitter = quantizer.counts.clone(), quantizer.sums.clone(), torch.randn(64, 16)
+    quantizer.restart_dead(jitter)
+
+    dead, used = dead.sort().values, counts.argsort(descending=True)[:num_dead]
+    counts[used] /= 2
+    sums[used] /= 2
+    counts[dead] = counts[used]
+    sums[dead] = sums[used] + 0.01 * counts[used, None] * quantizer.codes.std() * jitter[:num_dead]
+    assert torch.equal(quantizer.counts, counts) and torch.equal(quantizer.sums, sums)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
 from tinymae.models.contrast import ReconstructionLearner
-from tinymae.models.drops import draw_drops, use_sample_drop_path, use_sample_patch_drop
+from tinymae.models.drops import draw_drops, find_drops, use_sample_drop_path, use_sample_patch_drop
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
@@ -61,7 +61,7 @@ def run_steps(
     losses, skipped = [], []
     for state in loop:
         losses.append(float(state.loss))
-        skipped += [state.step] if state.skipped else []
+        skipped += [state.step] if not math.isfinite(state.grad_norm) else []
         if state.step == count:
             break
     copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -200,10 +200,10 @@ def test_drop_path_is_drawn_for_the_global_batch():
     vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, drop_path_rate=0.5))
     vit.train()
     images = torch.randn(16, 3, 8, 8)
-    draw_drops(vit, Draws(0, 3, 16, torch.arange(16), "cpu"))
+    draw_drops(find_drops(vit), Draws(0, 3, 16, torch.arange(16), "cpu"))
     whole = vit(images)
     part = torch.tensor([1, 14, 7])
-    draw_drops(vit, Draws(0, 3, 16, part, "cpu"))
+    draw_drops(find_drops(vit), Draws(0, 3, 16, part, "cpu"))
     torch.testing.assert_close(vit(images[part]), whole[part], atol=1e-5, rtol=0)
     assert not torch.allclose(whole, vit.eval()(images), atol=1e-3)
 
@@ -212,12 +212,12 @@ def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2)
     use_sample_patch_drop(vit, 0.75).train()
     images, seen = torch.randn(16, 3, 16, 16), {}
-    draw_drops(vit, Draws(0, 3, 16, torch.arange(16), "cpu"))
+    draw_drops(find_drops(vit), Draws(0, 3, 16, torch.arange(16), "cpu"))
     whole = vit.forward_features(images)
     assert whole.shape == (16, 1 + 4, 192)
     for image in range(16):  # what each picture's output depends on: its own four patches
         leaf = images[image : image + 1].clone().requires_grad_()
-        draw_drops(vit, Draws(0, 3, 16, torch.tensor([image]), "cpu"))
+        draw_drops(find_drops(vit), Draws(0, 3, 16, torch.tensor([image]), "cpu"))
         part = vit.forward_features(leaf)
         torch.testing.assert_close(part[0], whole[image], atol=1e-5, rtol=0)
         part.square().sum().backward()
@@ -231,7 +231,7 @@ def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
 def test_drop_path_keeps_the_mean():
     vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", depth=3, drop_path_rate=0.4))
     count = 20_000
-    draw_drops(vit, Draws(0, 0, count, torch.arange(count), "cpu"))
+    draw_drops(find_drops(vit), Draws(0, 0, count, torch.arange(count), "cpu"))
     for block in list(vit.blocks)[1:]:
         keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
         assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]

@@ -33,22 +33,26 @@ class Draws:
     def __init__(self, seed: int, step: int, batch_size: int, positions: Tensor, device: torch.device | str):
         self.step, self.batch_size, self.cpu_positions = step, batch_size, positions
         self.device = torch.device(device)
-        self.positions = to_device(positions, self.device)
+        self.whole = len(positions) == batch_size and bool((positions == torch.arange(batch_size)).all())
+        self.positions = positions if self.whole else to_device(positions, self.device)
         self.generator = seeded(seed, "masks", step)
         self.device_generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "samples", step))
         self.batch_seed = derive_seed(seed, "batch", step)
 
     def uniform(self, *shape: int) -> Tensor:
         """U(0, 1) of shape (B, *shape)."""
-        return torch.rand(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
+        drawn = torch.rand(self.batch_size, *shape, generator=self.device_generator, device=self.device)
+        return drawn if self.whole else drawn[self.positions]
 
     def normal(self, *shape: int) -> Tensor:
         """N(0, 1) of shape (B, *shape)."""
-        return torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)[self.positions]
+        drawn = torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)
+        return drawn if self.whole else drawn[self.positions]
 
-    def choice(self) -> Tensor:
-        """U(0, 1) of shape (B,), on the CPU: for choices that decide the shape of what follows."""
-        return torch.rand(self.batch_size, generator=self.generator)[self.cpu_positions]
+    def choice(self, *shape: int) -> Tensor:
+        """U(0, 1) of shape (B, *shape), on the CPU: for what decides the shape of what follows."""
+        drawn = torch.rand(self.batch_size, *shape, generator=self.generator)
+        return drawn if self.whole else drawn[self.cpu_positions]
 
     def seed_global_state(self) -> None:
         """Seed torch (dropout) and numpy (timm's Mixup, whose one draw counts for the whole batch)."""

@@ -1,6 +1,7 @@
 """Small tensor helpers that everything may use."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,16 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple, device: torch.device) -> Tensor:
+    """A float32 tensor of nested tuples of numbers, made once for each device: do not write to it.
+
+    A new one each time would be a copy from pageable memory, for which a GPU's queue has to run dry.
+    """
+    with torch.inference_mode(False):  # one that was made there could not be trained with
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def train(
         ):  # fmt: skip
             step = state.step
             if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
-                run.require_finite(state)
+                run.settle(state)
                 with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
                     run.progress.log(step, {"accuracy_val": validate()})
             run.report(state)

@@ -78,7 +78,7 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its predictions)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    features = extract(settings, model, run, splits)
+    features = extract(settings, encode_of(model, settings.pool), run, splits)
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
     scores, head, predictions = score(settings, features, splits)
@@ -87,18 +87,15 @@ def probe(
         raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
     controls = {}
     if settings.controls in ("all", "raw_pixels"):
-        pixels = {
-            name: map_dataset(
-                few_values, split, device=run.accelerator.device, batch_size=settings.batch_size,
-            )
-            for name, split in splits.items()
-        }  # fmt: skip
+        pixels = extract(settings, few_values, run, splits)
         controls["raw_pixels"] = score(settings, pixels, splits)[0]
     if settings.controls in ("all", "untrained"):
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         untrained = type(model)(**model.config).to(run.accelerator.device).eval()
         choose_attention(untrained, run.accelerator.device)
-        controls["untrained"] = score(settings, extract(settings, untrained, run, splits), splits)[0]
+        controls["untrained"] = score(
+            settings, extract(settings, encode_of(untrained, settings.pool), run, splits), splits
+        )[0]
     judged = list(splits)[-1]
     for name, row in {"pretrained": scores, **controls}.items():
         run.print(
@@ -119,25 +116,30 @@ def few_values(images: Tensor) -> Tensor:
     return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
 
 
-def extract(
-    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
-) -> dict[str, Tensor]:
-    """Features (N, F) of each split."""
+def encode_of(model: Autoencoder, pool: str) -> Callable[[Tensor], Tensor]:
+    """Images -> features (B, F)."""
     encode: Callable[..., Tensor] = model.encode
-    if settings.pool != "avg":
-        encode = partial(encode, pool=settings.pool)
+    return encode if pool == "avg" else partial(encode, pool=pool)  # most families have no other
+
+
+def extract(
+    settings: LinearProbeSettings, function: Callable[[Tensor], Tensor], run: Run, splits: dict[str, Dataset]
+) -> dict[str, Tensor]:
+    """`function` of each split's images (N, F), on the device."""
+    device = run.accelerator.device
     with run.accelerator.autocast():
         return {
             name: map_dataset(
-                encode, split, device=run.accelerator.device, batch_size=settings.batch_size, desc=f"features of {name}"
-            )
+                function, split, device=device, batch_size=settings.batch_size, desc=f"features of {name}"
+            ).to(device)
             for name, split in splits.items()
         }
 
 
 def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset]):
     """k-NN and the head: (figures, the chosen head, its predictions on the last split)."""
-    labels = {name: split.labels.cpu() for name, split in splits.items() if split.labels is not None}
+    device = features["train"].device
+    labels = {name: split.labels.to(device) for name, split in splits.items() if split.labels is not None}
     num_classes = len(splits["train"].classes)
     fits = partial(mlp_fits, seed=settings.seed) if settings.head == "mlp" else linear_fits
     head, chosen, tried = choose_probe(
@@ -168,7 +170,7 @@ def finish(
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
-    matrix = confusion_matrix(labels.cpu(), predictions, labels=range(len(classes)))
+    matrix = confusion_matrix(labels.cpu(), predictions.cpu(), labels=range(len(classes)))
     results |= {"confusion_matrix": matrix.tolist(), "classes": classes}
     title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
     shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]

@@ -265,10 +265,10 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
             model.after_step(accelerator, seeded(settings.seed, "after step", step))
             # What an epoch leaves comes before its checkpoint: a run that stops there will not see this step again.
             if stretch.ends_epoch(step, settings.probe_every) and step < last_step:
-                run.require_finite(state)
+                run.settle(state)
                 look(step)
             if settings.keep_every and stretch.ends_epoch(step, settings.keep_every):
-                run.require_finite(state)
+                run.settle(state)
                 if run.is_main:
                     save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
             run.report(state)
@@ -285,11 +285,11 @@ def compute_losses(
     """Losses of one micro-batch: each view has its own augmentation and its own mask."""
     if phase.views == 1:
         return learner(augment(settings, phase, batch.images, draws), **model.draw(draws))
-    views, masks = zip(
-        *((augment(settings, phase, batch.images, draws), model.draw(draws)["mask"]) for _ in range(phase.views)),
-        strict=True,
+    views, drawn = zip(
+        *((augment(settings, phase, batch.images, draws), model.draw(draws)) for _ in range(phase.views)), strict=True
     )
-    return learner(torch.cat(views), torch.cat(masks))
+    masks = torch.cat([one["mask"] for one in drawn])
+    return learner(torch.cat(views), masks, num_hidden=drawn[0]["num_hidden"])
 
 
 def augment(settings: PretrainSettings, phase: Phase, images: Tensor, draws: Draws) -> Tensor:
@@ -408,8 +408,11 @@ def look_at(
     model.eval()
     with run.pause(), accelerator.autocast():
         if train_set.labels is not None and val_set.labels is not None:
-            known, asked = (encode_together(model, accelerator, dataset) for dataset in (train_set, val_set))
-            classes = knn_predict(known, train_set.labels.cpu(), asked, num_classes=len(train_set.classes))
+            known, asked = (
+                encode_together(model, accelerator, dataset).to(accelerator.device) for dataset in (train_set, val_set)
+            )
+            labels = train_set.labels.to(accelerator.device)
+            classes = knn_predict(known, labels, asked, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, val_set.labels)
         if run.is_main:
             results |= draw_pictures(model, run, pick(val_set, pictures), step)

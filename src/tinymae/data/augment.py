@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..randomness import Draws
-from ..tensors import LEVELS
+from ..tensors import LEVELS, constant, to_device
 
 
 def random_flip(images: Tensor, draws: Draws) -> Tensor:
@@ -124,17 +124,19 @@ def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
     Raises InputError for other than 1 or 3 channels of 8 bits.
     """
     require_colour(images, "trivial_augment")
-    operations = list(TRIVIAL_AUGMENT)
-    chosen = (draws.choice() * len(operations)).long()  # on the CPU, so that picking images by it never waits for a GPU
-    strength, sign = draws.uniform(2).unbind(1)
+    # Chosen and sorted on the CPU, as the number of images that get an operation shapes its tensors.
+    chosen = (draws.choice() * len(TRIVIAL_AUGMENT)).long()
+    counts = chosen.bincount(minlength=len(TRIVIAL_AUGMENT)).tolist()
+    order = to_device(chosen.argsort(stable=True), images.device)
+    strength, sign = draws.uniform(2)[order].unbind(1)
     signed = torch.where(sign < 0.5, strength, -strength)
-    result = images.clone()
-    for number, (operation, takes_sign) in enumerate(TRIVIAL_AUGMENT.values()):
-        members = (chosen == number).nonzero()[:, 0].to(images.device, non_blocking=True)
-        if len(members):
-            level = (signed if takes_sign else strength)[members]
-            result[members] = to_pixels(operation(images[members].float(), level), torch.uint8)
-    return result
+    done = []
+    for (operation, takes_sign), some, unsigned_level, signed_level in zip(
+        TRIVIAL_AUGMENT.values(), images[order].split(counts), strength.split(counts), signed.split(counts), strict=True
+    ):
+        if len(some):
+            done.append(to_pixels(operation(some.float(), signed_level if takes_sign else unsigned_level), torch.uint8))
+    return torch.empty_like(images).index_copy_(0, order, torch.cat(done))
 
 
 def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,14 +204,18 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     return blend(images, to_grey(images).floor().mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
+YIQ = ((0.2989, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # from RGB
+RGB = tuple(map(tuple, torch.linalg.inv(torch.tensor(YIQ)).tolist()))  # from YIQ
+
+
 def rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the chroma of RGB images by `turns` (B,) of a full circle in YIQ space: luma stays, unless pixels clip."""
-    to_yiq = images.new_tensor([[0.2989, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    to_yiq, to_rgb = constant(YIQ, images.device), constant(RGB, images.device)
     angle = 2 * math.pi * turns
     sin, cos = angle.sin(), angle.cos()
     turn = torch.eye(3, device=images.device).repeat(len(images), 1, 1)
     turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq  # (B, 3, 3)
+    matrix = to_rgb @ turn @ to_yiq  # (B, 3, 3)
     return (matrix @ images.flatten(2)).view_as(images).clamp(0, 255)
 
 

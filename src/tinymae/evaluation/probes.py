@@ -35,7 +35,7 @@ def linear_fits(
     inputs = norm(features)
     # Frozen features are strongly correlated, which makes the problem stiff. In their principal axes, each scaled by
     # the root of its curvature, it is nearly round, and a few dozen steps do instead of hundreds.
-    covariance = (inputs.T @ inputs / len(inputs)).double()
+    covariance = (inputs.T @ inputs / len(inputs)).cpu().double()  # small, and not every device has float64
     eigenvalues, axes = torch.linalg.eigh(covariance)
     for l2 in grid:
         linear = solve_logistic(inputs, labels, eigenvalues, axes, num_classes=num_classes, l2=l2)
@@ -44,7 +44,7 @@ def linear_fits(
 
 def standardise(features: Tensor) -> nn.BatchNorm1d:
     """An affine-free BatchNorm, in evaluation mode, that holds the mean and variance of features (N, F)."""
-    norm = nn.BatchNorm1d(features.shape[1], affine=False)
+    norm = nn.BatchNorm1d(features.shape[1], affine=False).to(features.device)
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
     norm.running_mean.copy_(mean)
@@ -57,11 +57,12 @@ def solve_logistic(
 ) -> nn.Linear:
     """The linear layer that minimises `fit_linear`'s loss, by L-BFGS in scaled principal axes of `inputs` (N, F)."""
     scale = (0.1 * eigenvalues.clamp(min=0) + l2).rsqrt()  # p (1 - p) of ten classes or so is about 0.1
-    to_weight = (axes * scale).float()  # (F, F): from the round coordinates to the layer's weight
+    device = inputs.device
+    to_weight = (axes * scale).float().to(device)  # (F, F): from the round coordinates to the layer's weight
     rotated = inputs @ to_weight
-    weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True)
-    bias = torch.zeros(num_classes, requires_grad=True)
-    shrink = l2 * scale.square().float()
+    weight = torch.zeros(num_classes, inputs.shape[1], requires_grad=True, device=device)
+    bias = torch.zeros(num_classes, requires_grad=True, device=device)
+    shrink = l2 * scale.square().float().to(device)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=300, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
@@ -74,7 +75,7 @@ def solve_logistic(
         return loss
 
     optimizer.step(closure)
-    linear = nn.Linear(inputs.shape[1], num_classes)
+    linear = nn.Linear(inputs.shape[1], num_classes).to(device)
     with torch.no_grad():
         linear.weight.copy_(weight @ to_weight.T)
         linear.bias.copy_(bias)
@@ -93,13 +94,14 @@ def fit_mlp(
     for layer in (first, last):
         nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
         nn.init.zeros_(layer.bias)
+    probe.to(features.device)
     batch_size = min(batch_size, len(features))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(features) // batch_size))
     torch.manual_seed(seed)  # dropout
     for _ in range(epochs):
         order = torch.randperm(len(features), generator=generator)
-        for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
+        for batch in order[: len(order) // batch_size * batch_size].to(features.device).split(batch_size):
             optimizer.zero_grad()
             nn.functional.cross_entropy(probe(features[batch]), labels[batch]).backward()
             optimizer.step()

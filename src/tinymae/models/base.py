@@ -234,7 +234,7 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             getattr(encoder, name).requires_grad_(False)
         return encoder, nn.Linear(self.num_features, num_classes)
 
-    def draw(self, draws) -> dict[str, Tensor]:
+    def draw(self, draws) -> dict[str, Any]:
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
         return {}
 

@@ -74,13 +74,15 @@ class ContrastiveLearner(nn.Module):
             *layer(model.num_features), *layer(hidden_dim), nn.Linear(hidden_dim, projection_dim)
         )
 
-    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor, num_hidden: int | None = None) -> dict[str, Tensor]:
         """Images (V B, C, H, W), masks (V B, N): the first views, then the second ones in the same order, and so on.
 
-        Gives the "loss" and its two parts.
+        `num_hidden` is how many patches each mask hides, if it is known. Gives the "loss" and its two parts.
         """
         num_images = len(images) // self.num_views
-        core = self.model.forward_masked(self.model.normalise(images), mask, decoded=self.decoded_views * num_images)
+        core = self.model.forward_masked(
+            self.model.normalise(images), mask, decoded=self.decoded_views * num_images, num_hidden=num_hidden
+        )
         features = core.features.float().unflatten(0, (self.num_views, num_images))
         features = gather_rows(features.transpose(0, 1)).transpose(0, 1)  # (V, images of all processes, F)
         projected = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])

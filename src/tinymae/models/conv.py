@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,7 +189,7 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
         """The means of the latents (B, latent_dim)."""
         return self.encode_distribution(images)[0]
 
-    def draw(self, draws) -> dict[str, Tensor]:
+    def draw(self, draws) -> dict[str, Any]:
         """The noise of the reparameterisation trick, and beta during its warm-up."""
         share = min(1.0, draws.step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
         return {"noise": draws.normal(self.num_features), "beta": self.beta * share}

@@ -1,12 +1,14 @@
 """Drop path and patch dropout whose draws are made outside, for the global batch."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.layers import DropPath, PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..randomness import Draws
-from ..tensors import take
+from ..tensors import constant, take
 
 
 class SampleDropPath(DropPath):
@@ -56,13 +58,20 @@ def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTr
     return vit
 
 
-def draw_drops(model: nn.Module, draws: Draws) -> None:
+def find_drops(model: nn.Module) -> list[SampleDropPath | SamplePatchDropout]:
+    """The layers of a model that `draw_drops` decides for."""
+    return [module for module in model.modules() if isinstance(module, SampleDropPath | SamplePatchDropout)]
+
+
+def draw_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], draws: Draws) -> None:
     """Decide, for one step, which samples skip which residual branch, and which patches of each are left out."""
-    paths = [module for module in model.modules() if isinstance(module, SampleDropPath)]
-    for layer, chance in zip(paths, draws.uniform(len(paths)).unbind(1), strict=True):
-        keep_prob = 1 - layer.drop_prob
-        keep = (chance < keep_prob).float()
-        layer.keep = keep / keep_prob if layer.scale_by_keep and keep_prob > 0 else keep
-    for module in model.modules():
-        if isinstance(module, SamplePatchDropout):
-            module.chances = draws.uniform(module.num_patches)
+    if paths := [layer for layer in layers if isinstance(layer, SampleDropPath)]:
+        probs = tuple(1 - layer.drop_prob for layer in paths)
+        scales = tuple(p if layer.scale_by_keep and p > 0 else 1.0 for layer, p in zip(paths, probs, strict=True))
+        keep_prob, scale = constant((probs, scales), draws.device).unbind(0)
+        keep = (draws.uniform(len(paths)) < keep_prob).float() / scale  # (B, layers)
+        for layer, kept in zip(paths, keep.unbind(1), strict=True):
+            layer.keep = kept
+    for layer in layers:
+        if isinstance(layer, SamplePatchDropout):
+            layer.chances = draws.uniform(layer.num_patches)

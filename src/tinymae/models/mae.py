@@ -149,20 +149,20 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
     # ---- the layers
 
-    def split(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def split(self, mask: Tensor, device: torch.device, num_hidden: int | None = None) -> tuple[Tensor, Tensor]:
         """Indices of the visible (B, V) and of the hidden patches (B, H), each in row-major order, on `device`.
 
-        The counts must be known to shape the tensors, so a mask on a GPU costs a synchronisation; one on the CPU
-        does not.
+        The counts must be known to shape the tensors: without `num_hidden`, a mask on a GPU is waited for.
         """
-        counts = mask.sum(dim=1)
-        num_hidden = int(counts[0])
-        if not bool((counts == num_hidden).all()):
-            raise InputError(
-                f"mask hides from {int(counts.min())} to {int(counts.max())} patches of an image: "
-                "hide the same number in every image of a batch"
-            )
-        require_visible(mask)
+        if num_hidden is None:
+            counts = mask.sum(dim=1)
+            num_hidden = int(counts[0])
+            if not bool((counts == num_hidden).all()):
+                raise InputError(
+                    f"mask hides from {int(counts.min())} to {int(counts.max())} patches of an image: "
+                    "hide the same number in every image of a batch"
+                )
+            require_visible(mask)
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # False before True: visible patches first
         visible, hidden = to_device(order, device).tensor_split([self.num_patches - num_hidden], dim=1)
         return visible, hidden
@@ -227,9 +227,14 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         prediction = self.decoder_pred(tokens)  # (B', H, P*P*C)
         return CoreOutput(self.forward_loss(prediction, target), prediction, features)
 
-    def forward_masked(self, images: Tensor, mask: Tensor, *, decoded: int | None = None) -> CoreOutput:
-        """The same from normalised images (B, C, H, W) and masks (B, N), of which the first `decoded` are decoded."""
-        visible, hidden = self.split(mask, images.device)
+    def forward_masked(
+        self, images: Tensor, mask: Tensor, *, decoded: int | None = None, num_hidden: int | None = None
+    ) -> CoreOutput:
+        """The same from normalised images (B, C, H, W) and masks (B, N), of which the first `decoded` are decoded.
+
+        `num_hidden`: see `split`.
+        """
+        visible, hidden = self.split(mask, images.device, num_hidden)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
         patches, hidden = patchify(images, self.patch_size), hidden[:decoded]  # (B, N, P*P*C)
@@ -238,9 +243,13 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     # ---- what users call
 
     def forward(  # type: ignore[override]  # MAEOutput has the same fields, and more
-        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None
-    ) -> MAEOutput:
+        self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None,
+        num_hidden: int | None = None,
+    ) -> MAEOutput:  # fmt: skip
         """Hide, encode, predict. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        Whoever knows that a mask (B, N) hides `num_hidden` patches of every image says so: it is not looked at then,
+        for which a GPU would have to be waited for.
 
         With norm_pix_loss a prediction has no brightness or contrast of its own; the reconstruction's are interpolated
         from the visible patches (see `reconstruct`).
@@ -254,7 +263,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         """
         images = self.normalise(images)
         mask = self.choose_mask(mask, images, generator)
-        core = self.forward_masked(images, mask)
+        core = self.forward_masked(images, mask, num_hidden=num_hidden)
         mask = to_device(mask, images.device)
         with torch.no_grad():
             patches = patchify(images, self.patch_size)
@@ -264,10 +273,13 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
             reconstruction = unpatchify(pasted, self.patch_size, self.image_size)
         return MAEOutput(core.loss, reconstruction, mask, core.prediction, core.features)
 
-    def training_losses(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_losses(  # type: ignore[override]
+        self, images: Tensor, mask: Tensor | None = None, *, num_hidden: int | None = None
+    ) -> dict[str, Tensor]:
         """The loss alone: nothing is painted."""
         images = self.normalise(images)
-        return {"loss": self.forward_masked(images, self.choose_mask(mask, images, None)).loss}
+        mask = self.choose_mask(mask, images, None)
+        return {"loss": self.forward_masked(images, mask, num_hidden=num_hidden).loss}
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place: a copy of the model is not compiled."""

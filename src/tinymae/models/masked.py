@@ -1,12 +1,14 @@
 """What the families that hide patches share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..tensors import pair
+from ..tensors import pair, to_device
 from .base import Autoencoder, Reconstruction
-from .masking import choose_mask, count_hidden, denormalise_patches, patchify, random_mask, unpatchify
+from .masking import choose_mask, count_hidden, denormalise_patches, hide_lowest, patchify, unpatchify
 
 
 class PatchMasking(Autoencoder):
@@ -44,10 +46,10 @@ class PatchMasking(Autoencoder):
         """A mask, a share or None, as users give it for these images -> bool (B, N); see `masking.choose_mask`."""
         return choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
 
-    def draw(self, draws) -> dict[str, Tensor]:
-        """The masks of a step's share of the batch, drawn for the whole of it: (B, N)."""
-        mask = random_mask(draws.batch_size, self.num_patches, self.mask_ratio, draws.generator)
-        return {"mask": mask[draws.cpu_positions]}
+    def draw(self, draws) -> dict[str, Any]:
+        """The masks of a step's share of the batch (B, N), on its device, and how many patches each hides."""
+        mask = hide_lowest(draws.choice(self.num_patches), self.num_hidden)
+        return {"mask": to_device(mask, draws.device), "num_hidden": self.num_hidden}
 
     def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
         """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and deviation that the loss left out."""

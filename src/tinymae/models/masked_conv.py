@@ -7,6 +7,7 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line
+from ..tensors import to_device
 from .base import AutoencoderOutput, Reconstruction, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
@@ -121,17 +122,21 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         return self.encoder(self.normalise(images))
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> AutoencoderOutput:
+        self, images: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None,
+        num_hidden: int | None = None,
+    ) -> AutoencoderOutput:  # fmt: skip
         """One training pass. Images uint8 or normalised float (B, C, H, W); without a mask, a random one is drawn.
+
+        Whoever knows that a mask (B, N) hides `num_hidden` patches of every image says so: it is not looked at then,
+        for which a GPU would have to be waited for.
 
         Raises InputError for a mask of another shape or dtype, or one that hides no patch or all of them.
         """
         images = self.normalise(images)
-        mask = require_visible(self.choose_mask(mask, images, generator))
-        if not mask.any():
+        mask = self.choose_mask(mask, images, generator)
+        if num_hidden is None and not require_visible(mask).any():
             raise InputError("mask hides no patch: there is nothing to predict")
-        mask = mask.to(images.device)
+        mask = to_device(mask, images.device)
         patches, predicted = self.predict(images, mask)
         coloured = self.colour(predicted, patches, mask, statistics="visible")
         pasted = unpatchify(torch.where(mask[..., None], coloured, patches), self.patch_size, self.image_size)
@@ -160,7 +165,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         Raises InputError for a mask of another shape or dtype or that hides all patches, or other `statistics`.
         """
         images = self.normalise(images)
-        mask = require_visible(self.choose_mask(mask, images, generator)).to(images.device)
+        mask = to_device(require_visible(self.choose_mask(mask, images, generator)), images.device)
         patches, predicted = self.predict(images, mask)
         coloured = self.colour(predicted, patches, mask, statistics=statistics)
         return self.show(coloured, images, mask, statistics=statistics)

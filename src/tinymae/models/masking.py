@@ -60,10 +60,14 @@ def random_mask(
 
     `generator` must live on `device`. Raises InputError if the ratio would hide no patch or all of them.
     """
-    num_hidden = count_hidden(num_patches, mask_ratio)
-    order = torch.rand(batch_size, num_patches, generator=generator, device=device).argsort(dim=1)
-    mask = torch.zeros(batch_size, num_patches, dtype=torch.bool, device=device)
-    return mask.scatter_(1, order[:, :num_hidden], True)
+    chances = torch.rand(batch_size, num_patches, generator=generator, device=device)
+    return hide_lowest(chances, count_hidden(num_patches, mask_ratio))
+
+
+def hide_lowest(chances: Tensor, num_hidden: int) -> Tensor:
+    """A mask (B, N) that hides the `num_hidden` patches of each image with the lowest of `chances` (B, N)."""
+    hidden = chances.argsort(dim=1)[:, :num_hidden]
+    return torch.zeros_like(chances, dtype=torch.bool).scatter_(1, hidden, True)
 
 
 def expand_mask(mask: Tensor, batch_size: int, grid_size: tuple[int, int]) -> Tensor:

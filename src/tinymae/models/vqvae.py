@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..tensors import to_device
 from .base import Autoencoder, AutoencoderOutput
 from .conv import ConvDecoder, ConvEncoder, channels_at, halvings
 
@@ -59,14 +60,24 @@ class VectorQuantizer(nn.Module):
         self.counts.lerp_(places.sum(dim=0), 1 - self.decay)
         self.sums.lerp_(sums.T, 1 - self.decay)
 
-        dead = (self.counts < 0.05 * self.counts.mean()).nonzero().flatten()
-        used = self.counts.argsort(descending=True, stable=True)[: len(dead)]
-        jitter = torch.randn(len(dead), self.codes.shape[1], generator=generator).to(self.codes.device)
-        self.counts[used] /= 2
-        self.sums[used] /= 2
-        self.counts[dead] = self.counts[used]
-        self.sums[dead] = self.sums[used] + 0.01 * self.counts[used, None] * self.codes.std() * jitter
+        self.restart_dead(to_device(torch.randn(self.codes.shape, generator=generator), self.codes.device))
         self.codes.copy_(self.sums / self.counts.clamp(min=1e-8)[:, None])
+
+    def restart_dead(self, jitter: Tensor) -> None:
+        """The k-th code that is out of use takes half the load of the k-th most used one, beside which it starts.
+
+        Every shape is fixed, whatever their number: a GPU would have to be waited for to know it.
+        """
+        dead = self.counts < 0.05 * self.counts.mean()
+        by_use = self.counts.argsort(descending=True, stable=True)
+        number = (dead.cumsum(dim=0) - 1).clamp(min=0)  # (K,): how many dead codes come before a dead one
+        partner, jitter = by_use[number], jitter[number]
+        shares = torch.zeros_like(dead).scatter_(0, by_use, torch.arange(len(dead), device=dead.device) < dead.sum())
+        counts = torch.where(shares, self.counts / 2, self.counts)
+        sums = torch.where(shares[:, None], self.sums / 2, self.sums)
+        self.counts.copy_(torch.where(dead, counts[partner], counts))
+        started = sums[partner] + 0.01 * self.counts[partner, None] * self.codes.std() * jitter
+        self.sums.copy_(torch.where(dead[:, None], started, sums))
 
 
 class VQAutoencoder(Autoencoder, tags=["vq-vae"]):

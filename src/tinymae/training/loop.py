@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ..data.batches import Batch
-from ..models.drops import draw_drops
+from ..models.drops import draw_drops, find_drops
 from ..randomness import Draws
 from .clock import Stopwatch
 from .muon import Muon
@@ -83,14 +84,13 @@ class Schedule:
 
 @dataclass
 class TrainStep:
-    """What the loop knows after a step. Tensors are left on the device: reading one waits for the step to end."""
+    """What the loop knows after a step. Tensors are left on the device: reading one waits until it has caught up."""
 
     step: int  # optimiser updates done so far
     progress: float  # 0 to 1, before this step
     learning_rate: float
     losses: dict[str, Tensor]  # scalars over this process's share of the batch: "loss", and what else is worth logging
-    grad_norm: Tensor  # scalar, before clipping
-    skipped: bool  # the gradient overflowed in fp16, so nothing was updated: the loss scale is halved instead
+    grad_norm: Tensor  # scalar, before clipping; where it overflowed in fp16, nothing was updated
 
     @property
     def loss(self) -> Tensor:
@@ -122,6 +122,7 @@ def train_steps(
     exactly as if nothing had stopped.
     """
     bare_model = accelerator.unwrap_model(model)
+    modules, parameters, drops = list(bare_model.modules()), list(model.parameters()), find_drops(bare_model)
     for step, micro_batches in enumerate(batches, start_step):
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
@@ -131,23 +132,33 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
-        model.train()
+        if not all(module.training for module in modules):  # after an evaluation
+            model.train()
         losses = []
         for batch in micro_batches:
             draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
             draws.seed_global_state()
-            draw_drops(bare_model, draws)
+            draw_drops(drops, draws)
             with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
                 found = compute_losses(batch, draws)
                 accelerator.backward(found["loss"])
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                    grad_norm = clip_gradients(accelerator, parameters, clip_grad)
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append({name: value.detach() for name, value in found.items()})
         # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
-        skipped = accelerator.scaler is not None and not math.isfinite(grad_norm)
-        if ema is not None and not skipped:
+        if ema is not None and (accelerator.scaler is None or math.isfinite(grad_norm)):
             ema.update(bare_model, step + 1)
-        means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
-        yield TrainStep(step + 1, progress, learning_rate, means, grad_norm, skipped)
+        means = losses[0]
+        if len(losses) > 1:
+            means = {name: torch.stack([part[name] for part in losses]).mean() for name in means}
+        yield TrainStep(step + 1, progress, learning_rate, means, grad_norm)
+
+
+def clip_gradients(accelerator: Accelerator, parameters: Sequence[Tensor], largest: float | None) -> Tensor:
+    """The norm of all gradients together, which are shortened to `largest` where it is longer."""
+    if largest is not None:
+        return accelerator.clip_grad_norm_(parameters, largest)
+    accelerator.unscale_gradients()
+    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

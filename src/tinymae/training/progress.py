@@ -91,21 +91,19 @@ class Progress:
         progress = min(1.0, self.stretch.schedule.progress(step, self.minutes()))
         return self.stretch.begin + (self.stretch.end - self.stretch.begin) * max(0.0, progress)
 
-    def note(self, state: TrainStep) -> None:
-        """A step is done: a line of metrics now and then."""
-        self.skipped_steps += state.skipped
-        if state.step % self.log_every == 0 or state.step == self.first_step + 1:
-            self.log_step(state)
+    def is_logged(self, step: int) -> bool:
+        """Whether a step gets a line of metrics: some do."""
+        return step % self.log_every == 0 or step == self.first_step + 1
 
-    def log_step(self, state: TrainStep) -> None:
-        """Losses, learning rate, speed and the time that is left."""
-        losses = {name: float(self.accelerator.reduce(value, "mean")) for name, value in state.losses.items()}
+    def log_step(self, state: TrainStep, numbers: dict[str, float]) -> None:
+        """Losses and the gradient's norm, learning rate, speed and the time that is left."""
         now, done = time.monotonic(), self.done(state.step)
         seconds = now - self.last_report
         # A clock that stands still, or was put back, says nothing of the speed.
         rate = (state.step - self.last_step) * self.stretch.batch_size / seconds if seconds > 0 else 0.0
+        losses = {name: value for name, value in numbers.items() if name != "grad_norm"}
         values = {
-            "learning_rate": state.learning_rate, "grad_norm": float(state.grad_norm), "images_per_second": rate,
+            "learning_rate": state.learning_rate, "grad_norm": numbers["grad_norm"], "images_per_second": rate,
             "minutes": self.minutes(),
         }  # fmt: skip
         if self.accelerator.scaler is not None:

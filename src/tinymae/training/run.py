@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from filelock import BaseFileLock
 from torch import nn
@@ -21,6 +22,7 @@ from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
 from .device import agree, environment, keep_freed_memory, on_main, ran_out_of_memory
 from .loop import TrainStep
+from .numbers import StepNumbers
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
 from .signals import StopSignals
 from .trackers import log_results, start_trackers
@@ -61,7 +63,8 @@ class Run:
         self.signals = StopSignals()
         self.parts: dict = {}
         self.lock: BaseFileLock | None = None
-        self.checked: TrainStep | None = None
+        self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
+        self.reported: int | None = None  # the last step of this stretch
         self.trackers_started = self.complete = False
 
     def __enter__(self) -> "Run":
@@ -94,7 +97,8 @@ class Run:
             rest.callback(self.accelerator.free_memory)
             rest.callback(self.progress.close, complete=self.complete)
             rest.callback(self.signals.__exit__)
-            self.parts, self.checked = {}, None
+            self.parts = {}
+            self.numbers.sent.clear()
 
     def claim(self) -> None:
         """Make the folder this run's own. Raises InputError if it cannot be."""
@@ -194,13 +198,13 @@ class Run:
     def report(self, state: TrainStep) -> None:
         """Take note of a step: metrics and the progress bar now and then, a checkpoint when one is due.
 
+        A step's numbers are read when they have arrived from the device, at most `log_every` steps later; before
+        anything is saved they are waited for.
+
         Raises Diverged when the loss or the gradient is no longer finite, Stopped after a signal or at a pause.
         """
-        # Reading the step before last keeps one step queued on a GPU.
-        if self.checked is not None:
-            self.require_finite(self.checked)
-        self.checked = state
-        self.progress.note(state)
+        self.send(state)
+        self.receive()
         due = time.monotonic() - self.last_saved > 60 * self.checkpoint_minutes
         stop = self.signals.code
         if self.pause_after_minutes is not None and self.clock.session_minutes > self.pause_after_minutes:
@@ -208,7 +212,7 @@ class Run:
         if self.accelerator.num_processes > 1:
             stop, due = self.agree_at_times(state.step, stop, due)
         if stop or due:
-            self.require_finite(state)
+            self.settle()
             self.save_checkpoint(state.step)
         if stop:
             raise Stopped(stop, state.step)
@@ -226,10 +230,35 @@ class Run:
         self.next_agreement, self.last_agreement = step + wait, (step, time.monotonic())
         return stop, due
 
-    def require_finite(self, state: TrainStep) -> None:
+    def send(self, state: TrainStep) -> None:
+        """Begin to copy a step's numbers to the host, unless that was done."""
+        if state.step == self.reported:
+            return
+        self.reported = state.step
+        scalars, logged = {**state.losses, "grad_norm": state.grad_norm}, self.progress.is_logged(state.step)
+        if logged and self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(torch.stack([value.float() for value in scalars.values()]), "mean")
+            scalars = dict(zip(scalars, values.unbind(), strict=True))
+        self.numbers.send(state, scalars, logged=logged)
+
+    def receive(self, *, everything: bool = False) -> None:
+        """Read the numbers that have arrived, or wait for all of them. Raises Diverged."""
+        for state, numbers, logged in self.numbers.receive(everything=everything):
+            self.require_finite(state, numbers)
+            if logged:
+                self.progress.log_step(state, numbers)
+
+    def settle(self, state: TrainStep | None = None) -> None:
+        """Wait until the numbers of all steps, with `state` as the last, have been read. Raises Diverged."""
+        if state is not None:
+            self.send(state)
+        self.receive(everything=True)
+
+    def require_finite(self, state: TrainStep, numbers: dict[str, float]) -> None:
         """Raises Diverged for a loss, or outside fp16's scaler a gradient, that is not finite."""
-        loss, norm = float(state.loss), float(state.grad_norm)
-        if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None):
+        loss, norm, scaled = numbers["loss"], numbers["grad_norm"], self.accelerator.scaler is not None
+        self.progress.skipped_steps += scaled and not math.isfinite(norm)
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
             return
         what = f"loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         raise Diverged(
@@ -246,10 +275,10 @@ class Run:
 
     def end_stretch(self) -> None:
         """The schedule has ended: check the last step and keep its state."""
-        if self.checked is not None:
-            self.require_finite(self.checked)
-            self.save_checkpoint(self.checked.step)
-            self.checked = None
+        self.settle()
+        if self.reported is not None:
+            self.save_checkpoint(self.reported)
+            self.reported = None
 
     def finish(self, results: dict, shown: Sequence[Path]) -> None:
         """Write results.json and say where everything is."""

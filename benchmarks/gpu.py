@@ -1,0 +1,360 @@
+"""All that only a GPU can show, in one command: right numbers, no waits, speed. Prints a table and saves it as JSON.
+
+    python benchmarks/gpu.py --minutes 8
+    python benchmarks/gpu.py --device cpu --minutes 3    # small sizes, to see that it works
+
+In this order, and as far as the minutes go:
+
+- agreement: loss and gradients of each family in float32 on the CPU and on the GPU, from the same weights;
+- waits: where steps of pretraining and fine-tuning make the host wait, by CUDA's own debug mode (none should);
+- resume: a run that was stopped and went on, with --deterministic, against one that was not: the same bits?
+- speed: images/s of pretraining end to end, and of its step alone; milliseconds of the host; peak memory; the ratio of
+  the measured rate of bf16 matrix products. By batch size, with Muon and AdamW, and compiled;
+- use: fine-tuning, features and k-NN.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tinymae
+from tinymae.commands import finetune, pretrain
+from tinymae.data.datasets import load_dataset
+from tinymae.errors import first_line
+from tinymae.evaluation.metrics import map_dataset
+from tinymae.evaluation.neighbours import knn_predict
+from tinymae.files import write_json
+from tinymae.models.base import Autoencoder
+from tinymae.models.weights import FAMILIES
+from tinymae.randomness import Draws
+from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
+from tinymae.training.numbers import StepNumbers
+from tinymae.training.progress import Stopped
+from tinymae.training.run import Run
+
+LARGE = {"images": 50_000, "batch_sizes": (512, 1024, 2048, 4096), "steps": 40, "model": {}}
+SMALL = {"images": 400, "batch_sizes": (32,), "steps": 3,
+         "model": {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}}  # fmt: skip
+OWN = {"conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"}}
+
+
+class TimeIsUp(Exception):
+    """The minutes are over."""
+
+
+class Report:
+    """Rows of (section, what, value), printed and saved as they come."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, []
+
+    def add(self, section: str, what: str, **values: float | str | bool) -> None:
+        self.rows.append({"section": section, "what": what, **values})
+        shown = ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items())
+        print(f"{section:10} {what:34} {shown}", flush=True)
+        write_json(self.path, self.rows)
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: as Accelerate finds it")
+    parser.add_argument("--small", action="store_true", help="small sizes (always on a CPU)")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu.json"))
+    return parser
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Measured FLOP/s of a large matrix product."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        synchronise(device)
+        began = time.perf_counter()
+        a @ b
+        synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+# ---- right numbers
+
+
+def compare_with_cpu(report: Report, device: torch.device, sizes: dict) -> None:
+    """Loss and gradients of each family from the same weights, images and draws."""
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name, family in FAMILIES.items():
+        if family.fitted:
+            continue
+        torch.manual_seed(0)
+        models = [family(**(sizes["model"] if name == "mae" else OWN.get(name, {})))]
+        models.append(family(**models[0].config).to(device))
+        models[1].load_state_dict(models[0].state_dict())
+        drawn = models[0].draw(Draws(0, 1, 16, torch.arange(16), "cpu"))
+        losses = []
+        for model in models:
+            where = model.mean.device
+            here = {key: value.to(where) if isinstance(value, Tensor) else value for key, value in drawn.items()}
+            loss = model.training_losses(images.to(where), **here)["loss"]
+            loss.backward()
+            losses.append(loss.item())
+        ours, theirs = (gradients(model) for model in models)
+        report.add(
+            "agreement", f"{name}, float32 on {device.type} and CPU",
+            loss_error=abs(losses[1] - losses[0]) / abs(losses[0]),
+            gradient_error=float((theirs - ours).norm() / ours.norm()),
+        )  # fmt: skip
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+
+
+def count_waits(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
+    """What CUDA's debug mode says of some steps, after the first ones."""
+    for name in ("mae", "contrast", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv"):
+        own = {"mae": sizes["model"], "contrast": sizes["model"]}.get(name, OWN.get(name, {}))
+        contrast = {"contrast_epochs": 1, "contrast_batch_size": 32} if name == "contrast" else {}
+        family = "mae" if name == "contrast" else name
+        states = pretraining(device, **data, model=family, epochs=1, batch_size=32, **own, **contrast)
+        report.add("waits", name, **waits_of(states, device))
+    everything = {"mixup": 0.5, "cutmix": 0.5, "trivial_augment": True, "random_erasing": 0.5}
+    report.add("waits", "finetune", **waits_of(finetuning(device, sizes, data, batch_size=32, **everything), device))
+
+
+def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
+    """How many there were in some steps, and where the first was."""
+    for _ in range(3):
+        next(states)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(steps):
+            next(states)
+        if device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+    found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
+    return {"a_step": len(found) / steps, "first_at": first}
+
+
+def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
+    """A run of a few steps with --deterministic, and the same one stopped in between."""
+    settings = data | sizes["model"] | {
+        "epochs": 1, "batch_size": 32, "contrast_epochs": 0, "deterministic": True, "log_with": (), "labels": None,
+    }  # fmt: skip
+    settings["data"], stop_at, digests, report_step = data["data"][:400], 4, [], Run.report
+
+    def stopping(run: Run, state) -> None:
+        run.signals.code = 128 + signal.SIGTERM if state.step == stop_at else None
+        report_step(run, state)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        for name in ("whole", "stopped"):
+            if name == "stopped":
+                Run.report = stopping
+                with contextlib.suppress(Stopped):
+                    tinymae.pretrain(**settings, output_dir=f"{folder}/{name}")
+                Run.report = report_step
+            done = tinymae.pretrain(**settings, output_dir=f"{folder}/{name}")
+            digests.append(hashlib.sha256((done.folder / "model.safetensors").read_bytes()).hexdigest()[:16])
+    report.add("resume", f"stopped after step {stop_at}", same_bits=digests[0] == digests[1])
+
+
+# ---- speed
+
+
+def pretraining(device: torch.device, **settings) -> Iterator:
+    """The steps of the pretraining command, without its folder."""
+    asked = pretrain.PretrainSettings(**settings)
+    accelerator = asked.create_accelerator()
+    asked = asked.resolve()
+    train_set = asked.load("train", image_size=None, channels=3)[0]
+    model = pretrain.create_model(asked, train_set, None)
+    part = pretrain.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
+    optimizer = create_optimizer(asked.optimizer, parameter_groups(part.learner, weight_decay=0.05), betas=(0.9, 0.95))
+    learner, optimizer = accelerator.prepare(part.learner, optimizer)
+    compute = partial(pretrain.compute_losses, asked, part.phase, model, learner)
+    schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)
+    states = train_steps(
+        learner, optimizer, compute, part.batches(start_step=0), accelerator=accelerator, schedule=schedule,
+        clock=None, batch_size=part.phase.batch_size, seed=0,
+    )  # fmt: skip
+    for state in states:
+        model.after_step(accelerator, torch.Generator().manual_seed(state.step))
+        yield state
+
+
+def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Iterator:
+    """The steps of the fine-tuning command, from scratch, without its folder."""
+    encoder = {name: value for name, value in sizes["model"].items() if not name.startswith("decoder")}
+    asked = finetune.FinetuneSettings(**data, **encoder, **settings, from_scratch=True)
+    accelerator = asked.create_accelerator()
+    asked = asked.resolve()
+    train_set = asked.load("train", image_size=None, channels=3)[0]
+    model = finetune.create_model(asked, train_set, None)
+    _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)
+    optimizer = create_optimizer("adamw", parameter_groups(model.vit, weight_decay=0.05), betas=(0.9, 0.999))
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    yield from train_steps(
+        prepared, optimizer, finetune.create_losses(asked, prepared, model), batches(start_step=0),
+        accelerator=accelerator, schedule=pretrain.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
+        batch_size=asked.batch_size, seed=0,
+    )  # fmt: skip
+
+
+def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
+    """Images/s, the host's own milliseconds of a step, and the peak of the device's memory."""
+    real = device.type == "cuda" and torch.cuda.is_available()
+    for _ in range(3):
+        step()
+    synchronise(device)
+    if real:
+        torch.cuda.reset_peak_memory_stats()
+    began, host = time.perf_counter(), time.thread_time()
+    for _ in range(steps):
+        step()
+    host = time.thread_time() - host
+    synchronise(device)
+    seconds = time.perf_counter() - began
+    rate = {"images_per_second": steps * images / seconds, "host_ms": 1000 * host / steps}
+    if real:
+        rate["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return rate
+
+
+def end_to_end(states: Iterator) -> Callable[[], None]:
+    """A step whose numbers are read as a run reads them."""
+    numbers = StepNumbers(most=20, together=False)
+
+    def step() -> None:
+        state = next(states)
+        numbers.send(state, {**state.losses, "grad_norm": state.grad_norm}, logged=False)
+        for _ in numbers.receive():
+            pass
+
+    return step
+
+
+def step_alone(model: Autoencoder, device: torch.device, batch_size: int, precision: torch.dtype) -> Callable:
+    """Forward, backward and fused AdamW on images and masks that stay the same."""
+    images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
+    drawn = model.draw(Draws(0, 0, batch_size, torch.arange(batch_size), device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            loss = model.training_losses(images, **drawn)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
+    """Pretraining, by batch size, optimiser and compilation."""
+    large = device.type == "cuda" and torch.cuda.is_available()
+    rates = {dtype: matmul_rate(device, dtype, 8192 if large else 256) for dtype in (torch.float32, torch.bfloat16)}
+    for dtype, rate in rates.items():
+        report.add("speed", f"matrix products in {dtype}", tflops=rate / 1e12)
+    precision = torch.bfloat16 if large else torch.float32
+    alone = FAMILIES["mae"](**sizes["model"])
+    with FlopCounterMode(display=False) as counter:
+        alone.training_losses(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["loss"].backward()
+    flops, alone = counter.get_total_flops() / 2, alone.to(device)
+    own = data | sizes["model"] | {"contrast_epochs": 0, "epochs": 1}
+    cases = [(size, "adamw", False) for size in sizes["batch_sizes"]] + [(sizes["batch_sizes"][0], "muon", False)]
+    cases += [(size, "adamw", True) for size in sizes["batch_sizes"][:: len(sizes["batch_sizes"]) - 1 or 1] if large]
+    for batch_size, optimizer, compiled in cases:
+        how = f"batch {batch_size}, {optimizer}" + (", compiled" if compiled else "")
+        if optimizer == "adamw" and not compiled:
+            step = step_alone(alone, device, batch_size, precision)
+            report.add("speed", f"step alone, {how}", **rate_of(step, device, steps=sizes["steps"], images=batch_size))
+        states = pretraining(device, **own, batch_size=batch_size, optimizer=optimizer, compile=compiled)
+        rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=batch_size)
+        ratio = rate["images_per_second"] * flops / rates[precision]
+        report.add("speed", f"end to end, {how}", **rate, ratio_of_matmul=ratio)
+
+
+def measure_use(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
+    """Fine-tuning, features, k-NN."""
+    size = sizes["batch_sizes"][0]
+    states = finetuning(device, sizes, data, batch_size=size)
+    rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=size)
+    report.add("use", f"fine-tuning, batch {size}", **rate)
+    model = FAMILIES["mae"](**sizes["model"]).to(device).eval()
+    dataset = load_dataset(data["data"], labels=data["labels"]).to(device)
+    began = time.perf_counter()
+    features = map_dataset(model.encode, dataset, device=device, batch_size=size).to(device)
+    synchronise(device)
+    report.add("use", "features in float32", images_per_second=len(dataset) / (time.perf_counter() - began))
+    began = time.perf_counter()
+    knn_predict(features, dataset.labels, features, num_classes=10)
+    synchronise(device)
+    report.add("use", f"k-NN among {len(features)}", images_per_second=len(features) / (time.perf_counter() - began))
+
+
+def main(args: argparse.Namespace) -> list[dict]:
+    """All sections, until the time is up."""
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    device = pretrain.PretrainSettings().create_accelerator().device
+    sizes = SMALL if args.small or device.type == "cpu" else LARGE
+    drawn = torch.Generator().manual_seed(0)
+    data = {
+        "data": torch.randint(0, 256, (sizes["images"], 3, 32, 32), dtype=torch.uint8, generator=drawn),
+        "labels": torch.arange(sizes["images"]) % 10,
+    }
+    report, torch.backends.cudnn.allow_tf32 = Report(args.output), False  # float32 is to mean float32
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    report.add("machine", name, torch=torch.__version__, minutes=args.minutes)
+
+    def stop(*_) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes)
+    try:
+        for section in (
+            partial(compare_with_cpu, report, device, sizes), partial(count_waits, report, device, sizes, data),
+            partial(compare_resumed, report, sizes, data), partial(measure_speed, report, device, sizes, data),
+            partial(measure_use, report, device, sizes, data),
+        ):  # fmt: skip
+            try:
+                section()
+            except TimeIsUp:
+                raise
+            except Exception as error:  # whatever a GPU may bring: the other sections are worth having
+                report.add("failed", section.func.__name__, error=f"{type(error).__name__}: {first_line(error)}")
+    except TimeIsUp:
+        report.add("machine", "stopped: the minutes are over")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    print(f"wrote {args.output}")
+    return report.rows
+
+
+if __name__ == "__main__":
+    main(parse().parse_args())

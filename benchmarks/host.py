@@ -1,0 +1,134 @@
+"""How much time does the host need for a step of pretraining? Prints each part's milliseconds and saves them as JSON.
+
+    python benchmarks/host.py                             # the source that is installed
+    python benchmarks/host.py --against ../before/src     # two sources, in turns
+
+A GPU computes while the host prepares what comes next, so a small model runs as fast as its host. Here the arithmetic
+is as good as none: a ViT of 12 blocks and 12 channels sees 2 images. All else is as with a batch of --batch-size images
+of 64 patches: its order, its draws, its masks, the model's operations, the gradient's norm, Muon. The times are of the
+processor, so other programs beside this one do not count. On a CPU Muon's and AdamW's operations on lists of tensors go
+tensor by tensor; a GPU gets them in a few launches.
+"""
+
+import argparse
+import collections
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands import pretrain
+from tinymae.data.batches import split_batch, step_batches
+from tinymae.files import write_json
+from tinymae.models.contrast import ReconstructionLearner
+from tinymae.training import loop
+from tinymae.training.clock import Stopwatch
+
+SIZES = {"image_size": 16, "patch_size": 2, "in_channels": 1, "embed_dim": 12, "decoder_dim": 8, "decoder_heads": 4}
+FEW = torch.arange(2)
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"])
+    parser.add_argument("--steps", type=int, default=60, help="in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="another source folder, measured in turns with this one")
+    parser.add_argument("--output", default="runs/host.json")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # one round, as JSON on stdout
+    return parser
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of each part, the mean over the steps of a round."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    spent: dict[str, float] = collections.defaultdict(float)
+
+    def timed(part: str, function):
+        def call(*arguments, **keywords):
+            began = time.process_time()
+            result = function(*arguments, **keywords)
+            spent[part] += time.process_time() - began
+            return result
+
+        return call
+
+    accelerator = Accelerator(cpu=True)
+    model = MaskedAutoencoder(**SIZES)
+    settings = pretrain.PretrainSettings(contrast_epochs=0, epochs=1)
+    groups = loop.parameter_groups(model, weight_decay=0.05)
+    optimizer = loop.create_optimizer(args.optimizer, groups, betas=(0.9, 0.95))
+    learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
+    forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", pretrain.augment)
+
+    def compute_losses(batch, draws):
+        drawn = draw(draws)
+        drawn["mask"] = drawn["mask"][:2]
+        draws.positions, draws.whole = FEW, False
+        images = augment(settings, settings.phases[0], batch.images[:2], draws)
+        return forward(images, **drawn)
+
+    loop.Draws = timed("draws", loop.Draws)
+    optimizer.step = timed("optimizer", optimizer.step)
+    accelerator.backward = timed("backward", accelerator.backward)
+    if hasattr(loop, "clip_gradients"):
+        loop.clip_gradients = timed("gradient's norm", loop.clip_gradients)
+    else:
+        accelerator.clip_grad_norm_ = timed("gradient's norm", accelerator.clip_grad_norm_)
+    batches = step_batches(
+        load_dataset("digits", image_size=16), batch_size=args.batch_size, parts=split_batch(args.batch_size, 1),
+        seed=0, device="cpu",
+    )  # fmt: skip
+    next_batch, warm = timed("batches", lambda: next(batches)), 10
+    states = loop.train_steps(
+        learner, optimizer, compute_losses, iter(next_batch, None), accelerator=accelerator, clock=Stopwatch(),
+        schedule=loop.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), batch_size=args.batch_size, seed=0,
+    )  # fmt: skip
+    for _ in range(warm):
+        next(states)
+    spent.clear()
+    began = time.process_time()
+    for _ in range(args.steps):
+        next(states)
+    total = time.process_time() - began
+    spent["all else"] = total - sum(spent.values())
+    return {part: 1000 * seconds / args.steps for part, seconds in spent.items()} | {"step": 1000 * total / args.steps}
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.once:
+        print(json.dumps(measure(args)))
+        return
+    sources = {"here": None} | ({"against": str(args.against)} if args.against else {})
+    rounds: dict[str, list[dict]] = {name: [] for name in sources}
+    command = [sys.executable, __file__, "--once", "--batch-size", str(args.batch_size), "--steps", str(args.steps),
+               "--optimizer", args.optimizer]  # fmt: skip
+    for _ in range(args.rounds):
+        for name, source in sources.items():
+            environment = os.environ | ({"PYTHONPATH": source} if source else {})
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
+    parts = list(rounds["here"][0])
+    result = {
+        name: {part: statistics.median(one.get(part, 0.0) for one in found) for part in parts}
+        for name, found in rounds.items()
+    }
+    arguments = {key: value for key, value in vars(args).items() if key not in ("once", "output", "against")}
+    write_json(args.output, {"arguments": arguments, "milliseconds": result, "rounds": rounds})
+    print(f"{'ms of a step':18}" + "".join(f"{name:>10}" for name in result))
+    for part in parts:
+        print(f"{part:18}" + "".join(f"{result[name][part]:>10.2f}" for name in result))
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main(parse().parse_args())

@@ -1,0 +1,167 @@
+"""Every command and family on a pretend GPU: no operand on another device, no step that waits for the device."""
+
+from functools import partial
+
+import pytest
+import torch
+from pretend_gpu import PretendGPU
+from running import FEW, QUICK, TWO_PHASES
+
+import tinymae
+from tinymae import MaskedAutoencoder
+from tinymae.commands import finetune, linear_probe, pretrain
+from tinymae.evaluation import probes
+from tinymae.models import mae, masked
+from tinymae.training.numbers import Parcel, StepNumbers
+from tinymae.training.progress import Diverged
+
+STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
+RGB = FEW | {"data": FEW["data"].repeat(1, 3, 1, 1)}
+MLP = {"num_classes": 10, "weight_decay": 0.1, "seed": 0, "epochs": 1}
+SMALL_VIT = {"from_scratch": True, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+EVERYTHING = {"mixup": 0.5, "cutmix": 0.5, "trivial_augment": True, "random_erasing": 0.5, "drop_path": 0.5}
+
+PRETRAININGS = {
+    "mae": QUICK | STEPS | {"gradient_accumulation_steps": 2, "clip_grad": 1.0},
+    "mae in bf16": QUICK | STEPS | {"gradient_checkpointing": True, "mixed_precision": "bf16"},
+    "contrast": QUICK | RGB | STEPS | TWO_PHASES | {"contrast_crop": "resized"},
+    "conv_ae": RGB | STEPS | {"model": "conv_ae", "width": 8, "loss": "log_cosh+l1"},
+    "vae": RGB | STEPS | {"model": "vae", "width": 8, "latent_dim": 8, "kl_warmup_steps": 3},
+    "vqvae": RGB | STEPS | {"model": "vqvae", "width": 8, "latent_dim": 8, "codebook_size": 16},
+    "resnet_unet": RGB | STEPS | {"model": "resnet_unet", "encoder": "test_resnet"},
+    "masked_conv": RGB | STEPS | {"model": "masked_conv", "encoder": "test_convnext", "patch_size": 2,
+                    "decoder_dim": 8},
+}  # fmt: skip
+FINETUNINGS = {
+    "finetune": FEW | SMALL_VIT | STEPS | {"optimizer": "muon", "no_test": True},
+    "finetune with everything": RGB | SMALL_VIT | STEPS | EVERYTHING,
+    "finetune in bf16": FEW | SMALL_VIT | STEPS | {"mixed_precision": "bf16", "ema_decay": 0, "patch_drop": 0},
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch, quick_figures):
+    """A pretend GPU that Accelerate takes. Its log's phase is "step" from the second step to the end of the last."""
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
+    with PretendGPU(root="/src/tinymae/") as gpu:
+        for command in (pretrain, finetune):
+
+            def phased(*args, steps=command.train_steps, **kwargs):
+                for number, state in enumerate(steps(*args, **kwargs)):
+                    yield state
+                    gpu.log.phase = "step" if number else ""
+                gpu.log.phase = ""
+
+            monkeypatch.setattr(command, "train_steps", phased)
+        yield gpu
+
+
+def waits_of_steps(gpu: PretendGPU) -> dict[tuple[str, str], int]:
+    return {(what, where): count for (phase, what, where), count in gpu.log.waits.items() if phase == "step"}
+
+
+def require_no_waits(gpu: PretendGPU) -> None:
+    assert any(phase == "step" for phase, _ in gpu.log.kernels)
+    assert not waits_of_steps(gpu)
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_no_step_of_pretraining_waits_for_the_device(gpu, tmp_path, name):
+    run = tinymae.pretrain(**PRETRAININGS[name], output_dir=tmp_path)
+    assert run.results["steps"] >= 8
+    require_no_waits(gpu)
+
+
+@pytest.mark.parametrize("name", FINETUNINGS)
+def test_no_step_of_finetuning_waits_for_the_device(gpu, tmp_path, name):
+    run = tinymae.finetune(**FINETUNINGS[name], output_dir=tmp_path)
+    assert run.results["steps"] >= 8
+    require_no_waits(gpu)
+
+
+def test_pca_is_fitted_and_looked_at(gpu, tmp_path):
+    assert tinymae.pretrain(**FEW, model="pca", latent_dim=8, output_dir=tmp_path).results["knn_val"] >= 0
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_probes_and_evaluations_run(gpu, tmp_path, monkeypatch, head):
+    monkeypatch.setattr(linear_probe, "linear_fits", partial(probes.linear_fits, grid=[1.0]))
+    monkeypatch.setattr(linear_probe, "mlp_fits", lambda *data, seed, **_: [(0.1, probes.fit_mlp(*data, **MLP))])
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+    probe = tinymae.linear_probe(**FEW, weights=model, head=head, output_dir=tmp_path / "probe")
+    assert probe.results["encoder_unchanged"]
+    if head == "linear":
+        tinymae.evaluate(**FEW, weights=probe.model, output_dir=tmp_path / "classifier")
+        assert "masked" in tinymae.evaluate(**FEW, weights=model, output_dir=tmp_path / "autoencoder").results
+
+
+def test_numbers_are_read_when_they_have_arrived(gpu):
+    parcel = Parcel({"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")})
+    assert not parcel.arrived and 0.5 not in parcel.values.tolist()
+    assert parcel.arrived and parcel.read() == {"loss": 0.5, "grad_norm": 2.0}
+    parcel = Parcel({"loss": torch.tensor(0.25, device="cuda")})
+    gpu.log.waits.clear()
+    assert parcel.read() == {"loss": 0.25}
+    assert [what for _, what, _ in gpu.log.waits] == ["Event.synchronize"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_steps_numbers_are_read_at_most_so_many_steps_later(gpu, together):
+    """Of several processes, each reads them at the same step."""
+    numbers, later = StepNumbers(most=3, together=together), []
+    for step in range(12):
+        numbers.send(step, {"loss": torch.tensor(float(step)).to("cuda")}, logged=False)
+        later += [(step - read, values == {"loss": read}) for read, values, _ in numbers.receive()]
+    assert all(right for _, right in later)
+    assert {late for late, _ in later} == ({3} if together else {1})
+
+
+def test_nothing_is_saved_of_a_run_that_diverges(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(MaskedAutoencoder, "forward_loss", lambda *args: forward_loss(*args) * torch.inf)
+    with pytest.raises(Diverged, match=r"loss is inf at step 1 .* last good checkpoint: none yet"):
+        tinymae.pretrain(**QUICK | STEPS | {"log_every": 100, "keep_every": 1, "labels": None}, output_dir=tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*")) and not list(tmp_path.glob("epochs/*"))
+
+
+# ---- the tests above can fail
+
+forward_loss, take = MaskedAutoencoder.forward_loss, mae.take
+
+
+def reads_a_value(model, prediction, patches):
+    loss = forward_loss(model, prediction, patches)
+    assert loss < 1e9
+    return loss
+
+
+def makes_a_tensor_from_a_list(model, prediction, patches):
+    return forward_loss(model, prediction, patches) * prediction.new_tensor([1.0])[0]
+
+
+def copies_from_pageable_memory(tensor, device):
+    return tensor.to(device, non_blocking=True)
+
+
+def looks_up_by_an_index_on_the_cpu(tokens, index):
+    return take(tokens, index.cpu())
+
+
+DEFECTS = {
+    "a value is read": (MaskedAutoencoder, "forward_loss", reads_a_value, "wait"),
+    "a list is copied": (MaskedAutoencoder, "forward_loss", makes_a_tensor_from_a_list, "wait"),
+    "memory is not pinned": (masked, "to_device", copies_from_pageable_memory, "wait"),
+    "an operand is on the CPU": (mae, "take", looks_up_by_an_index_on_the_cpu, "mismatch"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_found(gpu, tmp_path, monkeypatch, name):
+    where, what, defect, kind = DEFECTS[name]
+    monkeypatch.setattr(where, what, defect)
+    short = QUICK | STEPS | {"labels": None, "epochs": 1}
+    if kind == "mismatch":
+        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+            tinymae.pretrain(**short, output_dir=tmp_path)
+        return
+    tinymae.pretrain(**short, output_dir=tmp_path)
+    assert waits_of_steps(gpu)
