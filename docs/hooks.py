@@ -78,9 +78,11 @@ def describe_commands() -> Iterator[str]:
         settings = getattr(module, settings_name)
         yield f"## tinymae {name}\n\n{line[0].upper()}{line[1:]}. In Python: `tinymae.{name.replace('-', '_')}`.\n"
         hints, heading = get_type_hints(settings), ""
-        for f in sorted(fields(settings), key=lambda f: (order_of(settings, f), heading_of(settings, f))):
-            if f.metadata.get("python"):
-                continue
+        shown = [f for f in fields(settings) if not f.metadata.get("python")]
+        keys = {
+            f.name: (order_of(settings, f), heading_of(settings, f), not f.metadata.get("positional")) for f in shown
+        }
+        for f in sorted(shown, key=lambda f: keys[f.name]):
             if heading != heading_of(settings, f):
                 heading = heading_of(settings, f)
                 yield f"\n### {heading} {{ #{name}-{re.sub(r'[^a-z]+', '-', heading)} }}\n"
