@@ -1,6 +1,8 @@
 # make demo   set up, then the whole story on handwritten digits (about 4 minutes on 2 cores)
 # make test   set up, then the test suite, on 2 cores (WORKERS=2)
 # make lint   what CI checks: style (ruff), types (mypy) and the direction of imports (import-linter)
+# make docs   the site, into build/site; look at it by: python -m http.server --directory build/site
+# make wheel  build the package, install it into an empty environment and run it there
 # make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint setup clean release
+.PHONY: demo test lint setup docs wheel clean release
 
 setup: $(VENV)/ready
 
@@ -30,6 +32,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: setup
+	$(BIN)/pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: setup
+	$(BIN)/pip install --quiet build
+	BIN=$(BIN) bash .ci/wheel
 
 release: setup
 	$(BIN)/python scripts/release.py $(FLAGS)

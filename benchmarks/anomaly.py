@@ -1,12 +1,12 @@
-"""What a masked autoencoder of MNIST digits finds odd: ROC-AUC against other pictures, and where in them.
+"""What a masked autoencoder of MNIST digits finds odd: ROC-AUC against other images, and where in them.
 
     python benchmarks/anomaly.py --data-dir data      # pretrains first: 8 minutes on one CPU core
 
 Pretrains a tiny MAE on MNIST's training digits through scripts/pretrain.py (a second call finds it finished), then
-scores test digits it never saw and pictures that are no such digits by `MaskedAutoencoder.anomaly_map`. Nothing learns
-from an odd picture. A score is the mean of the map, or its worst patch; both are given, and beside them the distance to
+scores test digits it never saw and images that are no such digits by `MaskedAutoencoder.anomaly_map`. Nothing learns
+from an odd image. A score is the mean of the map, or its worst patch; both are given, and beside them the distance to
 the nearest of 10,000 training digits in pixels, which needs no model. Each line is scikit-learn's ROC-AUC in percent
-(50 is chance) of the odd pictures against intact ones. Writes a JSON and a picture.
+(50 is random) of the odd images against intact ones. Writes a JSON and a figure.
 
 The settings were fixed on `--split val`, at mask ratios 0.25, 0.5, 0.75 and 8 or 16 passes; test was scored once.
 """
@@ -40,10 +40,10 @@ def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="data", help="where MNIST and CIFAR-10 are, or go (default: %(default)s)")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="whose digits (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=2000, help="pictures of each kind at most (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="images of each kind at most (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=8, help="masks that together hide all (default: %(default)s)")
-    parser.add_argument("--mask-ratio", type=float, help="share hidden in each (default: as in pretraining)")
-    parser.add_argument("--seed", type=int, default=0, help="of the odd pictures and the masks (default: %(default)s)")
+    parser.add_argument("--mask-ratio", type=float, help="ratio hidden in each (default: as in pretraining)")
+    parser.add_argument("--seed", type=int, default=0, help="of the odd images and the masks (default: %(default)s)")
     parser.add_argument("--output-dir", default="runs/anomaly", help="(default: %(default)s)")
     return parser
 
@@ -54,7 +54,7 @@ def pretrain(folder: Path, data_dir: str) -> None:
     subprocess.run([sys.executable, str(script), *arguments], check=True)
 
 
-# ---- odd pictures, uint8 (B, 1, 28, 28)
+# ---- odd images, uint8 (B, 1, 28, 28)
 
 
 def grey_photographs(data_dir: str, split: str, count: int) -> Tensor:
@@ -65,7 +65,7 @@ def grey_photographs(data_dir: str, split: str, count: int) -> Tensor:
 
 
 def ink(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Invert one square at a random place, anywhere, of each picture: (pictures, bool (B, H, W), True = altered)."""
+    """Invert one square at a random place, anywhere, of each image: (images, bool (B, H, W), True = altered)."""
     count, _, height, width = images.shape
     top = torch.randint(height - BLOCK + 1, (count, 1, 1), generator=generator)
     left = torch.randint(width - BLOCK + 1, (count, 1, 1), generator=generator)
@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> dict:
         columns[kind.split(" (")[0]] = images[:8] / 255
         columns[" " * len(columns)] = figures.heat(found[:8], limit=limit)  # no heading, yet each key another
     picture = figures.reconstruction_sheet(
-        columns, folder / "anomaly.png", f"MNIST {args.split} digits, odd pictures, and their anomaly maps", groups=1
+        columns, folder / "anomaly.png", f"MNIST {args.split} digits, odd images, and their anomaly maps", groups=1
     )
     pretraining = read_json(folder / "pretrain" / "results.json")
     result = {

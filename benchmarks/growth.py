@@ -4,7 +4,7 @@
     python benchmarks/growth.py --stream-images 200000            # writes that many PNG files to a temporary folder
 
 Each line is pretraining end to end (batches, augmentation, masks, forward, backward, AdamW) with the recipe's settings,
-on random pictures; "step alone" repeats the step on one batch that is already there. All figures are images/s, medians
+on random images; "step alone" repeats the step on one batch that is already there. All figures are images/s, medians
 over `--rounds`; on a GPU each line also says its peak memory.
 """
 
@@ -49,7 +49,7 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def random_pictures(count: int) -> ImageDataset:
+def random_images(count: int) -> ImageDataset:
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     return ImageDataset("random", images, torch.zeros(count, dtype=torch.long), ["one"])
 
@@ -123,22 +123,22 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             torch.cuda.reset_peak_memory_stats()
         print(f"{name:44}{rate:>10.0f} images/s{memory}", flush=True)
 
-    note("step alone, batch 256, patch 4", measure(args, random_pictures(1000), alone=True))
+    note("step alone, batch 256, patch 4", measure(args, random_images(1000), alone=True))
     for size in args.sizes:
-        note(f"{size:,} images in memory", measure(args, random_pictures(size)))
+        note(f"{size:,} images in memory", measure(args, random_images(size)))
     if args.stream_images:
         with tempfile.TemporaryDirectory() as folder:
             write_pictures(Path(folder), args.stream_images)
             dataset = load_dataset(folder, "train", image_size=32, memory_limit_gb=0)
             note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", measure(args, dataset))
-    pictures = random_pictures(10_000)
+    images = random_images(10_000)
     for batch_size in args.batch_sizes:
-        note(f"batch {batch_size}", measure(args, pictures, batch_size=batch_size))
+        note(f"batch {batch_size}", measure(args, images, batch_size=batch_size))
     for patch_size in args.patch_sizes:
         tokens = (32 // patch_size) ** 2
         note(
             f"patch {patch_size}: {tokens} tokens, {tokens // 4} visible",
-            measure(args, pictures, patch_size=patch_size),
+            measure(args, images, patch_size=patch_size),
         )
     write_json(
         args.output, {"images_per_second": rates, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -90,18 +90,18 @@ def run(settings: DemoSettings) -> dict:
     ]
     minutes = (time.monotonic() - started) / 60
     write_json(f"{folder}/results.json", {"accuracy_test": table, "minutes": minutes})
-    print(f"\n{minutes:.1f} minutes. Pictures to look at:\n  " + "\n  ".join(map(str, shown)))
+    print(f"\n{minutes:.1f} minutes. Images to look at:\n  " + "\n  ".join(map(str, shown)))
     return table
 
 
 def paint_cifar10(path: str) -> Path:
-    """The released weights at work on a few test pictures of CIFAR-10 that the repository holds."""
+    """The released weights at work on a few test images of CIFAR-10 that the repository holds."""
     root = Path(__file__).parent.parent
     model = tinymae.MaskedAutoencoder.from_pretrained(root / "weights" / "vit-t-mae")
-    pictures = sorted((root / "assets" / "cifar10").glob("*.png"))
-    images = torch.stack([read_image(picture, (3, 32, 32)) for picture in pictures])
+    files = sorted((root / "assets" / "cifar10").glob("*.png"))
+    images = torch.stack([read_image(file, (3, 32, 32)) for file in files])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
-    title = "CIFAR-10 test pictures, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
+    title = "CIFAR-10 test images, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
     return figures.reconstruction_sheet(seen.columns, path, title, groups=4)
 
 

@@ -9,7 +9,7 @@ and takes every figure from that file: probes with all, 10 % and 1 % of the labe
 of the seeds. With few labels it fine-tunes once more with unlabelled images beside the labelled ones, as many images
 in all. The controls start from random weights: with all labels they get as much computing as pretraining and
 fine-tuning together, once; with few labels the same number of steps. At the end weights/, logs/ and assets/ are
-written, from what was measured. The weights and pictures are those of the first seed.
+written, from what was measured. The weights and images are those of the first seed.
 
 In slots of ten minutes, of which a probe or the last files may take the last one:
 
@@ -179,7 +179,7 @@ def name_folders(settings: ReleaseSettings) -> list[Path]:
 
 
 def require_same_weights(pretrained: Path, runs: Path) -> None:
-    """Raises InputError if the stages in `runs` are of other weights: their arguments tell only a folder's name."""
+    """Raises InputError if the stages in `runs` are of other weights: their arguments hold only a folder's name."""
     file, found = runs / "weights.json", {"sha256": digest(read_tensors(pretrained / "model.safetensors"))}
     if file.exists() and read_json(file) != found:
         raise InputError(f"output_dir {runs} holds stages of other weights than {pretrained}: choose another folder")
@@ -328,7 +328,7 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
 
 @torch.no_grad()
 def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str, float]:
-    """What a test can measure again in seconds, on the CPU: the error over hidden pixels of a few fixed pictures, and
+    """What a test can measure again in seconds, on the CPU: the error over hidden pixels of a few fixed images, and
     their k-NN accuracy by 4 % of the training labels."""
     model = load_autoencoder(folder)
     choose_attention(model, "cpu")
@@ -344,12 +344,12 @@ def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str,
 
 @torch.no_grad()
 def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
-    """Classes (N,) of a data set's pictures by a released classifier, in float32 on the CPU."""
+    """Classes (N,) of a data set's images by a released classifier, in float32 on the CPU."""
     return map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
 
 
 def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
-    """The logs behind the released weights, their control and few labels, and the pictures, into the repository."""
+    """The logs behind the released weights, their control and few labels, and the images, into the repository."""
     runs, root, data = Path(settings.output_dir), Path(settings.publish_dir), Path(settings.data).name
     panels = {
         "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],

@@ -58,7 +58,7 @@ def test_a_mask_that_hides_nothing_shows_the_encoder_all(nothing):
     prediction = model.decode(model.encode_tokens(images), torch.zeros(16, dtype=torch.bool))
     patches = patchify(model.normalise(images), 2)
     again = denormalise_patches(prediction, patches, shown.mask, grid_size=(4, 4), statistics="visible")
-    assert (shown.error > 0).all()  # of the model's own picture: what is seen is not copied
+    assert (shown.error > 0).all()  # of the model's own prediction: what is seen is not copied
     torch.testing.assert_close(patchify(shown.prediction, 2), model.denormalise(again), atol=1e-5, rtol=0)
     torch.testing.assert_close(shown.error, shown.patch_error.mean(1))
 

@@ -1,4 +1,4 @@
-"""The released weights still do what their README states, on a fixed part of CIFAR-10's test pictures."""
+"""The released weights still do what their README states, on a fixed part of CIFAR-10's test images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Kills, damage, full disks, hostile pictures: nothing saved is lost, nothing broken is used."""
+"""Kills, damage, full disks, hostile images: nothing saved is lost, nothing broken is used."""
 
 import itertools
 import json
@@ -218,11 +218,11 @@ def test_metrics_of_an_attempt_without_a_checkpoint_are_not_kept(tmp_path):
         assert run.load_checkpoint() is None and run.progress.metrics == []
 
 
-# ---- pictures
+# ---- images
 
 
 def save_pictures(folder):
-    """One picture of each awkward but honest kind."""
+    """One image of each awkward but honest kind."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     rgb = Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8))
@@ -298,7 +298,7 @@ def test_an_image_of_more_pixels_than_pillow_thinks_safe_is_refused(tmp_path, mo
 
 
 def test_no_mutated_picture_crashes_or_hangs(tmp_path):
-    """2,000 mutated pictures: each is read or refused as an InputError."""
+    """2,000 mutated images: each is read or refused as an InputError."""
     originals = [path.read_bytes() for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
     suffixes = [path.suffix for path in sorted((tmp_path / "images").iterdir()) if path.stem != "wide"]
     generator, outcomes = np.random.default_rng(1), {"read": 0, "refused": 0}

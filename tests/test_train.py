@@ -215,7 +215,7 @@ def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
     draw_drops(find_drops(vit), Draws(0, 3, 16, torch.arange(16), "cpu"))
     whole = vit.forward_features(images)
     assert whole.shape == (16, 1 + 4, 192)
-    for image in range(16):  # what each picture's output depends on: its own four patches
+    for image in range(16):  # what each image's output depends on: its own four patches
         leaf = images[image : image + 1].clone().requires_grad_()
         draw_drops(find_drops(vit), Draws(0, 3, 16, torch.tensor([image]), "cpu"))
         part = vit.forward_features(leaf)

@@ -1,4 +1,4 @@
-"""All chance of a run, as a function of (seed, step).
+"""All randomness of a run, as a function of (seed, step).
 
 Draws that belong to samples are made for the whole global batch and then sliced, so that one process or many, one
 micro-batch or several, see the same augmentation, the same masks and the same drop path.

@@ -86,7 +86,7 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
     contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
     contrast_color_jitter: float = setting(0.5, "color_jitter then", group="contrast of views (mae)")
 
-    probe_every: int = setting(20, "epochs between k-NN accuracies and pictures", group="watching", positive=True)
+    probe_every: int = setting(20, "epochs between k-NN accuracies and images", group="watching", positive=True)
     probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", positive=True)
     keep_every: int | None = setting(
         None, "epochs between weights kept in epochs/ (default: none)", group="watching", positive=True, free=True
@@ -336,7 +336,7 @@ def plan_parts(
 ) -> list["Part"]:
     """What each phase of the run trains, when, and on which batches.
 
-    A time limit is shared out by how much the phases compute: an epoch of V views counts V.
+    A time limit is divided by how much the phases compute: an epoch of V views counts V.
 
     Raises InputError for what cannot be trained so.
     """
@@ -403,7 +403,7 @@ def fit_components(
 def look_at(
     model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
 ) -> dict:
-    """k-NN accuracy on validation, whose features all processes compute together, and pictures."""
+    """k-NN accuracy on validation, whose features all processes compute together, and images."""
     results, accelerator = {}, run.accelerator
     model.eval()
     with run.pause(), accelerator.autocast():

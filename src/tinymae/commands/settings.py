@@ -262,7 +262,7 @@ class TrainingSettings(RunSettings):
         self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,
         seed: int | None = None,
     ) -> tuple[int, Callable[..., Iterator[list[Batch]]]]:  # fmt: skip
-        """Steps in an epoch, and a function of `start_step` that gives this process's share of each step's batch.
+        """Steps in an epoch, and a function of `start_step` that gives this process's part of each step's batch.
 
         `seed` is for a second stream of batches; the first has the run's own.
 

@@ -1,1 +1,1 @@
-"""What was learned: probes, metrics, pictures."""
+"""What was learned: probes, metrics, figures."""

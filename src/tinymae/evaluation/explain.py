@@ -42,8 +42,8 @@ def anomaly_map(
 ) -> Tensor:  # fmt: skip
     """How badly each pixel (B, H, W) is predicted by patches other than its own: a squared error in [0, 1].
 
-    Each of the `passes` hides another share `mask_ratio` (None: the model's) of the patches, together all of them, the
-    same ones in every image; a pixel's error is its mean over channels and over the passes that hid it. Images are
+    Each of the `passes` hides other patches, at the ratio `mask_ratio` (None: the model's); together they hide all,
+    the same ones in every image; a pixel's error is its mean over channels and over the passes that hid it. Images are
     uint8 or normalised float, (B, C, H, W) or one (C, H, W). Train with `norm_pix_loss=False` for this: else brightness
     and contrast are guessed from visible patches, and much of the error is that guess's.
 

@@ -23,7 +23,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Args:
         weights: what `tinymae.load` reads, a folder or a Hugging Face Hub id for instance, or a model. `fit`
-            loads or copies it and learns nothing: `transform` gives what the encoder had learnt before.
+            loads or copies it and learns nothing: `transform` gives what the encoder had learned before.
         pool: "avg", the mean of the patch tokens, or "cls".
         layers: whose features stand side by side, as in `MaskedAutoencoder.encode`.
         batch_size: images computed at a time.

@@ -15,7 +15,7 @@ def map_dataset(
     function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, batch_size: int = 256,
     desc: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`function` of all pictures (uint8, on `device`), batch by batch, stacked on the CPU in float32.
+    """`function` of all images (uint8, on `device`), batch by batch, stacked on the CPU in float32.
 
     >>> from tinymae import load_dataset
     >>> map_dataset(lambda images: images.flatten(1), load_dataset("digits", "val"), device="cpu").shape
@@ -42,7 +42,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, float]:
     """MSE, PSNR (dB) and SSIM, each the mean over images, of float (B, C, H, W) in [0, 1]; by torchmetrics.
 
-    SSIM has the usual Gaussian window (deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
+    SSIM has the usual Gaussian window (standard deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
 
     >>> originals = torch.rand(2, 1, 16, 16) / 2
     >>> {name: round(value, 2) for name, value in reconstruction_metrics(originals, originals + 0.1).items()}["psnr"]

@@ -19,7 +19,7 @@ from .huggingface import read_transformers
 from .official import from_official
 
 Model = Autoencoder | Classifier
-# What a classifier's folder may tell timm: other arguments could name files to unpickle or addresses to fetch.
+# What a classifier's folder may pass to timm: other arguments could name files to unpickle or addresses to fetch.
 MODEL_ARGS = {
     "img_size": "image_size", "patch_size": "patch_size", "in_chans": "in_channels", "embed_dim": "embed_dim",
     "depth": "depth", "num_heads": "num_heads",

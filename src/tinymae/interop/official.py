@@ -62,7 +62,7 @@ def from_official(
 
     Raises:
         InputError: the file is missing or damaged, holds other objects or a fine-tuned classifier, or its sizes
-            cannot be told or contradict an argument.
+            cannot be inferred or contradict an argument.
     """
     official, written = read_official(path)
     num_heads, decoder_heads = num_heads or written.get("num_heads"), decoder_heads or written.get("decoder_heads")

@@ -43,14 +43,14 @@ def write_page(
 
     Args:
         model: what reconstructs; of 1 or 3 channels.
-        samples: pictures to choose from, each with a name: uint8 (C, H, W) of the model's size.
-        classifier: guesses what is in the picture and in its reconstruction; of the model's image size and channels.
+        samples: images to choose from, each with a name: uint8 (C, H, W) of the model's size.
+        classifier: guesses what is in the image and in its reconstruction; of the model's image size and channels.
 
     Raises InputError if the channels or the classifier do not fit, or if onnxruntime-web cannot be had.
     """
     folder = Path(folder)
     if model.in_channels not in (1, 3):
-        raise InputError(f"weights want {model.in_channels} channels; a page shows pictures of 1 (grey) or 3 (RGB)")
+        raise InputError(f"weights want {model.in_channels} channels; a page shows images of 1 (grey) or 3 (RGB)")
     shape = (model.in_channels, *model.image_size)
     if classifier is not None and (wanted := (classifier.in_channels, *classifier.image_size)) != shape:
         raise InputError(f"classifier takes images of {wanted}, the weights take {shape}: they must be the same")
@@ -80,7 +80,7 @@ def write_page(
 
 
 def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
-    """Up to `count` pictures of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
+    """Up to `count` images of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
 
     Raises InputError if there are none, or if one cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What a ViT's tensors tell of its architecture, and whether it is the plain ViT that other libraries know."""
+"""What a ViT's tensors state of its architecture, and whether it is the plain ViT that other libraries know."""
 
 import math
 import warnings
@@ -33,7 +33,9 @@ def infer_sizes(
     if image_size is None:
         side = math.isqrt(num_patches)
         if side**2 != num_patches:
-            raise InputError(f"image_size of {source} cannot be told, as {num_patches} patches are no square: give it")
+            raise InputError(
+                f"image_size of {source} cannot be inferred: {num_patches} patches form no square; give image_size"
+            )
         image_size = (side * patch_size[0], side * patch_size[1])
     image_size = pair(image_size)
     if (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1]) != num_patches:
@@ -65,7 +67,7 @@ def guess_heads(width: int, *, known: dict[int, int], name: str, source: str | P
     if width in known:
         return known[width]
     if width % 64:
-        raise InputError(f"{name} of {source} cannot be told, as its width {width} is no multiple of 64: give {name}")
+        raise InputError(f"{name} of {source} cannot be inferred: width {width} is not a multiple of 64; give {name}")
     warnings.warn(
         f"{source} does not say its {name}: taken for {width // 64}, 64 wide each; give {name} if it has others",
         stacklevel=4,

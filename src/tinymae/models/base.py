@@ -56,24 +56,24 @@ class AutoencoderOutput:
 
 @dataclass
 class Reconstruction:
-    """What `reconstruct` returns; pictures are float (B, C, H, W) in [0, 1].
+    """What `reconstruct` returns; images are float (B, C, H, W) in [0, 1].
 
     Of a model that hides nothing, `images` and `prediction` are the same, and so are `original` and `masked`.
     Errors are squared differences of such pixels, averaged. A MaskedAutoencoder's visible patches have one as well, but
-    training never asked for it: the model saw the patch and was not told to copy it.
+    training never asked for it: the model saw the patch and was not asked to copy it.
     """
 
     original: Tensor  # the images that were given
     images: Tensor  # the answer: visible patches as given, hidden ones as predicted
-    prediction: Tensor  # the model's own picture of every patch, hidden or not
+    prediction: Tensor  # the model's own version of every patch, hidden or not
     masked: Tensor  # what the encoder saw, hidden patches in mid-grey
     mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
-    statistics: str = "none"  # whose mean and deviation the hidden patches got: "none" needed, "visible" or "target"
+    statistics: str = "none"  # whose mean and std the hidden patches got: "none" needed, "visible" or "target"
     patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
 
     @property
     def error(self) -> Tensor:
-        """Mean squared error of each picture's hidden patches (B,); of all of it where nothing is hidden."""
+        """Mean squared error of each image's hidden patches (B,); of all of it where nothing is hidden."""
         if self.mask is None or self.patch_error is None:
             return (self.prediction - self.original).square().mean(dim=(1, 2, 3))
         counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
@@ -262,10 +262,10 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
         """
         prediction, total = prediction.float(), prediction.new_zeros((), dtype=torch.float32)
         for weight, name in self.loss_terms:
-            pictures = (prediction, images)
+            pixels = (prediction, images)
             if name == "ssim":
-                pictures = (prediction * self.std + self.mean, images * self.std + self.mean)
-            total = total + weight * LOSSES[name](*pictures)
+                pixels = (prediction * self.std + self.mean, images * self.std + self.mean)
+            total = total + weight * LOSSES[name](*pixels)
         return total
 
     # ---- weights on disk
@@ -273,7 +273,7 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
 
-        The card of the folder that the model was loaded from, with its pictures, goes along; `push_to_hub` likewise.
+        The card of the folder that the model was loaded from, with its images, goes along; `push_to_hub` likewise.
 
         >>> import tempfile
         >>> from tinymae import MaskedAutoencoder

@@ -191,8 +191,8 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
 
     def draw(self, draws) -> dict[str, Any]:
         """The noise of the reparameterisation trick, and beta during its warm-up."""
-        share = min(1.0, draws.step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
-        return {"noise": draws.normal(self.num_features), "beta": self.beta * share}
+        reached = min(1.0, draws.step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
+        return {"noise": draws.normal(self.num_features), "beta": self.beta * reached}
 
     def forward(self, images: Tensor, noise: Tensor | None = None, beta: float | None = None) -> AutoencoderOutput:
         """One training pass; `noise` (B, latent_dim), standard normal, is drawn from torch's state if not given."""

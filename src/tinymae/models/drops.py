@@ -50,7 +50,7 @@ class SamplePatchDropout(PatchDropout):
 
 
 def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTransformer:
-    """Let a stock timm ViT see all patches in evaluation, and in training a share `patch_drop`, 0 to 1, fewer."""
+    """Let a stock timm ViT see all patches in evaluation, and in training leave out `patch_drop` of them, a ratio."""
     if patch_drop:
         vit.patch_drop = SamplePatchDropout(
             patch_drop, num_patches=vit.patch_embed.num_patches, num_prefix_tokens=vit.num_prefix_tokens

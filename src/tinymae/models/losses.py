@@ -31,7 +31,7 @@ def log_cosh(prediction: Tensor, target: Tensor) -> Tensor:
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - structural similarity (Wang et al., 2004) of images whose pixels lie in [0, 1], by torchmetrics, in float32.
 
-    The usual Gaussian window (deviation 1.5, 11 pixels wide); 5 pixels where a side is shorter than 16.
+    The usual Gaussian window (standard deviation 1.5, 11 pixels wide); 5 pixels where a side is shorter than 16.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # a second to import
 

@@ -300,8 +300,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         Args:
             num_classes: outputs of the head.
             pool: "avg" or "cls".
-            drop_path: chance, in the last block, that a training image skips a residual branch; 0 in the first block.
-            patch_drop: share of the patches, 0 to 1, that training does not see.
+            drop_path: probability that a training image skips a residual branch of the last block; 0 in the first.
+            patch_drop: ratio of the patches that training does not see.
         """
         self.require_pool(pool)
         config = self.config
@@ -411,14 +411,14 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     ) -> Reconstruction:
         """Hide patches of `images` (uint8 or normalised float, (B, C, H, W) or one (C, H, W)) and paint them in.
 
-        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a share of the patches
+        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a ratio of the patches
         in [0, 1), chosen at random by `generator`; None is the model's own `mask_ratio`. 0 hides nothing: the encoder
         sees all, and the errors are those of patches that it saw.
 
         A model trained with norm_pix_loss predicts each patch up to its brightness and contrast. By default both are
         interpolated from the visible patches (weights 1 / distance^4), so nothing hidden is used.
-        `statistics="target"` takes the hidden patches' true mean and deviation instead: prettier, but it leaks the
-        target. The result's `statistics` says which was used.
+        `statistics="target"` takes the hidden patches' true mean and std instead: prettier, but it leaks the target.
+        The result's `statistics` states which was used.
 
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> shown = model.reconstruct(torch.randn(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))

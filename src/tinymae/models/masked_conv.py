@@ -20,7 +20,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     A convolution cannot skip hidden patches as a transformer does: its window would carry visible pixels into them and
     their emptiness out. So hidden places are set to zero in the image and again after every layer that could fill them,
     which gives what sparse convolutions would. Where a place of a coarse map covers several patches, it counts as
-    visible if any of them is. The decoder joins the maps of all stages, a learnt token standing in their hidden places.
+    visible if any of them is. The decoder joins the maps of all stages, with a learned token in their hidden places.
     Features are the encoder's pooled output for the unmasked image.
 
     Args:
@@ -29,7 +29,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         stem_size: stride of the encoder's first layer (timm's `patch_size`), 1, 2 or 4.
         mask_ratio: ratio of patches hidden when no mask is given, in (0, 1).
         decoder_dim: channels of the decoder, a multiple of 8.
-        norm_pix_loss: predict each patch normalised by its own mean and deviation; goes with loss "mse" alone.
+        norm_pix_loss: predict each patch normalised by its own mean and std; goes with loss "mse" alone.
         others: as for ConvAutoencoder.
 
     Raises:

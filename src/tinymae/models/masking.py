@@ -95,25 +95,25 @@ def choose_mask(
     mask_ratio: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A mask as users give it -> bool (B, N): a mask as `expand_mask` takes it, a share of the patches in [0, 1) to
-    hide at random, or None for the share `mask_ratio`.
+    """A mask as users give it -> bool (B, N): a mask as `expand_mask` takes it, a ratio of the patches in [0, 1) to
+    hide at random, or None for `mask_ratio`.
 
     >>> choose_mask(0.25, 2, (4, 4), mask_ratio=0.75).sum(dim=1)
     tensor([4, 4])
 
-    Raises InputError as `expand_mask` does, or for a share that hides all patches, or rounds to none but is not 0.
+    Raises InputError as `expand_mask` does, or for a ratio that hides all patches, or rounds to none but is not 0.
     """
     if isinstance(mask, Tensor):
         return expand_mask(mask, batch_size, grid_size)
-    share, num_patches = mask_ratio if mask is None else mask, grid_size[0] * grid_size[1]
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        raise InputError(f"mask is a {type(share).__name__}: give a bool tensor (True = hidden) or a share in [0, 1)")
-    if not 0 <= share < 1:
-        raise InputError(f"mask {share} is outside [0, 1): give the share of the patches to hide")
+    ratio, num_patches = mask_ratio if mask is None else mask, grid_size[0] * grid_size[1]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise InputError(f"mask is a {type(ratio).__name__}: give a bool tensor (True = hidden) or a ratio in [0, 1)")
+    if not 0 <= ratio < 1:
+        raise InputError(f"mask {ratio} is outside [0, 1): give the ratio of the patches to hide")
     device = None if generator is None else generator.device
-    if share == 0:
+    if ratio == 0:
         return torch.zeros(batch_size, num_patches, dtype=torch.bool, device=device)
-    return random_mask(batch_size, num_patches, share, generator, device)
+    return random_mask(batch_size, num_patches, ratio, generator, device)
 
 
 def require_visible(mask: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def require_visible(mask: Tensor) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of all pixels of each patch (B, N, P*P*C): two (B, N, 1). Section 3 of the paper."""
+    """Mean and std of all pixels of each patch (B, N, P*P*C): two (B, N, 1). Section 3 of the paper."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
@@ -132,7 +132,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 def denormalise_patches(
     prediction: Tensor, patches: Tensor, mask: Tensor, *, grid_size: tuple[int, int], statistics: str
 ) -> Tensor:
-    """Give predictions (B, N, P*P*C) a mean and deviation: their own patch's where that is visible or where
+    """Give predictions (B, N, P*P*C) a mean and std: their own patch's where that is visible or where
     `statistics="target"`, else interpolated from the visible patches of the same image (weights 1 / distance^4).
 
     Raises InputError for other `statistics`.

@@ -12,7 +12,7 @@ from .conv import ConvDecoder, ConvEncoder, channels_at, halvings
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook, learnt as moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1).
+    """A codebook, learned as moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1).
 
     Codes that fall out of use start anew beside the most used ones, which so share their load (the splitting of Linde,
     Buzo and Gray, 1980). Nothing but sums over the batch and a seeded draw enters an update, so any number of processes
@@ -150,8 +150,8 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
         reconstruction = self.decode(codes)
         error = self.reconstruction_loss(reconstruction, images)
         distance = nn.functional.mse_loss(vectors, codes.detach())
-        share = nn.functional.one_hot(indices, len(self.quantizer.codes)).float().mean(dim=(0, 1))
-        perplexity = torch.special.entr(share).sum().exp()  # as many codes as are in use, if all are used alike
+        used = nn.functional.one_hot(indices, len(self.quantizer.codes)).float().mean(dim=(0, 1))
+        perplexity = torch.special.entr(used).sum().exp()  # as many codes as are in use, if all are used alike
         terms = {"reconstruction_loss": error, "commitment": distance, "perplexity": perplexity}
         return AutoencoderOutput(error + self.commitment * distance, reconstruction, terms)
 
@@ -163,7 +163,7 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """New images, float (count, C, H, W) in [0, 1]: at each place a code as frequent as in training.
 
-        Places are drawn independently, no prior over maps having been learnt, so samples have texture and no form.
+        Places are drawn independently, no prior over maps having been learned, so samples have texture and no form.
         """
         drawn = torch.multinomial(self.quantizer.place_counts.cpu(), count, replacement=True, generator=generator)
         return self.denormalise(self.decode(self.quantizer.codes[drawn.T.to(self.mean.device)]))

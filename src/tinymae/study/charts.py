@@ -234,7 +234,7 @@ def loss_curves(runs: Sequence[Sequence[tuple[float, float]]], index: int, label
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], label: str) -> Markup:
-    """Counts (K, K): rows are true classes, columns predictions; shades are shares of a row."""
+    """Counts (K, K): rows are true classes, columns predictions; shades are ratios of a row."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= 20
     side = 300 / len(classes)

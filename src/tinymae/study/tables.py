@@ -52,7 +52,7 @@ READ = [column for columns in TABLE.values() for column in columns]
 def cell_rows(folder: Path, **names) -> list[dict]:
     """The rows of one cell and seed, read from the results of its stages: the model, and its untrained encoder.
 
-    `names` are the columns that the folder does not tell: data, name, model and seed.
+    `names` are the columns that the folder does not state: data, name, model and seed.
     """
     results = {path.parent.name: read_json(path) for path in folder.glob("*/results.json")}
     settings = read_json(folder / "pretrain" / "args.json")["arguments"]
@@ -136,7 +136,7 @@ def tell_diverged(diverged: Sequence[str]) -> str:
 
 
 def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str] = ()) -> list[Path]:
-    """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and deviations.
+    """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and stds.
 
     `diverged` are the cells and seeds that have no rows.
     """
@@ -164,7 +164,7 @@ def markdown(lines: Sequence[dict], note: str = "") -> str:
         parts.append("")
     parts.append(
         "Accuracies are of the test split, in %, each the mean over seeds ± the standard deviation of a sample where "
-        'there are several. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole picture, patches at the '
+        'there are several. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole image, patches at the '
         "model's own mask ratio painted in and visible ones pasted. Controls were not trained.\n"
     )
     if note:

@@ -23,7 +23,7 @@ def write_card(
 ) -> Path:  # fmt: skip
     """Write README.md beside weights: data, recipe, cost, scores, images, checksum and licence. Returns its path.
 
-    `run` is the folder whose args.json and results.json tell these (the weights' own by default); `remarks` is a
+    `run` is the folder whose args.json and results.json state these (the weights' own by default); `remarks` is a
     paragraph of one's own, `scores` replaces the run's, in percent, `licence` is that of the weights ("MIT"). The head
     is metadata for the Hugging Face Hub, which shows the scores that name a split: "linear probe, test".
 

@@ -57,7 +57,7 @@ class Stretch:
 
 
 class Progress:
-    """What a run tells while it goes on."""
+    """What a run reports on its way."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, *, log_every: int, minutes: Callable[[], float]):
         self.folder, self.accelerator, self.log_every, self.minutes = folder, accelerator, log_every, minutes

@@ -317,7 +317,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def move_aside(folder: Path) -> None:
-    """Give an existing folder another name, which tells the time."""
+    """Give an existing folder another name, with the time in it."""
     if folder.exists():
         lock_folder(folder).release()  # a run that is still going is not moved away under its feet
         aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")

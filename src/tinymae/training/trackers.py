@@ -140,7 +140,7 @@ def log_picture(accelerator: Accelerator, name: str, path: Path, *, step: int) -
 
 
 def log_results(accelerator: Accelerator, results: dict, files: Iterable[Path]) -> None:
-    """The end of a run: its figures; to MLflow its files, to W&B those that are pictures."""
+    """The end of a run: its figures; to MLflow its files, to W&B those that are images."""
     for tracker in keepers(accelerator):
         numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
         if isinstance(tracker, RunInMLflow):

@@ -46,7 +46,7 @@ class Source:
         raise NotImplementedError
 
     def names(self, rows: np.ndarray) -> Sequence[str]:
-        """Each row's own name: what tells its image from all others."""
+        """Each row's own name: what distinguishes its image from all others."""
         return [str(row) for row in rows.tolist()]
 
     def places(self, rows: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ class Source:
         return hash_names(self.names(rows))
 
     def digest(self, rows: np.ndarray) -> str:
-        """SHA-256 of what tells whether these rows still are the same images."""
+        """SHA-256 of what shows whether these rows still are the same images."""
         total = hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape"))
         if self.labels is not None:
             total.update(self.labels[rows].tobytes())

@@ -1,0 +1,207 @@
+"""What the README and the pages of docs/ show works as printed, and what they point to is there."""
+
+import hashlib
+import inspect
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tinymae
+from tinymae.commands.cli import COMMANDS, create_parser, parse
+from tinymae.models.classifier import build_classifier
+from tinymae.models.weights import save_classifier
+from tinymae.study import compare
+from tinymae.study.stages import parse_extra
+
+import demo  # isort: skip  # a script, as is the next
+import release  # isort: skip
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md", ROOT / "logs" / "README.md"]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+PROGRAMS = {
+    name: [text for language, text in BLOCK.findall(page) if language == "python"] for name, page in TEXTS.items()
+}
+CARDS = sorted(ROOT.glob("weights/*/README.md"))
+SETTINGS = {name: getattr(import_module(f"tinymae.{home}"), settings) for name, (home, settings, _) in COMMANDS.items()}
+SETTINGS |= {"release": release.ReleaseSettings, "demo": demo.DemoSettings}
+PLACES = {"compare": compare.PLACES, "release": release.PLACES}
+COMMAND = re.compile(r"(?:tinymae |scripts/)([a-z][a-z_-]*)(?:\.py)?(?= |$)(.*)", re.DOTALL)
+LAUNCHERS = {"--cpu", "--num_processes", "--nproc_per_node", "--directory", "--logdir"}
+
+# So that a program of a page takes a second: these stand in for settings that it leaves out, or gives larger.
+TINY = {
+    "embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "batch_size": 8, "epochs": 2, "optimizer": "adamw",
+    "mixed_precision": "no",
+}  # fmt: skip
+SHORTENED = {
+    "pretrain": TINY | {"decoder_dim": 16, "decoder_depth": 1, "contrast_epochs": 1, "contrast_batch_size": 8},
+    "linear_probe": {"mixed_precision": "no"},
+    "finetune": {"batch_size": 8, "epochs": 1, "mixed_precision": "no"},
+}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """The blocks of code in this language, each with the name of its page."""
+    return [(name, text) for name, page in TEXTS.items() for kind, text in BLOCK.findall(page) if kind == language]
+
+
+def prose() -> list[tuple[str, str]]:
+    """Every page without its blocks of code."""
+    return [(name, BLOCK.sub("", page)) for name, page in TEXTS.items()]
+
+
+def command_lines() -> list[str]:
+    """Every line of a shell block, and every span of code."""
+    lines = "".join(text for _, text in blocks("bash")).replace("\\\n", " ").splitlines()
+    return lines + [" ".join(span.split()) for _, page in prose() for span in re.findall(r"`([^`]+)`", page)]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with what the programs name: the repository's weights and images, labelled photos, others' weights."""
+    for name in ("weights", "assets"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(15):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_others_weights(folder: Path) -> None:
+    """An official MAE, folders of transformers, and a fine-tuned classifier, all of them tiny."""
+    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    model = tinymae.MaskedAutoencoder(image_size=32, decoder_heads=2, **sizes)
+    classifier = build_classifier(model, classes=["cat", "dog"], pool="cls")
+    tinymae.to_official(model, folder / "mae_pretrain_vit_base.pth")
+    tinymae.to_transformers(model, folder / "folder-of-save_pretrained")
+    tinymae.to_transformers(classifier, folder / "folder-of-a-ViT")
+    save_classifier(classifier, folder / "runs" / "finetune")
+
+
+def shortened(command: str):
+    """The command with the settings that make it quick; those that a program gives must be the command's own."""
+    function = getattr(tinymae, command)
+
+    def call(*args, **keywords):
+        bound = inspect.signature(function).bind(*args, **keywords)
+        return function(**bound.arguments | SHORTENED[command])
+
+    return call
+
+
+@pytest.mark.parametrize("page", [name for name, programs in PROGRAMS.items() if programs])
+def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeypatch, quick_figures):
+    for command in SHORTENED:
+        monkeypatch.setattr(tinymae, command, shortened(command), raising=False)
+    if "from_official" in TEXTS[page]:
+        write_others_weights(workplace)
+    names: dict = {}
+    for program in PROGRAMS[page]:
+        exec(program, names)
+    if page == "README.md":
+        assert len(PROGRAMS[page][0].strip().splitlines()) <= 11
+        assert names["features"].shape == (16, 192)
+        assert np.asarray(Image.open("reconstructions.png")).std() > 20
+
+
+@pytest.mark.parametrize("line", [line for line in command_lines() if COMMAND.search(line)])
+def test_a_command_line_is_one_that_its_command_takes(line):
+    name, words = COMMAND.search(line).groups()
+    name = name.replace("_", "-")
+    parser = create_parser(SETTINGS[name], required=False, exits=False)
+    given = parse(parser, shlex.split(words, comments=True))
+    if "extra" in given:
+        parse_extra(given["extra"], PLACES[name])
+
+
+def test_every_other_line_of_a_shell_block_is_of_a_known_kind():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for _, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or COMMAND.search(line):
+                continue
+            if words[0] == "make":
+                assert set(words[1:]) <= targets, line
+            elif words[:2] == ["python", "-m"] or words[:2] == ["pip", "install"]:
+                continue
+            else:
+                assert words[0] == "python" and (ROOT / words[1]).exists(), line
+
+
+def test_every_flag_is_one_of_a_command():
+    known = set().union(*({*create_parser(settings)._option_string_actions} for settings in SETTINGS.values()))
+    elsewhere = "".join(file.read_text() for file in ROOT.glob("benchmarks/*.py"))
+    for name, page in TEXTS.items():
+        for flag in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page)) - LAUNCHERS - known:
+            assert f'"{flag}"' in elsewhere, f"{name}: {flag}"
+
+
+def test_every_image_and_link_to_a_file_exists():
+    for name, text in prose():
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+def test_every_path_in_the_repository_exists():
+    folders = "assets benchmarks docs logs scripts src tests weights".split()
+    for name, page in TEXTS.items():
+        for path in set(re.findall(rf"(?<![\w/.])(?:{'|'.join(folders)})/[\w./*-]*\w", page)):
+            assert [*ROOT.glob(path)], f"{name}: {path}"
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].split()) <= 1100
+
+
+def test_the_layout_names_what_there_is():
+    layout = next(text for _, text in blocks("") if text.startswith("src/"))
+    lines = [line.split() for line in layout.splitlines()]
+    rooms = {words[0] for words in lines[1:] if (ROOT / "src" / "tinymae" / words[0]).is_dir()}
+    package = ROOT / "src" / "tinymae"
+    assert rooms == {f"{room.parent.name}/" for room in package.glob("*/__init__.py")}
+    for folder, *words in lines:
+        for word in words:
+            if word.endswith((".py", ".md,", "/")):
+                places = (package, ROOT / folder, ROOT)
+                assert any((place / word.rstrip(",")).exists() for place in places), word
+
+
+def test_the_index_of_the_logs_names_every_one():
+    entries = {path.name for path in (ROOT / "logs").iterdir()} - {"README.md"}
+    assert entries == set(re.findall(r"`(vit-t-[\w.-]+)`", TEXTS["logs/README.md"]))
+
+
+def test_the_released_scores_are_those_of_the_log():
+    test = json.loads((ROOT / "logs" / "vit-t-release.json").read_text())["test"]
+    row = next(line for line in TEXTS["docs/results.md"].splitlines() if "two contrasted views**" in line)
+    shown = re.sub(r"[*|()]", " ", row)
+    for key in ("knn_all", "probe_all", "finetune_all", "finetune_10", "finetune_1", "probe_10", "probe_1"):
+        score = test[key]
+        text = f"{score['mean']:.1f}" + (f" ± {score['std']:.1f}" if score["std"] else "")
+        assert text in shown, f"{key}: {text}"
+        if key in ("knn_all", "probe_all", "finetune_all", "finetune_10", "finetune_1"):
+            assert text in TEXTS["README.md"]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_the_program_of_a_card_loads_its_weights_and_the_checksum_is_theirs(card, monkeypatch):
+    text = card.read_text()
+    assert hashlib.sha256((card.parent / "model.safetensors").read_bytes()).hexdigest() in text
+    monkeypatch.chdir(card.parent.parent)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), names)
+    model = names.get("classifier") or names["model"]
+    assert not model.training
