@@ -96,6 +96,24 @@ def test_several_folders_are_one_set(tmp_path):
     assert len(as_set(dataset.images)) == 12 and dataset.names[-1] == "two/sub/5.png" and dataset.labels is None
 
 
+def test_a_run_says_which_images_came_or_went(tmp_path):
+    for number in range(60):
+        picture(tmp_path / "data" / f"{number:02}.png", size=(8, 8), seed=number)
+    settings = {"data": tmp_path / "data", "image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1,
+                "decoder_dim": 8, "decoder_depth": 1, "epochs": 1, "contrast_epochs": 0, "batch_size": 16, "log_with": (),
+                "output_dir": tmp_path / "run"}  # fmt: skip
+    pretrain(**settings)
+    names = load_dataset(tmp_path / "data").names
+    (tmp_path / "data" / names[0]).unlink()
+    for number in range(60, 70):
+        picture(tmp_path / "data" / f"{number}.png", size=(8, 8), seed=number)
+    came = sorted(set(load_dataset(tmp_path / "data").names) - set(names))
+    with pytest.raises(
+        InputError, match=f"{len(came)} of train came: {', '.join(came[:3])}.*1 of train went: {names[0]}"
+    ):
+        pretrain(**settings)
+
+
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path):
     for number in range(30):
         picture(tmp_path / f"{number:02}.png", seed=number)

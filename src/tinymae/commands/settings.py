@@ -171,7 +171,7 @@ class RunSettings(DataSettings):
             inputs["weights"] = digest(weights.state_dict())
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
-            datasets=list(splits.values()), **self.run_options(),
+            datasets=splits, **self.run_options(),
         )  # fmt: skip
 
     def run_options(self) -> dict:

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..tensors import to_device
 from .images import UnreadableImage
 from .sources.arrays import ArraySource
+from .sources.files import FilesSource
 from .sources.open import Reading, open_source
 from .sources.source import Source
 from .splits import SPLITS, TEST_FRACTION, VAL_FRACTION, held_out, split_by_hash
@@ -37,6 +38,7 @@ class ImageDataset:
     classes: list[str]
     skipped: list[str] = field(default_factory=list)  # unreadable images that were left out
     names: Sequence[str] = ()  # of each image: its path in the folder, or its row
+    of_files: bool = False  # whether names are those of files
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
 
     def __post_init__(self):
@@ -113,6 +115,11 @@ class StreamedDataset:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         return self.source.image_shape
+
+    @property
+    def of_files(self) -> bool:
+        """Whether names are those of files."""
+        return isinstance(self.source, FilesSource)
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -196,7 +203,9 @@ class StreamedDataset:
             raise InputError(f"data {self.name} has no readable image")
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
-        return ImageDataset(self.name, pixels, kept.labels, self.classes, bad, kept.names, self.description)
+        return ImageDataset(
+            self.name, pixels, kept.labels, self.classes, bad, kept.names, self.of_files, self.description
+        )
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:
         """All images, None for an unreadable one, and the names of those."""

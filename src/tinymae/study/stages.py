@@ -11,7 +11,7 @@ from ..commands.settings import RunSettings
 from ..errors import InputError
 from ..files import digest, read_json
 from ..interop.load import load
-from ..training.run import require_same_run
+from ..training.inputs import require_same_run
 
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 

@@ -16,11 +16,12 @@ from filelock import BaseFileLock
 from torch import nn
 
 from ..errors import InputError
-from ..files import is_about, lock_folder, read_json, write_atomically, write_json
+from ..files import is_about, lock_folder, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
 from .device import agree, environment, keep_freed_memory, on_main, ran_out_of_memory
+from .inputs import require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
@@ -49,13 +50,13 @@ class Run:
 
     def __init__(
         self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
-        datasets: Sequence = (), overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
+        datasets: dict | None = None, overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
         checkpoint_minutes: float = 5.0, pause_after_minutes: float | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
         # As args.json will give them back: tuples become lists.
         self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
-        self.datasets, self.overwrite, self.log_with = datasets, overwrite, log_with
+        self.datasets, self.overwrite, self.log_with = datasets or {}, overwrite, log_with
         self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
         self.clock = Stopwatch()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
@@ -108,8 +109,9 @@ class Run:
             move_aside(self.folder)
         self.lock = lock_folder(self.folder)
         try:
-            require_same_run(self.folder, self.arguments, self.inputs)
+            require_same_run(self.folder, self.arguments, self.inputs, self.datasets)
             if not (self.folder / "args.json").exists():
+                write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
         except BaseException as error:
@@ -145,7 +147,7 @@ class Run:
 
     def list_skipped(self) -> None:
         """Write the images that could not be read to skipped.txt, and say so."""
-        skipped = sorted({name for dataset in self.datasets for name in dataset.skipped})
+        skipped = sorted({name for dataset in self.datasets.values() for name in dataset.skipped})
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
             write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
@@ -291,29 +293,6 @@ class Run:
             log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.progress.close(complete=True)
         self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
-
-
-def require_same_run(folder: Path, arguments: dict, inputs: dict | None = None) -> None:
-    """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
-
-    `inputs` are compared where both are known.
-    """
-    if not (folder / "args.json").exists():
-        return
-    recorded = read_json(folder / "args.json")
-    changes = [*differences(recorded["arguments"], arguments)]
-    was = recorded.get("inputs", {})
-    changes += differences({name: was[name] for name in was if name in (inputs or {})}, inputs or {}) if was else []
-    if changes:
-        raise InputError(
-            f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
-        )
-
-
-def differences(old: dict, new: dict) -> list[str]:
-    """What was and what is, for each name whose value differs."""
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
 
 
 def move_aside(folder: Path) -> None:
