@@ -99,9 +99,11 @@ def test_several_folders_are_one_set(tmp_path):
 def test_a_run_says_which_images_came_or_went(tmp_path):
     for number in range(60):
         picture(tmp_path / "data" / f"{number:02}.png", size=(8, 8), seed=number)
-    settings = {"data": tmp_path / "data", "image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1,
-                "decoder_dim": 8, "decoder_depth": 1, "epochs": 1, "contrast_epochs": 0, "batch_size": 16, "log_with": (),
-                "output_dir": tmp_path / "run"}  # fmt: skip
+    settings = {
+        "data": tmp_path / "data", "image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1,
+        "decoder_dim": 8, "decoder_depth": 1, "epochs": 1, "contrast_epochs": 0, "batch_size": 16, "log_with": (),
+        "output_dir": tmp_path / "run",
+    }  # fmt: skip
     pretrain(**settings)
     names = load_dataset(tmp_path / "data").names
     (tmp_path / "data" / names[0]).unlink()
