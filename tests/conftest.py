@@ -67,14 +67,25 @@ def quick_figures(monkeypatch):
     draw_tiles(monkeypatch)
 
 
+@pytest.fixture
+def quick_probes(monkeypatch):
+    """Short searches for probes."""
+    search_shortly(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def quick_stages():
     """Bare tiles in place of figures, and short searches for probes, in all tests of a module."""
     with pytest.MonkeyPatch.context() as patch:
         draw_tiles(patch)
-        patch.setitem(probes.linear_fits.__kwdefaults__, "grid", [0.1, 0.01])
-        patch.setitem(probes.fit_mlp.__kwdefaults__, "epochs", 2)
+        search_shortly(patch)
         yield
+
+
+def search_shortly(patch: pytest.MonkeyPatch) -> None:
+    """Let probes choose between two settings."""
+    patch.setitem(probes.linear_fits.__kwdefaults__, "grid", [0.1, 0.01])
+    patch.setitem(probes.fit_mlp.__kwdefaults__, "epochs", 2)
 
 
 def draw_tiles(patch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,17 @@ def test_means_and_deviations_are_over_seeds():
     assert tables.format_value(second["linear_test"], 1) == "62.0 ± 2.0"
 
 
+def test_the_best_is_named_by_validation_and_test_stands_beside_it():
+    rows = [
+        {"data": "d", "name": name, "control": "", "seed": 0, "linear_val": val, "linear_test": test}
+        for name, val, test in (("lucky", 60.0, 75.0), ("chosen", 65.0, 70.0))
+    ]  # fmt: skip
+    best = report.find_best(rows)
+    assert best["linear_test"] == ["chosen"]
+    (tile,) = report.tiles(tables.summarise(rows), rows, {"linear_test": best["linear_test"]})
+    assert tile["name"] == "chosen" and tile["validation"] == "65.0" and "70.0" in str(tile)
+
+
 class Page(HTMLParser):
     """What a browser would look up, and whether every element is closed."""
 

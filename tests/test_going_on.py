@@ -7,6 +7,8 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, adapt
 from tinymae.models.weights import save_autoencoder
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 # A learning rate of 0 leaves the weights as they were when training began.
 STILL = {"mixed_precision": "no", "epochs": 1, "warmup_epochs": 0, "base_lr": 0.0, "flip": False, "contrast_epochs": 0}
 

@@ -81,7 +81,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_every_family_goes_through_the_same_commands(model, quick_figures, tmp_path):
+def test_every_family_goes_through_the_same_commands(model, quick_figures, quick_probes, tmp_path):
     digits = load_dataset("digits")
     data = DIGITS | {"data": digits.images[:640], "labels": digits.labels[:640], "seed": 3}
     once = SHORT | {"epochs": 1, "batch_size": 32, "optimizer": "adamw", "base_lr": 8e-3}
@@ -103,6 +103,13 @@ def test_every_family_goes_through_the_same_commands(model, quick_figures, tmp_p
         )
         assert tuned.results["steps"] == 1
         assert load_classifier(tuned.folder).classes == load_dataset("digits").classes
+
+
+def test_a_small_decoder_has_its_operations_counted(quick_figures, tmp_path, capsys):
+    """At one place of the coarsest map a group of its norm has one value of one image, which batches have not."""
+    small = {"model": "masked_conv", "encoder": "test_convnext", "patch_size": 2, "decoder_dim": 8}
+    run = tinymae.pretrain(**FEW, **small, batch_size=16, epochs=1, flip=False, output_dir=tmp_path)
+    assert run.results["steps"] == 4 and "GFLOP an image" in capsys.readouterr().out
 
 
 def test_weights_of_another_family_are_refused(quick_figures, tmp_path):

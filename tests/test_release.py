@@ -31,7 +31,7 @@ def read(path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory):
+def released(quick_stages, tmp_path_factory):
     """A release that paused once."""
     folder = tmp_path_factory.mktemp("release")
     with pytest.raises(Stopped):

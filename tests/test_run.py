@@ -226,3 +226,17 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(t
         tinymae.pretrain(**QUICK, output_dir=tmp_path, checkpoint_minutes=0)
     assert "\n" not in str(error.value)
     assert tinymae.pretrain(**QUICK, output_dir=tmp_path, gradient_checkpointing=True).results["steps"] == 8
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_algorithms_are_chosen_while_a_run_trains(wanted, tmp_path, monkeypatch):
+    seen, report = [], Run.report
+
+    def look(run, state):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", look)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that it is as before afterwards
+    tinymae.pretrain(**QUICK | {"epochs": 1}, deterministic=wanted, output_dir=tmp_path)
+    assert seen == [wanted] * 4 and not torch.are_deterministic_algorithms_enabled()
