@@ -133,9 +133,9 @@ def count_waits(report: Report, device: torch.device, sizes: dict, data: dict) -
     """What CUDA's debug mode says of some steps, after the first ones."""
     for name in ("mae", "contrast", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv"):
         own = {"mae": sizes["model"], "contrast": sizes["model"]}.get(name, OWN.get(name, {}))
-        contrast = {"contrast_epochs": 1, "contrast_batch_size": 32} if name == "contrast" else {}
+        contrast = {"mae": {"contrast_epochs": 0}, "contrast": {"contrast_epochs": 1, "contrast_batch_size": 32}}
         family = "mae" if name == "contrast" else name
-        states = pretraining(device, **data, model=family, epochs=1, batch_size=32, **own, **contrast)
+        states = pretraining(device, **data, model=family, epochs=1, batch_size=32, **own, **contrast.get(name, {}))
         report.add("waits", name, **waits_of(states, device))
     everything = {"mixup": 0.5, "cutmix": 0.5, "trivial_augment": True, "random_erasing": 0.5}
     report.add("waits", "finetune", **waits_of(finetuning(device, sizes, data, batch_size=32, **everything), device))

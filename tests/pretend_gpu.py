@@ -263,6 +263,7 @@ class PretendGPU(TorchFunctionMode):
             "Event": Event,
             "is_bf16_supported": lambda *a, **k: True,
             "get_device_name": lambda *a, **k: "pretend GPU",
+            "manual_seed": lambda seed: None,
             "manual_seed_all": lambda seed: None,
             "synchronize": lambda *a, **k: self.log.wait("synchronize"),
             "get_device_properties": lambda *a, **k: properties,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from sklearn.decomposition import PCA
 
 import tinymae
-from tinymae import Classifier, InputError, load_dataset, patchify, random_mask, unpatchify
+from tinymae import Classifier, InputError, MaskedAutoencoder, load_dataset, patchify, random_mask, unpatchify
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder, halvings
 from tinymae.models.masked_conv import MaskedConvAutoencoder
@@ -118,6 +118,29 @@ def test_the_losses_of_training_are_those_of_a_forward_pass(name, images):
     drawn = model.draw(Draws(0, 3, 6, torch.arange(6), "cpu"))
     losses, output = model.training_losses(images, **drawn), model(images, **drawn)
     assert losses.keys() == {"loss", *output.terms} and torch.equal(losses["loss"], output.loss)
+
+
+WHOLE_GRAPHS = {
+    "mae": (MaskedAutoencoder, {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}),
+    "vae": (VariationalAutoencoder, {"width": 8, "latent_dim": 8}),
+    "vqvae": (VQAutoencoder, {"width": 8, "codebook_size": 16}),
+    "resnet_unet": (ResNetUNet, {"encoder": "test_resnet"}),
+    "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext", "decoder_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_GRAPHS)
+def test_a_training_pass_is_one_graph_for_the_compiler(name):
+    """No value decides what is computed: else `fullgraph` raises."""
+    family, own = WHOLE_GRAPHS[name]
+    model = family(image_size=16, **own)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    drawn = model.draw(Draws(0, 1, 4, torch.arange(4), "cpu"))
+    torch._dynamo.reset()
+    compiled = torch.compile(model.training_losses, backend="aot_eager" if name == "mae" else "eager", fullgraph=True)
+    losses = compiled(images, **drawn)
+    torch.testing.assert_close(losses, model.training_losses(images, **drawn))
+    losses["loss"].backward()
 
 
 @pytest.mark.parametrize("name", TRAINED)

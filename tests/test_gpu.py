@@ -79,6 +79,14 @@ def test_no_step_of_finetuning_waits_for_the_device(gpu, tmp_path, name):
     require_no_waits(gpu)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+def test_in_fp16_a_step_waits_only_to_know_whether_the_average_of_the_weights_moves(gpu, tmp_path, ema_decay):
+    settings = FEW | SMALL_VIT | STEPS | {"mixed_precision": "fp16", "ema_decay": ema_decay, "no_test": True}
+    tinymae.finetune(**settings, output_dir=tmp_path)
+    places = {where for _, where in waits_of_steps(gpu)}
+    assert all("isfinite(grad_norm)" in where for where in places) and bool(places) == bool(ema_decay)
+
+
 def test_pca_is_fitted_and_looked_at(gpu, tmp_path):
     assert tinymae.pretrain(**FEW, model="pca", latent_dim=8, output_dir=tmp_path).results["knn_val"] >= 0
 

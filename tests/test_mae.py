@@ -8,6 +8,7 @@ from reference import cut, reference_loss
 
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
 from tinymae.models.classifier import build_classifier
+from tinymae.models.masking import hide_lowest
 from tinymae.tensors import take
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -51,6 +52,11 @@ def test_exactly_the_asked_share_is_hidden_in_every_image(num_patches, ratio):
 def test_every_patch_is_hidden_equally_often():
     share = random_mask(20_000, 16, 0.75, torch.Generator().manual_seed(1)).float().mean(dim=0)
     assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 20_000) ** 0.5  # five standard errors
+
+
+def test_equal_chances_hide_as_many_patches_as_others():
+    mask = hide_lowest(torch.tensor([[0.5, 0.5, 0.5, 0.1], [0.3, 0.2, 0.1, 0.4]]), 2)
+    assert mask[0].sum() == 2 and mask[0, 3] and mask[1].tolist() == [False, True, True, False]
 
 
 def test_masks_follow_the_generator():

@@ -56,5 +56,9 @@ class Draws:
 
     def seed_global_state(self) -> None:
         """Seed torch (dropout) and numpy (timm's Mixup, whose one draw counts for the whole batch)."""
-        torch.manual_seed(derive_seed(self.batch_seed, int(self.cpu_positions[0])))
+        seed = derive_seed(self.batch_seed, int(self.cpu_positions[0]))
+        # Not torch.manual_seed, which without a GPU takes a millisecond: it keeps a traceback for each kind of device.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).manual_seed(seed)
         np.random.seed(self.batch_seed % 2**32)

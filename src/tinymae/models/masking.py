@@ -1,5 +1,6 @@
 """Patches and masks: a `mask` is bool (B, N), True = hidden, over the N patches in row-major grid order."""
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -66,6 +67,11 @@ def random_mask(
 
 def hide_lowest(chances: Tensor, num_hidden: int) -> Tensor:
     """A mask (B, N) that hides the `num_hidden` patches of each image with the lowest of `chances` (B, N)."""
+    if chances.device.type == "cpu":  # a partition takes a tenth of a sort's time, but not when two chances are equal
+        highest = np.partition(chances.numpy(), num_hidden - 1, axis=1)[:, num_hidden - 1 : num_hidden]
+        mask = chances <= torch.from_numpy(highest)
+        if bool((mask.sum(dim=1) == num_hidden).all()):
+            return mask
     hidden = chances.argsort(dim=1)[:, :num_hidden]
     return torch.zeros_like(chances, dtype=torch.bool).scatter_(1, hidden, True)
 

@@ -72,20 +72,19 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        matrices = defaultdict(list)  # by shape and device: parameters, each with its group
+        matrices = []  # parameters, each with its group
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["orthogonal"]:
-                for parameter in parameters:
-                    matrices[parameter.shape, parameter.device].append((parameter, group))
+                matrices += [(parameter, group) for parameter in parameters]
             elif parameters:
                 self.step_adamw(parameters, group)
-        for members in matrices.values():
-            self.step_matrices(members)
+        if matrices:
+            self.step_matrices(matrices)
         return loss
 
     def step_matrices(self, members: list[tuple[Tensor, dict]]) -> None:
-        """Update matrices of one shape, each with its group's settings."""
+        """Update matrices, each with its group's settings."""
         parameters, gradients = [parameter for parameter, _ in members], [grad(parameter) for parameter, _ in members]
         for parameter in parameters:
             if not self.state[parameter]:
@@ -93,13 +92,22 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         momentum = members[0][1]["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(2)
-        dtype = self.dtype or (torch.bfloat16 if supports_bf16(updates.device) else torch.float32)
-        updates = orthogonalise(updates, dtype=dtype).to(updates.dtype) * (0.2 * max(updates.shape[1:]) ** 0.5)
+        updates = self.orthogonalise_all(list(torch._foreach_lerp(gradients, buffers, momentum)))
         torch._foreach_mul_(parameters, [1 - group["lr"] * group["weight_decay"] for _, group in members])
-        rates = [-group["lr"] for _, group in members]
-        steps = torch._foreach_mul(list(updates.unflatten(2, parameters[0].shape[1:])), rates)
-        torch._foreach_add_(parameters, steps)
+        torch._foreach_add_(parameters, torch._foreach_mul(updates, [-group["lr"] for _, group in members]))
+
+    def orthogonalise_all(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Matrices of any shapes, orthogonalised, those of one shape together, and scaled."""
+        dtype = self.dtype or (torch.bfloat16 if supports_bf16(matrices[0].device) else torch.float32)
+        alike, results = defaultdict(list), list(matrices)
+        for number, matrix in enumerate(matrices):
+            alike[matrix.shape, matrix.device].append(number)
+        for (shape, _), numbers in alike.items():
+            stack = torch.stack([matrices[number] for number in numbers]).flatten(2)
+            stack = orthogonalise(stack, dtype=dtype).to(stack.dtype) * (0.2 * max(stack.shape[1:]) ** 0.5)
+            for number, result in zip(numbers, stack.unflatten(2, shape[1:]).unbind(), strict=True):
+                results[number] = result
+        return results
 
     def step_adamw(self, parameters: list[Tensor], group: dict) -> None:
         """Update the parameters of a group that is not orthogonalised (Loshchilov and Hutter, arXiv 1711.05101)."""
