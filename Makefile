@@ -38,7 +38,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: setup
-	$(BIN)/pip install --quiet build
+	$(BIN)/pip install --quiet build "setuptools>=77"
 	BIN=$(BIN) bash .ci/wheel
 
 release: setup

@@ -168,9 +168,9 @@ def test_a_file_that_could_run_code_is_refused_and_does_not(tmp_path, monkeypatc
 REFUSED = {
     "fine-tuned": (lambda s: without_decoder(s) | {"head.weight": torch.zeros(3, 32)}, {}, "holds a classifier"),
     "another decoder": (lambda s: s, {"decoder_dim": 32}, "decoder_dim 32 contradicts .* has 16"),
-    "unknown heads": (lambda s: s, {"num_heads": None}, "num_heads of .* width 32 .*: give num_heads"),
-    "unknown decoder heads": (lambda s: s, {"decoder_heads": None}, "give decoder_heads"),
-    "no square": (lambda s: s | {"pos_embed": torch.zeros(1, 13, 32)}, {}, "12 patches form no square; give"),
+    "unknown heads": (lambda s: s, {"num_heads": None}, "num_heads of .* width 32 .*; pass num_heads"),
+    "unknown decoder heads": (lambda s: s, {"decoder_heads": None}, "pass decoder_heads"),
+    "no square": (lambda s: s | {"pos_embed": torch.zeros(1, 13, 32)}, {}, "12 patches do not form a square"),
     "another size": (lambda s: s, {"image_size": 32}, "image_size .* does not give the 16 patches"),
     "an extra tensor": (lambda s: s | {"gamma": torch.zeros(1)}, {}, "another architecture .*gamma"),
     "a lost tensor": (lambda s: {n: t for n, t in s.items() if n != "norm.bias"}, {}, "missing .'encoder.norm.bias"),

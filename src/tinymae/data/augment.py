@@ -50,7 +50,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Cut out a share of the area in `scale` with an aspect in `ratio` and resize it (bilinear) to the old size.
+    """Cut out a part, of a relative area in `scale` and an aspect in `ratio`, and resize it (bilinear) to the old size.
 
     As torchvision's RandomResizedCrop (Inception crop), except that a cut too wide for the image is narrowed to it
     instead of drawn again.

@@ -34,7 +34,8 @@ def infer_sizes(
         side = math.isqrt(num_patches)
         if side**2 != num_patches:
             raise InputError(
-                f"image_size of {source} cannot be inferred: {num_patches} patches form no square; give image_size"
+                f"image_size of {source} cannot be inferred: {num_patches} patches do not form a square; "
+                "pass image_size"
             )
         image_size = (side * patch_size[0], side * patch_size[1])
     image_size = pair(image_size)
@@ -67,7 +68,7 @@ def guess_heads(width: int, *, known: dict[int, int], name: str, source: str | P
     if width in known:
         return known[width]
     if width % 64:
-        raise InputError(f"{name} of {source} cannot be inferred: width {width} is not a multiple of 64; give {name}")
+        raise InputError(f"{name} of {source} cannot be inferred: width {width} is not a multiple of 64; pass {name}")
     warnings.warn(
         f"{source} does not say its {name}: taken for {width // 64}, 64 wide each; give {name} if it has others",
         stacklevel=4,

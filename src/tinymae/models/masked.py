@@ -43,16 +43,16 @@ class PatchMasking(Autoencoder):
         self.num_hidden = count_hidden(self.num_patches, mask_ratio)
 
     def choose_mask(self, mask: Tensor | float | None, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A mask, a share or None, as users give it for these images -> bool (B, N); see `masking.choose_mask`."""
+        """A mask, a ratio or None, as users give it for these images -> bool (B, N); see `masking.choose_mask`."""
         return choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
 
     def draw(self, draws) -> dict[str, Any]:
-        """The masks of a step's share of the batch (B, N), on its device, and how many patches each hides."""
+        """The masks of a process's part of a step's batch (B, N), on its device, and how many patches each hides."""
         mask = hide_lowest(draws.choice(self.num_patches), self.num_hidden)
         return {"mask": to_device(mask, draws.device), "num_hidden": self.num_hidden}
 
     def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
-        """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and deviation that the loss left out."""
+        """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and std that the loss left out."""
         if not self.norm_pix_loss:
             return predicted
         return denormalise_patches(predicted, patches, mask, grid_size=self.grid_size, statistics=statistics)

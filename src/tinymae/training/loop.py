@@ -89,7 +89,7 @@ class TrainStep:
     step: int  # optimiser updates done so far
     progress: float  # 0 to 1, before this step
     learning_rate: float
-    losses: dict[str, Tensor]  # scalars over this process's share of the batch: "loss", and what else is worth logging
+    losses: dict[str, Tensor]  # scalars over this process's part of the batch: "loss", and others worth logging
     grad_norm: Tensor  # scalar, before clipping; where it overflowed in fp16, nothing was updated
 
     @property
