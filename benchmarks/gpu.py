@@ -133,7 +133,10 @@ def count_waits(report: Report, device: torch.device, sizes: dict, data: dict) -
     """What CUDA's debug mode says of some steps, after the first ones."""
     for name in ("mae", "contrast", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv"):
         own = {"mae": sizes["model"], "contrast": sizes["model"]}.get(name, OWN.get(name, {}))
-        contrast = {"mae": {"contrast_epochs": 0}, "contrast": {"contrast_epochs": 1, "contrast_batch_size": 32}}
+        contrast = {
+            "mae": {"contrast_epochs": 0},
+            "contrast": {"contrast_epochs": 1, "contrast_batch_size": 32, "optimizer": "adamw"},
+        }
         family = "mae" if name == "contrast" else name
         states = pretraining(device, **data, model=family, epochs=1, batch_size=32, **own, **contrast.get(name, {}))
         report.add("waits", name, **waits_of(states, device))

@@ -20,7 +20,7 @@ class Parcel:
     def __init__(self, scalars: dict[str, Tensor]):
         values = torch.stack([value.float() for value in scalars.values()])
         self.names, self.event = list(scalars), None
-        self.values = values.to("cpu", non_blocking=True)
+        self.values = values.to("cpu", non_blocking=values.is_cuda)
         if values.is_cuda:
             self.event = torch.cuda.Event()
             self.event.record()
