@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
 from tinymae.data import images
 from tinymae.data.batches import split_batch, step_indices
-from tinymae.data.images import read_image
+from tinymae.data.images import look_at_header, read_image
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
 from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.progress import Diverged
@@ -232,7 +232,8 @@ def save_pictures(folder):
     rgb.convert("1").save(folder / "bits.png")
     rgb.save(folder / "webp.webp")
     rgb.save(folder / "bmp.bmp")
-    Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(folder / "16bit.png")
+    for suffix in ("png", "pgm"):
+        Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(folder / f"16bit_{suffix}.{suffix}")
     clear = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
     clear.save(folder / "alpha.png")
     Image.new("RGB", (1, 1), (10, 20, 30)).save(folder / "tiny.png")
@@ -245,7 +246,10 @@ def test_awkward_pictures_are_converted(tmp_path):
         for channels in (1, 3):
             assert read_image(path, (channels, 16, 12)).shape == (channels, 16, 12), path
     read = {path.stem: read_image(path, (3, 8, 8)) for path in (tmp_path / "images").iterdir()}
-    assert (read["16bit"] == round(40_000 / 257)).all()  # scaled, not clipped
+    for name in ("16bit_png", "16bit_pgm"):
+        assert (read[name] == round(40_000 / 257)).all()  # scaled, not clipped
+        path = next((tmp_path / "images").glob(f"{name}.*"))
+        assert look_at_header(path, 1) == (1, 20, 20, "uint16")
     assert (read["alpha"] == 255).all()  # what is transparent is white
     assert read["tiny"][:, 4, 4].tolist() == [10, 20, 30] and (read["wide"] == 77).all()
 

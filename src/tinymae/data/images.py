@@ -82,7 +82,12 @@ def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
             )
         upright = ImageOps.exif_transpose(file)
         upright.load()
-        return upright
+        return upright.convert("I;16") if is_deep_pgm(file) else upright
+
+
+def is_deep_pgm(file: Image.Image) -> bool:
+    """Whether an open file has 16 bits, which Pillow takes for 32."""
+    return (file.format, file.mode) == ("PPM", "I")
 
 
 def from_pillow(
@@ -92,7 +97,7 @@ def from_pillow(
     channels, height, width = shape
     if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
         grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)
-        return fit_array(np.repeat(grey, channels, axis=2), shape, name)
+        return fit_array(grey, (1, height, width), name).repeat(channels, 1, 1)
     image = to_mode(image, {1: "L", 3: "RGB"}[channels])
     if image.size != (width, height):
         (new_height, new_width), (top, left) = cover((image.height, image.width), (height, width), name)
@@ -214,7 +219,8 @@ def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
                 return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype)
         with Image.open(path) as file:
             deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
-            return len(file.getbands()), file.height, file.width, deep.get(file.mode, "uint8")
+            kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
+            return len(file.getbands()), file.height, file.width, kind
     except UNREADABLE as error:
         raise UnreadableImage(str(path), str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
