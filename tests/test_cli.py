@@ -83,6 +83,13 @@ def test_flags_become_settings_of_the_right_types():
     assert "controls" not in cli.parse(probe, ["--weights", "w"])
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_is_a_function_of_the_same_settings(command):
+    function = getattr(tinymae, command.replace("-", "_"))
+    assert function.__signature__.parameters.keys() == {f.name for f in fields(SETTINGS[command])}
+    assert function.__name__ == command.replace("-", "_") in tinymae.__all__ and "Args:" in function.__doc__
+
+
 @pytest.mark.parametrize("name", ["pretrain", "linear_probe", "finetune", "evaluate", "export"])
 def test_functions_and_scripts_have_the_commands_settings(name, monkeypatch, capsys):
     function, settings = getattr(tinymae, name), SETTINGS[name.replace("_", "-")]

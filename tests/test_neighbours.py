@@ -74,13 +74,14 @@ def test_queries_find_themselves_first(tmp_path):
     with open(run.folder / "neighbours.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 and [row["rank"] for row in rows] == ["1", "2", "3"] * 2
-    assert [row["name"] for row in rows[::3]] == ["7", "31"] and rows[0]["query"] == str(files[0])
+    assert [row["name"] for row in rows[::3]] == [digits.names[7], digits.names[31]]
+    assert rows[0]["query"] == str(files[0])
     assert rows[0]["label"] == str(int(digits.labels[7])) and rows[0]["split"] == "test"
     with torch.no_grad():
         features = model.encode(digits.images).numpy()
     search = NearestNeighbors(n_neighbors=3, metric="cosine").fit(features)
     distances, index = search.kneighbors(features[[7, 31]])
-    assert [int(row["name"]) for row in rows] == index.flatten().tolist()
+    assert [row["name"] for row in rows] == [digits.names[place] for place in index.flatten()]
     assert [float(row["cosine"]) for row in rows] == pytest.approx((1 - distances).flatten().tolist(), abs=1e-3)
     sheet = np.asarray(Image.open(run.folder / "neighbours.png"))
     assert sheet.shape[1] == 4 * (96 + 8) + 8

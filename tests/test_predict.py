@@ -92,7 +92,7 @@ def test_the_temperature_minimises_the_loss():
 
 
 def test_probabilities_are_judged_as_scikit_learn_and_brute_force_do():
-    probabilities, labels = torch.randn(500, 8).mul(2).softmax(dim=1), torch.randint(0, 8, (500,))
+    probabilities, labels = torch.randn(500, 8).double().mul(2).softmax(dim=1), torch.randint(0, 8, (500,))
     found = probability_metrics(probabilities, labels)
     assert found["nll"] == pytest.approx(log_loss(labels, probabilities, labels=range(8)), rel=1e-4)
     assert found["top5"] == pytest.approx(100 * top_k_accuracy_score(labels, probabilities, k=5))

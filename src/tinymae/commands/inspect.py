@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.inspection import (
-    CANDIDATES,
     Pairs,
     confident_issues,
     find_duplicates,
     group_pairs,
     held_out_probabilities,
 )
-from ..evaluation.neighbours import kth_distance, nearest
+from ..evaluation.neighbours import kth_distance
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
 from ..interop.load import Model
@@ -36,8 +35,7 @@ class InspectSettings(FeatureSettings):
     """Settings of an inspection."""
 
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/inspect")
-    least_cosine: float = setting(0.4, "of the features of near-duplicates", group="inspection")
-    least_correlation: float = setting(0.88, "of the details of near-duplicates, once aligned", group="inspection")
+    least_correlation: float = setting(0.86, "of the details of near-duplicates, once aligned", group="inspection")
     k: int | None = setting(
         None, "an outlier is far from its k-th neighbour, so k is more than alike outliers there may be "
         "(default: a tenth of the images, at most 500)", group="inspection", positive=True,
@@ -46,9 +44,8 @@ class InspectSettings(FeatureSettings):
 
     def resolve(self):
         """See `RunSettings.resolve`."""
-        for name in ("least_cosine", "least_correlation"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name)} is outside -1 to 1")
+        if not -1 <= self.least_correlation <= 1:
+            raise InputError(f"least_correlation {self.least_correlation} is outside -1 to 1")
         if self.folds < 2:
             raise InputError(f"folds {self.folds} is below 2")
         return super().resolve()
@@ -72,9 +69,8 @@ def run(settings: InspectSettings) -> Result[Model]:
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         features = map_images(encode, images, accelerator, batch_size=settings.batch_size)
         on_device = features.to(accelerator.device)
-        cosines, index = (f.cpu() for f in nearest(on_device, on_device, k=CANDIDATES, same=True))
         parts = [
-            inspect_duplicates(settings, images, cosines, index, run.folder),
+            inspect_duplicates(settings, images, on_device, run.folder),
             inspect_outliers(settings, images, on_device, run.folder),
         ]
         if (images.labels >= 0).any():
@@ -100,16 +96,13 @@ class Part:
     files: Sequence[Path]  # the table, then the sheet
 
 
-def inspect_duplicates(
-    settings: InspectSettings, images: JoinedSplits, cosines: Tensor, index: Tensor, folder: Path
-) -> Part:
+def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
     """Groups of near-duplicates; those across splits first, then the most similar."""
-    pairs = find_duplicates(
-        cosines, index, images.__getitem__, least_cosine=settings.least_cosine,
-        least_correlation=settings.least_correlation,
-    )  # fmt: skip
+    pairs = find_duplicates(features, images.__getitem__, least_correlation=settings.least_correlation)
     group_of = group_pairs(pairs.first, pairs.second, len(images))
-    groups = [(group_of == number).nonzero()[:, 0] for number in range(int(group_of.max()) + 1)]
+    grouped = group_of >= 0
+    members = group_of.argsort(stable=True)[int((~grouped).sum()) :]  # those of no group, -1, stand first
+    groups = members.split(group_of[grouped].bincount().tolist())
     best = strongest(pairs, len(images))
     across = [len(set(images.splits(group))) > 1 for group in groups]
     order = sorted(range(len(groups)), key=lambda n: (not across[n], -float(best[groups[n]].max())))
@@ -194,18 +187,21 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     own = probabilities.gather(1, labels[:, None])[:, 0]
     order = own.argsort(stable=True)
     high, guess = probabilities.max(dim=1)
-    rows = []
-    for rank, place in enumerate(order.tolist(), 1):
-        (name,), (split,) = images.names(labelled[[place]]), images.splits(labelled[[place]])
-        rows.append((
-            rank, name, split, images.classes[labels[place]], images.classes[guess[place]], f"{own[place]:.4f}",
-            f"{high[place]:.4f}", "yes" if issues[place] else "no",
-        ))  # fmt: skip
+    ranked = labelled[order]
+    about = zip(
+        images.names(ranked), images.splits(ranked), labels[order].tolist(), guess[order].tolist(),
+        own[order].tolist(), high[order].tolist(), issues[order].tolist(), strict=True,
+    )  # fmt: skip
+    rows = [
+        (rank, name, split, images.classes[label], images.classes[other], f"{p:.4f}", f"{q:.4f}",
+         "yes" if doubtful else "no")
+        for rank, (name, split, label, other, p, q, doubtful) in enumerate(about, 1)
+    ]  # fmt: skip
     columns = ["rank", "name", "split", "label", "guess", "label_probability", "guess_probability", "doubtful"]
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)
     tiles = [
         Tile(image, (name, f"labelled {label}", f"looks like {guess}"))
-        for image, (_, name, _, label, guess, *_) in zip(images[labelled[order[:SHOWN]]], rows, strict=False)
+        for image, (_, name, _, label, guess, *_) in zip(images[ranked[:SHOWN]], rows, strict=False)
     ]
     title = f"the {len(tiles)} labels that a probe of other images doubts most"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)

@@ -8,9 +8,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from .neighbours import nearest
 from .probes import linear_fits
 
-CANDIDATES = 10  # neighbours of each image that are compared with it pixel by pixel
+CANDIDATES = {"features": 5, "details": 3}  # neighbours of each image that are compared with it, by either
 GRID = 16  # pixels a side at which they are compared
 WINDOWS = (16, 15, 14, 13, 12, 11)  # what of them a crop may have kept
 BLUR = 5  # pixels; what is coarser than this is left out
@@ -22,46 +23,43 @@ class Pairs:
 
     first: Tensor  # int64 (P,)
     second: Tensor  # int64 (P,)
-    cosine: Tensor  # (P,): of their features
-    correlation: Tensor  # (P,): of their pixels, once they are aligned
+    correlation: Tensor  # (P,): of their details, once they are aligned
 
 
 def find_duplicates(
-    cosines: Tensor, index: Tensor, images: Callable[[Tensor], Tensor], *, least_cosine: float = 0.4,
-    least_correlation: float = 0.88,
+    features: Tensor, images: Callable[[Tensor], Tensor], *, least_correlation: float = 0.86
 ) -> Pairs:  # fmt: skip
-    """Pairs of images that are neighbours by their features and nearly the same by their aligned pixels.
+    """Pairs of images whose aligned details correlate by at least `least_correlation`.
 
-    Features find candidates that are cropped or recoloured, but call all blue skies alike; pixels decide.
+    Candidates are neighbours by their features, which find crops but not what JPEG does to an image, and neighbours by
+    their details as they lie, which find the latter.
 
     Args:
-        cosines, index: (N, K), of each image's nearest neighbours, as `nearest(features, features, same=True)` gives.
+        features: (N, F), on the device that is to search.
         images: indices (B,) -> uint8 (B, C, H, W).
-        least_cosine, least_correlation: what a pair must have.
+        least_correlation: what a pair must have.
     """
-    first, second, cosine = candidate_pairs(
-        cosines[:, :CANDIDATES].cpu(), index[:, :CANDIDATES].cpu(), least=least_cosine
-    )
-    details = torch.cat([to_details(images(rows).cpu()) for rows in torch.arange(len(index)).split(1024)])
-    pairs = zip(first.split(1024), second.split(1024), strict=True)
-    found = [aligned_correlation(details[some], details[others]) for some, others in pairs]
-    correlation = torch.cat([torch.empty(0), *found])
+    parts = torch.arange(len(features)).split(1024)
+    details = torch.cat([to_details(images(rows).to(features.device)) for rows in parts])
+    flat = standardise_rows(details.flatten(1))
+    found = {"features": features, "details": flat}
+    index = torch.cat([nearest(rows, rows, k=CANDIDATES[name], same=True)[1] for name, rows in found.items()], dim=1)
+    first, second = candidate_pairs(index)
+    batches = zip(first.split(1024), second.split(1024), strict=True)
+    correlation = torch.cat([aligned_correlation(details[some], details[others]) for some, others in batches])
     kept = correlation >= least_correlation
-    return Pairs(first[kept], second[kept], cosine[kept], correlation[kept])
+    return Pairs(first[kept].cpu(), second[kept].cpu(), correlation[kept].cpu())
 
 
-def candidate_pairs(cosines: Tensor, index: Tensor, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Each pair of neighbours once, of a cosine of at least `least`: first (P,), second (P,), cosine (P,).
+def candidate_pairs(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pair of neighbours (N, K) once: first (P,) and second (P,), first < second.
 
-    >>> candidate_pairs(torch.tensor([[0.9], [0.9], [0.2]]), torch.tensor([[1], [0], [0]]), least=0.5)
-    (tensor([0]), tensor([1]), tensor([0.9000]))
+    >>> candidate_pairs(torch.tensor([[1], [0], [0]]))
+    (tensor([0, 0]), tensor([1, 2]))
     """
     rows = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
-    kept = cosines >= least
-    low, high = torch.minimum(rows, index)[kept], torch.maximum(rows, index)[kept]
-    keys, places = torch.unique(low * len(index) + high, return_inverse=True)
-    cosine = cosines.new_zeros(len(keys)).scatter_(0, places, cosines[kept])
-    return keys // len(index), keys % len(index), cosine
+    keys = torch.unique(torch.minimum(rows, index) * len(index) + torch.maximum(rows, index))
+    return keys // len(index), keys % len(index)
 
 
 def to_details(images: Tensor) -> Tensor:
