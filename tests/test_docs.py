@@ -34,7 +34,11 @@ SETTINGS = {name: getattr(import_module(f"tinymae.{home}"), settings) for name, 
 SETTINGS |= {"release": release.ReleaseSettings, "demo": demo.DemoSettings}
 PLACES = {"compare": compare.PLACES, "release": release.PLACES}
 COMMAND = re.compile(r"(?:tinymae |scripts/)([a-z][a-z_-]*)(?:\.py)?(?= |$)(.*)", re.DOTALL)
-LAUNCHERS = {"--cpu", "--num_processes", "--nproc_per_node", "--directory", "--logdir"}
+# Flags of other programs: accelerate, torchrun, sbatch, http.server, tensorboard.
+OTHERS = set(
+    "--cpu --num_processes --nproc_per_node --nnodes --node_rank --master_addr --master_port --nodes --ntasks-per-node "
+    "--gpus-per-node --time --requeue --directory --logdir".split()
+)
 
 # So that a program of a page takes a second: these stand in for settings that it leaves out, or gives larger.
 TINY = {
@@ -143,9 +147,9 @@ def test_every_other_line_of_a_shell_block_is_of_a_known_kind():
 
 def test_every_flag_is_one_of_a_command():
     known = set().union(*({*create_parser(settings)._option_string_actions} for settings in SETTINGS.values()))
-    elsewhere = "".join(file.read_text() for file in ROOT.glob("benchmarks/*.py"))
+    elsewhere = "".join(file.read_text() for file in ROOT.glob("benchmarks/**/*.py"))
     for name, page in TEXTS.items():
-        for flag in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page)) - LAUNCHERS - known:
+        for flag in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page)) - OTHERS - known:
             assert f'"{flag}"' in elsewhere, f"{name}: {flag}"
 
 
