@@ -1,15 +1,18 @@
 """Tables of features: what is in them, how they resume, and images without labels."""
 
+import base64
 import csv
+import json
+import re
 import shutil
 
 import numpy as np
-import pandas
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, refused
+from running import DIGITS, FEW, refused
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -33,22 +36,24 @@ def read_npz(path) -> dict[str, np.ndarray]:
 def test_the_table_holds_every_image_once_and_what_encode_gives(tmp_path):
     model = small_model()
     run = tinymae.embed(**DIGITS, weights=model, formats=("npz",), output_dir=tmp_path)
-    table = pandas.read_parquet(tmp_path / "embeddings.parquet")
+    rows = pq.read_table(tmp_path / "embeddings.parquet")
+    table = rows.to_pydict()
+    features = np.array(table["features"], dtype=np.float32)
     digits = {split: load_dataset("digits", split) for split in SPLITS}
-    assert table.columns.tolist() == ["name", "split", "label", "features"]
-    assert table["split"].tolist() == [split for split in SPLITS for _ in range(len(digits[split]))]
-    assert table["label"].tolist() == [str(n) for split in SPLITS for n in digits[split].labels.tolist()]
-    assert not table.duplicated(["name", "split"]).any()
+    assert [*table] == ["name", "split", "label", "features"]
+    assert table["split"] == [split for split in SPLITS for _ in range(len(digits[split]))]
+    assert table["label"] == [str(n) for split in SPLITS for n in digits[split].labels.tolist()]
+    assert len({*zip(table["name"], table["split"], strict=True)}) == 1797
     with torch.no_grad():
         expected = torch.cat([model.encode(digits[split].images) for split in SPLITS])
-    assert torch.allclose(torch.tensor(np.stack(table["features"])), expected, atol=1e-5)
-    assert table["features"][0].dtype == np.float32
+    assert torch.allclose(torch.from_numpy(features), expected, atol=1e-5)
+    assert rows.schema.field("features").type.value_type == pa.float32()
     assert run.results["images"] == 1797 and run.results["num_features"] == 16
 
     arrays = read_npz(tmp_path / "embeddings.npz")
-    assert np.array_equal(arrays["features"], np.stack(table["features"])) and arrays["features"].dtype == np.float32
-    assert arrays["names"].tolist() == table["name"].tolist() and arrays["splits"].tolist() == table["split"].tolist()
-    assert arrays["classes"][arrays["labels"]].tolist() == table["label"].tolist()
+    assert np.array_equal(arrays["features"], features) and arrays["features"].dtype == np.float32
+    assert arrays["names"].tolist() == table["name"] and arrays["splits"].tolist() == table["split"]
+    assert arrays["classes"][arrays["labels"]].tolist() == table["label"]
 
 
 def test_images_without_labels_of_one_split_and_other_features(tmp_path):
@@ -58,12 +63,12 @@ def test_images_without_labels_of_one_split_and_other_features(tmp_path):
     table = pq.read_table(tmp_path / "embeddings.parquet")
     rows = len(load_dataset(data["data"], "val"))
     assert table.num_rows == rows and set(table["split"].to_pylist()) == {"val"}
-    assert table["label"].to_pylist() == [None] * 5
+    assert table["label"].to_pylist() == [None] * rows
     with torch.no_grad():
         expected = model.encode(load_dataset_of(data["data"], "val"), pool="cls", layers=[0, -1])
     assert torch.allclose(torch.tensor(table["features"].to_pylist()), expected, atol=1e-5)
     arrays = read_npz(tmp_path / "embeddings.npz")
-    assert arrays["labels"].tolist() == [-1] * 5 and not len(arrays["classes"])
+    assert arrays["labels"].tolist() == [-1] * rows and not len(arrays["classes"])
 
 
 def load_dataset_of(images, split):
@@ -113,6 +118,22 @@ def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
     assert np.loadtxt(folder / "tensors.tsv").shape == (10, 16)
     assert Image.open(folder / "sprite.png").size == (32, 32)  # 4 x 4 images of 8 pixels
     assert "sprite.png" in (run.folder / "projector" / "projector_config.pbtxt").read_text()
+
+
+def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinymae.evaluation.layout.has_umap", lambda: False)
+    run = tinymae.embed(**FEW, weights=small_model(), formats=("map",), clusters=3, output_dir=tmp_path)
+    table = pq.read_table(tmp_path / "embeddings.parquet").to_pydict()
+    text = (run.folder / "map.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert sorted(data["names"]) == sorted(table["name"]) and len(data["names"]) == 80
+    values = {each["name"]: np.frombuffer(base64.b64decode(each["values"]), "<u2") for each in data["colourings"]}
+    labels = {each["name"]: each["labels"] for each in data["colourings"]}
+    assert [*values] == ["class", "cluster", "split"] and labels["cluster"] == ["cluster 0", "cluster 1", "cluster 2"]
+    for colouring, column in {"class": "label", "split": "split"}.items():
+        shown = [labels[colouring][value] for value in values[colouring]]
+        given = dict(zip(table["name"], table[column], strict=True))
+        assert shown == [given[name] for name in data["names"]]
 
 
 def test_every_kind_of_weights_gives_features():

@@ -38,9 +38,9 @@ def lay_out(features: Array, *, seed: int = 0) -> Array:
     elif has_umap():
         from umap import UMAP
 
-        places = UMAP(n_neighbors=min(15, count - 1), min_dist=0.05, metric="cosine", random_state=seed).fit_transform(
-            unit
-        )
+        neighbours = min(15, count - 1)
+        umap = UMAP(n_neighbors=neighbours, min_dist=0.05, metric="cosine", random_state=seed, n_jobs=1)
+        places = umap.fit_transform(unit)
     else:
         places = lay_out_by_tsne(unit, seed)
     return to_unit_square(np.asarray(places, dtype=np.float32))
