@@ -77,7 +77,7 @@ def test_a_folder_of_images_without_labels_may_be_theirs(quick_figures, tmp_path
     row = metrics(tmp_path / "run")[-2]
     assert "unlabelled_loss" in row and "unlabelled_right" not in row
     recorded = json.loads((tmp_path / "run" / "args.json").read_text())
-    assert recorded["inputs"]["unlabelled"].startswith("111 images")  # the rest of the 137 are held out
+    assert recorded["inputs"]["unlabelled"].startswith("137 images")  # nothing is held out of them
     with pytest.raises(InputError, match="unlabelled_data was 'array .*, now 'array"):
         tinymae.finetune(**settings | {"unlabelled_data": 255 - others}, output_dir=tmp_path / "run")
 
@@ -103,7 +103,7 @@ def test_what_does_not_go_with_them_is_refused_before_a_folder_is_made(tmp_path)
         ({"ema_decay": 0.0}, "unlabelled needs the moving average of the weights: give an ema_decay above 0"),
         ({"mixup": 0.8}, "unlabelled does not go with mixup and cutmix: make both 0"),
         ({"unlabelled": 0, "unlabelled_data": "photos"}, "unlabelled_data without a ratio is not used"),
-        ({"unlabelled_data": "photos"}, "data set photos is neither"),
+        ({"unlabelled_data": "photos"}, "data photos is neither"),
         ({"unlabelled_data": torch.zeros(90, 3, 8, 8, dtype=torch.uint8)}, "has 3 channels, the weights want 1"),
     ]:
         with pytest.raises(InputError, match=message):
