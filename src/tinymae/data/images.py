@@ -185,7 +185,7 @@ def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: 
 
 def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Tensor:
     """Pixels (H, W, C) -> (C, H, W) of `shape`, resized and cropped as images are."""
-    pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, 2, 0)))
+    pixels = torch.from_numpy(np.array(np.moveaxis(values, 2, 0), order="C"))  # Pillow's own may not be written to
     if tuple(pixels.shape[1:]) == shape[1:]:
         return pixels
     size, (top, left) = cover((pixels.shape[1], pixels.shape[2]), shape[1:], name)
