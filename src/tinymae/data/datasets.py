@@ -317,7 +317,7 @@ def load_splits(
                 f"data {source.name} has no images for {split}, only {has}: give another split, or --{split}-fraction"
             )
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
-        size = 2 if getattr(source, "depth", "uint8") == "uint16" else 1
+        size = 2 if source.depth == "uint16" else 1
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
         loaded[split] = dataset.in_memory() if in_memory else dataset
     return loaded

@@ -23,10 +23,9 @@ def require_same_run(
     changes = [*differences(recorded["arguments"], arguments)]
     was = recorded.get("inputs", {})
     changes += differences({name: was[name] for name in was if name in (inputs or {})}, inputs or {}) if was else []
-    changes += [
-        change for split, dataset in (datasets or {}).items() if (change := changed_names(folder, split, dataset))
-    ]
     if changes:
+        found = (changed_names(folder, split, dataset) for split, dataset in (datasets or {}).items())
+        changes += filter(None, found)
         raise InputError(
             f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
         )

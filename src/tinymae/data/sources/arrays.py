@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...tensors import pair
-from ..images import MAX_CHANNELS, Depth, Range, resize, to_depth
-from .source import Source
+from ..images import MAX_CHANNELS, Range, resize, to_depth
+from .source import PartedSource
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
-class ArraySource(Source):
+class ArraySource(PartedSource):
     """Rows of one array of pixels, or of several one after another.
 
     Args:
@@ -30,15 +30,14 @@ class ArraySource(Source):
         self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int] | None = None,
         pixel_range: Range | None = None,
     ):  # fmt: skip
-        super().__init__(name)
-        self.kind, self.parts, self.pixel_range = "array", list(parts), pixel_range
-        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        super().__init__(name, parts)
+        self.kind, self.pixel_range = "array", pixel_range
         first = parts[0]
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
         self.size = (height, width) if image_size is None else pair(image_size)
         self.image_shape = (channels, *self.size)
-        self.depth: Depth = "uint8" if first.dtype == np.uint8 else "uint16"
+        self.depth = "uint8" if first.dtype == np.uint8 else "uint16"
         self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {first.dtype}"
         for part in parts:
             if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
@@ -52,17 +51,19 @@ class ArraySource(Source):
                 "black and white"
             )
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """The values of these rows as the arrays have them."""
+        values = np.empty((len(rows), *self.parts[0].shape[1:]), self.parts[0].dtype)
+        which, places = self.locate(rows)
+        for number in np.unique(which):
+            here = which == number
+            wanted, back = np.unique(places[here], return_inverse=True)  # sorted, as h5py wants
+            values[here] = self.parts[number][wanted][back]
+        return values
 
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
-        values = np.empty((len(rows), *self.parts[0].shape[1:]), self.parts[0].dtype)
-        which = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(which):
-            here = which == number
-            wanted, back = np.unique(rows[here] - self.starts[number], return_inverse=True)  # sorted, as h5py wants
-            values[here] = self.parts[number][wanted][back]
+        values = self.stored(rows)
         if values.ndim == 3:
             values = values[:, None]
         elif self.channels_last:
@@ -71,10 +72,10 @@ class ArraySource(Source):
         return pixels if tuple(pixels.shape[2:]) == self.size else resize(pixels, self.size)
 
     def digest(self, rows: np.ndarray) -> str:
-        """Of all pixels and labels."""
+        """Of all values and labels, as they are stored: resizing them to know them would take as long as an epoch."""
         total = hashlib.sha256()
         for some in np.array_split(rows, max(1, len(rows) // 1000)):
-            total.update(self.read(some).numpy().tobytes())
+            total.update(self.stored(some).tobytes())
         if self.labels is not None:
             total.update(self.labels[rows].tobytes())
         return total.hexdigest()
@@ -141,9 +142,7 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
         assert numbers is not None
         source.labels = numbers.numpy()
     if "" not in found:
-        source.splits = {
-            split: np.arange(source.starts[number], source.starts[number + 1]) for number, split in enumerate(found)
-        }
+        source.split_by_parts(found)
     return source
 
 

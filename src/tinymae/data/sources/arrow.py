@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import Depth, Range, UnreadableImage, read_image
+from ..images import Range, UnreadableImage, read_image
 from ..splits import hash_rows
 from .arrays import number_labels
 from .files import SPLIT_NAMES
-from .source import Source
+from .source import PartedSource
 from .table import LABEL_COLUMNS
 
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
 
-class ArrowSource(Source):
+class ArrowSource(PartedSource):
     """Encoded images in a column, decoded when they are read. Nothing of them is kept in memory.
 
     Args:
@@ -35,29 +35,22 @@ class ArrowSource(Source):
     ):  # fmt: skip
         from datasets import Image
 
-        super().__init__(name)
+        super().__init__(name, parts.values())
         self.kind, self.image_shape, self.pixel_range = "Arrow table", shape, pixel_range
-        self.depth: Depth = "uint8"
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, image_column)
         label = choose_label_column(name, features, label_column)
         self.parts = [
             part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
         ]
-        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
         if not len(self):
             raise InputError(f"data {name} has no rows")
         if label:
             self.read_labels(parts, features[label], label)
         if list(parts) != [""]:
-            self.splits = {
-                split: np.arange(self.starts[number], self.starts[number + 1]) for number, split in enumerate(parts)
-            }
+            self.split_by_parts(parts)
         self.split_names = list(parts)
         self.shown = f"encoded images, column {self.column}"
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
 
     def read_labels(self, parts: dict[str, Any], feature: Any, column: str) -> None:
         """Class numbers, without decoding an image."""
@@ -95,11 +88,6 @@ class ArrowSource(Source):
         total = hashlib.sha256("".join(part._fingerprint for part in self.parts).encode())
         total.update(rows.tobytes())
         return total.hexdigest()
-
-    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each row is in, and where there."""
-        part = np.searchsorted(self.starts, rows, side="right") - 1
-        return part, rows - self.starts[part]
 
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import EXTENSIONS, Depth, Range, UnreadableImage, look_at_header, read_image
+from ..images import EXTENSIONS, Range, UnreadableImage, look_at_header, read_image
 from .source import Source
 
 # What folders of the splits may be called, in any case.
@@ -40,7 +40,6 @@ class FilesSource(Source):
         # One buffer for all paths: a list of strings would take several times as much.
         self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
         self.image_shape, self.pixel_range = shape, pixel_range
-        self.depth: Depth = "uint8"
         self.look_at_headers()
 
     def __len__(self) -> int:

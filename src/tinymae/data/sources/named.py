@@ -60,7 +60,7 @@ def open_named(
     opener, splits = NAMED[name]
     opened = {split: open_split(name, opener, data_dir, split) for split in splits}
     arrays = [array_of(part) for part in opened.values()]
-    source: Source
+    source: ArraySource | TorchSource
     if all(array is not None for array in arrays):
         source = ArraySource(name, arrays, image_size=image_size)
         labels = [labels_of(part) for part in opened.values()]
@@ -71,8 +71,7 @@ def open_named(
         )
     source.kind, source.classes = "named", classes_of(opened["train"], source.labels)
     if len(splits) > 1:
-        starts = np.cumsum([0, *(len(part) for part in opened.values())])
-        source.splits = {split: np.arange(starts[n], starts[n + 1]) for n, split in enumerate(splits)}
+        source.split_by_parts(splits)
         if "val" not in splits:
             source.held_out = {"val": min(HELD_OUT, len(opened["train"]) // 10)}
     return source

@@ -1,12 +1,13 @@
 """What every reader of images is."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..images import UnreadableImage
+from ..images import Depth, UnreadableImage
 from ..splits import hash_names, hash_rows
 
 
@@ -21,11 +22,13 @@ class Source:
         labels: int64 (N,), or None of images without labels; -1 of those in a split that has none.
         splits: the rows of each split that the data come with; those that are missing are held out of "train".
         held_out: sizes of the parts that a fixed seed takes out of "train", of the sets with a published protocol.
+        depth: of the pixels that `read` gives.
         left_out: what was found beside the images, and is not read.
         shown: an image's size and depth as stored, for the user to read.
     """
 
     kind = ""
+    depth: Depth = "uint8"
     name: str
     image_shape: tuple[int, int, int]
     classes: list[str]
@@ -74,3 +77,29 @@ class Source:
                 images.append(None)
                 bad += self.names(one)
         return images, bad
+
+
+class PartedSource(Source):
+    """Rows of several parts, one after another.
+
+    Args:
+        parts: whatever has a length.
+    """
+
+    def __init__(self, name: str, parts: Iterable[Any]):
+        super().__init__(name)
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each row is in, and where there."""
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        return part, rows - self.starts[part]
+
+    def split_by_parts(self, names: Iterable[str]) -> None:
+        """Each part is the split of this name."""
+        bounds = zip(names, self.starts[:-1], self.starts[1:], strict=True)
+        self.splits = {name: np.arange(start, stop) for name, start, stop in bounds}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...tensors import pair
-from ..images import Depth, Range, fit_array, from_pillow, to_depth
-from .source import Source
+from ..images import Range, fit_array, from_pillow, to_depth
+from .source import PartedSource
 
 
-class TorchSource(Source):
+class TorchSource(PartedSource):
     """Map-style torch Datasets, one after another; an item is an image, or an image and a label.
 
     Their transforms should leave the pixels alone: images are resized here, and augmented in training.
@@ -24,14 +24,12 @@ class TorchSource(Source):
         self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int], channels: int = 3,
         pixel_range: Range | None = None,
     ):  # fmt: skip
-        super().__init__(name)
         for part in parts:
             if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
                 raise InputError(f"data {type(part).__name__} has no length: give a map-style torch Dataset")
-        self.kind, self.parts, self.pixel_range = "torch Dataset", list(parts), pixel_range
-        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        super().__init__(name, parts)
+        self.kind, self.pixel_range = "torch Dataset", pixel_range
         self.image_shape = (channels, *pair(image_size))
-        self.depth: Depth = "uint8"
         if not len(self):
             raise InputError(f"data {name} has no images")
         first = self.item(0)
@@ -44,13 +42,10 @@ class TorchSource(Source):
             self.labels = self.find_labels()
             self.classes = list(map(str, getattr(parts[0], "classes", range(int(self.labels.max()) + 1))))
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
     def item(self, row: int) -> Any:
         """The item of a row."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.parts[part][row - int(self.starts[part])]
+        ((part,), (place,)) = self.locate(np.array([row]))
+        return self.parts[part][int(place)]
 
     def find_labels(self) -> np.ndarray:
         """From the data set's own list where it has one; else every item is asked once."""
