@@ -55,6 +55,15 @@ def fresh_state():
     PartialState._reset_state()
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for the modules that import `browsing`, which skips them where there is none."""
+    from browsing import launched
+
+    with launched() as browser:
+        yield browser
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """The folder of a small pretraining on digits."""

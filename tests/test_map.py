@@ -2,25 +2,17 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from browsing import opened
 from sklearn.metrics import silhouette_score
 
 from tinymae.evaluation import layout
 from tinymae.evaluation.layout import find_clusters, lay_out
 from tinymae.evaluation.map import Colouring, by_place, write_map
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("there is no Chromium", allow_module_level=True)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 # Twenty columns of fifteen images; the colour says which: red grows to the right, green downwards.
 COLUMNS, ROWS = 20, 15
 COUNT = COLUMNS * ROWS
@@ -43,28 +35,11 @@ def shown(tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(shown, browser):
     """The page opened from its file. Whatever goes wrong or asks the network fails the test."""
-    problems = []
-    context = browser.new_context(viewport={"width": 1000, "height": 700})
-    page = context.new_page()
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and problems.append(message.text))
-    page.on("request", lambda r: r.url.startswith(("file:", "data:")) or problems.append(r.url))
-    page.goto(shown.as_uri())
-    page.wait_for_selector("body[data-ready]")
-    yield page
-    context.close()
-    assert problems == []
+    with opened(browser, shown.as_uri(), allowed=("file:", "data:"), width=1000, height=700) as page:
+        yield page
 
 
 def where(page, column, row) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from browsing import opened
 from PIL import Image
 
 from tinymae import InputError, MaskedAutoencoder
@@ -17,15 +18,6 @@ from tinymae.interop.page import fetch_runtime, read_samples, write_page
 from tinymae.models.classifier import build_classifier
 
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("there is no Chromium", allow_module_level=True)
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 ROWS, COLUMNS = 4, 6
 CLASSES = ["cat", "dog", "owl"]
 
@@ -69,29 +61,13 @@ def shown(tmp_path_factory):
     return folder, model, classifier, samples
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(shown, browser):
     """The page in a browser, its model loaded. Whatever goes wrong or leaves the machine fails the test."""
-    problems = []
     with serve(shown[0] / "page") as address:
-        context = browser.new_context(viewport={"width": 1100, "height": 900})
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
-        page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(r.url))
-        page.goto(address)
-        page.wait_for_selector("body[data-ready]")
-        yield page
-        context.close()
-    assert problems == []
+        allowed = (address, "data:", "blob:")
+        with opened(browser, address, allowed=allowed, width=1100, height=900) as page:
+            yield page
 
 
 def pixels(page, canvas: str) -> np.ndarray:
