@@ -15,6 +15,11 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def to_unit(pixels: Tensor) -> Tensor:
+    """Pixels, uint8 or uint16, as floats in [0, 1]."""
+    return pixels.float() / LEVELS[pixels.dtype]
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy without waiting: from pinned memory to a GPU, whose queue would otherwise have to run dry first."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import chunks, pick
-from ..data.datasets import Dataset, require_channels, require_labels
+from ..data.datasets import Dataset, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -65,7 +65,6 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     require_channels(dataset, model.in_channels)
     look: partial[dict]
     if isinstance(model, Classifier):
-        require_labels(settings.data_name, **{settings.split: dataset})
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
         look = partial(evaluate_classifier, settings, model)
     else:

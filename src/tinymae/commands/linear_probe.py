@@ -23,8 +23,9 @@ from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import derive_seed
-from ..tensors import LEVELS
+from ..tensors import to_unit
 from ..training.run import Run
+from .features import feature_function
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
@@ -78,7 +79,7 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its predictions)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    features = extract(settings, encode_of(model, settings.pool), run, splits)
+    features = extract(settings, feature_function(model, pool=settings.pool), run, splits)
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
     scores, head, predictions = score(settings, features, splits)
@@ -94,7 +95,7 @@ def probe(
         untrained = type(model)(**model.config).to(run.accelerator.device).eval()
         choose_attention(untrained, run.accelerator.device)
         controls["untrained"] = score(
-            settings, extract(settings, encode_of(untrained, settings.pool), run, splits), splits
+            settings, extract(settings, feature_function(untrained, pool=settings.pool), run, splits), splits
         )[0]
     judged = list(splits)[-1]
     for name, row in {"pretrained": scores, **controls}.items():
@@ -110,16 +111,10 @@ def probe(
 def few_values(images: Tensor) -> Tensor:
     """Pixels (B, C, H, W) as values (B, F) in [0, 1], averaged over neighbours until they are at most VALUES."""
     channels, height, width = images.shape[1:]
-    values = images.float() / LEVELS[images.dtype]
+    values = to_unit(images)
     shrink = max(1.0, (channels * height * width / VALUES) ** 0.5)
     size = (max(1, int(height / shrink)), max(1, int(width / shrink)))
     return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
-
-
-def encode_of(model: Autoencoder, pool: str) -> Callable[[Tensor], Tensor]:
-    """Images -> features (B, F)."""
-    encode: Callable[..., Tensor] = model.encode
-    return encode if pool == "avg" else partial(encode, pool=pool)  # most families have no other
 
 
 def extract(

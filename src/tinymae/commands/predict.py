@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.datasets import require_channels, require_labels
+from ..data.datasets import require_channels
 from ..evaluation.calibration import fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
@@ -73,7 +73,6 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     source = RunSettings(data=str(settings.calibrate), data_dir=settings.data_dir)
     (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
     require_channels(dataset, model.in_channels)
-    require_labels(str(settings.calibrate), val=dataset)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
     return JoinedSplits({"val": dataset.to(accelerator.device)})
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..data.batches import Batch, count_steps, split_batch, step_batches
-from ..data.datasets import Dataset, Images, load_splits, require_labels
+from ..data.datasets import Dataset, Images, load_splits
 from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
 from ..files import digest
@@ -194,11 +194,7 @@ class LabelSettings(RunSettings):
     def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
         """Train, validation and, unless `no_test`, test. Raises InputError if one has no labels."""
         names = SPLITS[:2] if self.no_test else SPLITS
-        splits = dict(
-            zip(names, self.load(*names, image_size=image_size, channels=channels, labelled=True), strict=True)
-        )
-        require_labels(self.data_name, **splits)
-        return splits
+        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True)
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""

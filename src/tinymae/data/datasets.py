@@ -318,6 +318,8 @@ def load_splits(
             )
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
         size = 2 if source.depth == "uint16" else 1
+        if labelled and dataset.labels is None:
+            raise no_labels(source.name, split)
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
         loaded[split] = dataset.in_memory() if in_memory else dataset
     return loaded

@@ -20,13 +20,18 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) as three channels to look at: the first three, or the first as grey."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3).
 
     Of more than 3 channels the first three are shown as red, green and blue, of two the first as grey.
     """
     images = images.detach().float().cpu().clamp(0, 1)
-    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    images = as_rgb(images)
     count, _, height, width = images.shape
     rows = -(-count // columns)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
@@ -42,7 +47,7 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
     >>> thumbnails(torch.zeros(2, 1, 8, 16, dtype=torch.uint8), 4)[0, 0].tolist()
     [[128, 128, 128, 128], [0, 0, 0, 0], [0, 0, 0, 0], [128, 128, 128, 128]]
     """
-    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    images = as_rgb(images)
     scale = side / max(images.shape[2:])
     height, width = (max(1, round(scale * size)) for size in images.shape[2:])
     if (height, width) != images.shape[2:]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, first_line
 from ..files import read_json, require_types, write_tensors
-from ..tensors import LEVELS, pair
+from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
 from .losses import LOSSES, parse_loss
 
@@ -37,7 +37,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
     if images.dtype in LEVELS:
-        return (images.float() / LEVELS[images.dtype] - mean) / std
+        return (to_unit(images) - mean) / std
     if not images.is_floating_point():
         raise InputError(
             f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"

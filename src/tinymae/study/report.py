@@ -24,7 +24,7 @@ from ..evaluation.figures import tile
 from ..evaluation.metrics import map_dataset
 from ..files import read_json, read_metrics, write_atomically
 from ..interop.load import load_autoencoder
-from ..tensors import LEVELS
+from ..tensors import to_unit
 from . import charts
 from .tables import READ, TABLE, Column, format_value, summarise, tell_diverged
 
@@ -270,10 +270,7 @@ def strips(models: dict, test_set: Dataset) -> dict:
     """The same test images through every model, a line each."""
     images = test_set[torch.tensor(first_of_each_class(test_set))][0]
     shown = []
-    for name, kind, sheet in [
-        ("original", "", images.float() / LEVELS[images.dtype]),
-        *reconstructions(models, images),
-    ]:
+    for name, kind, sheet in [("original", "", to_unit(images)), *reconstructions(models, images)]:
         alt = f"{name or 'the same model'} {kind}: {len(images)} test images"
         shown.append({"name": name, "kind": kind, "alt": alt, "sheet": Sheet.of(sheet, SHOWN)})
     return {
@@ -320,7 +317,7 @@ def maps(models: dict, test_set: Dataset) -> dict | None:
         return None
     some = pick(test_set, MAPPED)
     assert some.labels is not None
-    encoders = {"raw pixels (control)": lambda images: images.flatten(1).float() / LEVELS[images.dtype]}
+    encoders = {"raw pixels (control)": lambda images: to_unit(images.flatten(1))}
     encoders |= {name: model.encode for name, model in models.items()}
     drawings = []
     for name, encode in encoders.items():
