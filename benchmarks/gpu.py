@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from timing import product_seconds, synchronise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,22 +79,9 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Measured FLOP/s of a large matrix product."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(8):
-        synchronise(device)
-        began = time.perf_counter()
-        a @ b
-        synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(product_seconds(device, dtype, size, 8))
 
 
 # ---- right numbers

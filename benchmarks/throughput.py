@@ -22,6 +22,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timing import product_seconds, synchronise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -112,23 +113,10 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     return step, model, images
 
 
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """Measured FLOP/s of a large matrix product."""
     size = 8192 if device.startswith("cuda") else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(12):
-        synchronise(device)
-        began = time.perf_counter()
-        a @ b
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(times[2:])
+    return 2 * size**3 / statistics.median(product_seconds(device, dtype, size, 12)[2:])
 
 
 def peak_memory(args: argparse.Namespace, name: str) -> int:
