@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.datasets import Dataset, require_channels
 from ..errors import InputError
+from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
 from ..models.base import Encoder
 from ..models.classifier import Classifier
@@ -152,6 +153,8 @@ def map_images(
     desc: str = "features",
 ) -> Tensor:  # fmt: skip
     """`function` of all images, (N, F) on the CPU in float32."""
-    with tqdm(total=len(images), desc=desc, unit="img", unit_scale=True, leave=False) as bar:
-        every = torch.arange(len(images))
-        return torch.cat([*map_chunks(function, images, every, accelerator, batch_size=batch_size, bar=bar)])
+    with accelerator.autocast():
+        return torch.cat([
+            map_dataset(function, part, device=accelerator.device, batch_size=batch_size, desc=desc)
+            for part in images.parts.values()
+        ])  # fmt: skip

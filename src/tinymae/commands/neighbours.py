@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.datasets import ImageDataset
 from ..data.images import read_image
 from ..data.sources.files import list_images
 from ..errors import InputError
@@ -45,10 +46,8 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, batch_size=settings.batch_size).to(accelerator.device)
-        with torch.no_grad(), accelerator.autocast():
-            asked = torch.cat(
-                [encode(part.to(accelerator.device)).float() for part in queries.split(settings.batch_size)]
-            )
+        wanted = JoinedSplits({"query": ImageDataset("query", queries, None, [])})
+        asked = map_images(encode, wanted, accelerator, batch_size=settings.batch_size, desc="queries").to(bank.device)
         cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
         results = {"images": len(images), "queries": len(queries), "k": index.shape[1]}
         table = write_table(files, images, cosines, index, run.folder / "neighbours.csv")
