@@ -16,6 +16,7 @@ from tinymae import InputError, load_dataset, pretrain
 from tinymae.data.batches import chunks, split_batch, step_batches
 from tinymae.data.datasets import ImageDataset, StreamedDataset
 from tinymae.data.images import read_image
+from tinymae.evaluation.figures import thumbnails
 
 SPLITS = ("train", "val", "test")
 
@@ -387,6 +388,11 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
     assert np.array_equal(load_dataset(values, "all").images[:, 0].numpy(), values)
     Image.fromarray(np.full((8, 8), 100, dtype=np.uint8)).save(tmp_path / "99.png")
     assert set(load_dataset(tmp_path, "all", image_size=8, channels=1).images[-1].flatten().tolist()) == {100 * 257}
+
+
+def test_sixteen_bits_are_shown_as_eight():
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(thumbnails((images.int() * 257).to(torch.uint16), 4), thumbnails(images, 4))
 
 
 def test_one_deep_image_among_others_is_refused(tmp_path):

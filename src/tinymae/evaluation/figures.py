@@ -10,6 +10,7 @@ from matplotlib.figure import Figure  # not pyplot, which chooses a backend for 
 from torch import Tensor
 
 from ..files import write_atomically
+from ..tensors import to_unit
 
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
@@ -42,12 +43,14 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def thumbnails(images: Tensor, side: int) -> Tensor:
-    """Images uint8 (N, C, H, W), scaled down or up and padded in grey to RGB squares: uint8 (N, 3, side, side).
+    """Pixels (N, C, H, W), scaled down or up and padded in grey to RGB squares: uint8 (N, 3, side, side).
 
     >>> thumbnails(torch.zeros(2, 1, 8, 16, dtype=torch.uint8), 4)[0, 0].tolist()
     [[128, 128, 128, 128], [0, 0, 0, 0], [0, 0, 0, 0], [128, 128, 128, 128]]
     """
     images = as_rgb(images)
+    if images.dtype != torch.uint8:
+        images = (255 * to_unit(images)).round().to(torch.uint8)
     scale = side / max(images.shape[2:])
     height, width = (max(1, round(scale * size)) for size in images.shape[2:])
     if (height, width) != images.shape[2:]:
