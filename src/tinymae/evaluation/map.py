@@ -62,10 +62,11 @@ def write_map(
         ],
     }  # fmt: skip
     web = resources.files(__package__).joinpath("web")
+    theme = resources.files("tinymae.interop").joinpath("web", "theme.css").read_text()
     templates = Environment(loader=PackageLoader(__package__, "web"), autoescape=True, undefined=StrictUndefined)
     page = templates.get_template("map.html").stream(
         title=title, subtitle=subtitle, count=len(order), side=side, sheets=sheets(order, images, side),
-        style=Markup(web.joinpath("map.css").read_text()), script=Markup(web.joinpath("map.js").read_text()),
+        style=Markup(theme + web.joinpath("map.css").read_text()), script=Markup(web.joinpath("map.js").read_text()),
         data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),  # a name may say </script>
     )  # fmt: skip
 
