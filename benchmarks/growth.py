@@ -82,18 +82,19 @@ def measure(
     def end_to_end(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
         images = random_flip(padded_crop(batch.images, draws, 4), draws)
         mask = random_mask(batch_size, model.num_patches, 0.75, draws.generator)
-        return learner(images, mask=mask[draws.cpu_positions])
+        return {"images": images, "mask": mask[draws.cpu_positions]}
 
     fixed_mask = random_mask(batch_size, model.num_patches, 0.75)
 
     def step_alone(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        return learner(batch.images, mask=fixed_mask)
+        return {"images": batch.images, "mask": fixed_mask}
 
     schedule = Schedule(peak=1e-4, last_step=10**9, warmup=0.0)
     loop = train_steps(
         learner,
         optimizer,
         step_alone if alone else end_to_end,
+        learner,
         batches,
         accelerator=accelerator,
         schedule=schedule,

@@ -70,12 +70,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
     forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", pretrain.augment)
 
-    def compute_losses(batch, draws):
+    def draw_inputs(batch, draws):
         drawn = draw(draws)
         drawn["mask"] = drawn["mask"][:2]
         draws.positions, draws.whole = FEW, False
-        images = augment(settings, settings.phases[0], batch.images[:2], draws)
-        return forward(images, **drawn)
+        return {"images": augment(settings, settings.phases[0], batch.images[:2], draws)} | drawn
 
     loop.Draws = timed("draws", loop.Draws)
     optimizer.step = timed("optimizer", optimizer.step)
@@ -90,7 +89,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     )  # fmt: skip
     next_batch, warm = timed("batches", lambda: next(batches)), 10
     states = loop.train_steps(
-        learner, optimizer, compute_losses, iter(next_batch, None), accelerator=accelerator, clock=Stopwatch(),
+        learner, optimizer, draw_inputs, forward, iter(next_batch, None), accelerator=accelerator, clock=Stopwatch(),
         schedule=loop.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), batch_size=args.batch_size, seed=0,
     )  # fmt: skip
     for _ in range(warm):

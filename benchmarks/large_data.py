@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +109,11 @@ def run_child(args: argparse.Namespace) -> None:
         train_set, batch_size=BATCH_SIZE, parts=parts[args.rank : args.rank + 1], seed=0, device="cpu"
     )
 
-    def compute_losses(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
-        return learner(random_flip(padded_crop(batch.images, draws, 1), draws), **model.draw(draws))
+    def draw_inputs(batch: Batch, draws: Draws) -> dict[str, Any]:
+        return {"images": random_flip(padded_crop(batch.images, draws, 1), draws)} | model.draw(draws)
 
     loop = train_steps(
-        learner, optimizer, compute_losses, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
+        learner, optimizer, draw_inputs, learner, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
         schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0), clock=Stopwatch(),
     )  # fmt: skip
     next(loop)

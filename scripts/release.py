@@ -51,7 +51,7 @@ from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import digest, read_json, read_metrics, read_tensors, write_json
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier
-from tinymae.models.drops import draw_drops, find_drops
+from tinymae.models.drops import draw_drops, find_drops, set_drops
 from tinymae.models.vit import choose_attention
 from tinymae.models.weights import halve
 from tinymae.randomness import Draws
@@ -312,7 +312,8 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     classifier = build_classifier(autoencoder, classes=["a", "b"], patch_drop=patch_drop).train()
     for model in (autoencoder, classifier):
         choose_attention(model, "cpu")  # the counter does not see into the fused kernel
-    draw_drops(find_drops(classifier), Draws(0, 0, 1, torch.arange(1), "cpu"))
+    drops = find_drops(classifier)
+    set_drops(drops, draw_drops(drops, Draws(0, 0, 1, torch.arange(1), "cpu")))
     images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size, dtype=torch.uint8)
     counts = {}
     losses = {

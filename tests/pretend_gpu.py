@@ -134,7 +134,11 @@ class Ops(TorchDispatchMode):
         unsized = name == "repeat_interleave" and "output_size" not in kwargs and func._overloadname != "self_int"
         if on_gpu and not self.gpu.quiet and (name in WAITS or unsized):
             self.log.wait(name)
+        if self.gpu.recording is not None:
+            self.gpu.recording.keep_what_changes(func, args, kwargs)
         result = func(*args, **kwargs)
+        if self.gpu.recording is not None:
+            self.gpu.recording.calls.append((func, args, kwargs, result))
         if on_gpu and name not in ("copy_", "_foreach_copy_"):
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
@@ -160,6 +164,41 @@ class Ops(TorchDispatchMode):
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
                 f"(aten.{name} of {shapes})"
             )
+
+
+class PretendGraph:
+    """A CUDA graph: the operations of its recording, again, on the same memory. What Python did is not done again."""
+
+    def __init__(self, gpu: "PretendGPU"):
+        self.gpu = gpu
+        self.calls: list[tuple] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}  # memory that the recording changed, and what was in it
+
+    def keep_what_changes(self, func, args, kwargs) -> None:
+        """A recording computes nothing, so what it changes here is put back at its end."""
+        for number, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[number] if number < len(args) else kwargs.get(argument.name)
+                for tensor in tree_leaves(value):
+                    memory = tensor.untyped_storage()
+                    if memory.data_ptr() not in self.before:
+                        with _disable_current_modes():
+                            self.before[memory.data_ptr()] = memory, memory.clone()
+
+    def put_back(self) -> None:
+        with _disable_current_modes():
+            for memory, values in self.before.values():
+                memory.copy_(values)
+
+    def replay(self) -> None:
+        self.gpu.replays += 1
+        with _disable_current_modes(), torch.no_grad():
+            for func, args, kwargs, results in self.calls:
+                again = func(*args, **kwargs)
+                if not is_view(func):
+                    for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                            old.detach().copy_(new)
 
 
 class Crossing(torch.autograd.Function):
@@ -191,6 +230,8 @@ class PretendGPU(TorchFunctionMode):
         self.context = False  # whether what is made now is made on the GPU
         self.quiet = self.depth = 0
         self.on_their_way: list[tuple[Tensor, Tensor]] = []  # copies to the host whose values are not there yet
+        self.recording: PretendGraph | None = None
+        self.replays = 0
         self.ops = Ops(self)
 
     # ---- entering
@@ -253,6 +294,19 @@ class PretendGPU(TorchFunctionMode):
                         host.copy_(values)
                 self.copies = []
 
+        @contextlib.contextmanager
+        def record(graph: PretendGraph, **_):
+            gpu.recording = graph
+            waits = sum(gpu.log.waits.values())
+            try:
+                yield
+            finally:
+                gpu.recording = None
+            graph.put_back()
+            if sum(gpu.log.waits.values()) > waits:
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+        stream = types.SimpleNamespace(wait_stream=lambda other: None)
         properties = types.SimpleNamespace(
             name="pretend GPU", L2_cache_size=50 << 20, multi_processor_count=132, major=9, minor=0
         )
@@ -261,6 +315,11 @@ class PretendGPU(TorchFunctionMode):
         yield mock.patch.object(torch, "Generator", PretendGenerator)
         for name, answer in {
             "Event": Event,
+            "CUDAGraph": lambda: PretendGraph(gpu),
+            "graph": record,
+            "Stream": lambda *a, **k: stream,
+            "current_stream": lambda *a, **k: stream,
+            "stream": lambda *a, **k: contextlib.nullcontext(),
             "is_bf16_supported": lambda *a, **k: True,
             "get_device_name": lambda *a, **k: "pretend GPU",
             "manual_seed": lambda seed: None,

@@ -211,7 +211,7 @@ def test_kl_is_torchs_own(images):
 
 def test_beta_rises_from_zero():
     model = build("vae", beta=4.0, kl_warmup_steps=10)
-    betas = [model.draw(Draws(0, step, 2, torch.arange(2), "cpu"))["beta"] for step in (0, 5, 10, 99)]
+    betas = [model.draw(Draws(0, step, 2, torch.arange(2), "cpu"))["beta"].item() for step in (0, 5, 10, 99)]
     assert betas == [0, 2, 4, 4]
 
 

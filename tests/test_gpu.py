@@ -5,13 +5,14 @@ from functools import partial
 import pytest
 import torch
 from pretend_gpu import PretendGPU
-from running import FEW, QUICK, TWO_PHASES
+from running import FEW, QUICK, TWO_PHASES, metrics
 
 import tinymae
-from tinymae import MaskedAutoencoder
+from tinymae import InputError, MaskedAutoencoder
 from tinymae.commands import finetune, linear_probe, pretrain
 from tinymae.evaluation import probes
 from tinymae.models import mae, masked
+from tinymae.training.cuda_graph import WARM_UP, GraphedStep
 from tinymae.training.numbers import Parcel, StepNumbers
 from tinymae.training.progress import Diverged
 
@@ -70,6 +71,60 @@ def test_no_step_of_pretraining_waits_for_the_device(gpu, tmp_path, name):
     run = tinymae.pretrain(**PRETRAININGS[name], output_dir=tmp_path)
     assert run.results["steps"] >= 8
     require_no_waits(gpu)
+
+
+GRAPHS = {
+    name: PRETRAININGS[name] | {"gradient_accumulation_steps": 1, "gradient_checkpointing": False}
+    for name in ("mae", "mae in bf16", "conv_ae", "vae", "vqvae", "masked_conv")
+}
+GRAPHS |= {
+    "adamw": GRAPHS["mae"] | {"optimizer": "adamw"},
+    "contrast": PRETRAININGS["contrast"] | {"epochs": 9, "contrast_epochs": 7},
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_pretraining_by_cuda_graph_is_the_same(gpu, tmp_path, name):
+    require_same_by_graph(gpu, tinymae.pretrain, GRAPHS[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FINETUNINGS, "unlabelled"])
+def test_a_finetuning_by_cuda_graph_is_the_same(gpu, tmp_path, name):
+    unlabelled = FINETUNINGS["finetune"] | {"unlabelled": 1, "epochs": 4, "ema_decay": 0.9, "unlabelled_threshold": 0.1}
+    settings = unlabelled if name == "unlabelled" else FINETUNINGS[name]
+    require_same_by_graph(gpu, tinymae.finetune, settings, tmp_path)
+
+
+def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder) -> None:
+    plain, graph = (
+        command(**settings, cuda_graph=chosen, output_dir=folder / str(chosen)) for chosen in (False, True)
+    )
+    assert gpu.replays >= graph.results["steps"] - 2 * WARM_UP > 0
+    require_no_waits(gpu)
+    losses = [[row["loss"] for row in metrics(run.folder) if "loss" in row] for run in (plain, graph)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(set(losses[0])) >= 4
+    weights = plain.model.state_dict()
+    for key, tensor in graph.model.state_dict().items():
+        torch.testing.assert_close(tensor.cpu(), weights[key].cpu(), atol=1e-4, rtol=0)
+
+
+def test_a_cuda_graph_of_what_the_host_changes_is_refused(gpu):
+    step = GraphedStep(lambda inputs: {"loss": inputs["images"].sum() * inputs["count"]}, torch.device("cuda"))
+    images = torch.ones(2, 3, device="cuda")
+    assert [float(step({"images": images * k, "count": 2})["loss"]) for k in range(6)] == [12 * k for k in range(6)]
+    with pytest.raises(RuntimeError, match="changed from 2 to 3"):
+        step({"images": images, "count": 3})
+    with pytest.raises(RuntimeError, match=r"\(2, 3\) to \(4, 3\)"):
+        step({"images": torch.ones(4, 3, device="cuda"), "count": 2})
+
+
+@pytest.mark.parametrize(
+    "own, missing",
+    [({}, "a GPU"), ({"gradient_accumulation_steps": 2}, "a GPU and gradient_accumulation_steps 1")],
+)
+def test_what_a_cuda_graph_needs(tmp_path, own, missing):
+    with pytest.raises(InputError, match=f"cuda_graph needs {missing}.*leave cuda_graph out"):
+        tinymae.pretrain(**QUICK | own, cuda_graph=True, output_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", FINETUNINGS)

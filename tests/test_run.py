@@ -1,6 +1,7 @@
 """A run gives back what it took, however it ends; and nothing that is not finite is saved."""
 
 import gc
+import itertools
 import json
 import signal
 import threading
@@ -15,6 +16,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.commands import finetune, pretrain
 from tinymae.files import lock_folder
+from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.training import run as run_module
 from tinymae.training.progress import Diverged, Stopped
 from tinymae.training.run import Run
@@ -34,15 +36,22 @@ def handlers_are_as_before():
 
 def plant(monkeypatch, step: int, act) -> None:
     """Have pretraining do something to the loss of this step, before its backward pass."""
-    compute = pretrain.compute_losses
+    draw_inputs, now = pretrain.draw_inputs, []
 
-    def planted(*arguments):
-        losses = compute(*arguments)
-        if arguments[-1].step == step - 1:
-            act(losses)
-        return losses
+    def noted(*arguments):
+        now[:] = [arguments[-1].step]
+        return draw_inputs(*arguments)
 
-    monkeypatch.setattr(pretrain, "compute_losses", planted)
+    monkeypatch.setattr(pretrain, "draw_inputs", noted)
+    for learner in (ReconstructionLearner, ContrastiveLearner):
+
+        def planted(self, *arguments, forward=learner.forward, **keywords):
+            losses = forward(self, *arguments, **keywords)
+            if now == [step - 1]:
+                act(losses)
+            return losses
+
+        monkeypatch.setattr(learner, "forward", planted)
 
 
 def spoil_gradient(losses) -> None:
@@ -103,12 +112,12 @@ def test_fine_tuning_that_diverges_saves_nothing(tmp_path, monkeypatch):
 def spoilt(create):
     """Losses whose gradient is no number in step 4."""
 
-    def create_spoilt(*arguments):
-        compute = create(*arguments)
+    def create_spoilt(*arguments, **keywords):
+        compute, steps = create(*arguments, **keywords), itertools.count()
 
-        def compute_losses(batch, draws):
-            losses = compute(batch, draws)
-            if draws.step == 3:
+        def compute_losses(**inputs):
+            losses = compute(**inputs)
+            if next(steps) == 3:
                 spoil_gradient(losses)
             return losses
 
@@ -212,14 +221,14 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
 
 
 def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(tmp_path, monkeypatch):
-    losses = pretrain.compute_losses
+    draw_inputs = pretrain.draw_inputs
 
-    def fail(settings, phase, model, learner, batch, draws):
+    def fail(settings, phase, model, batch, draws):
         if draws.step == 3 and not settings.gradient_checkpointing:
             torch.empty(1 << 60)  # what a CPU without the memory says
-        return losses(settings, phase, model, learner, batch, draws)
+        return draw_inputs(settings, phase, model, batch, draws)
 
-    monkeypatch.setattr(pretrain, "compute_losses", fail)
+    monkeypatch.setattr(pretrain, "draw_inputs", fail)
     with pytest.raises(
         InputError, match="memory ran out with batch_size 16: repeat .* --gradient-checkpointing"
     ) as error:

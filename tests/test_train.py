@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
 from tinymae.models.contrast import ReconstructionLearner
-from tinymae.models.drops import draw_drops, find_drops, use_sample_drop_path, use_sample_patch_drop
+from tinymae.models.drops import draw_drops, find_drops, set_drops, use_sample_drop_path, use_sample_patch_drop
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
@@ -48,15 +48,18 @@ def run_steps(
 
     steps = itertools.count(step)
 
-    def compute_losses(batch, draws):
+    def draw_inputs(batch, draws):
         mask = random_mask(64, 16, 0.75, draws.generator)[draws.cpu_positions]
-        loss = model(batch.images, mask).loss
+        return {"images": batch.images, "mask": mask}
+
+    def compute_losses(images, mask):
+        loss = model(images, mask).loss
         return {"loss": loss * 1e38 if next(steps) == overflow_at else loss}
 
     schedule = Schedule(peak=1e-3, last_step=40, warmup=0.1)
     loop = train_steps(
-        model, optimizer, compute_losses, batches, accelerator=accelerator, schedule=schedule, clock=Stopwatch(),
-        batch_size=64, seed=1, start_step=step,
+        model, optimizer, draw_inputs, compute_losses, batches, accelerator=accelerator, schedule=schedule,
+        clock=Stopwatch(), batch_size=64, seed=1, start_step=step,
     )  # fmt: skip
     losses, skipped = [], []
     for state in loop:
@@ -159,9 +162,9 @@ def test_training_ends_when_its_minutes_are_over():
     model, optimizer = accelerator.prepare(parameter, create_optimizer("adamw", groups, betas=(0.9, 0.95)))
     batches = step_batches(load_dataset("digits"), batch_size=8, parts=split_batch(8, 1), seed=1, device="cpu")
     steps = train_steps(
-        model, optimizer, lambda batch, _: {"loss": model(batch.images.flatten(1) / 255).square().mean()}, batches,
-        accelerator=accelerator, schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)),
-        clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
+        model, optimizer, lambda batch, _: {"images": batch.images.flatten(1) / 255},
+        lambda images: {"loss": model(images).square().mean()}, batches, accelerator=accelerator,
+        schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)), clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
     )  # fmt: skip
     rates = [state.learning_rate for state in steps]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.905, 0.655, 0.345, 0.095], abs=1e-3)
@@ -196,14 +199,19 @@ def test_layer_decay_scales_each_layer():
     assert scale[id(vit.patch_embed.proj.weight)] == blocks[0] / 2
 
 
+def decide_drops(vit, draws: Draws) -> None:
+    layers = find_drops(vit)
+    set_drops(layers, draw_drops(layers, draws))
+
+
 def test_drop_path_is_drawn_for_the_global_batch():
     vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, drop_path_rate=0.5))
     vit.train()
     images = torch.randn(16, 3, 8, 8)
-    draw_drops(find_drops(vit), Draws(0, 3, 16, torch.arange(16), "cpu"))
+    decide_drops(vit, Draws(0, 3, 16, torch.arange(16), "cpu"))
     whole = vit(images)
     part = torch.tensor([1, 14, 7])
-    draw_drops(find_drops(vit), Draws(0, 3, 16, part, "cpu"))
+    decide_drops(vit, Draws(0, 3, 16, part, "cpu"))
     torch.testing.assert_close(vit(images[part]), whole[part], atol=1e-5, rtol=0)
     assert not torch.allclose(whole, vit.eval()(images), atol=1e-3)
 
@@ -212,12 +220,12 @@ def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2)
     use_sample_patch_drop(vit, 0.75).train()
     images, seen = torch.randn(16, 3, 16, 16), {}
-    draw_drops(find_drops(vit), Draws(0, 3, 16, torch.arange(16), "cpu"))
+    decide_drops(vit, Draws(0, 3, 16, torch.arange(16), "cpu"))
     whole = vit.forward_features(images)
     assert whole.shape == (16, 1 + 4, 192)
     for image in range(16):  # what each image's output depends on: its own four patches
         leaf = images[image : image + 1].clone().requires_grad_()
-        draw_drops(find_drops(vit), Draws(0, 3, 16, torch.tensor([image]), "cpu"))
+        decide_drops(vit, Draws(0, 3, 16, torch.tensor([image]), "cpu"))
         part = vit.forward_features(leaf)
         torch.testing.assert_close(part[0], whole[image], atol=1e-5, rtol=0)
         part.square().sum().backward()
@@ -231,7 +239,7 @@ def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
 def test_drop_path_keeps_the_mean():
     vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", depth=3, drop_path_rate=0.4))
     count = 20_000
-    draw_drops(find_drops(vit), Draws(0, 0, count, torch.arange(count), "cpu"))
+    decide_drops(vit, Draws(0, 0, count, torch.arange(count), "cpu"))
     for block in list(vit.blocks)[1:]:
         keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
         assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]

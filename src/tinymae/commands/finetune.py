@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ def train(
     saved = run.load_checkpoint()
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
-    compute_losses = create_losses(settings, prepared, model, judged, accelerator)
+    mix = create_mixing(settings, model)
+    draw_inputs = partial(prepare_inputs, settings, model, mix)
+    compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
 
     def validate() -> float:
         assert val_set.labels is not None
@@ -196,9 +199,9 @@ def train(
         stretch = Stretch(schedule, steps_per_epoch, stage.batch_size)
         run.start(stretch, step=step)
         for state in train_steps(
-            prepared, optimizer, compute_losses, stage.batches(start_step=step), accelerator=accelerator,
+            prepared, optimizer, draw_inputs, compute_losses, stage.batches(start_step=step), accelerator=accelerator,
             schedule=schedule, clock=run.clock, batch_size=stage.batch_size, seed=settings.seed, start_step=step,
-            until=stage.until, clip_grad=settings.clip_grad, ema=ema,
+            until=stage.until, clip_grad=settings.clip_grad, ema=ema, cuda_graph=settings.cuda_graph,
         ):  # fmt: skip
             step = state.step
             if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
@@ -227,32 +230,49 @@ def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dat
     return {f"accuracy_{split}": result, "confusion_matrix": matrix.tolist()}
 
 
-def create_losses(
-    settings: FinetuneSettings, prepared: nn.Module, model: Classifier, teacher: Classifier, accelerator: Accelerator
-) -> Callable[[Batch, Draws], dict[str, Tensor]]:
-    """Losses of one micro-batch: augmentation, mixing, cross-entropy; and that with the teacher's labels."""
-    mix = None
-    if settings.mixup or settings.cutmix:
-        mix = Mixup(
-            settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=len(model.classes)
-        )
-    criterion = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None:
+    """timm's mixup and cutmix, which make soft targets of labels."""
+    if not (settings.mixup or settings.cutmix):
+        return None
+    return Mixup(
+        settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=len(model.classes)
+    )
 
-    def compute_losses(batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        assert batch.labels is not None
-        shown, targets = shift(settings, batch.images, draws), batch.labels
-        images = model.normalise(distort(settings, shown, draws))
-        if mix:
-            images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
+
+def prepare_inputs(
+    settings: FinetuneSettings, model: Classifier, mix: Mixup | None, batch: Batch, draws: Draws
+) -> dict[str, Tensor]:
+    """What a micro-batch's losses need: images augmented and mixed, and their targets; and for those without labels
+    what the teacher sees of them, and their classes if these are known.
+    """
+    assert batch.labels is not None
+    shown, targets = shift(settings, batch.images, draws), batch.labels
+    images = model.normalise(distort(settings, shown, draws))
+    if mix:
+        images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
+    inputs = {"images": images, "targets": targets}
+    if isinstance(batch, MixedBatch):
+        inputs["shown"] = shown[len(targets) :]
+        inputs |= {} if batch.known is None else {"known": batch.known}
+    return inputs
+
+
+def create_losses(
+    settings: FinetuneSettings, prepared: nn.Module, teacher: Classifier, accelerator: Accelerator, *, soft: bool
+) -> Callable[..., dict[str, Tensor]]:
+    """Losses of one micro-batch: cross-entropy, with targets that may be `soft`; and that with the teacher's labels."""
+    criterion = SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+
+    def compute_losses(
+        images: Tensor, targets: Tensor, shown: Tensor | None = None, known: Tensor | None = None
+    ) -> dict[str, Tensor]:
         logits = prepared(images).float()
         loss = criterion(logits[: len(targets)], targets)
-        if not isinstance(batch, MixedBatch):
+        if shown is None:
             return {"loss": loss}
         with torch.no_grad(), accelerator.autocast():
-            expected = teacher(shown[len(targets) :]).float()
-        found = unlabelled_losses(
-            logits[len(targets) :], expected, batch.known, threshold=settings.unlabelled_threshold
-        )  # fmt: skip
+            expected = teacher(shown).float()
+        found = unlabelled_losses(logits[len(targets) :], expected, known, threshold=settings.unlabelled_threshold)
         total = loss + settings.unlabelled_weight * found["unlabelled_loss"]
         return {"loss": total, "labelled_loss": loss} | found
 

@@ -256,10 +256,10 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         if step == 0:
             look(0)
         for state in train_steps(
-            prepared, optimizer, partial(compute_losses, settings, phase, model, prepared),
+            prepared, optimizer, partial(draw_inputs, settings, phase, model), prepared,
             part.batches(start_step=step - stretch.schedule.first_step), accelerator=accelerator,
             schedule=stretch.schedule, clock=run.clock, batch_size=phase.batch_size, seed=settings.seed,
-            start_step=step, clip_grad=settings.clip_grad,
+            start_step=step, clip_grad=settings.clip_grad, cuda_graph=settings.cuda_graph,
         ):  # fmt: skip
             step = state.step
             model.after_step(accelerator, seeded(settings.seed, "after step", step))
@@ -279,17 +279,17 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
     return {"epochs": parts[-1].stretch.epoch(step), "steps": step, "minutes": run.clock.minutes} | look(step)
 
 
-def compute_losses(
-    settings: PretrainSettings, phase: Phase, model: Autoencoder, learner: nn.Module, batch: Batch, draws: Draws
-) -> dict[str, Tensor]:
-    """Losses of one micro-batch: each view has its own augmentation and its own mask."""
+def draw_inputs(
+    settings: PretrainSettings, phase: Phase, model: Autoencoder, batch: Batch, draws: Draws
+) -> dict[str, Any]:
+    """What the learner is given of a micro-batch: each view has its own augmentation and its own mask."""
     if phase.views == 1:
-        return learner(augment(settings, phase, batch.images, draws), **model.draw(draws))
+        return {"images": augment(settings, phase, batch.images, draws)} | model.draw(draws)
     views, drawn = zip(
         *((augment(settings, phase, batch.images, draws), model.draw(draws)) for _ in range(phase.views)), strict=True
     )
     masks = torch.cat([one["mask"] for one in drawn])
-    return learner(torch.cat(views), masks, num_hidden=drawn[0]["num_hidden"])
+    return {"images": torch.cat(views), "mask": masks, "num_hidden": drawn[0]["num_hidden"]}
 
 
 def augment(settings: PretrainSettings, phase: Phase, images: Tensor, draws: Draws) -> Tensor:

@@ -225,6 +225,7 @@ class TrainingSettings(RunSettings):
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
     gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
     compile: bool = setting(False, "torch.compile the model")
+    cuda_graph: bool = setting(False, "launch each step as one CUDA graph: for small models on one GPU")
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
     num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
     log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
@@ -237,12 +238,28 @@ class TrainingSettings(RunSettings):
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
         require_installed(self.log_with)
+        self.check_cuda_graph()
         settled = super().resolve()
         if self.warmup_epochs is None:
             return replace(settled, warmup_epochs=WARMUP * self.epochs)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(f"warmup_epochs {self.warmup_epochs:g} is not within 0 and the {self.epochs} epochs")
         return settled
+
+    def check_cuda_graph(self) -> None:
+        """Raises InputError for settings that a CUDA graph does not go with."""
+        if not self.cuda_graph:
+            return
+        state = PartialState()
+        obstacles = {
+            "a GPU": state.device.type != "cuda",
+            "one process": state.num_processes > 1,
+            "gradient_accumulation_steps 1": self.gradient_accumulation_steps > 1,
+            "mixed_precision bf16 or no": self.mixed_precision == "fp16",
+            "no gradient_checkpointing": self.gradient_checkpointing,
+        }
+        if missing := [name for name, found in obstacles.items() if found]:
+            raise InputError(f"cuda_graph needs {' and '.join(missing)}: leave cuda_graph out")
 
     def create_accelerator(self) -> Accelerator:
         """Accelerate, with the run's precision and gradient accumulation."""

@@ -192,9 +192,10 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
     def draw(self, draws) -> dict[str, Any]:
         """The noise of the reparameterisation trick, and beta during its warm-up."""
         reached = min(1.0, draws.step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
-        return {"noise": draws.normal(self.num_features), "beta": self.beta * reached}
+        beta = torch.full((), self.beta * reached, device=draws.device)
+        return {"noise": draws.normal(self.num_features), "beta": beta}
 
-    def forward(self, images: Tensor, noise: Tensor | None = None, beta: float | None = None) -> AutoencoderOutput:
+    def forward(self, images: Tensor, noise: Tensor | None = None, beta: Tensor | None = None) -> AutoencoderOutput:
         """One training pass; `noise` (B, latent_dim), standard normal, is drawn from torch's state if not given."""
         images = self.normalise(images)
         mean, log_variance = self.encode_distribution(images)

@@ -16,8 +16,12 @@ class SampleDropPath(DropPath):
 
     keep: Tensor  # (B,), 0 or 1 / keep_prob
 
+    def __init__(self, drop_prob: float, scale_by_keep: bool):
+        super().__init__(drop_prob, scale_by_keep)
+        self.drops = drop_prob > 0  # the number itself would make each block a case of its own for the compiler
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
+        if not self.training or not self.drops:
             return x
         return x * self.keep.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
@@ -63,15 +67,24 @@ def find_drops(model: nn.Module) -> list[SampleDropPath | SamplePatchDropout]:
     return [module for module in model.modules() if isinstance(module, SampleDropPath | SamplePatchDropout)]
 
 
-def draw_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], draws: Draws) -> None:
-    """Decide, for one step, which samples skip which residual branch, and which patches of each are left out."""
+def draw_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], draws: Draws) -> list[Tensor]:
+    """Decide, for one step, which samples skip which residual branch, and which patches of each are left out: for each
+    layer what `set_drops` gives it.
+    """
     if paths := [layer for layer in layers if isinstance(layer, SampleDropPath)]:
         probs = tuple(1 - layer.drop_prob for layer in paths)
         scales = tuple(p if layer.scale_by_keep and p > 0 else 1.0 for layer, p in zip(paths, probs, strict=True))
         keep_prob, scale = constant((probs, scales), draws.device).unbind(0)
-        keep = (draws.uniform(len(paths)) < keep_prob).float() / scale  # (B, layers)
-        for layer, kept in zip(paths, keep.unbind(1), strict=True):
-            layer.keep = kept
-    for layer in layers:
-        if isinstance(layer, SamplePatchDropout):
-            layer.chances = draws.uniform(layer.num_patches)
+        kept = iter(((draws.uniform(len(paths)) < keep_prob).float() / scale).unbind(1))
+    return [
+        next(kept) if isinstance(layer, SampleDropPath) else draws.uniform(layer.num_patches) for layer in layers
+    ]  # fmt: skip
+
+
+def set_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], drawn: Sequence[Tensor]) -> None:
+    """Let the layers of a model drop what `draw_drops` decided."""
+    for layer, values in zip(layers, drawn, strict=True):
+        if isinstance(layer, SampleDropPath):
+            layer.keep = values
+        else:
+            layer.chances = values

@@ -25,6 +25,7 @@ from .vit import (
     MAX_DEPTH,
     TIMM_POOLS,
     ViTEncoder,
+    compile_blocks,
     create_vit,
     dense_features,
     encode_layers,
@@ -283,8 +284,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place: a copy of the model is not compiled."""
-        self.encoder.blocks.compile()
-        self.decoder_blocks.compile()
+        compile_blocks(self.encoder.blocks)
+        compile_blocks(self.decoder_blocks)
 
     def save_memory(self) -> None:
         """Compute the blocks' activations again in the backward pass."""

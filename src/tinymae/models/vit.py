@@ -48,7 +48,7 @@ class ViTEncoder(Encoder):
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place."""
-        self.vit.blocks.compile()
+        compile_blocks(self.vit.blocks)
 
     def save_memory(self) -> None:
         """Compute the blocks' activations again in the backward pass."""
@@ -163,6 +163,12 @@ def describe(vit: VisionTransformer) -> dict:
         "depth": len(vit.blocks),
         "num_heads": next(module.num_heads for module in vit.blocks.modules() if hasattr(module, "num_heads")),
     }
+
+
+def compile_blocks(blocks: nn.Sequential) -> None:
+    """`torch.compile` each of equal blocks, in place: the first one's code serves all, which together take longer."""
+    for block in blocks:
+        block.compile()
 
 
 def choose_attention(model: nn.Module, device: torch.device | str) -> None:

@@ -30,7 +30,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("counts", torch.ones(codebook_size))  # moving average of how often each code is used
         self.register_buffer("sums", self.codes.clone())  # and of the sum of the vectors it stood for
         self.register_buffer("place_counts", torch.ones(positions, codebook_size))  # where, for `sample`
-        self.seen: list[Tensor] = []  # no buffers: DistributedDataParallel would overwrite them
+        self.seen: Tensor | None = None  # no buffer: DistributedDataParallel would overwrite it
 
     def forward(self, vectors: Tensor, *, learn: bool = False) -> tuple[Tensor, Tensor]:
         """Vectors (B, N, D) -> the nearest codes (B, N, D) and their indices (B, N), in float32.
@@ -45,16 +45,22 @@ class VectorQuantizer(nn.Module):
                 # A product with one-hot rows, since scattered additions have no fixed order on a GPU.
                 chosen = nn.functional.one_hot(indices, len(self.codes)).float()  # (B, N, K)
                 sums = chosen.flatten(0, 1).T @ vectors.flatten(0, 1)
-                self.seen.append(torch.cat([chosen.sum(dim=0), sums.T]))  # (N + D, K)
+                self.see(torch.cat([chosen.sum(dim=0), sums.T]))  # (N + D, K)
             return given + (self.codes[indices] - vectors), indices
+
+    def see(self, sums: Tensor) -> None:
+        """Add to what the next update applies, in place: a CUDA graph does again what it did to memory, nothing else."""
+        if self.seen is None:
+            self.seen = torch.zeros_like(sums)
+        self.seen.add_(sums)
 
     @torch.no_grad()
     def update(self, accelerator, generator: torch.Generator) -> None:
         """Move the averages and the codes by what was seen since the last update, on all processes alike."""
-        if not self.seen:
+        if self.seen is None:
             return
-        seen = accelerator.reduce(torch.stack(self.seen).sum(dim=0), "sum")
-        self.seen.clear()
+        seen = accelerator.reduce(self.seen.clone(), "sum")
+        self.seen.zero_()
         places, sums = seen.split([len(self.place_counts), self.codes.shape[1]])  # (N, K), (D, K)
         self.place_counts.lerp_(places, 1 - self.decay)
         self.counts.lerp_(places.sum(dim=0), 1 - self.decay)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ..data.batches import Batch
-from ..models.drops import draw_drops, find_drops
+from ..models.drops import draw_drops, find_drops, set_drops
 from ..randomness import Draws
 from .clock import Stopwatch
+from .cuda_graph import GraphedStep
 from .muon import Muon
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
@@ -101,7 +103,8 @@ class TrainStep:
 def train_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    compute_losses: Callable[[Batch, Draws], dict[str, Tensor]],
+    draw_inputs: Callable[[Batch, Draws], dict[str, Any]],
+    compute_losses: Callable[..., dict[str, Tensor]],
     batches: Iterator[list[Batch]],
     *,
     accelerator: Accelerator,
@@ -113,24 +116,42 @@ def train_steps(
     until: float = 1.0,
     clip_grad: float | None = None,
     ema: ModelEmaV3 | None = None,
+    cuda_graph: bool = False,
 ) -> Iterator[TrainStep]:
     """Train until the schedule's progress is `until`: by default to its end. Yields after each optimiser update.
 
     `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
-    `compute_losses` of one gives at least its "loss".
+    `draw_inputs` makes of one what `compute_losses` takes as keywords, which gives at least its "loss".
     Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
-    exactly as if nothing had stopped.
+    exactly as if nothing had stopped. With `cuda_graph`, all after the draws is launched at once: one micro-batch a
+    step, on one GPU.
     """
     bare_model = accelerator.unwrap_model(model)
     modules, parameters, drops = list(bare_model.modules()), list(model.parameters()), find_drops(bare_model)
+
+    def update(inputs: dict[str, Any], drawn: list[Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Losses of a micro-batch; at the step's last one the optimiser's update and the gradient's norm."""
+        grad_norm = None
+        set_drops(drops, drawn)
+        with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
+            found = compute_losses(**inputs)
+            accelerator.backward(found["loss"])
+            if accelerator.sync_gradients:
+                grad_norm = clip_gradients(accelerator, parameters, clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: value.detach() for name, value in found.items()}, grad_norm
+
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = learning_rate_on(accelerator.device if cuda_graph else None), cuda_graph
+    run_update = GraphedStep(update, accelerator.device) if cuda_graph else update
     for step, micro_batches in enumerate(batches, start_step):
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
         if progress >= until:
             return
         learning_rate = schedule.learning_rate(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        set_learning_rate(optimizer, learning_rate)
 
         if not all(module.training for module in modules):  # after an evaluation
             model.train()
@@ -138,15 +159,10 @@ def train_steps(
         for batch in micro_batches:
             draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
             draws.seed_global_state()
-            draw_drops(drops, draws)
-            with accelerator.accumulate(model):  # gradients are summed until the step's last micro-batch
-                found = compute_losses(batch, draws)
-                accelerator.backward(found["loss"])
-                if accelerator.sync_gradients:
-                    grad_norm = clip_gradients(accelerator, parameters, clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append({name: value.detach() for name, value in found.items()})
+            drawn = draw_drops(drops, draws)
+            found, grad_norm = run_update(draw_inputs(batch, draws), drawn)
+            losses.append(found)
+        assert grad_norm is not None  # of the last micro-batch
         # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
         if ema is not None and (accelerator.scaler is None or math.isfinite(grad_norm)):
             ema.update(bare_model, step + 1)
@@ -154,6 +170,21 @@ def train_steps(
         if len(losses) > 1:
             means = {name: torch.stack([part[name] for part in losses]).mean() for name in means}
         yield TrainStep(step + 1, progress, learning_rate, means, grad_norm)
+
+
+def learning_rate_on(device: torch.device | None) -> float | Tensor:
+    """A place for a learning rate: on a device, where a CUDA graph can read it, or as a plain number."""
+    return 0.0 if device is None else torch.zeros((), device=device)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give it to all groups, each by its scale."""
+    for group in optimizer.param_groups:
+        scaled = learning_rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 def clip_gradients(accelerator: Accelerator, parameters: Sequence[Tensor], largest: float | None) -> Tensor:

@@ -93,8 +93,12 @@ class Muon(torch.optim.Optimizer):
         momentum = members[0][1]["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = self.orthogonalise_all(list(torch._foreach_lerp(gradients, buffers, momentum)))
-        torch._foreach_mul_(parameters, [1 - group["lr"] * group["weight_decay"] for _, group in members])
-        torch._foreach_add_(parameters, torch._foreach_mul(updates, [-group["lr"] for _, group in members]))
+        for group in {id(group): group for _, group in members}.values():
+            own = [number for number, (_, its) in enumerate(members) if its is group]
+            moved = [parameters[number] for number in own]
+            # The learning rate may be a tensor, for a CUDA graph to read.
+            torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(moved, torch._foreach_mul([updates[number] for number in own], -group["lr"]))
 
     def orthogonalise_all(self, matrices: list[Tensor]) -> list[Tensor]:
         """Matrices of any shapes, orthogonalised, those of one shape together, and scaled."""
