@@ -79,14 +79,14 @@ def measure(
     if alone:
         batches = itertools.repeat(next(batches))
 
-    def end_to_end(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+    def end_to_end(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
         images = random_flip(padded_crop(batch.images, draws, 4), draws)
         mask = random_mask(batch_size, model.num_patches, 0.75, draws.generator)
         return {"images": images, "mask": mask[draws.cpu_positions]}
 
     fixed_mask = random_mask(batch_size, model.num_patches, 0.75)
 
-    def step_alone(batch: Batch, draws: Draws) -> dict[str, torch.Tensor]:
+    def step_alone(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
         return {"images": batch.images, "mask": fixed_mask}
 
     schedule = Schedule(peak=1e-4, last_step=10**9, warmup=0.0)

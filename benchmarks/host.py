@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
     forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", pretrain.augment)
 
-    def draw_inputs(batch, draws):
+    def draw_inputs(batch, draws, _progress):
         drawn = draw(draws)
         drawn["mask"] = drawn["mask"][:2]
         draws.positions, draws.whole = FEW, False

@@ -109,7 +109,7 @@ def run_child(args: argparse.Namespace) -> None:
         train_set, batch_size=BATCH_SIZE, parts=parts[args.rank : args.rank + 1], seed=0, device="cpu"
     )
 
-    def draw_inputs(batch: Batch, draws: Draws) -> dict[str, Any]:
+    def draw_inputs(batch: Batch, draws: Draws, _progress: float) -> dict[str, Any]:
         return {"images": random_flip(padded_crop(batch.images, draws, 1), draws)} | model.draw(draws)
 
     loop = train_steps(

@@ -79,27 +79,28 @@ GRAPHS = {
 }
 GRAPHS |= {
     "adamw": GRAPHS["mae"] | {"optimizer": "adamw"},
-    "contrast": PRETRAININGS["contrast"] | {"epochs": 9, "contrast_epochs": 7},
+    "contrast": PRETRAININGS["contrast"] | {"epochs": 19, "contrast_epochs": 17, "final_mask_ratio": 0.25},
 }
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_pretraining_by_cuda_graph_is_the_same(gpu, tmp_path, name):
-    require_same_by_graph(gpu, tinymae.pretrain, GRAPHS[name], tmp_path)
+    kinds = 3 if name == "contrast" else 1  # reconstruction; masks of two ratios
+    require_same_by_graph(gpu, tinymae.pretrain, GRAPHS[name], tmp_path, kinds)
 
 
 @pytest.mark.parametrize("name", [*FINETUNINGS, "unlabelled"])
 def test_a_finetuning_by_cuda_graph_is_the_same(gpu, tmp_path, name):
     unlabelled = FINETUNINGS["finetune"] | {"unlabelled": 1, "epochs": 4, "ema_decay": 0.9, "unlabelled_threshold": 0.1}
     settings = unlabelled if name == "unlabelled" else FINETUNINGS[name]
-    require_same_by_graph(gpu, tinymae.finetune, settings, tmp_path)
+    require_same_by_graph(gpu, tinymae.finetune, settings, tmp_path, kinds=1 + (name == "unlabelled"))
 
 
-def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder) -> None:
+def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder, kinds: int) -> None:
     plain, graph = (
         command(**settings, cuda_graph=chosen, output_dir=folder / str(chosen)) for chosen in (False, True)
     )
-    assert gpu.replays >= graph.results["steps"] - 2 * WARM_UP > 0
+    assert gpu.replays == graph.results["steps"] - kinds * WARM_UP > kinds
     require_no_waits(gpu)
     losses = [[row["loss"] for row in metrics(run.folder) if "loss" in row] for run in (plain, graph)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(set(losses[0])) >= 4
@@ -108,14 +109,13 @@ def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder) -> N
         torch.testing.assert_close(tensor.cpu(), weights[key].cpu(), atol=1e-4, rtol=0)
 
 
-def test_a_cuda_graph_of_what_the_host_changes_is_refused(gpu):
+def test_each_shape_and_each_plain_value_has_a_cuda_graph_of_its_own(gpu):
     step = GraphedStep(lambda inputs: {"loss": inputs["images"].sum() * inputs["count"]}, torch.device("cuda"))
-    images = torch.ones(2, 3, device="cuda")
-    assert [float(step({"images": images * k, "count": 2})["loss"]) for k in range(6)] == [12 * k for k in range(6)]
-    with pytest.raises(RuntimeError, match="changed from 2 to 3"):
-        step({"images": images, "count": 3})
-    with pytest.raises(RuntimeError, match=r"\(2, 3\) to \(4, 3\)"):
-        step({"images": torch.ones(4, 3, device="cuda"), "count": 2})
+    for size, count in ((2, 2), (2, 3), (4, 3), (2, 2)):
+        images = torch.ones(size, 3, device="cuda")
+        found = [float(step({"images": images * k, "count": count})["loss"]) for k in range(6)]
+        assert found == [3 * size * count * k for k in range(6)]
+    assert len(step.recordings) == 3 and gpu.replays == 3 * 3 + 6
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def plant(monkeypatch, step: int, act) -> None:
     draw_inputs, now = pretrain.draw_inputs, []
 
     def noted(*arguments):
-        now[:] = [arguments[-1].step]
+        now[:] = [arguments[-2].step]
         return draw_inputs(*arguments)
 
     monkeypatch.setattr(pretrain, "draw_inputs", noted)
@@ -223,10 +223,10 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
 def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(tmp_path, monkeypatch):
     draw_inputs = pretrain.draw_inputs
 
-    def fail(settings, phase, model, batch, draws):
+    def fail(settings, phase, model, batch, draws, progress):
         if draws.step == 3 and not settings.gradient_checkpointing:
             torch.empty(1 << 60)  # what a CPU without the memory says
-        return draw_inputs(settings, phase, model, batch, draws)
+        return draw_inputs(settings, phase, model, batch, draws, progress)
 
     monkeypatch.setattr(pretrain, "draw_inputs", fail)
     with pytest.raises(

@@ -48,7 +48,7 @@ def run_steps(
 
     steps = itertools.count(step)
 
-    def draw_inputs(batch, draws):
+    def draw_inputs(batch, draws, _):
         mask = random_mask(64, 16, 0.75, draws.generator)[draws.cpu_positions]
         return {"images": batch.images, "mask": mask}
 
@@ -162,7 +162,7 @@ def test_training_ends_when_its_minutes_are_over():
     model, optimizer = accelerator.prepare(parameter, create_optimizer("adamw", groups, betas=(0.9, 0.95)))
     batches = step_batches(load_dataset("digits"), batch_size=8, parts=split_batch(8, 1), seed=1, device="cpu")
     steps = train_steps(
-        model, optimizer, lambda batch, _: {"images": batch.images.flatten(1) / 255},
+        model, optimizer, lambda batch, *_: {"images": batch.images.flatten(1) / 255},
         lambda images: {"loss": model(images).square().mean()}, batches, accelerator=accelerator,
         schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)), clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
     )  # fmt: skip

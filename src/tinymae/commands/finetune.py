@@ -240,7 +240,7 @@ def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None
 
 
 def prepare_inputs(
-    settings: FinetuneSettings, model: Classifier, mix: Mixup | None, batch: Batch, draws: Draws
+    settings: FinetuneSettings, model: Classifier, mix: Mixup | None, batch: Batch, draws: Draws, _progress: float
 ) -> dict[str, Tensor]:
     """What a micro-batch's losses need: images augmented and mixed, and their targets; and for those without labels
     what the teacher sees of them, and their classes if these are known.
@@ -298,5 +298,5 @@ def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
 def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
     """Predicted classes (N,), on the CPU."""
     model.eval()
-    with run.accelerator.autocast():
+    with run.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling it would take longer
         return map_dataset(model, dataset, device=run.accelerator.device).argmax(dim=1)

@@ -38,6 +38,7 @@ from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, se
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
 CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE, in the released recipe
+FINAL = 0.2  # ratio of the contrast that is its end, where masks may hide less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
     contrast_base_lr: float = setting(1.5e-3, "base_lr then", group="contrast of views (mae)")
     contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
     contrast_color_jitter: float = setting(0.5, "color_jitter then", group="contrast of views (mae)")
+    final_mask_ratio: float | None = setting(
+        None, "mask_ratio in the last fifth of the contrast (default: as before), nearer to whole images, which probes "
+        "and classifiers see", group="contrast of views (mae)",
+    )  # fmt: skip
 
     probe_every: int = setting(20, "epochs between k-NN accuracies and images", group="watching", positive=True)
     probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", positive=True)
@@ -143,6 +148,8 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
             raise InputError(f"contrast_epochs {self.contrast_epochs} is not within 0 and the {self.epochs} epochs")
         if not self.contrast_epochs:
             return
+        if self.final_mask_ratio is not None and not 0 < self.final_mask_ratio < 1:
+            raise InputError(f"final_mask_ratio {self.final_mask_ratio} is outside (0, 1)")
         if self.model != "mae":
             raise InputError(f"contrast_epochs goes with --model mae, not {self.model}: leave it out")
         if self.views < 2:
@@ -280,13 +287,15 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
 
 
 def draw_inputs(
-    settings: PretrainSettings, phase: Phase, model: Autoencoder, batch: Batch, draws: Draws
+    settings: PretrainSettings, phase: Phase, model: Autoencoder, batch: Batch, draws: Draws, progress: float
 ) -> dict[str, Any]:
     """What the learner is given of a micro-batch: each view has its own augmentation and its own mask."""
     if phase.views == 1:
         return {"images": augment(settings, phase, batch.images, draws)} | model.draw(draws)
+    ratio = {"mask_ratio": settings.final_mask_ratio} if progress >= 1 - FINAL else {}
     views, drawn = zip(
-        *((augment(settings, phase, batch.images, draws), model.draw(draws)) for _ in range(phase.views)), strict=True
+        *((augment(settings, phase, batch.images, draws), model.draw(draws, **ratio)) for _ in range(phase.views)),
+        strict=True,
     )
     masks = torch.cat([one["mask"] for one in drawn])
     return {"images": torch.cat(views), "mask": masks, "num_hidden": drawn[0]["num_hidden"]}
@@ -406,7 +415,7 @@ def look_at(
     """k-NN accuracy on validation, whose features all processes compute together, and images."""
     results, accelerator = {}, run.accelerator
     model.eval()
-    with run.pause(), accelerator.autocast():
+    with run.pause(), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
         if train_set.labels is not None and val_set.labels is not None:
             known, asked = (
                 encode_together(model, accelerator, dataset).to(accelerator.device) for dataset in (train_set, val_set)

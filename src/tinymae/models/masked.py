@@ -46,10 +46,14 @@ class PatchMasking(Autoencoder):
         """A mask, a ratio or None, as users give it for these images -> bool (B, N); see `masking.choose_mask`."""
         return choose_mask(mask, len(images), self.grid_size, mask_ratio=self.mask_ratio, generator=generator)
 
-    def draw(self, draws) -> dict[str, Any]:
-        """The masks of a process's part of a step's batch (B, N), on its device, and how many patches each hides."""
-        mask = hide_lowest(draws.choice(self.num_patches), self.num_hidden)
-        return {"mask": to_device(mask, draws.device), "num_hidden": self.num_hidden}
+    def draw(self, draws, *, mask_ratio: float | None = None) -> dict[str, Any]:
+        """The masks of a process's part of a step's batch (B, N), on its device, and how many patches each hides.
+
+        Raises InputError for a `mask_ratio`, instead of the model's own, that hides no patch or all of them.
+        """
+        num_hidden = self.num_hidden if mask_ratio is None else count_hidden(self.num_patches, mask_ratio)
+        mask = hide_lowest(draws.choice(self.num_patches), num_hidden)
+        return {"mask": to_device(mask, draws.device), "num_hidden": num_hidden}
 
     def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:
         """Predicted patches (B, N, P*P*C) in normalised pixels, with the mean and std that the loss left out."""

@@ -103,7 +103,7 @@ class TrainStep:
 def train_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    draw_inputs: Callable[[Batch, Draws], dict[str, Any]],
+    draw_inputs: Callable[[Batch, Draws, float], dict[str, Any]],
     compute_losses: Callable[..., dict[str, Tensor]],
     batches: Iterator[list[Batch]],
     *,
@@ -121,7 +121,7 @@ def train_steps(
     """Train until the schedule's progress is `until`: by default to its end. Yields after each optimiser update.
 
     `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
-    `draw_inputs` makes of one what `compute_losses` takes as keywords, which gives at least its "loss".
+    `draw_inputs` makes of one, and the progress, what `compute_losses` takes as keywords, which gives at least "loss".
     Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
     exactly as if nothing had stopped. With `cuda_graph`, all after the draws is launched at once: one micro-batch a
     step, on one GPU.
@@ -160,7 +160,7 @@ def train_steps(
             draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
             draws.seed_global_state()
             drawn = draw_drops(drops, draws)
-            found, grad_norm = run_update(draw_inputs(batch, draws), drawn)
+            found, grad_norm = run_update(draw_inputs(batch, draws, progress), drawn)
             losses.append(found)
         assert grad_norm is not None  # of the last micro-batch
         # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
