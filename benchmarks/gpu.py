@@ -6,10 +6,11 @@
 In this order, and as far as the minutes go:
 
 - agreement: loss and gradients of each family in float32 on the CPU and on the GPU, from the same weights;
+- launches: losses of compiled steps and of CUDA graphs against eager ones;
 - waits: where steps of pretraining and fine-tuning make the host wait, by CUDA's own debug mode (none should);
 - resume: a run that was stopped and went on, with --deterministic, against one that was not: the same bits?
 - speed: images/s of pretraining end to end, and of its step alone; milliseconds of the host; peak memory; the ratio of
-  the measured rate of bf16 matrix products. By batch size, with Muon and AdamW, and compiled;
+  the measured rate of bf16 matrix products. By batch size, with Muon and AdamW, compiled and as CUDA graphs;
 - use: fine-tuning, features and k-NN.
 """
 
@@ -25,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -47,9 +49,13 @@ from tinymae.training.numbers import StepNumbers
 from tinymae.training.progress import Stopped
 from tinymae.training.run import Run
 
-LARGE = {"images": 50_000, "batch_sizes": (512, 1024, 2048, 4096), "steps": 40, "model": {}}
+LARGE = {"images": 50_000, "batch_sizes": (512, 2048), "steps": 40, "model": {}}
 SMALL = {"images": 400, "batch_sizes": (32,), "steps": 3,
          "model": {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}}  # fmt: skip
+LAUNCHES: dict[str, dict] = {
+    "eager": {}, "compiled": {"compile": True}, "graph": {"cuda_graph": True},
+    "compiled, graph": {"compile": True, "cuda_graph": True},
+}  # fmt: skip
 OWN = {"conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"}}
 
 
@@ -149,6 +155,24 @@ def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
     return {"a_step": len(found) / steps, "first_at": first}
 
 
+def compare_launches(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
+    """Losses of some steps from the same start, launched in each way, against the eager ones."""
+    if not (device.type == "cuda" and torch.cuda.is_available()):
+        return
+    for phase, own in (("reconstruction", {"contrast_epochs": 0}), ("contrast", {"contrast_epochs": 1})):
+        losses = {}
+        for launch, how in LAUNCHES.items():
+            torch._dynamo.reset()
+            torch.manual_seed(0)
+            settings = data | sizes["model"] | own | {"epochs": 1, "batch_size": 64, "contrast_batch_size": 64}
+            states = pretraining(device, **settings, **how)
+            losses[launch] = torch.tensor([float(next(states).loss) for _ in range(12)])
+        for launch, found in losses.items():
+            if launch != "eager":
+                error = float(((found - losses["eager"]) / losses["eager"]).abs().max())
+                report.add("launches", f"{phase}, {launch}, 12 steps", largest_error=error)
+
+
 def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
     """A run of a few steps with --deterministic, and the same one stopped in between."""
     settings = data | sizes["model"] | {
@@ -160,7 +184,8 @@ def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
         run.signals.code = 128 + signal.SIGTERM if state.step == stop_at else None
         report_step(run, state)
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, silent[0], silent[1]:
         for name in ("whole", "stopped"):
             if name == "stopped":
                 Run.report = stopping
@@ -180,16 +205,17 @@ def pretraining(device: torch.device, **settings) -> Iterator:
     asked = pretrain.PretrainSettings(**settings)
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
-    train_set = asked.load("train", image_size=None, channels=3)[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_set = asked.load("train", image_size=None, channels=3)[0]
     model = pretrain.create_model(asked, train_set, None)
     part = pretrain.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
     optimizer = create_optimizer(asked.optimizer, parameter_groups(part.learner, weight_decay=0.05), betas=(0.9, 0.95))
     learner, optimizer = accelerator.prepare(part.learner, optimizer)
-    compute = partial(pretrain.compute_losses, asked, part.phase, model, learner)
+    draw_inputs = partial(pretrain.draw_inputs, asked, part.phase, model)
     schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)
     states = train_steps(
-        learner, optimizer, compute, part.batches(start_step=0), accelerator=accelerator, schedule=schedule,
-        clock=None, batch_size=part.phase.batch_size, seed=0,
+        learner, optimizer, draw_inputs, learner, part.batches(start_step=0), accelerator=accelerator,
+        schedule=schedule, clock=None, batch_size=part.phase.batch_size, seed=0, cuda_graph=asked.cuda_graph,
     )  # fmt: skip
     for state in states:
         model.after_step(accelerator, torch.Generator().manual_seed(state.step))
@@ -202,22 +228,27 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     asked = finetune.FinetuneSettings(**data, **encoder, **settings, from_scratch=True)
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
-    train_set = asked.load("train", image_size=None, channels=3)[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_set = asked.load("train", image_size=None, channels=3)[0]
     model = finetune.create_model(asked, train_set, None)
     _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)
     optimizer = create_optimizer("adamw", parameter_groups(model.vit, weight_decay=0.05), betas=(0.9, 0.999))
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    if asked.compile:
+        model.encoder.compile_core()
+    mix = finetune.create_mixing(asked, model)
     yield from train_steps(
-        prepared, optimizer, finetune.create_losses(asked, prepared, model), batches(start_step=0),
+        prepared, optimizer, partial(finetune.prepare_inputs, asked, model, mix),
+        finetune.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
         accelerator=accelerator, schedule=pretrain.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
-        batch_size=asked.batch_size, seed=0,
+        batch_size=asked.batch_size, seed=0, cuda_graph=asked.cuda_graph,
     )  # fmt: skip
 
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
     """Images/s, the host's own milliseconds of a step, and the peak of the device's memory."""
     real = device.type == "cuda" and torch.cuda.is_available()
-    for _ in range(3):
+    for _ in range(6):  # a CUDA graph is recorded in the fourth
         step()
     synchronise(device)
     if real:
@@ -274,26 +305,36 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
     with FlopCounterMode(display=False) as counter:
         alone.training_losses(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["loss"].backward()
     flops, alone = counter.get_total_flops() / 2, alone.to(device)
-    own = data | sizes["model"] | {"contrast_epochs": 0, "epochs": 1}
-    cases = [(size, "adamw", False) for size in sizes["batch_sizes"]] + [(sizes["batch_sizes"][0], "muon", False)]
-    cases += [(size, "adamw", True) for size in sizes["batch_sizes"][:: len(sizes["batch_sizes"]) - 1 or 1] if large]
-    for batch_size, optimizer, compiled in cases:
-        how = f"batch {batch_size}, {optimizer}" + (", compiled" if compiled else "")
-        if optimizer == "adamw" and not compiled:
-            step = step_alone(alone, device, batch_size, precision)
-            report.add("speed", f"step alone, {how}", **rate_of(step, device, steps=sizes["steps"], images=batch_size))
-        states = pretraining(device, **own, batch_size=batch_size, optimizer=optimizer, compile=compiled)
-        rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=batch_size)
-        ratio = rate["images_per_second"] * flops / rates[precision]
-        report.add("speed", f"end to end, {how}", **rate, ratio_of_matmul=ratio)
+    own = data | sizes["model"] | {"epochs": 1}
+    for batch_size in sizes["batch_sizes"]:
+        step = step_alone(alone, device, batch_size, precision)
+        rate = rate_of(step, device, steps=sizes["steps"], images=batch_size)
+        report.add("speed", f"step alone, batch {batch_size}", **rate)
+    for batch_size, launch in product(sizes["batch_sizes"], LAUNCHES if large else ("eager",)):
+        for optimizer in ("adamw", "muon")[: 2 if batch_size == sizes["batch_sizes"][0] else 1]:
+            torch._dynamo.reset()
+            states = pretraining(
+                device, **own, contrast_epochs=0, batch_size=batch_size, optimizer=optimizer, **LAUNCHES[launch]
+            )
+            rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=batch_size)
+            ratio = rate["images_per_second"] * flops / rates[precision]
+            report.add("speed", f"batch {batch_size}, {optimizer}, {launch}", **rate, ratio_of_matmul=ratio)
+    for launch in LAUNCHES if large else ("eager",):
+        size = sizes["batch_sizes"][0]
+        states = pretraining(
+            device, **own, contrast_epochs=1, contrast_batch_size=size, optimizer="muon", **LAUNCHES[launch]
+        )
+        rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=4 * size)
+        report.add("speed", f"contrast of 4 x {size} views, muon, {launch}", **rate)
 
 
 def measure_use(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Fine-tuning, features, k-NN."""
     size = sizes["batch_sizes"][0]
-    states = finetuning(device, sizes, data, batch_size=size)
-    rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=size)
-    report.add("use", f"fine-tuning, batch {size}", **rate)
+    for launch in LAUNCHES if device.type == "cuda" and torch.cuda.is_available() else ("eager",):
+        states = finetuning(device, sizes, data, batch_size=size, trivial_augment=True, **LAUNCHES[launch])
+        rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=size)
+        report.add("use", f"fine-tuning, batch {size}, {launch}", **rate)
     model = FAMILIES["mae"](**sizes["model"]).to(device).eval()
     dataset = load_dataset(data["data"], labels=data["labels"]).to(device)
     began = time.perf_counter()
@@ -329,6 +370,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     try:
         for section in (
             partial(compare_with_cpu, report, device, sizes), partial(count_waits, report, device, sizes, data),
+            partial(compare_launches, report, device, sizes, data),
             partial(compare_resumed, report, sizes, data), partial(measure_speed, report, device, sizes, data),
             partial(measure_use, report, device, sizes, data),
         ):  # fmt: skip

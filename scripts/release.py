@@ -15,6 +15,9 @@ In slots of ten minutes, of which a probe or the last files may take the last on
 
     until python scripts/release.py --output-dir runs/release --max-minutes 9; do [ $? = 75 ] || break; done
 
+Trainings leave most of a GPU idle: --stages does some of the stages alone, so that several processes may do theirs side
+by side after pretraining. Without it, the same command does whatever is left.
+
 --extra passes flags on to pretraining (pretrain) or to fine-tuning, the controls included (finetune: with any labels;
 all, 10, 1: with that percentage of them; unlabelled: with unlabelled images beside them):
 
@@ -29,6 +32,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,6 +95,10 @@ class ReleaseSettings(Settings):
     few_images: int = setting(1_000_000, "seen in a run with few labels, unlabelled ones included")
     extra: Extra = setting((), f"WHERE is one of {', '.join(PLACES)}", append='"WHERE: FLAGS"')
     max_minutes: float | None = setting(None, "save and exit with code 75 then; the same command goes on")
+    trainings: tuple[Literal["finetune", "unlabelled", "scratch"], ...] = setting(
+        ("finetune", "unlabelled", "scratch"), "what is trained with labels"
+    )
+    stages: tuple[str, ...] = setting((), "these alone, such as pretrain, probe_all or finetune_10_seed1")
     seeds: tuple[int, ...] = setting((0,), "of fine-tuning and of the choice of labels")
 
     def extra_of(self, *places: str) -> dict:
@@ -107,6 +115,8 @@ def run(settings: ReleaseSettings) -> dict:
     mae, probe, tuned = name_folders(settings)
 
     def stage(command: ModuleType, kind: type[RunSettings], name: str, **own) -> dict:
+        if settings.stages and name not in settings.stages:
+            return {}
         common = {"data": settings.data, "data_dir": settings.data_dir, "seed": settings.seeds[0]}
         if settings.max_minutes is not None and command in (pretrain, finetune):
             left = settings.max_minutes - (time.monotonic() - started) / 60
@@ -125,10 +135,15 @@ def run(settings: ReleaseSettings) -> dict:
     pictures = {"data_dir": settings.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
     train, test = (load_dataset(settings.data, split, **pictures) for split in ("train", "test"))
 
+    planned = plan(settings, mae, len(train), cost["scratch_epochs"])
+    if unknown := sorted({*settings.stages} - {"pretrain", "reconstruction", *planned}):
+        raise InputError(f"stages {' '.join(unknown)}: choose among pretrain, reconstruction, {', '.join(planned)}")
     results = {"reconstruction": stage(evaluate, EvaluateSettings, "reconstruction", weights=mae)}
-    for name, (command, own) in plan(settings, mae, len(train), cost["scratch_epochs"]).items():
+    for name, (command, own) in planned.items():
         kind = LinearProbeSettings if command is linear_probe else FinetuneSettings
         results[name] = stage(command, kind, name, **own)
+    if settings.stages:
+        return results
 
     first = pick(test, NUM_FIXED)
     scores = {name: results["probe_all"][name] for name in ("knn_test", "probe_test")}
@@ -158,14 +173,14 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
             batch = {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
             epochs = max(1, round(settings.few_images / (ratio * num_images)))
             with_others = max(1, epochs // (1 + STARTS["unlabelled"]["unlabelled"]))
-            lengths = {"finetune": epochs, "unlabelled": with_others, "scratch": epochs}
+            lengths |= {"finetune": epochs, "unlabelled": with_others, "scratch": epochs}
         for seed in settings.seeds:
             is_first, suffix = seed == settings.seeds[0], name_seed(settings, seed)
             if is_first or ratio < 1:  # with all labels, nothing in a probe is drawn
                 controls = {"controls": "all"} if ratio == 1 else {}
                 probes[f"probe_{labels}{suffix}"] = linear_probe, some | controls | {"seed": seed}
             for start, epochs in lengths.items():
-                if is_first or (start, ratio) != ("scratch", 1):
+                if start in settings.trainings and (is_first or (start, ratio) != ("scratch", 1)):
                     own = some | batch | {"epochs": epochs, "seed": seed} | settings.extra_of("finetune", labels)
                     own |= STARTS[start] | (settings.extra_of("unlabelled") if start == "unlabelled" else {})
                     trainings[f"{start}_{labels}{suffix}"] = finetune, own
@@ -223,7 +238,6 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
     runs, results = Path(settings.output_dir), summary["results"]
     mae, probe, tuned = name_folders(settings)
     features, untrained = results["probe_all"], results["probe_all"]["untrained"]
-    share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
     test = summary["test"]
     mae_scores = {
         f"k-NN, test ({features['num_features']} features)": features["knn_test"],
@@ -232,16 +246,17 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
         "linear probe, untrained encoder": untrained["probe_test"],
     }
     for labels, (key, kind) in product(LABELS, KINDS.items()):
-        if labels != "all":
-            cell = test[f"{key}_{labels}"]
+        if labels != "all" and (cell := test.get(f"{key}_{labels}")):
             mae_scores[f"{kind}, {labels} % of the labels{tell_spread(cell)}"] = cell["mean"]
     tuned_scores = {"accuracy, test": results[tuned.name]["accuracy"]}
     if test["finetune_all"]["n"] > 1:
         tuned_scores[f"the same recipe{tell_spread(test['finetune_all'])}"] = test["finetune_all"]["mean"]
-    tuned_scores[
-        f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
-        "pretraining and fine-tuning together)"
-    ] = results["scratch_all"]["accuracy_test"]
+    if "scratch_all" in results:
+        share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
+        tuned_scores[
+            f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
+            "pretraining and fine-tuning together)"
+        ] = results["scratch_all"]["accuracy_test"]
     origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
     for folder, run, history, scores in (
         (mae, pretrainings[0], tell_history(pretrainings), mae_scores),
@@ -367,6 +382,8 @@ def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
         if labels != "all":
             sources[f"{start}-{labels}-percent"] = runs / f"{start}_{labels}"
     for name, source in sources.items():
+        if not source.exists():  # of a training that was left out
+            continue
         logs = root / "logs" / f"{settings.name}-{name}"
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)

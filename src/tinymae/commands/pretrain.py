@@ -24,6 +24,7 @@ from ..models.adapt import adapt
 from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
 from ..models.mae import MaskedAutoencoder
+from ..models.masking import count_hidden
 from ..models.pca import PrincipalComponents
 from ..models.vit import choose_attention, describe
 from ..models.weights import FAMILIES, save_autoencoder
@@ -148,8 +149,6 @@ class PretrainSettings(TrainingSettings, EncoderSettings):
             raise InputError(f"contrast_epochs {self.contrast_epochs} is not within 0 and the {self.epochs} epochs")
         if not self.contrast_epochs:
             return
-        if self.final_mask_ratio is not None and not 0 < self.final_mask_ratio < 1:
-            raise InputError(f"final_mask_ratio {self.final_mask_ratio} is outside (0, 1)")
         if self.model != "mae":
             raise InputError(f"contrast_epochs goes with --model mae, not {self.model}: leave it out")
         if self.views < 2:
@@ -350,6 +349,8 @@ def plan_parts(
     Raises InputError for what cannot be trained so.
     """
     choose_attention(model, accelerator.device)
+    if settings.final_mask_ratio is not None and isinstance(model, MaskedAutoencoder):
+        count_hidden(model.num_patches, settings.final_mask_ratio)
     if settings.gradient_checkpointing:
         model.save_memory()
     if settings.compile:
