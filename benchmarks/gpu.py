@@ -161,8 +161,8 @@ def compare_launches(report: Report, device: torch.device, sizes: dict, data: di
         return
     for phase, own in (("reconstruction", {"contrast_epochs": 0}), ("contrast", {"contrast_epochs": 1})):
         losses = {}
+        torch._dynamo.reset()
         for launch, how in LAUNCHES.items():
-            torch._dynamo.reset()
             torch.manual_seed(0)
             settings = data | sizes["model"] | own | {"epochs": 1, "batch_size": 64, "contrast_batch_size": 64}
             states = pretraining(device, **settings, **how)
@@ -246,11 +246,13 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
 
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
-    """Images/s, the host's own milliseconds of a step, and the peak of the device's memory."""
+    """Images/s, the host's own milliseconds of a step, seconds of the first six, and the peak of the device's memory."""
     real = device.type == "cuda" and torch.cuda.is_available()
+    began = time.perf_counter()
     for _ in range(6):  # a CUDA graph is recorded in the fourth
         step()
     synchronise(device)
+    first = time.perf_counter() - began
     if real:
         torch.cuda.reset_peak_memory_stats()
     began, host = time.perf_counter(), time.thread_time()
@@ -259,7 +261,7 @@ def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, ima
     host = time.thread_time() - host
     synchronise(device)
     seconds = time.perf_counter() - began
-    rate = {"images_per_second": steps * images / seconds, "host_ms": 1000 * host / steps}
+    rate = {"images_per_second": steps * images / seconds, "host_ms": 1000 * host / steps, "first_steps_s": first}
     if real:
         rate["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return rate
@@ -311,8 +313,9 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
         rate = rate_of(step, device, steps=sizes["steps"], images=batch_size)
         report.add("speed", f"step alone, batch {batch_size}", **rate)
     for batch_size, launch in product(sizes["batch_sizes"], LAUNCHES if large else ("eager",)):
+        if launch == "eager":
+            torch._dynamo.reset()  # sizes of their own, not any sizes
         for optimizer in ("adamw", "muon")[: 2 if batch_size == sizes["batch_sizes"][0] else 1]:
-            torch._dynamo.reset()
             states = pretraining(
                 device, **own, contrast_epochs=0, batch_size=batch_size, optimizer=optimizer, **LAUNCHES[launch]
             )
