@@ -97,9 +97,7 @@ def test_a_finetuning_by_cuda_graph_is_the_same(gpu, tmp_path, name):
 
 
 def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder, kinds: int) -> None:
-    plain, graph = (
-        command(**settings, cuda_graph=chosen, output_dir=folder / str(chosen)) for chosen in (False, True)
-    )
+    plain, graph = (command(**settings, cuda_graph=chosen, output_dir=folder / str(chosen)) for chosen in (False, True))
     assert gpu.replays == graph.results["steps"] - kinds * WARM_UP > kinds
     require_no_waits(gpu)
     losses = [[row["loss"] for row in metrics(run.folder) if "loss" in row] for run in (plain, graph)]

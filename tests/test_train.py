@@ -164,7 +164,8 @@ def test_training_ends_when_its_minutes_are_over():
     steps = train_steps(
         model, optimizer, lambda batch, *_: {"images": batch.images.flatten(1) / 255},
         lambda images: {"loss": model(images).square().mean()}, batches, accelerator=accelerator,
-        schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)), clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
+        schedule=Schedule(peak=1.0, last_step=10**6, warmup=0.5, minutes=(0.0, 10.0)),
+        clock=Stopwatch(now=lambda: 60.0 * next(minutes)), batch_size=8, seed=1,
     )  # fmt: skip
     rates = [state.learning_rate for state in steps]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.905, 0.655, 0.345, 0.095], abs=1e-3)

@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
             return given + (self.codes[indices] - vectors), indices
 
     def see(self, sums: Tensor) -> None:
-        """Add to what the next update applies, in place: a CUDA graph does again what it did to memory, nothing else."""
+        """Add to what the next update applies; in place, as a CUDA graph repeats what was done to memory alone."""
         if self.seen is None:
             self.seen = torch.zeros_like(sums)
         self.seen.add_(sums)

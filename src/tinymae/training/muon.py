@@ -60,8 +60,8 @@ class Muon(torch.optim.Optimizer):
     ):  # fmt: skip
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps,
-            "orthogonal": True,
-        }  # fmt: skip
+            "orthogonal": True, "fused": True,
+        }  # fmt: skip  # by "fused", load_state_dict leaves AdamW's step on the parameters' device
         super().__init__(groups, defaults)
         self.dtype = dtype
 
