@@ -246,7 +246,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
 
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
-    """Images/s, the host's milliseconds of a step, seconds of the first six steps, and the peak of the device's memory."""
+    """Images/s, the host's milliseconds of a step, seconds of the first six, and the peak of the device's memory."""
     real = device.type == "cuda" and torch.cuda.is_available()
     began = time.perf_counter()
     for _ in range(6):  # a CUDA graph is recorded in the fourth
