@@ -215,7 +215,7 @@ def pretraining(device: torch.device, **settings) -> Iterator:
     schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)
     states = train_steps(
         learner, optimizer, draw_inputs, learner, part.batches(start_step=0), accelerator=accelerator,
-        schedule=schedule, clock=None, batch_size=part.phase.batch_size, seed=0, cuda_graph=asked.cuda_graph,
+        schedule=schedule, clock=None, batch_size=part.phase.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip
     for state in states:
         model.after_step(accelerator, torch.Generator().manual_seed(state.step))
@@ -241,7 +241,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
         prepared, optimizer, partial(finetune.prepare_inputs, asked, model, mix),
         finetune.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
         accelerator=accelerator, schedule=pretrain.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
-        batch_size=asked.batch_size, seed=0, cuda_graph=asked.cuda_graph,
+        batch_size=asked.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ WAITS = {
     "multinomial_", "tril_indices_",
 }  # fmt: skip
 CROSSES = {"_to_copy", "copy_", "_copy_from", "_foreach_copy_", "set_", "_pin_memory", "resize_", "_reshape_alias"}
+NO_SCALARS = {"cat", "stack", "embedding", "_fused_adamw_", "_foreach_copy_"}  # not even these may be on the CPU
 INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 NO_KERNEL = {
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "detach", "detach_",
@@ -149,7 +150,7 @@ class Ops(TorchDispatchMode):
 
     def require_one_device(self, name: str, args, tensors: list[Tensor]) -> None:
         """Raises CUDA's error for operands on two devices. Scalars may be on the CPU; indices too, which waits."""
-        cpu = [t for t in tensors if not marked(t) and (t.ndim or name in ("cat", "stack", "embedding"))]
+        cpu = [t for t in tensors if not marked(t) and (t.ndim or name in NO_SCALARS)]
         if name in INDEXES and marked(args[0]):
             indices = [index for index in args[1] if index is not None]
             if any(not marked(index) for index in indices):

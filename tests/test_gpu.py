@@ -1,5 +1,6 @@
 """Every command and family on a pretend GPU: no operand on another device, no step that waits for the device."""
 
+import signal
 from functools import partial
 
 import pytest
@@ -14,7 +15,8 @@ from tinymae.evaluation import probes
 from tinymae.models import mae, masked
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
 from tinymae.training.numbers import Parcel, StepNumbers
-from tinymae.training.progress import Diverged
+from tinymae.training.progress import Diverged, Stopped
+from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
 RGB = FEW | {"data": FEW["data"].repeat(1, 3, 1, 1)}
@@ -105,6 +107,25 @@ def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder, kind
     weights = plain.model.state_dict()
     for key, tensor in graph.model.state_dict().items():
         torch.testing.assert_close(tensor.cpu(), weights[key].cpu(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_goes_on_from_a_checkpoint(gpu, tmp_path, monkeypatch, optimizer, cuda_graph):
+    settings = GRAPHS["mae"] | {"optimizer": optimizer, "cuda_graph": cuda_graph}
+    whole = tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
+    report = Run.report
+
+    def stopping(run, state):
+        run.signals.code = 128 + signal.SIGTERM if state.step == 5 else None
+        report(run, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "report", stopping)
+        tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
+    resumed = tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
 
 
 def test_each_shape_and_each_plain_value_has_a_cuda_graph_of_its_own(gpu):

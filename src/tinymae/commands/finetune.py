@@ -201,7 +201,8 @@ def train(
         for state in train_steps(
             prepared, optimizer, draw_inputs, compute_losses, stage.batches(start_step=step), accelerator=accelerator,
             schedule=schedule, clock=run.clock, batch_size=stage.batch_size, seed=settings.seed, start_step=step,
-            until=stage.until, clip_grad=settings.clip_grad, ema=ema, cuda_graph=settings.cuda_graph,
+            until=stage.until, clip_grad=settings.clip_grad, ema=ema,
+            cuda_graph=settings.uses_graphs(accelerator, is_vit=model.vit is not None),
         ):  # fmt: skip
             step = state.step
             if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:

@@ -265,7 +265,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
             prepared, optimizer, partial(draw_inputs, settings, phase, model), prepared,
             part.batches(start_step=step - stretch.schedule.first_step), accelerator=accelerator,
             schedule=stretch.schedule, clock=run.clock, batch_size=phase.batch_size, seed=settings.seed,
-            start_step=step, clip_grad=settings.clip_grad, cuda_graph=settings.cuda_graph,
+            start_step=step, clip_grad=settings.clip_grad,
+            cuda_graph=settings.uses_graphs(accelerator, is_vit=settings.model == "mae"),
         ):  # fmt: skip
             step = state.step
             model.after_step(accelerator, seeded(settings.seed, "after step", step))

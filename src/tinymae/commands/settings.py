@@ -224,7 +224,7 @@ class TrainingSettings(RunSettings):
     clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
     gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
-    compile: bool = setting(False, "torch.compile the model")
+    compile: bool = setting(False, "torch.compile the model: seconds at the start, faster steps on a GPU")
     cuda_graph: bool = setting(False, "launch each step as one CUDA graph: for small models on one GPU")
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
     num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
@@ -238,7 +238,6 @@ class TrainingSettings(RunSettings):
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
         require_installed(self.log_with)
-        self.check_cuda_graph()
         settled = super().resolve()
         if self.warmup_epochs is None:
             return replace(settled, warmup_epochs=WARMUP * self.epochs)
@@ -246,25 +245,28 @@ class TrainingSettings(RunSettings):
             raise InputError(f"warmup_epochs {self.warmup_epochs:g} is not within 0 and the {self.epochs} epochs")
         return settled
 
-    def check_cuda_graph(self) -> None:
-        """Raises InputError for settings that a CUDA graph does not go with."""
-        if not self.cuda_graph:
-            return
-        state = PartialState()
-        obstacles = {
-            "a GPU": state.device.type != "cuda",
-            "one process": state.num_processes > 1,
-            "gradient_accumulation_steps 1": self.gradient_accumulation_steps > 1,
-            "mixed_precision bf16 or no": self.mixed_precision == "fp16",
-            "no gradient_checkpointing": self.gradient_checkpointing,
-        }
-        if missing := [name for name, found in obstacles.items() if found]:
-            raise InputError(f"cuda_graph needs {' and '.join(missing)}: leave cuda_graph out")
-
     def create_accelerator(self) -> Accelerator:
         """Accelerate, with the run's precision and gradient accumulation."""
         precision = settle_precision(self.mixed_precision)
-        return create_accelerator(precision, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        accelerator = create_accelerator(precision, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        if self.cuda_graph and (missing := self.missing_for_graphs(accelerator)):
+            raise InputError(f"cuda_graph needs {' and '.join(missing)}: leave cuda_graph out")
+        return accelerator
+
+    def missing_for_graphs(self, accelerator: Accelerator) -> list[str]:
+        """What a run would need for its steps to be CUDA graphs, and does not have."""
+        obstacles = {
+            "a GPU": accelerator.device.type != "cuda",
+            "one process": accelerator.num_processes > 1,
+            "gradient_accumulation_steps 1": self.gradient_accumulation_steps > 1,
+            "mixed_precision bf16 or no": accelerator.scaler is not None,
+            "no gradient_checkpointing": self.gradient_checkpointing,
+        }
+        return [name for name, found in obstacles.items() if found]
+
+    def uses_graphs(self, accelerator: Accelerator, *, is_vit: bool) -> bool:
+        """Whether steps are CUDA graphs: as asked, or else where they have been tried."""
+        return is_vit and not self.missing_for_graphs(accelerator) if self.cuda_graph is None else self.cuda_graph
 
     def run_options(self) -> dict:
         """Further arguments of `Run`."""

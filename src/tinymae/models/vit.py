@@ -166,9 +166,12 @@ def describe(vit: VisionTransformer) -> dict:
 
 
 def compile_blocks(blocks: nn.Sequential) -> None:
-    """`torch.compile` each of equal blocks, in place: the first one's code serves all, which together take longer."""
+    """`torch.compile` each of equal blocks, in place: the first one's code serves all, which together take longer.
+
+    Each shape has code of its own: a second one would otherwise make it slower code, for any shape.
+    """
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def choose_attention(model: nn.Module, device: torch.device | str) -> None:
