@@ -20,6 +20,11 @@ class SampleDropPath(DropPath):
         super().__init__(drop_prob, scale_by_keep)
         self.drops = drop_prob > 0  # the number itself would make each block a case of its own for the compiler
 
+    @classmethod
+    def like(cls, other: DropPath) -> "SampleDropPath":
+        """One that drops as often."""
+        return cls(other.drop_prob, other.scale_by_keep)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.drops:
             return x
@@ -31,7 +36,7 @@ def use_sample_drop_path(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is DropPath:
-                setattr(module, name, SampleDropPath(child.drop_prob, child.scale_by_keep))
+                setattr(module, name, SampleDropPath.like(child))
     return model
 
 
