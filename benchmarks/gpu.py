@@ -150,7 +150,7 @@ def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
             next(states)
         if device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
     return {"a_step": len(found) / steps, "first_at": first}
 
