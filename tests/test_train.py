@@ -1,11 +1,15 @@
 import itertools
 import math
+from functools import partialmethod
 
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from running import QUICK, metrics
+from torch._dynamo.utils import counters
 
+import tinymae
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
 from tinymae.models.contrast import ReconstructionLearner
@@ -252,3 +256,20 @@ def test_seeds_of_neighbouring_steps_share_nothing():
     seeds = {derive_seed(seed, "masks", step) for seed in range(20) for step in range(200)}
     assert len(seeds) == 4000
     assert derive_seed(1, "a") == derive_seed(1, "a") != derive_seed(1, "b")
+
+
+def test_equal_blocks_are_compiled_once_in_a_run_and_not_for_evaluations(tmp_path, monkeypatch, quick_figures):
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **keywords: plain(self, backend="aot_eager", **keywords)
+    )
+    settings = QUICK | {"depth": 3, "decoder_depth": 2, "probe_every": 1}
+    runs, compiled = [], []
+    for chosen in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        runs.append(tinymae.pretrain(**settings, compile=chosen, output_dir=tmp_path / str(chosen)))
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert compiled == [0, 2]  # an encoder's block and a decoder's
+    losses = [[row["loss"] for row in metrics(run.folder) if "loss" in row] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
