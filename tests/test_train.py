@@ -259,10 +259,8 @@ def test_seeds_of_neighbouring_steps_share_nothing():
 
 
 def test_equal_blocks_are_compiled_once_in_a_run_and_not_for_evaluations(tmp_path, monkeypatch, quick_figures):
-    plain = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **keywords: plain(self, backend="aot_eager", **keywords)
-    )
+    eager = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
     settings = QUICK | {"depth": 3, "decoder_depth": 2, "probe_every": 1}
     runs, compiled = [], []
     for chosen in (False, True):

@@ -382,7 +382,8 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
         return
     run.print_summary(model, depth=2)
     model.eval()  # a codebook learns from what it sees in training
-    with FlopCounterMode(display=False) as counter:
+    # Seen by a counter, a block would stay uncompiled for good, up to torch 2.11 at least.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         # Of two, as a norm over one image's group may have one value.
         model.training_losses(torch.zeros(2, *train_set.image_shape, dtype=torch.uint8))["loss"].backward()
     model.zero_grad()
