@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.interop.load import load_classifier
 from tinymae.training.clock import Stopwatch
@@ -181,6 +182,22 @@ def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path
     assert [row["step"] for row in metrics(tmp_path) if "knn_val" in row] == [0, 4, 6, 8]
 
 
+def test_the_last_fifth_of_the_contrast_may_hide_less(quick_figures, tmp_path, monkeypatch):
+    hidden, draw_inputs = [], pretrain.draw_inputs
+
+    def noted(*arguments):
+        inputs = draw_inputs(*arguments)
+        hidden.append((arguments[-1], inputs["mask"].sum(dim=1).unique().tolist()))
+        return inputs
+
+    monkeypatch.setattr(pretrain, "draw_inputs", noted)
+    more = {"epochs": 6, "contrast_epochs": 5, "final_mask_ratio": 0.25}
+    tinymae.pretrain(**QUICK | TWO_PHASES | more, output_dir=tmp_path)
+    late = [phase for phase in hidden[4:] if phase[0] >= 0.8]  # after four steps of reconstruction
+    assert [count for _, count in late] == [[1]] * 2 and [count for _, count in hidden[:-2]] == [[2]] * 12
+    assert tinymae.load(tmp_path).mask_ratio == 0.5
+
+
 def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
     contrast = {"epochs": 10, "contrast_epochs": 10, "contrast_base_lr": 8e-3}
     tinymae.pretrain(**QUICK | TWO_PHASES | contrast, output_dir=tmp_path)
@@ -242,6 +259,7 @@ def test_contrast_refuses_what_it_cannot_do(tmp_path):
             {"contrast_epochs": 1, "contrast_batch_size": 16, "decoded_views": 5},
             "decoded_views 5 is not within 1 and the 4 views",
         ),
+        ({"contrast_epochs": 1, "final_mask_ratio": 0.01}, "mask_ratio 0.01 hides no patch of 4"),
         ({"contrast_epochs": 1, "contrast_batch_size": 500}, "batch_size 500 is not within 1 and the data set's 64"),
     ]:
         with pytest.raises(InputError, match=message):
