@@ -142,8 +142,9 @@ def train_steps(
             optimizer.zero_grad()
         return {name: value.detach() for name, value in found.items()}, grad_norm
 
-    for group in optimizer.param_groups:
-        group["lr"], group["capturable"] = learning_rate_on(accelerator.device if cuda_graph else None), cuda_graph
+    for group in optimizer.param_groups:  # a CUDA graph reads the learning rate from the device's memory
+        group["lr"] = torch.zeros((), device=accelerator.device) if cuda_graph else 0.0
+        group["capturable"] = cuda_graph
     run_update = GraphedStep(update, accelerator.device) if cuda_graph else update
     for step, micro_batches in enumerate(batches, start_step):
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
@@ -170,11 +171,6 @@ def train_steps(
         if len(losses) > 1:
             means = {name: torch.stack([part[name] for part in losses]).mean() for name in means}
         yield TrainStep(step + 1, progress, learning_rate, means, grad_norm)
-
-
-def learning_rate_on(device: torch.device | None) -> float | Tensor:
-    """A place for a learning rate: on a device, where a CUDA graph can read it, or as a plain number."""
-    return 0.0 if device is None else torch.zeros((), device=device)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
