@@ -3,6 +3,7 @@
 # make lint   what CI checks: style (ruff), types (mypy) and the direction of imports (import-linter)
 # make docs   the site, into build/site; look at it by: python -m http.server --directory build/site
 # make wheel  build the package, install it into an empty environment and run it there
+# make notebooks   run the notebooks, and store the images that GitHub shows of them
 # make release FLAGS="..."   everything behind the released weights; flags: python scripts/release.py --help
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint setup docs wheel clean release
+.PHONY: demo test lint setup docs notebooks wheel clean release
 
 setup: $(VENV)/ready
 
@@ -36,6 +37,9 @@ lint: setup
 docs: setup
 	$(BIN)/pip install --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: setup
+	$(BIN)/python notebooks/execute.py
 
 wheel: setup
 	$(BIN)/pip install --quiet build "setuptools>=77"

@@ -49,8 +49,8 @@ from tinymae.training.numbers import StepNumbers
 from tinymae.training.progress import Stopped
 from tinymae.training.run import Run
 
-LARGE = {"images": 50_000, "batch_sizes": (512, 2048), "steps": 40, "model": {}}
-SMALL = {"images": 400, "batch_sizes": (32,), "steps": 3,
+LARGE: dict = {"images": 50_000, "batch_sizes": (512, 2048), "steps": 40, "model": {}}
+SMALL: dict = {"images": 400, "batch_sizes": (32,), "steps": 3,
          "model": {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}}  # fmt: skip
 LAUNCHES: dict[str, dict] = {
     "eager": {}, "compiled": {"compile": True}, "graph": {"cuda_graph": True},
@@ -180,9 +180,9 @@ def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
     }  # fmt: skip
     settings["data"], stop_at, digests, report_step = data["data"][:400], 4, [], Run.report
 
-    def stopping(run: Run, state) -> None:
-        run.signals.code = 128 + signal.SIGTERM if state.step == stop_at else None
-        report_step(run, state)
+    def stopping(self: Run, state) -> None:
+        self.signals.code = 128 + signal.SIGTERM if state.step == stop_at else None
+        report_step(self, state)
 
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, silent[0], silent[1]:
@@ -300,8 +300,8 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
     """Pretraining, by batch size, optimiser and compilation."""
     large = device.type == "cuda" and torch.cuda.is_available()
     rates = {dtype: matmul_rate(device, dtype, 8192 if large else 256) for dtype in (torch.float32, torch.bfloat16)}
-    for dtype, rate in rates.items():
-        report.add("speed", f"matrix products in {dtype}", tflops=rate / 1e12)
+    for dtype, flops in rates.items():
+        report.add("speed", f"matrix products in {dtype}", tflops=flops / 1e12)
     precision = torch.bfloat16 if large else torch.float32
     alone = FAMILIES["mae"](**sizes["model"])
     with FlopCounterMode(display=False) as counter:

@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         draws.positions, draws.whole = FEW, False
         return {"images": augment(settings, settings.phases[0], batch.images[:2], draws)} | drawn
 
-    loop.Draws = timed("draws", loop.Draws)
+    vars(loop)["Draws"] = timed("draws", loop.Draws)
     optimizer.step = timed("optimizer", optimizer.step)
     accelerator.backward = timed("backward", accelerator.backward)
     if hasattr(loop, "clip_gradients"):

@@ -15,6 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import lightly
 import timm
@@ -55,7 +56,7 @@ def hugging_face_mae(args: argparse.Namespace) -> nn.Module:
         decoder_hidden_size=args.decoder_dim, decoder_num_hidden_layers=args.decoder_depth,
         decoder_num_attention_heads=args.decoder_heads, decoder_intermediate_size=4 * args.decoder_dim,
     )  # fmt: skip
-    model = transformers.ViTMAEForPreTraining(config)
+    model: Any = transformers.ViTMAEForPreTraining(config)
     model.compute_loss = lambda images: model(pixel_values=images).loss
     return model
 
@@ -90,7 +91,7 @@ class LightlyMAE(nn.Module):
 
 
 def our_mae(args: argparse.Namespace) -> nn.Module:
-    model = MaskedAutoencoder(
+    model: Any = MaskedAutoencoder(
         image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads,
     )  # fmt: skip

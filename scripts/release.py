@@ -117,7 +117,7 @@ def run(settings: ReleaseSettings) -> dict:
     def stage(command: ModuleType, kind: type[RunSettings], name: str, **own) -> dict:
         if settings.stages and name not in settings.stages:
             return {}
-        common = {"data": settings.data, "data_dir": settings.data_dir, "seed": settings.seeds[0]}
+        common: dict = {"data": settings.data, "data_dir": settings.data_dir, "seed": settings.seeds[0]}
         if settings.max_minutes is not None and command in (pretrain, finetune):
             left = settings.max_minutes - (time.monotonic() - started) / 60
             common["pause_after_minutes"] = max(left, 0)

@@ -16,7 +16,7 @@ from tinymae.files import write_atomically
 
 torch.set_num_threads(1)  # tiny models compute faster alone than in threads that wait for each other
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "notebooks")]
 
 
 def pytest_collection_finish():

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tinymae.models.vqvae import VectorQuantizer, VQAutoencoder
 from tinymae.models.weights import save_autoencoder, save_classifier
 from tinymae.randomness import Draws
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[Any, dict]] = {
     "conv_ae": (ConvAutoencoder, {"width": 16, "latent_dim": 10}),
     "conv_ae, its map": (ConvAutoencoder, {"width": 16, "depth": 1}),
     "vae": (VariationalAutoencoder, {"width": 16, "latent_dim": 10}),

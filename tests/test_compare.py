@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -357,17 +358,17 @@ def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
     recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}
     whole, cut = [], []
 
-    def objective(number, settings, seen, stop=None):
+    def objective(seen, number, settings, *, stop=None):
         seen.append((number, settings))
         if number == stop:
             raise Diverged("stopped")
         return -abs(settings["beta"] - 0.3)
 
     common = {"folder": tmp_path, "study_name": "s", "trials": 8, "seed": 0}
-    best = search.search(lambda *a: objective(*a, whole), space, recipe, storage=tmp_path / "a.db", **common)
+    best = search.search(partial(objective, whole), space, recipe, storage=tmp_path / "a.db", **common)
     with pytest.raises(Diverged):
-        search.search(lambda *a: objective(*a, cut, 6), space, recipe, storage=tmp_path / "b.db", **common)
-    again = search.search(lambda *a: objective(*a, cut), space, recipe, storage=tmp_path / "b.db", **common)
+        search.search(partial(objective, cut, stop=6), space, recipe, storage=tmp_path / "b.db", **common)
+    again = search.search(partial(objective, cut), space, recipe, storage=tmp_path / "b.db", **common)
     assert whole[0] == (0, recipe) and [number for number, _ in whole] == list(range(8))
     assert cut == [*whole[:7], *whole[6:]] and again == best
     assert best["settings"] == max(whole, key=lambda trial: -abs(trial[1]["beta"] - 0.3))[1]

@@ -14,7 +14,7 @@ STILL = {"mixed_precision": "no", "epochs": 1, "warmup_epochs": 0, "base_lr": 0.
 
 
 def go_on(**settings) -> MaskedAutoencoder:
-    return tinymae.load(tinymae.pretrain("digits", **STILL, **settings).folder)
+    return MaskedAutoencoder.from_pretrained(tinymae.pretrain("digits", **STILL, **settings).folder)
 
 
 @pytest.mark.parametrize("kind", ["tinymae", "official", "transformers", "a model"])

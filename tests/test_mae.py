@@ -106,9 +106,7 @@ def test_loss_and_gradients_equal_the_plain_reference(changes, fused):
     loss.backward()
     expected.backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, weights[name].grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(parameter.grad, weights[name].grad, atol=1e-5, rtol=1e-4, msg=f"{name}: {{}}".format)
 
 
 def test_decode_predicts_every_patch_in_its_place():

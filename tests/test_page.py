@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from browsing import opened
+from huggingface_hub import RepoCard
 from PIL import Image
 
 from tinymae import InputError, MaskedAutoencoder
@@ -52,11 +53,11 @@ def shown(tmp_path_factory):
     model = MaskedAutoencoder(**sizes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).eval()
     classifier = build_classifier(model, classes=CLASSES).eval()
     torch.nn.init.normal_(classifier.head.weight, std=3)
-    (folder / "pictures").mkdir()
-    for name in ("one picture", "another"):  # smooth, so that patches guess something of each other
+    (folder / "images").mkdir()
+    for name in ("one image", "another"):  # smooth, so that patches guess something of each other
         coarse = Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (4, 6, 3), dtype=np.uint8))
-        coarse.resize((24, 16)).save(folder / "pictures" / f"{name}.png")
-    samples = read_samples(folder / "pictures", model)
+        coarse.resize((24, 16)).save(folder / "images" / f"{name}.png")
+    samples = read_samples(folder / "images", model)
     write_page(model, folder / "page", samples=samples, classifier=classifier)
     return folder, model, classifier, samples
 
@@ -100,9 +101,9 @@ def hidden(page) -> list[bool]:
 def test_clicked_patches_are_painted_in_as_torch_does(page, shown):
     _, model, classifier, samples = shown
     page.click("text=Show all")
-    picture = samples[0][1].permute(1, 2, 0).numpy()
-    assert np.array_equal(pixels(page, "original"), picture)
-    assert np.abs(pixels(page, "reconstruction").astype(int) - picture).max() <= 1
+    image = samples[0][1].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels(page, "original"), image)
+    assert np.abs(pixels(page, "reconstruction").astype(int) - image).max() <= 1
     mask = torch.zeros(ROWS, COLUMNS, dtype=torch.bool)
     before = pixels(page, "reconstruction")
     for row, column in [(0, 1), (1, 1), (1, 4), (3, 5)]:
@@ -146,7 +147,7 @@ def test_the_keyboard_reaches_every_patch(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "ratio"
     page.keyboard.press("ArrowRight")
-    assert sum(hidden(page)) == 2 and page.inner_text("#share") == "8 %"
+    assert sum(hidden(page)) == 2 and page.inner_text("#percent") == "8 %"
 
 
 def test_the_slider_the_buttons_and_the_last_patch(page):
@@ -165,8 +166,8 @@ def test_the_slider_the_buttons_and_the_last_patch(page):
     assert sum(hidden(page)) == 23 and "has to stay visible" in page.inner_text("#status")
 
 
-def test_another_picture_and_one_of_ones_own(page, shown, tmp_path):
-    page.click("[title=another]" if shown[3][0][0] != "another" else "[title='one picture']")
+def test_another_image_and_one_of_ones_own(page, shown, tmp_path):
+    page.click("[title=another]" if shown[3][0][0] != "another" else "[title='one image']")
     assert np.array_equal(pixels(page, "original"), shown[3][1][1].permute(1, 2, 0).numpy())
     # A tall photograph, blue above and below: the middle is cut out and averaged down.
     photograph = np.zeros((900, 300, 3), dtype=np.uint8)
@@ -176,10 +177,20 @@ def test_another_picture_and_one_of_ones_own(page, shown, tmp_path):
     page.set_input_files("#upload", tmp_path / "own.png")
     page.wait_for_selector(".upload.chosen")
     assert np.abs(pixels(page, "original").astype(int) - (200, 100, 50)).max() <= 2
-    (tmp_path / "note.png").write_text("no picture")
+    (tmp_path / "note.png").write_text("no image")
     page.set_input_files("#upload", tmp_path / "note.png")
     page.wait_for_selector("#status.error")
-    assert "note.png is not a picture" in page.inner_text("#status")
+    assert "note.png is not an image" in page.inner_text("#status")
+
+
+def test_the_folder_is_a_static_space_of_the_hub(shown):
+    folder = shown[0] / "page"
+    card = RepoCard.load(folder / "README.md", ignore_metadata_errors=False)
+    space = card.data.to_dict()
+    assert space["sdk"] == "static" and (folder / space["app_file"]).read_text().startswith("<!doctype html>")
+    assert len(space["short_description"]) <= 60  # more the Hub refuses
+    assert {space["colorFrom"], space["colorTo"]} <= set("red yellow green blue indigo purple pink gray".split())
+    assert card.text.strip().startswith(f"# {space['title']}")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -121,6 +121,7 @@ def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(classifie
     assert 0 < run.results["ece"] < 100 and run.results["top5"] > run.results["accuracy"]
     sheet = np.asarray(Image.open(tmp_path / "errors.png"))
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    assert digits.labels is not None
     worst = torch.where(predicted != digits.labels, confidence, -1).argmax()
     assert np.array_equal(sheet[34:130:12, 12:104:12, 0], digits.images[worst, 0].numpy())  # twelve times as large
     assert (tmp_path / "reliability.png").exists()

@@ -11,6 +11,7 @@ from tinymae.data.splits import few_labels
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import read_json
+from tinymae.interop.load import load_mae
 from tinymae.models.vit import choose_attention
 
 FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
@@ -18,7 +19,7 @@ FOLDER = Path(__file__).parent.parent / "weights" / "vit-t-mae"
 
 def test_vit_t_mae_scores_as_stated(cifar10_dir):
     """Error over hidden pixels, and k-NN by 4 % of the training labels, as when released."""
-    model = load(FOLDER)
+    model = load_mae(FOLDER)
     choose_attention(model, "cpu")
     test = pick(load_dataset("cifar10", "test", data_dir=cifar10_dir), 1000)
     train = load_dataset("cifar10", "train", data_dir=cifar10_dir)

@@ -137,7 +137,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
             torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
 
 
-def run_two(log: Path, command: list[str], **options) -> tuple[set[int], str]:
+def run_two(log: Path, command: list[str], **options) -> tuple[set[int | None], str]:
     """The same command as two processes of one run: (their exit codes, their output)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

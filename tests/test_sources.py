@@ -14,14 +14,14 @@ from test_data import as_set, picture, pixels
 
 from tinymae import InputError, load_dataset, pretrain
 from tinymae.data.batches import chunks, split_batch, step_batches
-from tinymae.data.datasets import ImageDataset, StreamedDataset
+from tinymae.data.datasets import StreamedDataset
 from tinymae.data.images import read_image
 from tinymae.evaluation.figures import thumbnails
 
 SPLITS = ("train", "val", "test")
 
 
-def load_splits(data, **options) -> dict[str, ImageDataset]:
+def load_splits(data, **options) -> dict:
     return {split: load_dataset(data, split, **options) for split in SPLITS}
 
 

@@ -10,7 +10,7 @@ from running import FEW, MODEL, QUICK, metrics, same_files
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands.unlabelled import UnlabelledSettings
-from tinymae.data.batches import Batch, join_batches
+from tinymae.data.batches import Batch, MixedBatch, join_batches
 from tinymae.models.pseudo_labels import unlabelled_losses
 
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "unlabelled": 2, "unlabelled_warmup": 0.5,
@@ -54,6 +54,7 @@ def test_joined_batches_keep_their_order_and_their_places_in_the_whole_batch():
     steps = list(join_batches(stream(0, [[0, 3], [1, 2]]), stream(50, [[0, 1, 6, 7], [2, 3, 4, 5]]), batch_size=4))
     assert len(steps) == 3
     first, second = steps[2]
+    assert isinstance(first, MixedBatch)
     assert first.images.tolist() == [200, 203, 250, 251, 256, 257] and first.labels.tolist() == [0, 1]
     assert first.positions.tolist() == [0, 3, 4, 5, 10, 11] and first.known.tolist() == [0, 1, 0, 1]
     assert sorted(first.positions.tolist() + second.positions.tolist()) == list(range(12))

@@ -187,7 +187,7 @@ class Allocations(TorchDispatchMode):
         return output
 
 
-LARGE = {
+LARGE: dict[str, dict] = {
     "mae": {"embed_dim": 4000, "decoder_dim": 4000, "image_size": 2048, "in_channels": 30_000},
     "conv_ae": {"width": 4000, "latent_dim": 10**6, "in_channels": 30_000},
     "vae": {"width": 4000, "latent_dim": 10**6},

@@ -43,6 +43,7 @@ def test_a_new_classifier_sees_the_features_that_probes_see(autoencoder, images,
 def test_the_vit_of_a_classifier_is_timms_own_and_made_of_its_tensors(autoencoder, images, pool):
     classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool, drop_path=0.1, patch_drop=0.2).eval()
     vit = classifier.vit
+    assert vit is not None
     assert type(vit) is VisionTransformer and vit.num_classes == 3 and not vit.training
     theirs = {parameter.data_ptr() for parameter in vit.parameters()}
     assert theirs == {parameter.data_ptr() for parameter in classifier.parameters()}
@@ -133,7 +134,7 @@ def test_saving_leaves_no_part_behind_when_it_fails(autoencoder, tmp_path):
     before = (tmp_path / "model.safetensors").read_bytes()
 
     class Bad(nn.Module):
-        def state_dict(self):
+        def state_dict(self, *args, **keywords):
             return {"x": torch.zeros(2).to_sparse()}
 
     with pytest.raises((RuntimeError, ValueError, NotImplementedError)):

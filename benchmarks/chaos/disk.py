@@ -38,9 +38,12 @@ def break_disk(kind: str, number: int, lasting: bool, folder: Path) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in {"fsync": [(os, "fsync")], "replace": [(os, "replace")], "save": [(torch, "save")],
-                        "write": [(Path, "write_text"), (Path, "write_bytes")],
-                        "open": [(builtins, "open"), (io, "open")], "mkdir": [(os, "mkdir")]}[kind]:  # fmt: skip
+    targets: dict[str, list] = {
+        "fsync": [(os, "fsync")], "replace": [(os, "replace")], "save": [(torch, "save")],
+        "write": [(Path, "write_text"), (Path, "write_bytes")], "open": [(builtins, "open"), (io, "open")],
+        "mkdir": [(os, "mkdir")],
+    }  # fmt: skip
+    for owner, name in targets[kind]:
         wrap(owner, name)
 
 

@@ -1,7 +1,8 @@
 """A folder that shows a model in a browser: static files that any web server can hand out, and nothing from elsewhere.
 
-The page's own sources are in `web/`. What runs the ONNX files there is onnxruntime-web, whose 14 MB come from npm when
-a page is written, once per machine; no repository should carry them.
+It is a static Space of the Hugging Face Hub as well: its README.md says so. The page's own sources are in `web/`. What
+runs the ONNX files there is onnxruntime-web, whose 14 MB come from npm when a page is written, once per machine; no
+repository should carry them.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import tarfile
 from importlib import resources
 from pathlib import Path
 
+from huggingface_hub import SpaceCardData
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -30,6 +32,25 @@ RUNTIME = "onnxruntime-web-1.30.0"
 RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 # The build for the CPU alone: the others are twice the size and want a GPU or a page served with special headers.
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+CARD = """
+# {title}
+
+Hide parts of an image. A masked autoencoder with {parameters:.1f} million parameters paints them in from the rest.
+It runs in the browser: no image leaves the device, and nothing is fetched from elsewhere.
+
+This folder was written by `tinymae export --format web`. Any server of static files can host it. Locally:
+
+```bash
+python -m http.server
+```
+
+As a static Space of the Hugging Face Hub, from inside this folder:
+
+```bash
+hf repos create OWNER/NAME --repo-type space --space-sdk static
+hf upload OWNER/NAME . . --repo-type space
+```
+"""
 
 
 def write_page(
@@ -75,8 +96,20 @@ def write_page(
         "samples": files,
     }
     write_json(folder / "model.json", settings)
+    write_bytes(folder / "README.md", describe_space(model).encode())
     for source in resources.files(__package__).joinpath("web").iterdir():
         write_bytes(folder / source.name, source.read_bytes())
+
+
+def describe_space(model: MaskedAutoencoder) -> str:
+    """The folder's README.md, with the head of a static Space: https://huggingface.co/docs/hub/spaces-config-reference."""
+    title = "Masked autoencoder"
+    head = SpaceCardData(
+        title=title, emoji="🧩", colorFrom="indigo", colorTo="gray", sdk="static", app_file="index.html", pinned=False,
+        short_description="Hide parts of an image and see them painted in", tags=["tinymae", "masked-autoencoder"],
+    )  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return f"---\n{head.to_yaml()}\n---\n{CARD.format(title=title, parameters=parameters)}"
 
 
 def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) -> list[tuple[str, Tensor]]:

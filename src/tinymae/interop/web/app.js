@@ -8,7 +8,7 @@ const element = (id) => document.getElementById(id);
 
 let settings; // model.json
 let sessions = {}; // "reconstruction" and, if there is one, "classifier"
-let pixels; // Uint8Array (C * H * W): the picture
+let pixels; // Uint8Array (C * H * W): the image
 let mask; // Uint8Array (N)
 let patches = []; // the button of each patch
 let busy = false;
@@ -29,17 +29,17 @@ function fail(text) {
   element("progress").hidden = true;
 }
 
-// ---- pictures
+// ---- images
 
-/** Crop a picture to the model's shape and scale it to the model's size: Uint8Array (C * H * W). */
-function toPixels(picture) {
+/** Crop an image to the model's shape and scale it to the model's size: Uint8Array (C * H * W). */
+function toPixels(image) {
   const [height, width] = settings.image_size;
-  const scale = Math.max(width / picture.width, height / picture.height);
+  const scale = Math.max(width / image.width, height / image.height);
   const part = { width: width / scale, height: height / scale };
   let source = document.createElement("canvas");
   source.width = Math.max(width, Math.round(part.width));
   source.height = Math.max(height, Math.round(part.height));
-  place(picture, source, (picture.width - part.width) / 2, (picture.height - part.height) / 2, part.width, part.height);
+  place(image, source, (image.width - part.width) / 2, (image.height - part.height) / 2, part.width, part.height);
   // By halves: a canvas looks at few pixels around each target, so one large step would leave jagged edges.
   while (source.width > width || source.height > height) {
     const half = document.createElement("canvas");
@@ -64,32 +64,32 @@ function toPixels(picture) {
   return planar;
 }
 
-function place(picture, canvas, left, top, width, height) {
+function place(image, canvas, left, top, width, height) {
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // where the picture is transparent
+  context.fillStyle = "white"; // where the image is transparent
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, left, top, width, height, 0, 0, canvas.width, canvas.height);
+  context.drawImage(image, left, top, width, height, 0, 0, canvas.width, canvas.height);
 }
 
 /** Show planar pixels, 0 to 255, on a canvas. */
 function draw(canvas, planar) {
   const [height, width] = settings.image_size;
   const count = width * height;
-  const picture = new ImageData(width, height);
+  const shown = new ImageData(width, height);
   for (let i = 0; i < count; i++) {
     for (let channel = 0; channel < 3; channel++) {
-      picture.data[4 * i + channel] = planar[settings.in_channels === 1 ? i : channel * count + i];
+      shown.data[4 * i + channel] = planar[settings.in_channels === 1 ? i : channel * count + i];
     }
-    picture.data[4 * i + 3] = 255;
+    shown.data[4 * i + 3] = 255;
   }
   canvas.width = width;
   canvas.height = height;
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  canvas.getContext("2d").putImageData(shown, 0, 0);
 }
 
-function choosePicture(picture, tile) {
-  pixels = toPixels(picture);
+function chooseImage(image, tile) {
+  pixels = toPixels(image);
   draw(element("original"), pixels);
   draw(element("visible"), pixels);
   for (const other of document.querySelectorAll(".tile")) {
@@ -107,9 +107,9 @@ function choosePicture(picture, tile) {
 async function chooseFile(file) {
   if (!file || !settings) return;
   try {
-    choosePicture(await createImageBitmap(file), document.querySelector(".upload"));
+    chooseImage(await createImageBitmap(file), document.querySelector(".upload"));
   } catch {
-    fail(`${file.name} is not a picture that this browser can read. Choose a PNG, JPEG or WebP file.`);
+    fail(`${file.name} is not an image that this browser can read. Choose a PNG, JPEG or WebP file.`);
   }
 }
 
@@ -125,13 +125,13 @@ async function addSamples() {
     tile.setAttribute("aria-pressed", "false");
     tile.append(image);
     // A bitmap has the file's own size; an <img> answers with the size it is laid out at.
-    tile.addEventListener("click", async () => choosePicture(await createImageBitmap(image), tile));
+    tile.addEventListener("click", async () => chooseImage(await createImageBitmap(image), tile));
     element("samples").insertBefore(tile, document.querySelector(".upload"));
   }
   const first = document.querySelector(".tile img");
   if (!first) return;
   await first.decode();
-  choosePicture(await createImageBitmap(first), first.parentElement);
+  chooseImage(await createImageBitmap(first), first.parentElement);
 }
 
 // ---- the mask
@@ -152,11 +152,11 @@ function countHidden() {
 
 function showMask() {
   const hidden = countHidden();
-  const share = `${Math.round((100 * hidden) / mask.length)} %`;
+  const percent = `${Math.round((100 * hidden) / mask.length)} %`;
   patches.forEach((button, patch) => button.setAttribute("aria-pressed", String(Boolean(mask[patch]))));
   element("ratio").value = hidden;
-  element("ratio").setAttribute("aria-valuetext", `${hidden} of ${mask.length} patches, ${share}`);
-  element("share").textContent = share;
+  element("ratio").setAttribute("aria-valuetext", `${hidden} of ${mask.length} patches, ${percent}`);
+  element("percent").textContent = percent;
   update();
 }
 
@@ -236,7 +236,7 @@ function addPatches() {
 
 // ---- the model
 
-/** Run the model on the latest picture and mask; while it runs, only the newest wish is kept. */
+/** Run the model on the latest image and mask; what changes while it runs is computed once, afterwards. */
 async function update() {
   if (!sessions.reconstruction || !pixels) return;
   stale = true;
