@@ -50,15 +50,15 @@ def several_metrics(scores: Tensor, labels: Tensor) -> dict:
     >>> several_metrics(scores, torch.tensor([[1, 0], [1, 0], [0, 0]]))["auc"]
     [50.0, None]
     """
-    from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-    told = [number for number, ratio in enumerate(labels.float().mean(dim=0).tolist()) if 0 < ratio < 1]
+    labels, scores = labels.cpu().long(), scores.cpu().double()  # a sigmoid, which torchmetrics takes of logits, ties large floats
+    told = [number for number, ratio in enumerate(labels.double().mean(dim=0).tolist()) if 0 < ratio < 1]
     if not told:
-        raise InputError("no class is there to be told apart: each is on all of these images, or on none")
+        raise InputError("every class is that of all of these images, or of none: there is nothing to be judged")
     found: dict = {}
-    for name, metric in {"ap": multilabel_average_precision, "auc": multilabel_auroc}.items():
-        values = metric(scores[:, told], labels[:, told].long(), num_labels=len(told), average="none")
-        by_class = dict(zip(told, (100 * values).reshape(-1).tolist(), strict=True))
+    for name, metric in {"ap": binary_average_precision, "auc": binary_auroc}.items():
+        by_class = {number: 100 * metric(scores[:, number], labels[:, number]).item() for number in told}
         found[f"mean_{name}"] = sum(by_class.values()) / len(told)
         found[name] = [by_class.get(number) for number in range(labels.shape[1])]
     return found
