@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..errors import InputError
 from ..files import write_json
-from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, ReconstructionGraph, export_onnx, export_torch
+from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
 from ..interop.load import Model, load, load_classifier, load_mae
 from ..interop.page import SAMPLES, read_samples, write_page
 from ..interop.timm import export_timm
@@ -73,9 +73,8 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
         graphs = {"classifier": ClassifierGraph(model)}
         config: dict = {"label_names": model.classes}
     else:
-        autoencoder = load_mae(model)
-        encoder = EncoderGraph(autoencoder, pool=settings.pool, normalised=settings.normalised)
-        graphs = {"encoder": encoder, "reconstruction": ReconstructionGraph(autoencoder)}
+        encoder = EncoderGraph(model, pool=settings.pool, normalised=settings.normalised)
+        graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}
         config = {"architecture": type(model).__name__, **model.config}
     for name, graph in graphs.items():
         if settings.format == "onnx":

@@ -22,12 +22,12 @@ from ..files import digest, write_csv, write_tensors
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
+from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import derive_seed
 from ..tensors import to_unit
 from ..training.run import Run
-from .features import feature_function
 from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 

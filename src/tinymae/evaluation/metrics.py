@@ -52,7 +52,10 @@ def several_metrics(scores: Tensor, labels: Tensor) -> dict:
     """
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-    labels, scores = labels.cpu().long(), scores.cpu().double()  # a sigmoid, which torchmetrics takes of logits, ties large floats
+    labels, scores = (
+        labels.cpu().long(),
+        scores.cpu().double(),
+    )  # a sigmoid, which torchmetrics takes of logits, ties large floats
     told = [number for number, ratio in enumerate(labels.double().mean(dim=0).tolist()) if 0 < ratio < 1]
     if not told:
         raise InputError("every class is that of all of these images, or of none: there is nothing to be judged")
