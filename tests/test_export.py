@@ -182,6 +182,29 @@ def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     torch.testing.assert_close(features, tinymae.load(mae).encode(images), **TOLERANCE)
 
 
+def test_int8_is_smaller_and_near_the_floats(tmp_path):
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(image_size=8, patch_size=2, in_channels=1, embed_dim=96, depth=2, num_heads=2).eval()
+    classifier = build_classifier(model, classes=CLASSES)
+    torch.nn.init.normal_(classifier.head.weight, std=0.5)
+    digits = tinymae.load_dataset("digits", "test").images
+    for number, given in enumerate([model, classifier.eval()]):
+        folder = tmp_path / str(number)
+        sizes = tinymae.export(given, format="onnx", int8="digits", output_dir=folder).results["bytes"]
+        name = "encoder" if given is model else "classifier"
+        assert sizes[f"{name}.int8.onnx"] < 0.5 * sizes[f"{name}.onnx"] and "reconstruction.int8.onnx" not in sizes
+        floats, integers = (
+            onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"]).run(
+                None, {"images": digits.numpy()}
+            )[0]
+            for file in (f"{name}.onnx", f"{name}.int8.onnx")
+        )
+        assert 0 < np.abs(floats - integers).mean() < 0.15 * floats.std()
+    with pytest.raises(InputError, match="int8 digits is for --format onnx"):
+        tinymae.export(model, format="torch", int8="digits", output_dir=tmp_path / "torch")
+    assert not (tmp_path / "torch").exists()
+
+
 def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
     mae, classifier = folders
     save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
