@@ -50,9 +50,9 @@ def main(args: argparse.Namespace) -> dict:
         result[name] = {
             "megabytes": megabytes,
             "images_per_second": len(test) / seconds,
-            "accuracy": 100 * right.mean(),
+            "accuracy": float(100 * right.mean()),
         }
-    result["same_class"] = 100 * (predictions["fp32"] == predictions["int8"]).mean()
+    result["same_class"] = float(100 * (predictions["fp32"] == predictions["int8"]).mean())
     print(result)
     write_json(folder / "int8.json", result)
     return result
