@@ -28,7 +28,7 @@ def feature_function(
         if not last:
             raise InputError(f"layers {layers}: a {type(encoder).__name__} is no ViT, leave it out")
         return encoder.encode
-    keywords: dict[str, Any] = {"layers": 1 if last else layers}
+    keywords: dict[str, Any] = {"layers": 1 if last else layers if isinstance(layers, int) else list(layers)}
     if pool is not None:
         keywords["pool"] = pool
     return partial(encoder.encode, **keywords)
