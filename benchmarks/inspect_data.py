@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tinymae import load, load_dataset
-from tinymae.commands.features import JoinedSplits, feature_function, map_images
+from tinymae.commands.features import JoinedSplits, map_images
 from tinymae.commands.inspect import InspectSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import ImageDataset
@@ -34,6 +34,7 @@ from tinymae.evaluation.inspection import Pairs, confident_issues, find_duplicat
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
 from tinymae.evaluation.sheets import in_rows, tiles_of, write_sheet
 from tinymae.files import write_json
+from tinymae.models.encoding import feature_function
 
 LEAST = InspectSettings.least_correlation
 WEIGHTS = Path(__file__).parent.parent / "weights" / "vit-t-mae"

@@ -11,7 +11,7 @@ from PIL import Image
 from running import PRETRAIN
 
 import tinymae
-from tinymae.evaluation import figures, probes
+from tinymae.evaluation import figures, probes, segmentation
 from tinymae.files import write_atomically
 
 torch.set_num_threads(1)  # tiny models compute faster alone than in threads that wait for each other
@@ -95,6 +95,7 @@ def search_shortly(patch: pytest.MonkeyPatch) -> None:
     """Let probes choose between two settings."""
     patch.setitem(probes.linear_fits.__kwdefaults__, "grid", [0.1, 0.01])
     patch.setitem(probes.fit_mlp.__kwdefaults__, "epochs", 2)
+    patch.setitem(segmentation.fit_segmentation.__kwdefaults__, "steps", 100)
 
 
 def draw_tiles(patch: pytest.MonkeyPatch) -> None:

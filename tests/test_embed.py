@@ -17,9 +17,10 @@ from running import DIGITS, FEW, refused
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
-from tinymae.commands.features import JoinedSplits, feature_function
+from tinymae.commands.features import JoinedSplits
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.encoding import feature_function
 
 SPLITS = ["train", "val", "test"]
 

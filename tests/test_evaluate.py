@@ -14,7 +14,7 @@ from tinymae.evaluation.probes import (
     fit_linear,
     fit_mlp,
     linear_fits,
-    predict_accuracy,
+    predict_score,
 )
 
 
@@ -48,21 +48,21 @@ def test_linear_probe_is_scikit_learns_logistic_regression(pixels, l2):
     best = objective(torch.tensor(theirs.decision_function(scaler.transform(features))), torch.tensor(theirs.coef_))
     assert ours == pytest.approx(best, rel=1e-3)
     score = 100 * theirs.score(scaler.transform(test), test_labels)
-    assert abs(predict_accuracy(probe, test, test_labels) - score) <= 0.5
+    assert abs(predict_score(probe, test, test_labels) - score) <= 0.5
 
 
 def test_the_probe_is_chosen_on_validation(pixels):
     (features, labels), (val, val_labels), _ = pixels
     probe, l2, tried = choose_probe(linear_fits(features, labels, num_classes=10), val, val_labels)
     assert tried[l2] == max(tried.values()) and len(tried) == len(L2_GRID)
-    assert predict_accuracy(probe, val, val_labels) == tried[l2]
+    assert predict_score(probe, val, val_labels) == tried[l2]
 
 
 def test_mlp_learns_and_repeats_itself(pixels):
     (features, labels), _, (test, test_labels) = pixels
     fit = {"num_classes": 10, "weight_decay": 0.1, "seed": 3, "epochs": 5}
     probe = fit_mlp(features, labels, **fit)
-    assert predict_accuracy(probe, test, test_labels) > 90
+    assert predict_score(probe, test, test_labels) > 90
     again = fit_mlp(features, labels, **fit)
     assert torch.equal(probe(test), again(test))
 

@@ -12,12 +12,19 @@ from running import refused
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, unpatchify
-from tinymae.interop.graphs import ClassifierGraph, EncoderGraph, ReconstructionGraph, export_onnx, export_torch
+from tinymae.interop.graphs import (
+    ClassifierGraph,
+    EncoderGraph,
+    InpaintingGraph,
+    export_onnx,
+    export_torch,
+    reconstruction_graph,
+)
 from tinymae.interop.load import load_classifier
 from tinymae.interop.page import read_samples, write_page
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import save_autoencoder, save_classifier
+from tinymae.models.weights import FAMILIES, save_autoencoder, save_classifier
 
 onnx = pytest.importorskip("onnx", reason="pip install 'tinymae[onnx]'")
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
@@ -69,7 +76,7 @@ RUNNERS = pytest.mark.parametrize("runner", [by_onnx_runtime, by_torch_export])
 @pytest.mark.parametrize("name", ["wide, grey", "registers, no class token, raw pixels"])
 def test_reconstruction_is_torchs_for_masks_of_every_size(name, runner, tmp_path):
     model = create(name)
-    reconstruct = runner(ReconstructionGraph(model), tmp_path)
+    reconstruct = runner(InpaintingGraph(model), tmp_path)
     for batch_size in (1, 5):
         images = random_images(model, batch_size)
         hidden = torch.linspace(model.num_patches - 1, 0, batch_size).round()  # all but one, ..., none
@@ -95,6 +102,33 @@ def test_features_are_torchs(name, normalised, runner, tmp_path):
         images = random_images(model, batch_size)
         given = model.normalise(images) if normalised else images
         torch.testing.assert_close(encode(images=given), model.encode(images), **TOLERANCE)
+
+
+OTHERS = {
+    "conv_ae": {"image_size": (8, 12), "width": 8, "in_channels": 1},
+    "vae": {"image_size": 8, "width": 8, "latent_dim": 5},
+    "vqvae": {"image_size": 8, "width": 8, "codebook_size": 16},
+    "resnet_unet": {"image_size": 16},
+    "masked_conv": {"image_size": 20, "mean": (0.3,), "std": (0.2,)},  # a grid of 5 x 5, whose halves do not divide it
+    "pca": {"image_size": 8, "latent_dim": 9},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_give_torchs_features_and_reconstructions(family, tmp_path):
+    torch.manual_seed(0)
+    model = FAMILIES[family](**OTHERS[family]).eval()
+    images = random_images(model, 5)
+    encode = by_onnx_runtime(EncoderGraph(model), tmp_path)
+    torch.testing.assert_close(encode(images=images), model.encode(images), **TOLERANCE)
+    reconstruct = by_onnx_runtime(reconstruction_graph(model), tmp_path)
+    mask = {"mask": torch.rand(5, model.num_patches) < 0.5} if family == "masked_conv" else {}
+    expected = model.reconstruct(images, **mask).images
+    torch.testing.assert_close(reconstruct(images=images, **mask), expected, **TOLERANCE)
+
+
+def test_every_family_is_tried():
+    assert {*OTHERS, "mae"} == {*FAMILIES}
 
 
 @pytest.mark.parametrize(("pool", "runner"), [("avg", by_onnx_runtime), ("cls", by_torch_export)])
@@ -148,6 +182,29 @@ def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     torch.testing.assert_close(features, tinymae.load(mae).encode(images), **TOLERANCE)
 
 
+def test_int8_is_smaller_and_near_the_floats(tmp_path):
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(image_size=8, patch_size=2, in_channels=1, embed_dim=96, depth=2, num_heads=2).eval()
+    classifier = build_classifier(model, classes=CLASSES)
+    torch.nn.init.normal_(classifier.head.weight, std=0.5)
+    digits = tinymae.load_dataset("digits", "test").images
+    for number, given in enumerate([model, classifier.eval()]):
+        folder = tmp_path / str(number)
+        sizes = tinymae.export(given, format="onnx", int8="digits", output_dir=folder).results["bytes"]
+        name = "encoder" if given is model else "classifier"
+        assert sizes[f"{name}.int8.onnx"] < 0.5 * sizes[f"{name}.onnx"] and "reconstruction.int8.onnx" not in sizes
+        floats, integers = (
+            onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"]).run(
+                None, {"images": digits.numpy()}
+            )[0]
+            for file in (f"{name}.onnx", f"{name}.int8.onnx")
+        )
+        assert 0 < np.abs(floats - integers).mean() < 0.15 * floats.std()
+    with pytest.raises(InputError, match="int8 digits is for --format onnx"):
+        tinymae.export(model, format="torch", int8="digits", output_dir=tmp_path / "torch")
+    assert not (tmp_path / "torch").exists()
+
+
 def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
     mae, classifier = folders
     save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
@@ -156,7 +213,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monke
     for settings, message in [
         (onnx | {"weights": tmp_path / "none"}, "none does not exist"),
         (web | {"weights": classifier}, "hold a classifier"),
-        (onnx | {"weights": tmp_path / "conv"}, "hold a ConvAutoencoder, where only --model mae will do"),
+        (onnx | {"weights": tmp_path / "conv", "pool": "cls"}, "pool 'cls' is not 'avg', which is what a ConvAutoenc"),
         (web | {"weights": tmp_path / "conv"}, "hold a ConvAutoencoder, where only --model mae will do"),
         (onnx | {"weights": mae, "classifier": classifier}, "is for --format web"),
         (onnx | {"weights": mae, "output_dir": tmp_path / "file"}, "is a file"),

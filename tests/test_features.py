@@ -13,6 +13,9 @@ from sklearn.utils.estimator_checks import check_estimator
 from test_mae import small_model, trained_looking
 
 from tinymae import Features, InputError, load_dataset
+from tinymae.models import base
+from tinymae.models.classifier import build_classifier
+from tinymae.models.conv import ConvAutoencoder
 
 EXPECTED_FAILURES = {
     "check_methods_subset_invariance": "float32 products round otherwise in batches of other sizes, by some 1e-7",
@@ -79,6 +82,28 @@ def test_pool_and_layers_are_those_of_encode(model):
     np.testing.assert_allclose(features.transform(IMAGES), expected, atol=1e-5)
     names = features.get_feature_names_out()
     assert len(names) == 48 and names[0] == "features0" and names[-1] == "features47"
+
+
+def test_other_families_and_classifiers_have_features_too(model):
+    conv = ConvAutoencoder(image_size=(8, 6), width=8, latent_dim=7).eval()
+    classifier = build_classifier(model, classes=["a", "b"], pool="cls").eval()
+    for given, pool, expected in [
+        (conv, "avg", conv.encode), (classifier, None, classifier.encoder.encode),
+        (classifier, "avg", model.encode),
+    ]:  # fmt: skip
+        found = Features(given, pool=pool).fit_transform(IMAGES)
+        np.testing.assert_allclose(found, expected(torch.from_numpy(IMAGES)).detach().numpy(), atol=1e-5)
+    with pytest.raises(InputError, match="layers 2: a ConvAutoencoder is no ViT"):
+        Features(conv, layers=2).fit(IMAGES)
+
+
+def test_a_hub_id_is_downloaded(model, monkeypatch, tmp_path):
+    model.save_pretrained(tmp_path / "downloaded")
+    asked = []
+    monkeypatch.setattr(base, "snapshot_download", lambda name, **_: asked.append(name) or tmp_path / "downloaded")
+    expected = Features(model).fit_transform(IMAGES)
+    np.testing.assert_array_equal(Features("somebody/their-mae").fit_transform(IMAGES), expected)
+    assert asked == ["somebody/their-mae"]
 
 
 @pytest.mark.parametrize(

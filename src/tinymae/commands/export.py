@@ -4,14 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
+
+from ..data.batches import pick
+from ..data.datasets import load_dataset, require_channels
 from ..errors import InputError
 from ..files import write_json
-from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, ReconstructionGraph, export_onnx, export_torch
+from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
 from ..interop.load import Model, load, load_classifier, load_mae
 from ..interop.page import SAMPLES, read_samples, write_page
+from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
 from .settings import Result, Settings, keywords_of, setting
+
+CALIBRATION = 256  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,11 @@ class ExportSettings(Settings):
     output_dir: str | Path = setting(help="folder for the files; old ones are replaced")
     pool: Literal["avg", "cls"] = setting("avg", "the features", group="onnx and torch")
     normalised: bool = setting(False, "the encoder takes normalised floats, not uint8", group="onnx and torch")
+    int8: str | Path | None = setting(
+        None, "training images, as --data of pretraining takes them: also write the encoder or classifier in 8 bits, "
+        "scaled by what 256 of them give", group="onnx",
+    )  # fmt: skip
+    data_dir: str | Path = setting("data", "where named data sets are, or go", group="onnx")
     classifier: str | Path | Model | None = setting(
         None, "what fine-tuning or probing gave, to show what it guesses", group="web"
     )
@@ -35,7 +48,8 @@ def run(settings: ExportSettings) -> Result[Model]:
 
     Of an autoencoder come the encoder (images -> features) and the reconstruction (uint8 images, mask -> images in
     [0, 1]); of a classifier, uint8 images -> probabilities. Normalisation is inside, batches may have any size, and the
-    outputs are torch's to 1e-4.
+    outputs are torch's to 1e-4. With `int8` an ONNX encoder or classifier is written a second time, as NAME.int8.onnx,
+    whose outputs are near those of the first.
 
     Raises InputError for weights that cannot be written so.
     """
@@ -44,6 +58,8 @@ def run(settings: ExportSettings) -> Result[Model]:
         raise InputError(f"output_dir {folder} is a file")
     if settings.classifier is not None and settings.format != "web":
         raise InputError(f"classifier {settings.classifier} is for --format web; here give it as --weights")
+    if settings.int8 is not None and settings.format != "onnx":
+        raise InputError(f"int8 {settings.int8} is for --format onnx: leave it out")
     if settings.format == "web":
         model: Model = load_mae(settings.weights)
         classifier = None if settings.classifier is None else load_classifier(settings.classifier)
@@ -73,15 +89,32 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
         graphs = {"classifier": ClassifierGraph(model)}
         config: dict = {"label_names": model.classes}
     else:
-        autoencoder = load_mae(model)
-        encoder = EncoderGraph(autoencoder, pool=settings.pool, normalised=settings.normalised)
-        graphs = {"encoder": encoder, "reconstruction": ReconstructionGraph(autoencoder)}
+        encoder = EncoderGraph(model, pool=settings.pool, normalised=settings.normalised)
+        graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}
         config = {"architecture": type(model).__name__, **model.config}
+    batches = None if settings.int8 is None else calibration_batches(settings, model)
     for name, graph in graphs.items():
         if settings.format == "onnx":
             export_onnx(graph, folder / f"{name}.onnx")
+            if batches is not None and name != "reconstruction":  # whose hidden tokens are closed by a huge number
+                quantise_onnx(folder / f"{name}.onnx", folder / f"{name}.int8.onnx", batches)
         else:
             export_torch(graph, folder / f"{name}.pt2")
     encoder_of = model.encoder if isinstance(model, Classifier) else model
     statistics = {name: getattr(encoder_of, name).flatten().tolist() for name in ("mean", "std")}
     write_json(folder / "config.json", config | statistics)
+
+
+def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str, np.ndarray]]:
+    """Training images as the graphs take them."""
+    dataset = pick(
+        load_dataset(
+            settings.int8, data_dir=settings.data_dir, image_size=model.image_size, channels=model.in_channels
+        ),
+        CALIBRATION,
+    )
+    require_channels(dataset, model.in_channels)
+    images, _ = dataset[torch.arange(len(dataset))]
+    if settings.normalised and not isinstance(model, Classifier):
+        images = model.normalise(images)
+    return [{"images": part.numpy()} for part in images.split(32)]

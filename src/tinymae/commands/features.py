@@ -1,10 +1,9 @@
 """What commands that work on frozen features share: settings, images of several splits in one row, their features."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.datasets import Dataset, require_channels
-from ..errors import InputError
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
-from ..models.base import Encoder
-from ..models.classifier import Classifier
+from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from .settings import RunSettings, setting
 
@@ -59,21 +56,6 @@ class FeatureSettings(WeightsSettings):
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
         return model, encode
-
-
-def feature_function(model: Model, *, pool: str | None = None, layers: Sequence[int] = (-1,)) -> Callable[..., Tensor]:
-    """A model's function images -> features. Raises InputError for a `pool` or `layers` that it does not have."""
-    encoder: Encoder = model.encoder if isinstance(model, Classifier) else model
-    if pool is not None:
-        encoder.require_pool(pool)
-    if not encoder.layered:
-        if tuple(layers) != (-1,):
-            raise InputError(f"layers {tuple(layers)}: a {type(encoder).__name__} is no ViT, leave it out")
-        return encoder.encode
-    keywords: dict[str, Any] = {"layers": 1 if tuple(layers) == (-1,) else list(layers)}
-    if pool is not None:
-        keywords["pool"] = pool
-    return partial(encoder.encode, **keywords)
 
 
 class JoinedSplits:

@@ -5,27 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..data.datasets import Dataset, require_channels
+from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy, map_dataset
-from ..evaluation.neighbours import knn_predict
-from ..evaluation.probes import choose_probe, linear_fits, mlp_fits
-from ..files import digest, write_tensors
+from ..evaluation.metrics import map_dataset, several_metrics
+from ..evaluation.neighbours import knn_scores
+from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
+from ..files import digest, write_csv, write_tensors
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
+from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import derive_seed
 from ..tensors import to_unit
 from ..training.run import Run
-from .features import feature_function
+from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
@@ -40,34 +43,63 @@ class LinearProbeSettings(LabelSettings):
     weights: str | Path | Model = setting(help="what pretraining gave: a folder, or a Hub id")
     pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
     head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
+    task: Literal["classification", "segmentation"] = setting(
+        "classification", "segmentation: a 1x1 convolution on the patches of a ViT, learned from --masks"
+    )
+    masks: str | Path | None = setting(
+        None,
+        "folder of PNG masks with the images' relative names; pixels are classes from 0, 255 is none",
+        group="data",
+    )
     controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
         None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
     )
     batch_size: int = setting(256, "images in a forward pass", positive=True)
 
+    def resolve(self) -> Self:
+        """See `RunSettings.resolve`."""
+        segments = self.task == "segmentation"
+        if segments != (self.masks is not None):
+            raise InputError(
+                f"task {self.task} with masks {self.masks}: segmentation needs masks, and nothing else does"
+            )
+        if segments and (self.head, self.pool) != ("linear", "avg"):
+            raise InputError(f"head {self.head}, pool {self.pool}: leave both out with --task segmentation")
+        return super().resolve()
 
-def run(settings: LinearProbeSettings) -> Result[Classifier | nn.Module]:
+
+def run(settings: LinearProbeSettings) -> Result[Any]:
     """Score the frozen features of a pretrained encoder by k-NN and a probe.
 
     Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is
     scored once, or with no_test not even loaded. With a linear head, `.model` and the output folder are a classifier:
     of a ViT, a stock timm one.
 
+    Where an image may have several labels (a table's `cat;dog`), the loss is the sum of the classes' binary
+    cross-entropies and the score their mean average precision; `.model` is the head, features -> logits.
+
+    With `task="segmentation"` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
+    intersection over union; `.model` gives the logits of each pixel's class.
+
     Raises InputError for settings or data that cannot work.
     """
     settings = settings.resolve()
+    if settings.task == "segmentation":
+        return probe_segmentation(settings)
     accelerator = settings.create_accelerator()
     device = accelerator.device
     model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
     choose_attention(model, device)
-    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
+    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels, several=True)
     require_channels(splits["train"], model.in_channels)
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         splits = {name: split.to(device) for name, split in chosen.items()}
-        results, head, predictions = probe(settings, model, run, splits)
-        return finish(settings, model, run, splits, results, head, predictions)
+        results, head, logits = probe(settings, model, run, splits)
+        if several(splits):
+            return finish_several(run, splits, results, head, logits)
+        return finish(settings, model, run, splits, results, head, logits)
 
 
 linear_probe = keywords_of(run, LinearProbeSettings)
@@ -76,13 +108,13 @@ linear_probe = keywords_of(run, LinearProbeSettings)
 def probe(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
 ) -> tuple[dict, nn.Module, Tensor]:
-    """Features, scores and the controls' scores: (results, the chosen head, its predictions)."""
+    """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
     started = time.monotonic()
     features = extract(settings, feature_function(model, pool=settings.pool), run, splits)
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
-    scores, head, predictions = score(settings, features, splits)
+    scores, head, logits = score(settings, features, splits)
     seconds["heads"] = time.monotonic() - started
     if digest(model.state_dict()) != before:
         raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
@@ -98,14 +130,15 @@ def probe(
             settings, extract(settings, feature_function(untrained, pool=settings.pool), run, splits), splits
         )[0]
     judged = list(splits)[-1]
+    what = "mean average precision on" if several(splits) else "of"
     for name, row in {"pretrained": scores, **controls}.items():
         run.print(
-            f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {settings.head} {row[f'probe_{judged}']:.2f} % of the "
+            f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {settings.head} {row[f'probe_{judged}']:.2f} % {what} the "
             f"{judged} images ({row['num_features']} features, {row['num_labels']} labels, hyper-parameter "
             f"{row['chosen']:g})"
         )
     proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
-    return scores | proof | controls, head, predictions
+    return scores | proof | controls, head, logits
 
 
 def few_values(images: Tensor) -> Tensor:
@@ -132,7 +165,7 @@ def extract(
 
 
 def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset]):
-    """k-NN and the head: (figures, the chosen head, its predictions on the last split)."""
+    """k-NN and the head: (figures, the chosen head, its logits on the last split)."""
     device = features["train"].device
     labels = {name: split.labels.to(device) for name, split in splits.items() if split.labels is not None}
     num_classes = len(splits["train"].classes)
@@ -140,13 +173,13 @@ def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: di
     head, chosen, tried = choose_probe(
         fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"]
     )
-    neighbours = partial(knn_predict, features["train"], labels["train"], num_classes=num_classes)
+    neighbours = partial(knn_scores, features["train"], labels["train"], num_classes=num_classes)
     figures_of: dict = {}
     for split in list(splits)[1:]:  # validation, then test
         with torch.no_grad():
-            predictions = head(features[split]).argmax(dim=1)
-        figures_of[f"knn_{split}"] = accuracy(neighbours(features[split]), labels[split])
-        figures_of[f"probe_{split}"] = accuracy(predictions, labels[split])
+            logits = head(features[split])
+        figures_of[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
+        figures_of[f"probe_{split}"] = label_score(logits, labels[split])
     figures_of |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
@@ -154,18 +187,18 @@ def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: di
         "num_labels": len(labels["train"]),
         "num_val_labels": len(labels["val"]),
     }
-    return figures_of, head, predictions
+    return figures_of, head, logits
 
 
 def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
-    head: nn.Module, predictions: Tensor,
+    head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
     """Write the confusion matrix and the head."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
-    matrix = confusion_matrix(labels.cpu(), predictions.cpu(), labels=range(len(classes)))
+    matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
     results |= {"confusion_matrix": matrix.tolist(), "classes": classes}
     title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
     shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
@@ -180,4 +213,28 @@ def finish(
         write_tensors(head.state_dict(), run.folder / "head.safetensors")
         shown.append(run.folder / "head.safetensors")
     run.finish(results, shown)
+    return Result(head, results, run.folder)
+
+
+def several(splits: dict[str, Dataset]) -> bool:
+    """Whether an image may have several labels."""
+    labels = splits["train"].labels
+    return labels is not None and labels.ndim == 2
+
+
+def finish_several(
+    run: Run, splits: dict[str, Dataset], results: dict, head: nn.Module, logits: Tensor
+) -> Result[Classifier | nn.Module]:
+    """Of images with several labels: write the table by class and the head."""
+    judged, classes = list(splits)[-1], splits["train"].classes
+    labels = splits[judged].labels
+    assert labels is not None
+    found = several_metrics(logits.cpu(), labels.cpu())
+    results |= {f"{name}_{judged}": value for name, value in found.items()} | {"classes": classes}
+    counts = labels.long().sum(dim=0).tolist()
+    cells = ([None if value is None else f"{value:.2f}" for value in found[name]] for name in ("ap", "auc"))
+    columns = ["class", "images", "average_precision", "roc_auc"]
+    table = write_csv(run.folder / "per_class.csv", columns, zip(classes, counts, *cells, strict=True))
+    write_tensors(head.state_dict(), run.folder / "head.safetensors")
+    run.finish(results, [table, run.folder / "head.safetensors"])
     return Result(head, results, run.folder)

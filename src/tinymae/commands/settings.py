@@ -164,9 +164,11 @@ class RunSettings(DataSettings):
         """Accelerate, with the run's precision."""
         return create_accelerator(settle_precision(self.mixed_precision))
 
-    def open_run(self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None) -> Run:
-        """The run's folder, for these inputs."""
-        inputs = {split: dataset.fingerprint for split, dataset in splits.items()}
+    def open_run(
+        self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None, **further: str
+    ) -> Run:
+        """The run's folder, for these inputs; `further` ones by their fingerprints."""
+        inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
         if weights is not None:
             inputs["weights"] = digest(weights.state_dict())
         return Run(
@@ -191,19 +193,26 @@ class LabelSettings(RunSettings):
     )  # fmt: skip
     no_test: bool = setting(False, "leave the test split out: for choosing on validation")
 
-    def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
-        """Train, validation and, unless `no_test`, test. Raises InputError if one has no labels."""
+    def load_labelled(self, *, image_size: Size | None, channels: int, several: bool = False) -> dict[str, Dataset]:
+        """Train, validation and, unless `no_test`, test; an image may have `several` labels. Raises InputError if one
+        has none.
+        """
         names = SPLITS[:2] if self.no_test else SPLITS
-        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True)
+        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True, several=several)
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""
         train, val = splits["train"], splits["val"]
-        assert train.labels is not None and val.labels is not None
-        chosen = {"train": train.subset(few_labels(train.labels, self.label_fraction, self.seed))}
+        chosen = {"train": train.subset(few_labels(strata(train), self.label_fraction, self.seed))}
         if self.val_labels is not None:
-            chosen["val"] = val.subset(balanced(val.labels, self.val_labels, self.seed))
+            chosen["val"] = val.subset(balanced(strata(val), self.val_labels, self.seed))
         return splits | chosen
+
+
+def strata(dataset: Dataset) -> Tensor:
+    """The classes (N,) that a part of the images keeps the ratios of: one for all where an image has not one class."""
+    labels = dataset.labels
+    return torch.zeros(len(dataset), dtype=torch.long) if labels is None or labels.ndim == 2 else labels
 
 
 @dataclass(frozen=True, kw_only=True)

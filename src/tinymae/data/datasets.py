@@ -34,7 +34,7 @@ class ImageDataset:
 
     name: str
     images: Tensor  # uint8 or uint16 (N, C, H, W)
-    labels: Tensor | None  # int64 (N,), or None if unlabelled
+    labels: Tensor | None  # int64 (N,), of several an image uint8 (N, classes), or None if unlabelled
     classes: list[str]
     skipped: list[str] = field(default_factory=list)  # unreadable images that were left out
     names: Sequence[str] = ()  # of each image: its path in the folder, or its row
@@ -123,7 +123,7 @@ class StreamedDataset:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """int64 (N,), or None if unlabelled."""
+        """int64 (N,), of several an image uint8 (N, classes), or None if unlabelled."""
         labels = None if self.source.labels is None else self.source.labels[self.rows]
         return None if labels is None or (labels < 0).any() else torch.from_numpy(labels)
 
@@ -165,7 +165,7 @@ class StreamedDataset:
         label = None if self.labels is None else self.labels[place]
         for step in range(len(self)):
             other = (place + step) % len(self)
-            if self.labels is not None and self.labels[other] != label:
+            if self.labels is not None and not torch.equal(self.labels[other], self.labels[place]):
                 continue
             row = self.rows[other : other + 1]
             try:
@@ -290,22 +290,29 @@ def load_dataset(
 def load_splits(
     data: Any, splits: Sequence[str], *, labels: Any = None, val_fraction: float | None = None,
     test_fraction: float | None = None, memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
-    labelled: bool = False, present: bool = False, **reading: Any,
+    labelled: bool = False, several: bool = False, masked: bool = False, present: bool = False, **reading: Any,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
 
-    With `present`, splits that have no images are left out.
+    With `present`, splits that have no images are left out. Images that are `masked`, with a mask for each in place of
+    a label, are held out like labelled ones. Labels (N, classes), of images that may have several, are left out unless
+    `several` are asked for.
 
-    Raises InputError as well for images without labels, if they must be `labelled`.
+    Raises InputError as well for images without labels, or with several that were not asked for, if they must be
+    `labelled`.
     """
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
     source = open_source(data, labels, Reading(**reading))
+    if source.labels is not None and source.labels.ndim == 2 and not several:
+        if labelled:
+            raise InputError(f"data {source.name} has several labels an image, which tinymae linear-probe alone knows")
+        source.labels = None
     if labelled and source.labels is None:
         raise no_labels(source.name, splits[0])
     everything = np.arange(len(source))
-    rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction)
+    rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction, masked=masked)
     description = describe(source, rows)
     loaded: dict[str, Dataset] = {}
     for split in splits:
@@ -325,10 +332,12 @@ def load_splits(
     return loaded
 
 
-def cut(source: Source, val_fraction: float | None, test_fraction: float | None) -> dict[str, np.ndarray]:
+def cut(
+    source: Source, val_fraction: float | None, test_fraction: float | None, *, masked: bool = False
+) -> dict[str, np.ndarray]:
     """The rows of each split: those that the data come with, and what is held out of train for the others."""
     given = dict(source.splits)
-    kind = "unlabelled" if source.labels is None else "labelled"
+    kind = "unlabelled" if source.labels is None and not masked else "labelled"
     fractions = {"val": val_fraction, "test": test_fraction}
     for (name, fraction), default in zip(fractions.items(), (VAL_FRACTION, TEST_FRACTION), strict=True):
         if fraction is None:
@@ -352,7 +361,7 @@ def cut(source: Source, val_fraction: float | None, test_fraction: float | None)
             raise InputError(f"val_fraction and test_fraction are {sum(wanted.values()):g} together: below 1, please")
         if len(train) < 1 + sum(fraction > 0 for fraction in wanted.values()):
             raise InputError(f"data {source.name} has {len(train)} images, too few for {', '.join(['train', *wanted])}")
-        labels = None if source.labels is None else source.labels[train]
+        labels = None if source.labels is None or source.labels.ndim == 2 else source.labels[train]
         parts = split_by_hash(source.places(train), wanted, labels)
     return {
         name: part for name, part in ({name: train[part] for name, part in parts.items()} | given).items() if len(part)
@@ -361,7 +370,9 @@ def cut(source: Source, val_fraction: float | None, test_fraction: float | None)
 
 def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
     """Three lines: what was found, how it is split, and what the images become."""
-    classes = f" in {len(source.classes):,} classes" if source.labels is not None else ", no labels"
+    classes = ", no labels"
+    if source.labels is not None:
+        classes = f" in {len(source.classes):,} classes" + ", several an image" * (source.labels.ndim == 2)
     left_out = ""
     if source.left_out:
         shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")

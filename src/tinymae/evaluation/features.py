@@ -14,18 +14,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ..errors import InputError
-from ..interop.load import load_mae
-from ..models.mae import MaskedAutoencoder
+from ..interop.load import Model, load
+from ..models.encoding import feature_function
 
 
 class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Images -> features (B, F) of a pretrained encoder, float32, for scikit-learn's pipelines.
 
     Args:
-        weights: what `tinymae.load` reads, a folder or a Hugging Face Hub id for instance, or a model. `fit`
-            loads or copies it and learns nothing: `transform` gives what the encoder had learned before.
-        pool: "avg", the mean of the patch tokens, or "cls".
-        layers: whose features stand side by side, as in `MaskedAutoencoder.encode`.
+        weights: what `tinymae.load` reads, a folder or a Hugging Face Hub id for instance, or a model of any family, or
+            a classifier. `fit` loads or copies it and learns nothing: `transform` gives what it had learned before.
+        pool: "avg", the mean of the patch tokens, or "cls"; None is a classifier's own.
+        layers: of a ViT, whose features stand side by side, as in `MaskedAutoencoder.encode`.
         batch_size: images computed at a time.
         device: where, for instance "cuda".
 
@@ -35,6 +35,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
+    >>> from tinymae import MaskedAutoencoder
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, in_channels=1, embed_dim=24, depth=2, num_heads=2)
     >>> images, labels = np.random.randint(0, 256, (20, 8, 8), dtype=np.uint8), [0, 1] * 10
     >>> make_pipeline(Features(model), LogisticRegression()).fit(images, labels).predict(images).shape
@@ -45,9 +46,9 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def __init__(
         self,
-        weights: str | Path | MaskedAutoencoder,
+        weights: str | Path | Model,
         *,
-        pool: str = "avg",
+        pool: str | None = "avg",
         layers: int | Sequence[int] = 1,
         batch_size: int = 256,
         device: str | torch.device = "cpu",
@@ -61,13 +62,14 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def fit(self, X: ArrayLike, y=None) -> Features:
         """Load the weights and check that these images suit them; `y` is ignored.
 
+        >>> from tinymae import MaskedAutoencoder
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> Features(model, layers=2).fit(np.zeros((1, 3, 8, 8), np.uint8)).n_features_in_
         192
         """
         given = self.weights
         # A copy, as a fitted estimator must not change when the given model is trained on.
-        model = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else load_mae(given)
+        model = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else load(given)
         self.model_ = model.eval().to(self.device)
         self._n_features_out = self._encode(self._check(X, reset=True)[:1]).shape[1]
         return self
@@ -75,6 +77,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def transform(self, X: ArrayLike) -> np.ndarray:
         """Features (B, F), float32.
 
+        >>> from tinymae import MaskedAutoencoder
         >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
         >>> Features(model, layers=2).fit_transform(np.zeros((5, 3, 8, 8), np.uint8)).shape
         (5, 48)
@@ -90,8 +93,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
         batches = images.split(self.batch_size)
-        encode = self.model_.encode
-        return torch.cat([encode(b.to(self.device), pool=self.pool, layers=self.layers).float() for b in batches])
+        encode = feature_function(self.model_, pool=self.pool, layers=self.layers)
+        return torch.cat([encode(batch.to(self.device)).float() for batch in batches])
 
     def _check(self, X: ArrayLike, *, reset: bool) -> Tensor:
         """Images in any accepted form -> uint8 or float32 (B, C, H, W)."""

@@ -88,6 +88,15 @@ def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = No
     return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
 
 
+def colour_classes(masks: Tensor) -> Tensor:
+    """Numbers of classes (B, H, W) as colours (B, 3, H, W) in [0, 1]: 0 black, 255 white, the others 20 colours."""
+    palette = torch.tensor([(0.0, 0.0, 0.0), *colormaps["tab20"].colors])  # type: ignore[attr-defined]
+    numbers = masks.long().cpu()
+    place = (numbers - 1) % 20  # dark and light tones alternate there: the dark ones first
+    colours = palette[torch.where(numbers > 0, 1 + 2 * (place % 10) + place // 10, 0)]
+    return torch.where(numbers[..., None] == 255, 1.0, colours).permute(0, 3, 1, 2)
+
+
 def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
     """One row per image: each named column shows its version of that image. Images (N, C, H, W) in [0, 1].
 

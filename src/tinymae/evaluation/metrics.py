@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import chunks
 from ..data.datasets import Dataset
+from ..errors import InputError
 
 
 @torch.no_grad()
@@ -37,6 +38,33 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     75.0
     """
     return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
+
+
+def several_metrics(scores: Tensor, labels: Tensor) -> dict:
+    """Of images that have several labels: average precision and ROC-AUC in percent, by class and in the mean.
+
+    By torchmetrics. `scores` (N, classes) rank the images; labels (N, classes) are 1 of the classes that an image has.
+    A class that all images have, or none, has None, and is left out of the means.
+
+    >>> scores = torch.tensor([[0.9, 0.2], [0.4, 0.1], [0.6, 0.7]])
+    >>> several_metrics(scores, torch.tensor([[1, 0], [1, 0], [0, 0]]))["auc"]
+    [50.0, None]
+    """
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+    labels, scores = (
+        labels.cpu().long(),
+        scores.cpu().double(),
+    )  # a sigmoid, which torchmetrics takes of logits, ties large floats
+    told = [number for number, ratio in enumerate(labels.double().mean(dim=0).tolist()) if 0 < ratio < 1]
+    if not told:
+        raise InputError("every class is that of all of these images, or of none: there is nothing to be judged")
+    found: dict = {}
+    for name, metric in {"ap": binary_average_precision, "auc": binary_auroc}.items():
+        by_class = {number: 100 * metric(scores[:, number], labels[:, number]).item() for number in told}
+        found[f"mean_{name}"] = sum(by_class.values()) / len(told)
+        found[name] = [by_class.get(number) for number in range(labels.shape[1])]
+    return found
 
 
 def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, float]:

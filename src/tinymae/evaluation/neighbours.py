@@ -67,28 +67,37 @@ def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def vote(cosines: Tensor, labels: Tensor, *, num_classes: int, temperature: float = 0.07) -> Tensor:
     """Probabilities (M, classes) by a vote of neighbours with these `cosines` and `labels`, both (M, k).
 
-    Each neighbour's weight is exp(cosine / temperature).
+    Of several labels an image, `labels` are (M, k, classes), 1 of the classes that a neighbour has. Each neighbour's
+    weight is exp(cosine / temperature).
 
     >>> vote(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([[0, 1, 1, 1]]), num_classes=2)
     tensor([[0.2500, 0.7500]])
     """
     # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
     weights = ((cosines - 1) / temperature).exp()
+    if labels.ndim == 3:
+        return torch.einsum("mk,mkc->mc", weights, labels.to(weights)) / weights.sum(dim=1, keepdim=True)
     votes = weights.new_zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
     return votes / votes.sum(dim=1, keepdim=True)
 
 
-def knn_predict(
+def knn_scores(
     train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int, k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:  # fmt: skip
-    """Classes (N,) by a vote of the `k` most similar training features, weighted by exp(cosine / temperature).
+    """Probabilities (N, classes) by a vote of the `k` most similar training features, see `vote`.
 
     Features (N, F). The weighted k-NN of Wu et al., arXiv 1805.01978, with the settings used for DINO.
+    """
+    cosines, index = nearest(features, train_features, k=k)
+    return vote(cosines, train_labels[index], num_classes=num_classes, temperature=temperature)
+
+
+def knn_predict(train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int) -> Tensor:
+    """Classes (N,) by `knn_scores`.
 
     >>> known, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
     >>> knn_predict(known, labels, torch.tensor([[0.9, 0.1], [0.1, 0.2]]), num_classes=2)
     tensor([0, 1])
     """
-    cosines, index = nearest(features, train_features, k=k)
-    return vote(cosines, train_labels[index], num_classes=num_classes, temperature=temperature).argmax(dim=1)
+    return knn_scores(train_features, train_labels, features, num_classes=num_classes).argmax(dim=1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .metrics import accuracy
+from .metrics import accuracy, several_metrics
 
 L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
 
@@ -13,12 +13,23 @@ L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
 # ---- classifiers on frozen features
 
 
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of classes (N,); of several labels an image, uint8 (N, classes), the sum of the binary ones.
+
+    The mean over N, of logits (N, classes).
+    """
+    if labels.ndim == 1:
+        return nn.functional.cross_entropy(logits, labels)
+    sums = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="sum")
+    return sums / len(logits)
+
+
 def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> nn.Sequential:
     """Affine-free BatchNorm, then one linear layer, fitted to the optimum by L-BFGS.
 
-    Minimises mean cross-entropy + l2 / 2 * ||weight||^2 over all of `features` (N, F): scikit-learn's logistic
-    regression with C = 1 / (N * l2) on standardised features. The problem is convex, so neither a learning rate, nor
-    an order, nor a seed enters.
+    Minimises the mean `label_loss` + l2 / 2 * ||weight||^2 over all of `features` (N, F): scikit-learn's logistic
+    regression with C = 1 / (N * l2) on standardised features, one for each class where an image may have several. The
+    problem is convex, so neither a learning rate, nor an order, nor a seed enters.
 
     >>> features, labels = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
     >>> fit_linear(features, labels, num_classes=2, l2=0.01)(features).argmax(dim=1)
@@ -70,7 +81,7 @@ def solve_logistic(
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = nn.functional.linear(rotated, weight, bias)
-        loss = nn.functional.cross_entropy(logits, labels) + 0.5 * (shrink * weight.square()).sum()
+        loss = label_loss(logits, labels) + 0.5 * (shrink * weight.square()).sum()
         loss.backward()
         return loss
 
@@ -103,7 +114,7 @@ def fit_mlp(
         order = torch.randperm(len(features), generator=generator)
         for batch in order[: len(order) // batch_size * batch_size].to(features.device).split(batch_size):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(probe(features[batch]), labels[batch]).backward()
+            label_loss(probe(features[batch]), labels[batch]).backward()
             optimizer.step()
             scheduler.step()
     return probe.eval()
@@ -112,11 +123,11 @@ def fit_mlp(
 def choose_probe(
     fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor
 ) -> tuple[nn.Module, float, dict[float, float]]:
-    """The probe with the best validation accuracy, its hyper-parameter, and the accuracy of each that was tried."""
+    """The probe with the best validation score, its hyper-parameter, and the score of each that was tried."""
     best: tuple[nn.Module, float] | None = None
     tried: dict[float, float] = {}
     for setting, probe in fits:
-        tried[setting] = predict_accuracy(probe, features, labels)
+        tried[setting] = predict_score(probe, features, labels)
         if best is None or tried[setting] > tried[best[1]]:
             best = (probe, setting)
     if best is None:
@@ -125,9 +136,16 @@ def choose_probe(
 
 
 @torch.no_grad()
-def predict_accuracy(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
-    """Percentage of features (N, F) that a probe classifies as labelled."""
-    return accuracy(probe(features).argmax(dim=1), labels)
+def predict_score(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
+    """Percentage of features (N, F) that a probe classifies as labelled; of several labels mean average precision."""
+    return label_score(probe(features), labels)
+
+
+def label_score(scores: Tensor, labels: Tensor) -> float:
+    """Accuracy of the best scores (N, classes), in percent; of several labels an image mean average precision."""
+    if labels.ndim == 1:
+        return accuracy(scores.argmax(dim=1), labels)
+    return several_metrics(scores, labels)["mean_ap"]
 
 
 def mlp_fits(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> Iterator[tuple[float, nn.Module]]:

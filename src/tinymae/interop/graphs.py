@@ -1,6 +1,6 @@
 """Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs, and a page for a browser.
 
-Each graph takes a whole job, preprocessing included, over a batch of any size. `ReconstructionGraph` differs from
+Each graph takes a whole job, preprocessing included, over a batch of any size. `InpaintingGraph` differs from
 `MaskedAutoencoder.reconstruct` in how it hides patches: gathering the visible ones would fix their number when the
 graph is drawn, so all tokens run and the hidden ones are closed to attention. That is the same mathematics, costs the
 time of a full image, and lets every image of a batch hide its own number of patches.
@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import write_bytes
+from ..models.base import Autoencoder
 from ..models.classifier import Classifier
+from ..models.encoding import feature_function
 from ..models.mae import MaskedAutoencoder
+from ..models.masked import PatchMasking
+from ..models.masked_conv import MaskedConvAutoencoder
 from ..models.masking import patchify, unpatchify
 
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
@@ -32,20 +36,21 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    """Images (B, C, H, W) -> features (B, F), as `MaskedAutoencoder.encode`.
+    """Images (B, C, H, W) -> features (B, F), as `encode` of any family.
 
     A graph's inputs have one type each: uint8 pixels with `normalised=False`, else floats normalised by the data's mean
     and std.
     """
 
-    def __init__(self, model: MaskedAutoencoder, *, pool: str = "avg", normalised: bool = False):
+    def __init__(self, model: Autoencoder, *, pool: str = "avg", normalised: bool = False):
         super().__init__()
         self.model, self.pool = model, pool
+        model.require_pool(pool)
         self.inputs = {"images": example_images(model, normalised=normalised)}
         self.output = "features"
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.encode(images, pool=self.pool)
+        return feature_function(self.model, pool=self.pool)(images)
 
 
 class ClassifierGraph(Graph):
@@ -62,6 +67,32 @@ class ClassifierGraph(Graph):
 
 
 class ReconstructionGraph(Graph):
+    """uint8 images (B, C, H, W) -> images in [0, 1], as `reconstruct` of a family that hides nothing."""
+
+    def __init__(self, model: Autoencoder):
+        super().__init__()
+        self.model = model
+        self.inputs, self.output = {"images": example_images(model)}, "reconstruction"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.reconstruct(images).images
+
+
+class MaskedConvGraph(Graph):
+    """As `InpaintingGraph`, of a masked convolutional network, which computes what it is asked for in any case."""
+
+    def __init__(self, model: MaskedConvAutoencoder):
+        super().__init__()
+        self.model = model
+        self.inputs, self.output = {"images": example_images(model), "mask": example_mask(model)}, "reconstruction"
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        model = self.model
+        patches, predicted = model.predict(model.normalise(images), mask)
+        return paste(model, predicted, patches, mask)
+
+
+class InpaintingGraph(Graph):
     """uint8 images (B, C, H, W) and mask bool (B, N), True = hidden -> images in [0, 1], hidden patches painted in.
 
     Images may hide different numbers of patches, but each must keep one visible: the brightness of the others is
@@ -71,9 +102,7 @@ class ReconstructionGraph(Graph):
     def __init__(self, model: MaskedAutoencoder):
         super().__init__()
         self.model = model
-        mask = torch.zeros(2, model.num_patches, dtype=torch.bool)
-        mask[:, 0] = True
-        self.inputs, self.output = {"images": example_images(model), "mask": mask}, "reconstruction"
+        self.inputs, self.output = {"images": example_images(model), "mask": example_mask(model)}, "reconstruction"
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         model, prefix = self.model, self.model.num_prefix_tokens
@@ -84,13 +113,31 @@ class ReconstructionGraph(Graph):
         tokens = model.decoder_embed(model.encoder.forward_features(images, attn_mask=bias))  # (B, prefix + N, D)
         tokens = torch.where(closed[..., None], model.mask_token, tokens) + model.decoder_pos_embed
         predicted = model.decoder_pred(model.run_decoder(tokens))
-        patches = patchify(images, model.patch_size)  # (B, N, P*P*C)
-        coloured = model.colour(predicted, patches, mask, statistics="visible")
-        pasted = torch.where(mask[..., None], coloured, patches)
-        return model.denormalise(unpatchify(pasted, model.patch_size, model.image_size))
+        return paste(model, predicted, patchify(images, model.patch_size), mask)
 
 
-def example_images(model: MaskedAutoencoder | Classifier, *, normalised: bool = False) -> Tensor:
+def paste(model: PatchMasking, predicted: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+    """Images in [0, 1] of patches (B, N, P*P*C), the hidden ones as predicted."""
+    coloured = model.colour(predicted, patches, mask, statistics="visible")
+    pasted = torch.where(mask[..., None], coloured, patches)
+    return model.denormalise(unpatchify(pasted, model.patch_size, model.image_size))
+
+
+def reconstruction_graph(model: Autoencoder) -> Graph:
+    """What an autoencoder makes of images: a family that hides patches takes a mask as well."""
+    if isinstance(model, MaskedAutoencoder):
+        return InpaintingGraph(model)
+    return MaskedConvGraph(model) if isinstance(model, MaskedConvAutoencoder) else ReconstructionGraph(model)
+
+
+def example_mask(model: PatchMasking) -> Tensor:
+    """A mask of two images, to draw a graph with."""
+    mask = torch.zeros(2, model.num_patches, dtype=torch.bool)
+    mask[:, 0] = True
+    return mask
+
+
+def example_images(model: Autoencoder | Classifier, *, normalised: bool = False) -> Tensor:
     """A batch of two of the model's size, to draw a graph with: of one, exporters would make a constant."""
     images = torch.zeros(2, model.in_channels, *model.image_size, dtype=torch.uint8)
     return model.normalise(images) if normalised else images

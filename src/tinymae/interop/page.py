@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..files import write_bytes, write_json
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
-from .graphs import ClassifierGraph, ReconstructionGraph, export_onnx
+from .graphs import ClassifierGraph, InpaintingGraph, export_onnx
 
 SAMPLES = Path(__file__).parents[3] / "assets" / "cifar10"  # of a source checkout
 RUNTIME = "onnxruntime-web-1.30.0"
@@ -78,7 +78,7 @@ def write_page(
     archive = fetch_runtime()
     folder.mkdir(parents=True, exist_ok=True)
     unpack_runtime(archive, folder / "onnxruntime")
-    export_onnx(ReconstructionGraph(model), folder / "reconstruction.onnx")
+    export_onnx(InpaintingGraph(model), folder / "reconstruction.onnx")
     if classifier is not None:
         export_onnx(ClassifierGraph(classifier), folder / "classifier.onnx")
     files = []

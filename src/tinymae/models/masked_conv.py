@@ -85,10 +85,11 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
 
     # ---- the layers
 
-    def shown_places(self, mask: Tensor, size: torch.Size) -> Tensor:
+    def shown_places(self, mask: Tensor, size: Sequence[int]) -> Tensor:
         """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
         visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
-        return nn.functional.adaptive_max_pool2d(visible, size)
+        # What is above 0 is that of a maximum, which ONNX does not have for sizes that do not divide.
+        return (nn.functional.adaptive_avg_pool2d(visible, (size[0], size[1])) > 0).float()
 
     def forward_encoder(self, images: Tensor, mask: Tensor) -> list[Tensor]:
         """Each stage's map (B, channels, h, w) of images whose hidden patches are, and stay, zero."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...errors import InputError
 from ..images import Range
@@ -16,6 +17,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
 LABEL_COLUMNS = ("label", "class", "target", "category")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+SEPARATOR = ";"  # of the classes of an image that has several
 
 
 def open_table(
@@ -41,9 +43,7 @@ def open_table(
             raise InputError(f"table {path}, line {row}: image {path.parent / name} does not exist")
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
     if label := choose_column(table, path, label_column, LABEL_COLUMNS, "label"):
-        source.classes, labels = number_labels(read_labels(table, label, path), len(paths))
-        assert labels is not None
-        source.labels = labels.numpy()
+        source.classes, source.labels = settle_labels(read_labels(table, label, path))
     if split := choose_column(table, path, split_column, SPLIT_COLUMNS, "split"):
         source.splits = read_splits(strings(table, split, path), path, split)
     return source
@@ -86,6 +86,22 @@ def read_labels(table: pa.Table, column: str, path: Path) -> np.ndarray:
     if pa.types.is_integer(values.type) and not values.null_count:
         return values.to_numpy()
     return np.array(strings(table, column, path))
+
+
+def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The classes, and each row's number (N,); or if a row names several, "cat;dog", which it has: uint8 (N, classes).
+
+    >>> settle_labels(np.array(["dog", "cat; dog", ""]))[1].tolist()
+    [[0, 1], [1, 1], [0, 0]]
+    """
+    if labels.dtype.kind == "U" and any(SEPARATOR in label for label in labels):
+        binarizer = MultiLabelBinarizer()
+        named = ([name.strip() for name in label.split(SEPARATOR) if name.strip()] for label in labels)
+        several = binarizer.fit_transform(named).astype(np.uint8)
+        return binarizer.classes_.tolist(), several
+    classes, numbers = number_labels(labels, len(labels))
+    assert numbers is not None
+    return classes, numbers.numpy()
 
 
 def read_splits(names: list[str], path: Path, column: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,150 @@
+"""The linear probe of segmentation: a 1x1 convolution on frozen feature maps, learned from masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..data.datasets import Dataset, StreamedDataset, require_channels
+from ..data.masks import IGNORED, read_masks
+from ..data.splits import SPLITS
+from ..errors import InputError
+from ..evaluation import figures
+from ..evaluation.metrics import map_dataset
+from ..evaluation.segmentation import (
+    Segmenter,
+    patch_pixels,
+    predict_masks,
+    segmentation_fits,
+    segmentation_metrics,
+)
+from ..files import digest, write_tensors
+from ..interop.load import load_mae
+from ..models.mae import MaskedAutoencoder
+from ..models.vit import choose_attention
+from ..randomness import derive_seed
+from ..tensors import to_unit
+from ..training.run import Run
+from .settings import Result
+
+if TYPE_CHECKING:
+    from .linear_probe import LinearProbeSettings
+
+SHOWN = 32  # images on the sheet
+
+
+def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
+    """Score the frozen feature maps of a ViT on masks: see `linear_probe`."""
+    accelerator = settings.create_accelerator()
+    device = accelerator.device
+    model = load_mae(settings.weights).to(device).eval()
+    choose_attention(model, device)
+    names = SPLITS[:2] if settings.no_test else SPLITS
+    splits = settings.load_splits(names, image_size=model.image_size, channels=model.in_channels, masked=True)
+    require_channels(splits["train"], model.in_channels)
+    splits = settings.choose_labels(splits)
+    masks, num_classes = load_masks(settings, splits)
+    fingerprint = hashlib.sha256(b"".join(part.numpy().tobytes() for part in masks.values())).hexdigest()
+    with settings.open_run(accelerator, splits=splits, weights=model, masks_sha256=fingerprint) as run:
+        splits = {name: split.to(device) for name, split in splits.items()}
+        masks = {name: part.to(device) for name, part in masks.items()}
+        results, head, predictions = probe(settings, model, run, splits, masks, num_classes)
+        judged = [*splits][-1]
+        title = f"segmentation of {settings.data_name} {judged}, mean IoU {results[f'miou_{judged}']:.1f} %"
+        sheet = write_sheet(splits[judged], masks[judged], predictions, run, title)
+        write_tensors(head.state_dict(), run.folder / "head.safetensors")
+        run.finish(results, [sheet, run.folder / "head.safetensors"])
+    return Result(Segmenter(model, head, classes=results["classes"]).eval(), results, run.folder)
+
+
+def load_masks(settings: LinearProbeSettings, splits: dict[str, Dataset]) -> tuple[dict[str, Tensor], int]:
+    """The masks of each split, and how many classes those of train have. Raises InputError for fewer than two."""
+    assert settings.masks is not None  # resolved
+    for split in splits.values():
+        if isinstance(split, StreamedDataset) and split.skip_unreadable:
+            raise InputError("skip_unreadable: images that are read batch by batch would get the masks of others")
+    train = read_masks(settings.masks, splits["train"])
+    found = train[train != IGNORED].unique().tolist()
+    if len(found) < 2:
+        raise InputError(
+            f"masks {settings.masks} have one class alone in train ({found}): their pixels are the numbers of classes, "
+            f"from 0, and {IGNORED} is a pixel without a class"
+        )
+    num_classes = found[-1] + 1
+    others = {name: read_masks(settings.masks, split, classes=num_classes) for name, split in splits.items()}
+    return others, num_classes
+
+
+def probe(
+    settings: LinearProbeSettings, model: MaskedAutoencoder, run: Run, splits: dict[str, Dataset],
+    masks: dict[str, Tensor], num_classes: int,
+) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
+    """Scores and the controls' scores, the head that was chosen, and its predictions of the last split."""
+    before = digest(model.state_dict())
+    score_maps = partial(score, settings, run, splits, masks, num_classes)
+    scores, head, predictions = score_maps(model.encode_dense)
+    if digest(model.state_dict()) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
+    controls = {}
+    if settings.controls in ("all", "raw_pixels"):
+        controls["raw_pixels"] = score_maps(partial(patch_pixels, patch_size=model.patch_size))[0]
+    if settings.controls in ("all", "untrained"):
+        torch.manual_seed(derive_seed(settings.seed, "weights"))
+        untrained = type(model)(**model.config).to(run.accelerator.device).eval()
+        choose_attention(untrained, run.accelerator.device)
+        controls["untrained"] = score_maps(untrained.encode_dense)[0]
+    judged = [*splits][-1]
+    for name, row in {"pretrained": scores, **controls}.items():
+        run.print(
+            f"{name:12} mean IoU {row[f'miou_{judged}']:.2f} %, pixel accuracy {row[f'pixel_accuracy_{judged}']:.2f} % "
+            f"of the {judged} images ({row['num_features']} features a patch, weight decay {row['chosen']:g})"
+        )
+    about = {"classes": [str(number) for number in range(num_classes)], "num_labels": len(splits["train"]),
+             "num_val_labels": len(splits["val"]), "encoder_sha256": before, "encoder_unchanged": True}  # fmt: skip
+    return scores | about | controls, head, predictions
+
+
+def score(
+    settings: LinearProbeSettings, run: Run, splits: dict[str, Dataset], masks: dict[str, Tensor], num_classes: int,
+    function: Callable[[Tensor], Tensor],
+) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
+    """Of maps by `function`: figures, the head that is best on validation, and its predictions of the last split."""
+    device = run.accelerator.device
+    with run.accelerator.autocast():
+        maps = {
+            name: map_dataset(
+                function, split, device=device, batch_size=settings.batch_size, desc=f"features of {name}"
+            ).to(device)
+            for name, split in splits.items()
+        }
+    judge = partial(segmentation_metrics, num_classes=num_classes)
+    size = masks["val"].shape[1:]
+    heads = dict(segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed))
+    tried = {
+        weight_decay: judge(predict_masks(head, maps["val"], size), masks["val"])["miou"]
+        for weight_decay, head in heads.items()
+    }
+    chosen = max(tried, key=lambda weight_decay: tried[weight_decay])
+    figures_of: dict = {"chosen": chosen, "tried_on_val": {str(name): value for name, value in tried.items()},
+                        "num_features": maps["train"].shape[1]}  # fmt: skip
+    for split in [*splits][1:]:  # validation, then test
+        predictions = predict_masks(heads[chosen], maps[split], size)
+        figures_of |= {f"{name}_{split}": value for name, value in judge(predictions, masks[split]).items()}
+    return figures_of, heads[chosen], predictions
+
+
+def write_sheet(dataset: Dataset, masks: Tensor, predictions: Tensor, run: Run, title: str) -> Path:
+    """Some images beside their masks and the predicted ones."""
+    rows = torch.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).long()
+    columns = {
+        "image": to_unit(dataset[rows][0].cpu()),
+        "mask": figures.colour_classes(masks[rows.to(masks.device)]),
+        "predicted": figures.colour_classes(predictions[rows.to(masks.device)]),
+    }
+    return figures.reconstruction_sheet(columns, run.folder / "masks.png", title, groups=4)

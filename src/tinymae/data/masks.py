@@ -1,0 +1,76 @@
+"""Masks beside images: the class of every pixel, in a PNG file for each image."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import InputError, first_line
+from .datasets import Dataset
+from .images import UNREADABLE, cover
+
+IGNORED = 255  # of a pixel without a class: neither learned from nor judged by
+
+
+def read_masks(folder: str | Path, dataset: Dataset, *, classes: int | None = None) -> Tensor:
+    """The masks uint8 (N, H, W) of a data set's images, of their size; `IGNORED` is a pixel without a class.
+
+    The image `cats/1.jpg` has the mask `FOLDER/cats/1.png`: grey or palette values are the numbers of classes, from 0.
+    A mask is resized to the nearest pixel, and cropped as its image was.
+
+    Raises InputError: images that are no files, a mask that is missing or damaged, has more than one channel, or has a
+    class beyond the number of `classes`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"masks folder {folder} does not exist")
+    if not dataset.of_files:
+        raise InputError(f"masks {folder}: data {dataset.name} has no image files that masks could stand beside")
+    paths = [mask_path(folder, name) for name in dataset.names]
+    size = dataset.image_shape[1:]
+    with (
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+        tqdm(total=len(paths), desc="reading masks", leave=False, disable=len(paths) < 5000) as bar,
+    ):
+        masks = torch.empty(len(paths), *size, dtype=torch.uint8)
+        for row, mask in enumerate(pool.map(lambda path: read_mask(path, size), paths)):
+            masks[row] = mask
+            bar.update()
+    if classes is not None:
+        unknown = ((masks >= classes) & (masks != IGNORED)).flatten(1).any(dim=1).nonzero()
+        if len(unknown):
+            row = int(unknown[0])
+            worst = int(masks[row][masks[row] != IGNORED].max())
+            raise InputError(f"mask {paths[row]} has class {worst}, the masks of train have 0 to {classes - 1}")
+    return masks
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    """The file of an image's mask. Raises InputError if there is none."""
+    path = folder / Path(name).with_suffix(".png")
+    if Path(name).is_absolute() or not path.is_file():
+        raise InputError(f"mask {path} does not exist: image {name} needs one of the same relative path in {folder}")
+    return path
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """One mask uint8 (H, W), resized to cover `size` and centre-cropped."""
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("1", "L", "P"):
+                raise InputError(
+                    f"mask {path} has pixels of type {file.mode}: save the number of each pixel's class as 8-bit grey"
+                )
+            mask = Image.fromarray(np.array(file, dtype=np.uint8))  # of a palette its indices, not its colours
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"mask {path} cannot be read ({first_line(error)})") from None
+    (height, width), (top, left) = cover((mask.height, mask.width), size, str(path))
+    mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(mask.crop((left, top, left + size[1], top + size[0]))))

@@ -1,0 +1,118 @@
+"""Images with several labels each: read from a table, probed, and judged as scikit-learn judges them."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import StandardScaler
+
+import tinymae
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.data.datasets import load_splits
+from tinymae.evaluation.metrics import several_metrics
+from tinymae.evaluation.neighbours import vote
+from tinymae.evaluation.probes import linear_fits
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Two digits of 8 x 8 pixels beside each other, with the labels of both; of the last few rows none."""
+    digits, generator = load_dataset("digits"), torch.Generator().manual_seed(0)
+    rows = []
+    for number, two in enumerate(torch.randperm(400, generator=generator).view(-1, 2)):
+        pixels = torch.cat([*digits.images[two, 0]], dim=1)
+        split = "train" if number < 140 else "val" if number < 170 else "test"
+        if number >= 196:
+            pixels[:] = 0
+        names = [] if number >= 196 else [f"d{label}" for label in digits.labels[two].tolist()]
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
+        rows.append((f"{number}.png", split, " ; ".join(names)))
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "split", "label"), *rows])
+    return tmp_path / "labels.csv"
+
+
+def small_model() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(image_size=(8, 16), patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+                             mask_ratio=0.5)  # fmt: skip
+
+
+def test_a_table_with_several_labels_a_cell_gives_a_column_for_each_class(table):
+    splits = load_splits(table, ["train", "test"], image_size=(8, 16), channels=1, several=True)
+    train, test = splits["train"], splits["test"]
+    assert train.classes == [f"d{number}" for number in range(10)] and train.labels.shape == (140, 10)
+    named = [{name.strip() for name in row["label"].split(";")} - {""} for row in csv.DictReader(table.open())]
+    found = [{test.classes[place] for place in row.nonzero()[:, 0].tolist()} for row in test.labels]
+    assert found == named[170:] and found[-1] == set()
+    assert "10 classes, several an image" in train.description[0]
+    streamed = load_splits(table, ["train"], image_size=(8, 16), channels=1, several=True, memory_limit_gb=0)["train"]
+    assert torch.equal(streamed.subset(torch.tensor([3, 1])).labels, train.labels[[3, 1]])
+
+
+def test_the_metrics_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, 5, generator=generator) < torch.tensor([0.5, 0.1, 0.9, 0.0, 1.0])).to(torch.uint8)
+    scores = torch.rand(200, 5, generator=generator) + labels / 3
+    found = several_metrics(scores, labels)
+    assert found["ap"][:3] == pytest.approx(100 * average_precision_score(labels[:, :3], scores[:, :3], average=None))
+    assert found["auc"][:3] == pytest.approx(100 * roc_auc_score(labels[:, :3], scores[:, :3], average=None))
+    assert found["ap"][3:] == found["auc"][3:] == [None, None]
+    assert found["mean_ap"] == pytest.approx(np.mean(found["ap"][:3]))
+
+
+def test_the_probe_is_one_logistic_regression_of_scikit_learns_for_each_class():
+    digits = load_dataset("digits")
+    features = digits.images.flatten(1)[:, digits.images.flatten(1).float().std(dim=0) > 2] / 16.0
+    labels = torch.nn.functional.one_hot(digits.labels % 4, 4).to(torch.uint8)
+    labels[:, 3] = (digits.labels > 5).to(torch.uint8)  # overlaps with the others
+    ((_, probe),) = linear_fits(features, labels, num_classes=4, grid=[1e-2])
+    scaled = StandardScaler().fit_transform(features)
+    theirs = OneVsRestClassifier(LogisticRegression(C=1 / (len(features) * 1e-2), max_iter=1000)).fit(scaled, labels)
+    with torch.no_grad():
+        assert np.abs(probe(features).sigmoid().numpy() - theirs.predict_proba(scaled)).max() < 0.02
+
+
+def test_neighbours_vote_for_each_class_by_itself():
+    cosines = torch.tensor([[0.5, 0.5, 0.4]])
+    one = torch.tensor([[0, 1, 1]])
+    expected = vote(cosines, one, num_classes=2)
+    assert torch.allclose(vote(cosines, torch.nn.functional.one_hot(one, 2), num_classes=2), expected)
+    both = torch.tensor([[[1, 1], [1, 0], [1, 0]]], dtype=torch.uint8)
+    assert vote(cosines, both, num_classes=2)[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_command_judges_by_mean_average_precision(table, head, quick_probes, tmp_path):
+    run = tinymae.linear_probe(
+        table,
+        weights=small_model(),
+        head=head,
+        controls="raw_pixels",
+        mixed_precision="no",
+        output_dir=tmp_path / "run",
+    )
+    results, test = run.results, load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
+    with torch.no_grad():
+        scores = run.model(small_model().eval().encode(test.images))
+    expected = average_precision_score(test.labels, scores, average=None)
+    assert results["ap_test"] == pytest.approx(100 * expected, abs=0.01)
+    assert results["probe_test"] == results["mean_ap_test"] == pytest.approx(100 * expected.mean(), abs=0.01)
+    if head == "linear":
+        assert results["raw_pixels"]["probe_test"] > 60 > 100 * float(test.labels.float().mean())
+    rows = list(csv.DictReader((tmp_path / "run" / "per_class.csv").open()))
+    assert [row["class"] for row in rows] == test.classes
+    assert sum(int(row["images"]) for row in rows) == test.labels.sum()
+
+
+def test_what_does_not_know_several_labels_refuses_them_or_goes_without(table, quick_figures, tmp_path):
+    with pytest.raises(InputError, match="labels has several labels an image, which tinymae linear-probe alone knows"):
+        tinymae.finetune(table, weights=small_model(), output_dir=tmp_path / "run")
+    tinymae.embed(table, weights=small_model(), mixed_precision="no", output_dir=tmp_path / "embed")
+    with np.load(tmp_path / "embed" / "embeddings.npz") as arrays:
+        assert (arrays["labels"] == -1).all() and len(arrays["names"]) == 200
