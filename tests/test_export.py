@@ -122,7 +122,7 @@ def test_other_families_give_torchs_features_and_reconstructions(family, tmp_pat
     encode = by_onnx_runtime(EncoderGraph(model), tmp_path)
     torch.testing.assert_close(encode(images=images), model.encode(images), **TOLERANCE)
     reconstruct = by_onnx_runtime(reconstruction_graph(model), tmp_path)
-    mask = {"mask": torch.rand(5, model.num_patches) < 0.5} if family == "masked_conv" else {}
+    mask = {"mask": torch.rand(5, int(model.num_patches)) < 0.5} if family == "masked_conv" else {}
     expected = model.reconstruct(images, **mask).images
     torch.testing.assert_close(reconstruct(images=images, **mask), expected, **TOLERANCE)
 
