@@ -62,7 +62,7 @@ def test_every_kind_of_augmentation_and_accumulation_trains(quick_figures, tmp_p
 
 
 def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *arguments: function(*arguments))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: function(*arguments))
     recipe = DIGITS | SHORT | {"base_lr": 1e-2, "ema_decay": 0.9, "compile": True}
     run = tinymae.finetune(**recipe, weights=pretrained, output_dir=tmp_path)
     assert accuracy_on_test(load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])

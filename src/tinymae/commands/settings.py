@@ -234,7 +234,9 @@ class TrainingSettings(RunSettings):
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
     gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
     compile: bool = setting(False, "torch.compile the model: seconds at the start, faster steps on a GPU")
-    cuda_graph: bool = setting(False, "launch each step as one CUDA graph: for small models on one GPU")
+    cuda_graph: bool | None = setting(
+        None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
+    )
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
     num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
     log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
