@@ -85,6 +85,16 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
+def is_real(device: torch.device) -> bool:
+    """Whether this is a GPU, and not a pretend one."""
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
+def launches(device: torch.device) -> dict[str, dict]:
+    """The ways to launch a step here, and the settings that choose them."""
+    return LAUNCHES if is_real(device) else {"eager": LAUNCHES["eager"]}
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Measured FLOP/s of a large matrix product."""
     return 2 * size**3 / min(product_seconds(device, dtype, size, 8))
@@ -144,11 +154,11 @@ def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
         next(states)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if device.type == "cuda" and torch.cuda.is_available():
+        if is_real(device):
             torch.cuda.set_sync_debug_mode("warn")
         for _ in range(steps):
             next(states)
-        if device.type == "cuda" and torch.cuda.is_available():
+        if is_real(device):
             torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
@@ -157,12 +167,10 @@ def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
 
 def compare_launches(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Losses of some steps from the same start, launched in each way, against the eager ones."""
-    if not (device.type == "cuda" and torch.cuda.is_available()):
-        return
     for phase, own in (("reconstruction", {"contrast_epochs": 0}), ("contrast", {"contrast_epochs": 1})):
         losses = {}
         torch._dynamo.reset()
-        for launch, how in LAUNCHES.items():
+        for launch, how in launches(device).items():
             torch.manual_seed(0)
             settings = data | sizes["model"] | own | {"epochs": 1, "batch_size": 64, "contrast_batch_size": 64}
             states = pretraining(device, **settings, **how)
@@ -247,7 +255,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
     """Images/s, the host's milliseconds of a step, seconds of the first six, and the peak of the device's memory."""
-    real = device.type == "cuda" and torch.cuda.is_available()
+    real = is_real(device)
     began = time.perf_counter()
     for _ in range(6):  # a CUDA graph is recorded in the fourth
         step()
@@ -298,7 +306,7 @@ def step_alone(model: Autoencoder, device: torch.device, batch_size: int, precis
 
 def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Pretraining, by batch size, optimiser and compilation."""
-    large = device.type == "cuda" and torch.cuda.is_available()
+    large = is_real(device)
     rates = {dtype: matmul_rate(device, dtype, 8192 if large else 256) for dtype in (torch.float32, torch.bfloat16)}
     for dtype, flops in rates.items():
         report.add("speed", f"matrix products in {dtype}", tflops=flops / 1e12)
@@ -312,21 +320,17 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
         step = step_alone(alone, device, batch_size, precision)
         rate = rate_of(step, device, steps=sizes["steps"], images=batch_size)
         report.add("speed", f"step alone, batch {batch_size}", **rate)
-    for batch_size, launch in product(sizes["batch_sizes"], LAUNCHES if large else ("eager",)):
+    for batch_size, (launch, how) in product(sizes["batch_sizes"], launches(device).items()):
         if launch == "eager":
             torch._dynamo.reset()  # sizes of their own, not any sizes
         for optimizer in ("adamw", "muon")[: 2 if batch_size == sizes["batch_sizes"][0] else 1]:
-            states = pretraining(
-                device, **own, contrast_epochs=0, batch_size=batch_size, optimizer=optimizer, **LAUNCHES[launch]
-            )
+            states = pretraining(device, **own, contrast_epochs=0, batch_size=batch_size, optimizer=optimizer, **how)
             rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=batch_size)
             ratio = rate["images_per_second"] * flops / rates[precision]
             report.add("speed", f"batch {batch_size}, {optimizer}, {launch}", **rate, ratio_of_matmul=ratio)
-    for launch in LAUNCHES if large else ("eager",):
+    for launch, how in launches(device).items():
         size = sizes["batch_sizes"][0]
-        states = pretraining(
-            device, **own, contrast_epochs=1, contrast_batch_size=size, optimizer="muon", **LAUNCHES[launch]
-        )
+        states = pretraining(device, **own, contrast_epochs=1, contrast_batch_size=size, optimizer="muon", **how)
         rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=4 * size)
         report.add("speed", f"contrast of 4 x {size} views, muon, {launch}", **rate)
 
@@ -334,8 +338,8 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
 def measure_use(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Fine-tuning, features, k-NN."""
     size = sizes["batch_sizes"][0]
-    for launch in LAUNCHES if device.type == "cuda" and torch.cuda.is_available() else ("eager",):
-        states = finetuning(device, sizes, data, batch_size=size, trivial_augment=True, **LAUNCHES[launch])
+    for launch, how in launches(device).items():
+        states = finetuning(device, sizes, data, batch_size=size, trivial_augment=True, **how)
         rate = rate_of(end_to_end(states), device, steps=sizes["steps"], images=size)
         report.add("use", f"fine-tuning, batch {size}, {launch}", **rate)
     model = FAMILIES["mae"](**sizes["model"]).to(device).eval()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +12,15 @@ from tqdm.auto import tqdm
 
 from ..data.datasets import Dataset, require_channels
 from ..evaluation.metrics import map_dataset
+from ..files import digest
 from ..interop.load import Model, load
+from ..models.base import Autoencoder
 from ..models.encoding import feature_function
 from ..models.vit import choose_attention
+from ..randomness import derive_seed
 from .settings import RunSettings, setting
 
+M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
 
@@ -140,3 +144,30 @@ def map_images(
             map_dataset(function, part, device=accelerator.device, batch_size=batch_size, desc=desc)
             for part in images.parts.values()
         ])  # fmt: skip
+
+
+def split_features(
+    function: Callable[[Tensor], Tensor], splits: dict[str, Dataset], accelerator: Accelerator, *, batch_size: int
+) -> dict[str, Tensor]:
+    """`function` of each split's images, on the device in float32."""
+    with accelerator.autocast():
+        return {
+            name: map_dataset(
+                function, split, device=accelerator.device, batch_size=batch_size, desc=f"features of {name}"
+            ).to(accelerator.device)
+            for name, split in splits.items()
+        }
+
+
+def untrained_twin(model: M, *, seed: int) -> M:
+    """The same model with random weights, on the same device: a control."""
+    torch.manual_seed(derive_seed(seed, "weights"))
+    twin = type(model)(**model.config).to(model.mean.device).eval()
+    choose_attention(twin, model.mean.device)
+    return twin
+
+
+def require_unchanged(model: Autoencoder, before: str) -> None:
+    """Raises RuntimeError if the weights are no longer those of this digest."""
+    if digest(model.state_dict()) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing

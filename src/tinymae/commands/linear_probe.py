@@ -1,7 +1,6 @@
 """Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing_extensions import Self
 from ..data.datasets import Dataset, require_channels
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import map_dataset, several_metrics
+from ..evaluation.metrics import several_metrics
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
 from ..files import digest, write_csv, write_tensors
@@ -25,9 +24,9 @@ from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from ..models.weights import save_classifier
-from ..randomness import derive_seed
 from ..tensors import to_unit
 from ..training.run import Run
+from .features import require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 
@@ -111,24 +110,19 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    features = extract(settings, feature_function(model, pool=settings.pool), run, splits)
+    extract = partial(split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size)
+    features = extract(feature_function(model, pool=settings.pool))
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
     scores, head, logits = score(settings, features, splits)
     seconds["heads"] = time.monotonic() - started
-    if digest(model.state_dict()) != before:
-        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
+    require_unchanged(model, before)
     controls = {}
     if settings.controls in ("all", "raw_pixels"):
-        pixels = extract(settings, few_values, run, splits)
-        controls["raw_pixels"] = score(settings, pixels, splits)[0]
+        controls["raw_pixels"] = score(settings, extract(few_values), splits)[0]
     if settings.controls in ("all", "untrained"):
-        torch.manual_seed(derive_seed(settings.seed, "weights"))
-        untrained = type(model)(**model.config).to(run.accelerator.device).eval()
-        choose_attention(untrained, run.accelerator.device)
-        controls["untrained"] = score(
-            settings, extract(settings, feature_function(untrained, pool=settings.pool), run, splits), splits
-        )[0]
+        untrained = untrained_twin(model, seed=settings.seed)
+        controls["untrained"] = score(settings, extract(feature_function(untrained, pool=settings.pool)), splits)[0]
     judged = list(splits)[-1]
     what = "mean average precision on" if several(splits) else "of"
     for name, row in {"pretrained": scores, **controls}.items():
@@ -148,20 +142,6 @@ def few_values(images: Tensor) -> Tensor:
     shrink = max(1.0, (channels * height * width / VALUES) ** 0.5)
     size = (max(1, int(height / shrink)), max(1, int(width / shrink)))
     return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
-
-
-def extract(
-    settings: LinearProbeSettings, function: Callable[[Tensor], Tensor], run: Run, splits: dict[str, Dataset]
-) -> dict[str, Tensor]:
-    """`function` of each split's images (N, F), on the device."""
-    device = run.accelerator.device
-    with run.accelerator.autocast():
-        return {
-            name: map_dataset(
-                function, split, device=device, batch_size=settings.batch_size, desc=f"features of {name}"
-            ).to(device)
-            for name, split in splits.items()
-        }
 
 
 def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset]):

@@ -33,7 +33,7 @@ class GraphedStep:
         leaves, structure = tree_flatten(arguments)
         kind = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         if kind not in self.recordings:
-            held = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            held = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self.recordings[kind] = Recording(partial(self.function, *tree_unflatten(held, structure)), held)
         recording = self.recordings[kind]
         recording.copy_in(leaves)
