@@ -11,6 +11,7 @@ from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
@@ -68,6 +69,28 @@ def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, t
     assert accuracy_on_test(load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
 
 
+def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, tmp_path, monkeypatch):
+    seen, tokens = [], []
+
+    def spying(*args, create_losses=finetune.create_losses, **kwargs):
+        compute_losses = create_losses(*args, **kwargs)
+        return lambda images, targets: seen.append((images, targets)) or compute_losses(images, targets)
+
+    def forward(block, x, forward=timm.models.vision_transformer.Block.forward, **kwargs):
+        if block.training:
+            tokens.append(x.shape[1])
+        return forward(block, x, **kwargs)
+
+    monkeypatch.setattr(finetune, "create_losses", spying)
+    monkeypatch.setattr(timm.models.vision_transformer.Block, "forward", forward)
+    model, recipe = small_model(), TUNE | {"epochs": 3, "crop_padding": 0, "patch_drop": 0.5} | MIXED
+    tinymae.finetune(**recipe, final_epochs=1, weights=model, output_dir=tmp_path)
+    known = {image.numpy().tobytes() for image in model.normalise(FEW["data"])}
+    assert [all(image.numpy().tobytes() in known for image in images) for images, _ in seen] == [False] * 8 + [True] * 4
+    assert [targets.is_floating_point() for _, targets in seen] == [True] * 8 + [False] * 4
+    assert tokens == [1 + 2] * 8 + [1 + 4] * 4
+
+
 @pytest.mark.parametrize(
     "model",
     [small_model(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)],
@@ -111,6 +134,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         ({"val_labels": 9}, "val_labels 9 is not within 1 and the 7 validation images"),
         ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
         ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
+        ({"final_epochs": 2}, "final_epochs 2 is not within 0 and 1"),
         ({"patch_drop": 1.0}, r"patch_drop 1.0 is outside \[0, 1\)"),
         ({"pool": "max"}, "pool 'max' is not"),
         ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),

@@ -45,7 +45,7 @@ RUNS = {
                                       "batch_size": 16, "epochs": 2, "log_every": 1}),
     "fine-tuning": ("finetune", FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1,
                                        "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "mixup": 0.8,
-                                       "random_erasing": 0.5, "trivial_augment": True}),
+                                       "random_erasing": 0.5, "trivial_augment": True, "final_epochs": 1}),
     "fine-tuning with images without labels": ("finetune", FEW | {
         "batch_size": 8, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1, "label_fraction": 0.5,
         "val_labels": 4, "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "trivial_augment": True,

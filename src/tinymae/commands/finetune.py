@@ -25,6 +25,7 @@ from ..evaluation.metrics import accuracy, map_dataset
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier
+from ..models.drops import set_patch_drop
 from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
 from ..models.vit import choose_attention
@@ -36,7 +37,7 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
 from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
-from .unlabelled import UnlabelledSettings
+from .unlabelled import Stage, UnlabelledSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,10 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
     trivial_augment: bool = setting(False, "arXiv 2103.10158", group="augmentation")
     random_erasing: float = setting(0.0, "probability", group="augmentation")
+    final_epochs: int = setting(
+        0, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
+        "--trivial-augment and --random-erasing", group="augmentation",
+    )  # fmt: skip
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
@@ -74,6 +79,8 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
         if not 0 <= self.patch_drop < 1:
             raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
+        if not 0 <= self.final_epochs < self.epochs:
+            raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {self.epochs - 1}")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
             raise InputError(
                 f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
@@ -83,6 +90,19 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
         if self.weights is not None:
             return settled
         return replace(settled, **complete("mae", self.constructor_settings))
+
+    def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
+        """See `UnlabelledSettings.plan_stages`; the last stage is cut in two where the final epochs begin."""
+        steps_per_epoch, stages = super().plan_stages(accelerator, chosen)
+        if self.final_epochs:
+            last = stages.pop()
+            begin = (self.epochs - self.final_epochs) / self.epochs
+            stages += [replace(last, until=begin), replace(last, is_final=True)]
+        return steps_per_epoch, stages
+
+    def without_distortion(self) -> Self:
+        """These settings in the final epochs."""
+        return replace(self, patch_drop=0.0, mixup=0.0, cutmix=0.0, trivial_augment=False, random_erasing=0.0)
 
     @property
     def start(self) -> str:
@@ -187,15 +207,18 @@ def train(
     saved = run.load_checkpoint()
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
-    mix = create_mixing(settings, model)
-    draw_inputs = partial(prepare_inputs, settings, model, mix)
-    compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
 
     def validate() -> float:
         assert val_set.labels is not None
         return accuracy(predict(judged, val_set, run), val_set.labels)
 
     for stage in stages:
+        if stage.is_final:
+            settings = settings.without_distortion()
+            set_patch_drop(model, settings.patch_drop)
+        mix = create_mixing(settings, model)
+        draw_inputs = partial(prepare_inputs, settings, model, mix)
+        compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
         stretch = Stretch(schedule, steps_per_epoch, stage.batch_size)
         run.start(stretch, step=step)
         for state in train_steps(

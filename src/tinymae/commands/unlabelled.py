@@ -22,6 +22,7 @@ class Stage:
     until: float  # the progress at which it ends, 0 to 1
     batch_size: int  # images a step, with labels or without, over all processes
     batches: Callable[..., Iterator[list[Batch]]]  # from a `start_step` on
+    is_final: bool = False  # whether images are whole now, and little augmented
 
 
 @dataclass(frozen=True, kw_only=True)

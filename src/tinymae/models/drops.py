@@ -43,7 +43,7 @@ def use_sample_drop_path(model: nn.Module) -> nn.Module:
 class SamplePatchDropout(PatchDropout):
     """timm's PatchDropout (Liu et al., arXiv 2208.07220) with its draw made outside: see `draw_drops`."""
 
-    chances: Tensor  # (B, num_patches), U(0, 1): each image keeps its patches of the lowest
+    kept: Tensor  # (B, number kept), places of the patches that each image keeps
 
     def __init__(self, prob: float, *, num_patches: int, num_prefix_tokens: int):
         super().__init__(prob, num_prefix_tokens=num_prefix_tokens)
@@ -53,9 +53,12 @@ class SamplePatchDropout(PatchDropout):
         if not self.training:
             return x
         prefix, patches = x.tensor_split([self.num_prefix_tokens], dim=1)
+        return torch.cat([prefix, take(patches, self.kept)], dim=1)
+
+    def draw(self, draws: Draws) -> Tensor:
+        """Which patches each image keeps, (B, number kept)."""
         num_kept = max(1, round(self.num_patches * (1 - self.prob)))
-        kept = self.chances.argsort(dim=1)[:, :num_kept]
-        return torch.cat([prefix, take(patches, kept)], dim=1)
+        return draws.uniform(self.num_patches).argsort(dim=1)[:, :num_kept]
 
 
 def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTransformer:
@@ -65,6 +68,13 @@ def use_sample_patch_drop(vit: VisionTransformer, patch_drop: float) -> VisionTr
             patch_drop, num_patches=vit.patch_embed.num_patches, num_prefix_tokens=vit.num_prefix_tokens
         )
     return vit
+
+
+def set_patch_drop(model: nn.Module, patch_drop: float) -> None:
+    """Let a model that leaves out patches in training leave out another ratio of them from now on."""
+    for layer in find_drops(model):
+        if isinstance(layer, SamplePatchDropout):
+            layer.prob = patch_drop
 
 
 def find_drops(model: nn.Module) -> list[SampleDropPath | SamplePatchDropout]:
@@ -81,9 +91,7 @@ def draw_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], draws: Dra
         scales = tuple(p if layer.scale_by_keep and p > 0 else 1.0 for layer, p in zip(paths, probs, strict=True))
         keep_prob, scale = constant((probs, scales), draws.device).unbind(0)
         kept = iter(((draws.uniform(len(paths)) < keep_prob).float() / scale).unbind(1))
-    return [
-        next(kept) if isinstance(layer, SampleDropPath) else draws.uniform(layer.num_patches) for layer in layers
-    ]  # fmt: skip
+    return [next(kept) if isinstance(layer, SampleDropPath) else layer.draw(draws) for layer in layers]
 
 
 def set_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], drawn: Sequence[Tensor]) -> None:
@@ -92,4 +100,4 @@ def set_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], drawn: Sequ
         if isinstance(layer, SampleDropPath):
             layer.keep = values
         else:
-            layer.chances = values
+            layer.kept = values
