@@ -56,6 +56,8 @@ LAUNCHES: dict[str, dict] = {
     "eager": {}, "compiled": {"compile": True}, "graph": {"cuda_graph": True},
     "compiled, graph": {"compile": True, "cuda_graph": True},
 }  # fmt: skip
+STOP_AT = 5  # steps: a CUDA graph has been recorded then
+SECTIONS = ("agreement", "waits", "launches", "resume", "speed", "use")
 OWN = {"conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"}}
 
 
@@ -81,6 +83,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: as Accelerate finds it")
     parser.add_argument("--small", action="store_true", help="small sizes (always on a CPU)")
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS, help="these sections")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu.json"))
     return parser
 
@@ -103,7 +106,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
 # ---- right numbers
 
 
-def compare_with_cpu(report: Report, device: torch.device, sizes: dict) -> None:
+def compare_with_cpu(report: Report, device: torch.device, sizes: dict, _data: dict) -> None:
     """Loss and gradients of each family from the same weights, images and draws."""
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for name, family in FAMILIES.items():
@@ -181,15 +184,22 @@ def compare_launches(report: Report, device: torch.device, sizes: dict, data: di
                 report.add("launches", f"{phase}, {launch}, 12 steps", largest_error=error)
 
 
-def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
-    """A run of a few steps with --deterministic, and the same one stopped in between."""
-    settings = data | sizes["model"] | {
+def compare_resumed(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
+    """A run of a few steps with --deterministic, and the same one stopped in between, launched in each way."""
+    for launch, how in launches(device).items():
+        same = ends_in_same_bits(sizes, {"cuda_graph": False} | how, data)
+        report.add("resume", f"{launch}, stopped after step {STOP_AT}", same_bits=same)
+
+
+def ends_in_same_bits(sizes: dict, how: dict, data: dict) -> bool:
+    """Whether a run that was stopped, and went on, has the weights of one that was not."""
+    settings = data | sizes["model"] | how | {
         "epochs": 1, "batch_size": 32, "contrast_epochs": 0, "deterministic": True, "log_with": (), "labels": None,
     }  # fmt: skip
-    settings["data"], stop_at, digests, report_step = data["data"][:400], 4, [], Run.report
+    settings["data"], digests, report_step = data["data"][:400], [], Run.report
 
     def stopping(self: Run, state) -> None:
-        self.signals.code = 128 + signal.SIGTERM if state.step == stop_at else None
+        self.signals.code = 128 + signal.SIGTERM if state.step == STOP_AT else None
         report_step(self, state)
 
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
@@ -202,7 +212,7 @@ def compare_resumed(report: Report, sizes: dict, data: dict) -> None:
                 Run.report = report_step
             done = tinymae.pretrain(**settings, output_dir=f"{folder}/{name}")
             digests.append(hashlib.sha256((done.folder / "model.safetensors").read_bytes()).hexdigest()[:16])
-    report.add("resume", f"stopped after step {stop_at}", same_bits=digests[0] == digests[1])
+    return digests[0] == digests[1]
 
 
 # ---- speed
@@ -375,18 +385,16 @@ def main(args: argparse.Namespace) -> list[dict]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes)
     try:
-        for section in (
-            partial(compare_with_cpu, report, device, sizes), partial(count_waits, report, device, sizes, data),
-            partial(compare_launches, report, device, sizes, data),
-            partial(compare_resumed, report, sizes, data), partial(measure_speed, report, device, sizes, data),
-            partial(measure_use, report, device, sizes, data),
-        ):  # fmt: skip
+        measures = (compare_with_cpu, count_waits, compare_launches, compare_resumed, measure_speed, measure_use)
+        for section, measure in zip(SECTIONS, measures, strict=True):
+            if section not in args.only:
+                continue
             try:
-                section()
+                measure(report, device, sizes, data)
             except TimeIsUp:
                 raise
             except Exception as error:  # whatever a GPU may bring: the other sections are worth having
-                report.add("failed", section.func.__name__, error=f"{type(error).__name__}: {first_line(error)}")
+                report.add("failed", section, error=f"{type(error).__name__}: {first_line(error)}")
     except TimeIsUp:
         report.add("machine", "stopped: the minutes are over")
     finally:
