@@ -50,7 +50,7 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
         torch.testing.assert_close(stock(images), run.model(images))
 
 
-def test_the_defaults_are_the_released_recipe():
+def test_the_defaults_are_light():
     settings = FinetuneSettings(weights="somewhere")
     assert (settings.epochs, settings.batch_size, settings.base_lr, settings.patch_drop) == (15, 128, 2e-3, 0.5)
     assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)

@@ -42,7 +42,7 @@ from .unlabelled import Stage, UnlabelledSettings
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(UnlabelledSettings, EncoderSettings):
-    """Settings of fine-tuning. The defaults are the released recipe."""
+    """Settings of fine-tuning. The defaults are for a CPU; docs/results.md has the released recipe."""
 
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
     epochs: int = with_default(TrainingSettings, "epochs", 15)
