@@ -218,17 +218,19 @@ def list_pretrainings(run: Path) -> list[Path]:
 
 def count_passes(run: Path) -> float:
     """Epochs of a pretraining run; an epoch on V views counts as V (the projector's one percent is left out)."""
-    arguments, epochs = read_json(run / "args.json")["arguments"], read_json(run / "results.json")["epochs"]
-    if "contrast_epochs" in arguments:
-        return epochs + arguments["contrast_epochs"] * (arguments["views"] - 1)
+    arguments, results = read_json(run / "args.json")["arguments"], read_json(run / "results.json")
+    epochs, contrast = results["epochs"], (arguments | results).get("contrast_epochs")
+    if contrast is not None:
+        return epochs + contrast * (arguments["views"] - 1)
     return epochs * (arguments.get("views", 2) if arguments.get("contrast_weight") else 1)  # runs of older releases
 
 
-def tell_target(arguments: dict) -> str:
+def tell_target(arguments: dict, results: dict) -> str:
     """What a pretraining run learned from."""
-    contrast, epochs = arguments.get("contrast_epochs"), arguments["epochs"]
-    if contrast is None:
+    contrast, epochs = (arguments | results).get("contrast_epochs"), round(results["epochs"])
+    if contrast is None:  # runs of older releases
         contrast = epochs if arguments.get("contrast_weight") else 0
+    contrast = round(contrast)
     parts = {"reconstruction": epochs - contrast, f"contrast of {arguments.get('views', 2)} views": contrast}
     return ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
 
@@ -278,7 +280,7 @@ def tell_history(pretrainings: list[Path]) -> str:
     for number, run in enumerate(reversed(pretrainings), 1):
         recorded, results = read_json(run / "args.json"), read_json(run / "results.json")
         cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
-        lines.append(f"{number}. {tell_target(recorded['arguments'])}: {cost}")
+        lines.append(f"{number}. {tell_target(recorded['arguments'], results)}: {cost}")
     return "Pretraining:\n\n" + "\n".join(lines) + "\n"
 
 

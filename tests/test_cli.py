@@ -28,6 +28,12 @@ SETTINGS = {
 }
 
 
+def test_the_package_can_be_run_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tinymae", "--version"])
+    runpy.run_module("tinymae", run_name="__main__")
+    assert capsys.readouterr().out == f"tinymae {tinymae.__version__}\n"
+
+
 def test_help_and_version_come_without_the_heavy_imports():
     code = (
         "import sys\n"

@@ -239,6 +239,9 @@ def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(qui
     run = tinymae.pretrain(**QUICK | TWO_PHASES | endless | limits, log_with=(), output_dir=tmp_path)
     rows = [row for row in metrics(tmp_path) if "learning_rate" in row]
     phases = [[row for row in rows if ("contrastive_loss" in row) == contrast] for contrast in (False, True)]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and run.results["steps"] == len(rows)
+    assert run.results["epochs"] == pytest.approx(len(rows) / 4) and rows[-1]["epoch"] == run.results["epochs"]
+    assert run.results["contrast_epochs"] == pytest.approx(len(phases[1]) / 4)
     assert min(map(len, phases)) > 10 and 5 <= run.results["minutes"] < 5.2
     # 2,000 epochs of one view and 4,000 of two: a fifth of the time is the first phase's.
     assert [phase[-1]["minutes"] for phase in phases] == pytest.approx([1, 5], abs=0.1)

@@ -40,6 +40,7 @@ from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, se
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
 CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE, in the released recipe
 FINAL = 0.2  # ratio of the contrast that is its end, where masks may hide less
+BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,34 +245,38 @@ pretrain = keywords_of(run, PretrainSettings)
 
 
 def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list["Part"], look) -> dict:
-    """All phases, from where the last checkpoint is; the results."""
-    accelerator, last_step = run.accelerator, parts[-1].stretch.schedule.last_step
-    saved = run.load_checkpoint()
-    step = 0 if saved is None else saved["step"]
+    """All phases, from where the last checkpoint is; the results.
+
+    A phase begins where the one before it ended, which is early if a time limit ended it.
+    """
+    accelerator, saved = run.accelerator, run.load_checkpoint()
+    step, epoch, contrasted = 0 if saved is None else saved["step"], 0.0, 0.0
     for number, part in enumerate(parts):
         if saved is not None and number < saved["phase"]:
             continue
-        phase, stretch = part.phase, part.stretch
+        here = saved if saved is not None and number == saved["phase"] else None
+        began = {"first_step": step, "first_epoch": epoch} if here is None else {k: here[k] for k in BEGAN}
+        phase, stretch = part.phase, part.stretch.starting(**began)
         undecayed = [f"model.{name}" for name in model.undecayed]
         groups = parameter_groups(part.learner, weight_decay=settings.weight_decay, undecayed=undecayed)
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95))
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
-        here = saved if saved is not None and number == saved["phase"] else None
-        run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number)
+        run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
         run.start(stretch, step=step)
         if step == 0:
             look(0)
         for state in train_steps(
             prepared, optimizer, partial(draw_inputs, settings, phase, model), prepared,
-            part.batches(start_step=step - stretch.schedule.first_step), accelerator=accelerator,
+            part.batches(start_step=step - began["first_step"]), accelerator=accelerator,
             schedule=stretch.schedule, clock=run.clock, batch_size=phase.batch_size, seed=settings.seed,
             start_step=step, clip_grad=settings.clip_grad,
             cuda_graph=settings.uses_graphs(accelerator, is_vit=settings.model == "mae"),
         ):  # fmt: skip
             step = state.step
             model.after_step(accelerator, seeded(settings.seed, "after step", step))
+            is_last = part is parts[-1] and step == stretch.schedule.last_step
             # What an epoch leaves comes before its checkpoint: a run that stops there will not see this step again.
-            if stretch.ends_epoch(step, settings.probe_every) and step < last_step:
+            if stretch.ends_epoch(step, settings.probe_every) and not is_last:
                 run.settle(state)
                 look(step)
             if settings.keep_every and stretch.ends_epoch(step, settings.keep_every):
@@ -280,10 +285,12 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
                     save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
             run.report(state)
         run.end_stretch()
-        step = max(step, stretch.schedule.last_step) if number + 1 < len(parts) else step
+        epoch = stretch.epoch(step)
+        contrasted = 0.0 if phase.views == 1 else epoch - stretch.first_epoch
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
-    return {"epochs": parts[-1].stretch.epoch(step), "steps": step, "minutes": run.clock.minutes} | look(step)
+    length = {"epochs": epoch, "contrast_epochs": contrasted, "steps": step, "minutes": run.clock.minutes}
+    return length | look(step)
 
 
 def draw_inputs(

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -42,9 +42,15 @@ class Stretch:
     schedule: Schedule
     steps_per_epoch: int
     batch_size: int
-    first_epoch: int = 0
+    first_epoch: float = 0.0
     begin: float = 0.0  # ratio of the run's whole work that is done before it
     end: float = 1.0  # and after it
+
+    def starting(self, first_step: int, first_epoch: float) -> "Stretch":
+        """This stretch from another step and epoch on."""
+        length = self.schedule.last_step - self.schedule.first_step
+        schedule = replace(self.schedule, first_step=first_step, last_step=first_step + length)
+        return replace(self, schedule=schedule, first_epoch=first_epoch)
 
     def epoch(self, step: int) -> float:
         """Epochs of the run after `step` steps."""
@@ -53,7 +59,7 @@ class Stretch:
     def ends_epoch(self, step: int, every: int) -> bool:
         """Whether an epoch whose number is a multiple of `every` ends with this step."""
         whole, rest = divmod(step - self.schedule.first_step, self.steps_per_epoch)
-        return not rest and (self.first_epoch + whole) % every == 0
+        return not rest and (round(self.first_epoch) + whole) % every == 0
 
 
 class Progress:

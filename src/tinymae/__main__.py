@@ -1,0 +1,5 @@
+"""`python -m tinymae COMMAND`: the same as `tinymae COMMAND`."""
+
+from .commands.cli import main
+
+main()
