@@ -1,11 +1,13 @@
 """Images with several labels each: read from a table, probed, and judged as scikit-learn judges them."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
@@ -17,6 +19,9 @@ from tinymae.data.datasets import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits
+from tinymae.models.classifier import build_classifier
+from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.weights import save_classifier
 
 
 @pytest.fixture
@@ -99,20 +104,87 @@ def test_the_command_judges_by_mean_average_precision(table, head, quick_probes,
     )
     results, test = run.results, load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
     with torch.no_grad():
-        scores = run.model(small_model().eval().encode(test.images))
+        scores = run.model(test.images) if head == "linear" else run.model(small_model().eval().encode(test.images))
     expected = average_precision_score(test.labels, scores, average=None)
     assert results["ap_test"] == pytest.approx(100 * expected, abs=0.01)
     assert results["probe_test"] == results["mean_ap_test"] == pytest.approx(100 * expected.mean(), abs=0.01)
     if head == "linear":
+        require_saved(run.folder, test, scores)
         assert results["raw_pixels"]["probe_test"] > 60 > 100 * float(test.labels.float().mean())
     rows = list(csv.DictReader((tmp_path / "run" / "per_class.csv").open()))
     assert [row["class"] for row in rows] == test.classes
     assert sum(int(row["images"]) for row in rows) == test.labels.sum()
 
 
-def test_what_does_not_know_several_labels_refuses_them_or_goes_without(table, quick_figures, tmp_path):
-    with pytest.raises(InputError, match="labels has several labels an image, which tinymae linear-probe alone knows"):
-        tinymae.finetune(table, weights=small_model(), output_dir=tmp_path / "run")
+def require_saved(folder, test, scores) -> None:
+    """The folder holds a classifier of several labels that gives these logits."""
+    classifier = tinymae.load(folder)
+    assert classifier.several and classifier.classes == test.classes
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(test.images), scores, atol=1e-5, rtol=1e-4)
+        assert torch.equal(classifier.probabilities(scores), scores.sigmoid())
+
+
+FAMILIES = {
+    "mae": small_model,
+    "conv_ae": lambda: ConvAutoencoder(image_size=(8, 16), in_channels=1, width=8, latent_dim=8),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(table, family, quick_figures, tmp_path):
+    recipe = {"epochs": 60, "batch_size": 20, "base_lr": 5e-2, "patch_drop": 0.0, "ema_decay": 0.9, "drop_path": 0.0,
+              "crop_padding": 0, "flip": False, "eval_every": 30, "mixed_precision": "no"}  # fmt: skip
+    run = tinymae.finetune(table, weights=FAMILIES[family](), **recipe, output_dir=tmp_path / "run")
+    test = load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
+    with torch.no_grad():
+        scores = run.model(test.images)
+    require_saved(run.folder, test, scores)
+    expected = average_precision_score(test.labels, scores, average=None)
+    assert run.results["ap_test"] == pytest.approx(100 * expected, abs=0.01)
+    assert run.results["mean_ap_test"] > 2 * 100 * float(test.labels.float().mean())  # twice what guessing has
+    assert [row["step"] for row in metrics(run.folder) if "mean_ap_val" in row] == [210, 420]
+
+    found = tinymae.evaluate(table, weights=run.folder, mixed_precision="no", output_dir=tmp_path / "evaluate").results
+    assert found["mean_ap"] == pytest.approx(run.results["mean_ap_test"], abs=0.01)
+
+    tinymae.predict(table, weights=run.folder, split=("test",), mixed_precision="no", output_dir=tmp_path / "predict")
+    rows = list(csv.DictReader((tmp_path / "predict" / "predictions.csv").open()))
+    probabilities = np.array([[float(row[name]) for name in test.classes] for row in rows])
+    assert np.abs(probabilities - scores.sigmoid().numpy()).max() < 1e-3
+    for row, chances in zip(rows, probabilities, strict=True):
+        assert row["classes"] == ";".join(np.array(test.classes)[chances >= 0.5])
+
+
+def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures, tmp_path):
+    common = {"weights": small_model(), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    for own in ({"mixup": 0.8}, {"unlabelled": 1}):
+        with pytest.raises(InputError, match="several labels an image: leave out mixup, cutmix, unlabelled"):
+            tinymae.finetune(table, batch_size=20, **own, **common)
+    several = build_classifier(small_model(), classes=["a", "b"], several=True)
+    one = build_classifier(small_model(), classes=[f"d{number}" for number in range(10)])
+    save_classifier(several, tmp_path / "several")
+    save_classifier(one, tmp_path / "one")
+    images = torch.zeros(20, 1, 8, 16, dtype=torch.uint8)
+    data = {"data": images, "labels": torch.arange(20) % 2, "split": "all", "mixed_precision": "no"}
+    with pytest.raises(InputError, match="has one label an image, weights .*several know several"):
+        tinymae.evaluate(**data, weights=tmp_path / "several", output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="labels has several labels an image, this command or its weights know one"):
+        tinymae.evaluate(table, weights=tmp_path / "one", output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="calibrate is for one label an image"):
+        tinymae.predict(data=images, weights=tmp_path / "several", calibrate="digits", output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_does_not_say_truly_whether_labels_are_several_is_refused(tmp_path):
+    save_classifier(build_classifier(small_model(), classes=["a", "b"], several=True), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"several_labels": "yes"}))
+    with pytest.raises(InputError, match="several_labels"):
+        tinymae.load(tmp_path)
+
+
+def test_what_does_not_know_several_labels_goes_without(table, quick_figures, tmp_path):
     tinymae.embed(table, weights=small_model(), mixed_precision="no", output_dir=tmp_path / "embed")
     with np.load(tmp_path / "embed" / "embeddings.npz") as arrays:
         assert (arrays["labels"] == -1).all() and len(arrays["names"]) == 200

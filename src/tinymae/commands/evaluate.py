@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import chunks, pick
-from ..data.datasets import Dataset, require_channels
+from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -26,6 +26,7 @@ from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..training.run import Run
 from .settings import Result, RunSettings, keywords_of, setting, with_default
+from .several import report_several
 
 ERRORS = 40  # on a sheet
 
@@ -50,7 +51,8 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     """Look closely at a classifier or an autoencoder.
 
     A classifier gives its accuracy, scikit-learn's report, how far its probabilities can be trusted, a confusion
-    matrix, a table by class and a sheet of errors; an autoencoder its MSE, PSNR and SSIM with patches hidden and with
+    matrix, a table by class and a sheet of errors; one of several labels an image its mean average precision, and a
+    table by class; an autoencoder its MSE, PSNR and SSIM with patches hidden and with
     none hidden, and a sheet of reconstructions.
 
     Raises InputError for settings or data that cannot work.
@@ -59,14 +61,16 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model = load(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator.device)
+    several = model.several if isinstance(model, Classifier) else False
     dataset = settings.load(
-        settings.split, image_size=model.image_size, channels=model.in_channels, labelled=isinstance(model, Classifier)
-    )[0]
+        settings.split, image_size=model.image_size, channels=model.in_channels,
+        labelled=isinstance(model, Classifier), several=several,
+    )[0]  # fmt: skip
     require_channels(dataset, model.in_channels)
     look: partial[dict]
     if isinstance(model, Classifier):
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
-        look = partial(evaluate_classifier, settings, model)
+        look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
@@ -80,6 +84,9 @@ evaluate = keywords_of(run, EvaluateSettings)
 
 def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: object) -> None:
     """Raises InputError unless the data's labels mean what the classifier's mean."""
+    if model.several != has_several(dataset):
+        has, know = ("one label", "several") if model.several else ("several labels", "one")
+        raise InputError(f"{source} has {has} an image, weights {weights} know {know}: give data as those of training")
     if len(dataset.classes) != len(model.classes):
         raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
     for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
@@ -122,6 +129,17 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     )  # fmt: skip
     errors = show_errors(dataset, probabilities, model.classes, run.folder / "errors.png")
     run.finish(results, [table, picture, diagram, errors])
+    return results
+
+
+def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
+    """Of several labels an image: average precision and ROC-AUC of each class and in the mean."""
+    assert dataset.labels is not None
+    logits = map_dataset(model, dataset, device=run.accelerator.device, batch_size=settings.batch_size, desc="logits")
+    found, table = report_several(logits, dataset.labels.cpu(), model.classes, run.folder / "per_class.csv")
+    run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
+    results = found | {"images": len(dataset)}
+    run.finish(results, [table])
     return results
 
 

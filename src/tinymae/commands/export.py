@@ -17,6 +17,7 @@ from ..interop.page import SAMPLES, read_samples, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
+from ..models.weights import names_of
 from .settings import Result, Settings, keywords_of, setting
 
 CALIBRATION = 256  # images
@@ -87,7 +88,7 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
         graphs = {"classifier": ClassifierGraph(model)}
-        config: dict = {"label_names": model.classes}
+        config: dict = names_of(model)
     else:
         encoder = EncoderGraph(model, pool=settings.pool, normalised=settings.normalised)
         graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}

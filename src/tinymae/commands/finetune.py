@@ -18,10 +18,11 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch, MixedBatch
-from ..data.datasets import Dataset, require_channels
+from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, map_dataset
+from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier
@@ -37,6 +38,7 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
 from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+from .several import report_several
 from .unlabelled import Stage, UnlabelledSettings
 
 
@@ -104,6 +106,11 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
         """These settings in the final epochs."""
         return replace(self, patch_drop=0.0, mixup=0.0, cutmix=0.0, trivial_augment=False, random_erasing=0.0)
 
+    def require_no_mixing(self) -> None:
+        """Raises InputError for what only images with one label each can have."""
+        if self.mixup or self.cutmix or self.unlabelled:
+            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
+
     @property
     def start(self) -> str:
         """What the training starts from, for titles."""
@@ -126,7 +133,9 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
-    splits = settings.load_labelled(image_size=size, channels=channels)
+    splits = settings.load_labelled(image_size=size, channels=channels, several=True)
+    if has_several(splits["train"]):
+        settings.require_no_mixing()
     model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels(splits)
@@ -145,7 +154,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         if run.is_main:
             save_classifier(judged, run.folder)
             panels = {
-                "loss": ["loss"], "validation accuracy, %": ["accuracy_val"], "learning rate": ["learning_rate"],
+                "loss": ["loss"], "validation accuracy, %": ["accuracy_val"],
+                "validation, mean average precision, %": ["mean_ap_val"], "learning rate": ["learning_rate"],
                 "images that the teacher labels": ["unlabelled_kept", "unlabelled_right"],
             }  # fmt: skip
             title = f"{settings.start} on {settings.data_name}"
@@ -168,8 +178,8 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
         start = type(start)(**start.config)
     require_channels(train_set, start.in_channels)
     model = build_classifier(
-        start, classes=train_set.classes, pool=settings.pool, drop_path=settings.drop_path,
-        patch_drop=settings.patch_drop,
+        start, classes=train_set.classes, several=has_several(train_set), pool=settings.pool,
+        drop_path=settings.drop_path, patch_drop=settings.patch_drop,
     )  # fmt: skip
     if settings.gradient_checkpointing:
         model.encoder.save_memory()
@@ -208,9 +218,10 @@ def train(
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
 
-    def validate() -> float:
+    def validate() -> dict[str, float]:
         assert val_set.labels is not None
-        return accuracy(predict(judged, val_set, run), val_set.labels)
+        name = "mean_ap_val" if model.several else "accuracy_val"
+        return {name: label_score(predict(judged, val_set, run), val_set.labels.cpu())}
 
     for stage in stages:
         if stage.is_final:
@@ -231,20 +242,23 @@ def train(
             if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
                 run.settle(state)
                 with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
-                    run.progress.log(step, {"accuracy_val": validate()})
+                    run.progress.log(step, validate())
             run.report(state)
     run.end_stretch()
-    results = {
-        "accuracy_val": validate(), "epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes
-    }  # fmt: skip
-    run.progress.log(step, {"accuracy_val": results["accuracy_val"]})
-    return judged, results
+    found = validate()
+    run.progress.log(step, found)
+    return judged, found | {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
 
 
 def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:
-    """Accuracy and confusion matrix on the split that judges."""
-    predictions = predict(judged, dataset, run)
+    """Accuracy and confusion matrix on the split that judges; of several labels an image, scores by class."""
+    logits = predict(judged, dataset, run)
     assert dataset.labels is not None
+    if judged.several:
+        found, _ = report_several(logits, dataset.labels.cpu(), judged.classes, run.folder / "per_class.csv")
+        run.print(f"mean average precision {found['mean_ap']:.2f} % on the {split} images")
+        return {f"{name}_{split}": value for name, value in found.items()}
+    predictions = logits.argmax(dim=1)
     result = accuracy(predictions, dataset.labels)
     matrix: np.ndarray = confusion_matrix(dataset.labels.cpu(), predictions, labels=range(len(judged.classes)))
     if run.is_main:
@@ -284,14 +298,20 @@ def prepare_inputs(
 def create_losses(
     settings: FinetuneSettings, prepared: nn.Module, teacher: Classifier, accelerator: Accelerator, *, soft: bool
 ) -> Callable[..., dict[str, Tensor]]:
-    """Losses of one micro-batch: cross-entropy, with targets that may be `soft`; and that with the teacher's labels."""
-    criterion = SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    """Losses of one micro-batch: cross-entropy, with targets that may be `soft`, or binary ones of several labels an
+    image; and that with the teacher's labels.
+    """
+    smoothing = settings.label_smoothing
+    criterion = SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+    def binary_losses(logits: Tensor, targets: Tensor) -> Tensor:
+        return label_loss(logits, targets * (1 - smoothing) + smoothing / 2)
 
     def compute_losses(
         images: Tensor, targets: Tensor, shown: Tensor | None = None, known: Tensor | None = None
     ) -> dict[str, Tensor]:
         logits = prepared(images).float()
-        loss = criterion(logits[: len(targets)], targets)
+        loss = (binary_losses if teacher.several else criterion)(logits[: len(targets)], targets)
         if shown is None:
             return {"loss": loss}
         with torch.no_grad(), accelerator.autocast():
@@ -320,7 +340,7 @@ def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
 
 @torch.no_grad()
 def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
-    """Predicted classes (N,), on the CPU."""
+    """Logits (N, classes), on the CPU."""
     model.eval()
     with run.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling it would take longer
-        return map_dataset(model, dataset, device=run.accelerator.device).argmax(dim=1)
+        return map_dataset(model, dataset, device=run.accelerator.device)

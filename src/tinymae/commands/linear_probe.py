@@ -11,13 +11,12 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.datasets import Dataset, require_channels
+from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import several_metrics
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
-from ..files import digest, write_csv, write_tensors
+from ..files import digest, write_tensors
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
@@ -29,6 +28,7 @@ from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
+from .several import report_several
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
@@ -75,7 +75,7 @@ def run(settings: LinearProbeSettings) -> Result[Any]:
     of a ViT, a stock timm one.
 
     Where an image may have several labels (a table's `cat;dog`), the loss is the sum of the classes' binary
-    cross-entropies and the score their mean average precision; `.model` is the head, features -> logits.
+    cross-entropies and the score their mean average precision.
 
     With `task="segmentation"` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
     intersection over union; `.model` gives the logits of each pixel's class.
@@ -96,8 +96,6 @@ def run(settings: LinearProbeSettings) -> Result[Any]:
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         splits = {name: split.to(device) for name, split in chosen.items()}
         results, head, logits = probe(settings, model, run, splits)
-        if several(splits):
-            return finish_several(run, splits, results, head, logits)
         return finish(settings, model, run, splits, results, head, logits)
 
 
@@ -124,7 +122,7 @@ def probe(
         untrained = untrained_twin(model, seed=settings.seed)
         controls["untrained"] = score(settings, extract(feature_function(untrained, pool=settings.pool)), splits)[0]
     judged = list(splits)[-1]
-    what = "mean average precision on" if several(splits) else "of"
+    what = "mean average precision on" if has_several(splits["train"]) else "of"
     for name, row in {"pretrained": scores, **controls}.items():
         run.print(
             f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {settings.head} {row[f'probe_{judged}']:.2f} % {what} the "
@@ -174,16 +172,22 @@ def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
     head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
-    """Write the confusion matrix and the head."""
+    """Write the confusion matrix, or of several labels an image the table by class, and the head."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
-    matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
-    results |= {"confusion_matrix": matrix.tolist(), "classes": classes}
-    title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
-    shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
+    results |= {"classes": classes}
+    if has_several(splits["train"]):
+        found, table = report_several(logits, labels, classes, run.folder / "per_class.csv")
+        results |= {f"{name}_{judged}": value for name, value in found.items()}
+        shown = [table]
+    else:
+        matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
+        results |= {"confusion_matrix": matrix.tolist()}
+        title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+        shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
     if settings.head == "linear":
-        classifier = build_classifier(model, classes=classes, pool=settings.pool)
+        classifier = build_classifier(model, classes=classes, several=has_several(splits["train"]), pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
         save_classifier(classifier, run.folder)
@@ -193,28 +197,4 @@ def finish(
         write_tensors(head.state_dict(), run.folder / "head.safetensors")
         shown.append(run.folder / "head.safetensors")
     run.finish(results, shown)
-    return Result(head, results, run.folder)
-
-
-def several(splits: dict[str, Dataset]) -> bool:
-    """Whether an image may have several labels."""
-    labels = splits["train"].labels
-    return labels is not None and labels.ndim == 2
-
-
-def finish_several(
-    run: Run, splits: dict[str, Dataset], results: dict, head: nn.Module, logits: Tensor
-) -> Result[Classifier | nn.Module]:
-    """Of images with several labels: write the table by class and the head."""
-    judged, classes = list(splits)[-1], splits["train"].classes
-    labels = splits[judged].labels
-    assert labels is not None
-    found = several_metrics(logits.cpu(), labels.cpu())
-    results |= {f"{name}_{judged}": value for name, value in found.items()} | {"classes": classes}
-    counts = labels.long().sum(dim=0).tolist()
-    cells = ([None if value is None else f"{value:.2f}" for value in found[name]] for name in ("ap", "auc"))
-    columns = ["class", "images", "average_precision", "roc_auc"]
-    table = write_csv(run.folder / "per_class.csv", columns, zip(classes, counts, *cells, strict=True))
-    write_tensors(head.state_dict(), run.folder / "head.safetensors")
-    run.finish(results, [table, run.folder / "head.safetensors"])
     return Result(head, results, run.folder)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.datasets import require_channels
+from ..data.sources.table import SEPARATOR
+from ..errors import InputError
 from ..evaluation.calibration import fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
@@ -36,9 +38,10 @@ class PredictSettings(WeightsSettings):
 def run(settings: PredictSettings) -> Result[Classifier]:
     """Classify images, which need no labels.
 
-    predictions.csv has a line for each image: its class and the next best, with their probabilities. classes/ has a
-    sheet of the images of each class, the surest first and the least sure last. With `calibrate` the probabilities are
-    those of logits divided by one temperature, found on validation; the classes stay as they are.
+    predictions.csv has a line for each image: its class and the next best, with their probabilities; of weights that
+    know several labels an image, all classes of a probability of at least 1/2, and the probability of each. classes/
+    has a sheet of the images of each class, the surest first and the least sure last. With `calibrate` the
+    probabilities are those of logits divided by one temperature, found on validation; the classes stay as they are.
 
     Raises InputError for weights without a head, or for settings or data that cannot work.
     """
@@ -47,6 +50,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     model = load_classifier(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator.device)
     images = settings.open_images(model, accelerator)
+    if model.several and settings.calibrate is not None:
+        raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
     held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
@@ -55,12 +60,12 @@ def run(settings: PredictSettings) -> Result[Classifier]:
             results |= calibrate(logits, held_out.labels)
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
         logits = map_images(model, images, accelerator, batch_size=settings.batch_size, desc="predictions")
-        probabilities = (logits / results["temperature"]).softmax(dim=1)
-        results["by_class"] = dict(
-            zip(model.classes, probabilities.argmax(dim=1).bincount(minlength=len(model.classes)).tolist(), strict=True)
-        )
-        table = write_table(images, probabilities, model.classes, run.folder / "predictions.csv")
-        sheets = write_sheets(images, probabilities, model.classes, run.folder / "classes")
+        probabilities = model.probabilities(logits / results["temperature"])
+        found = find_classes(probabilities, several=model.several)
+        results["by_class"] = dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True))
+        write = write_several if model.several else write_table
+        table = write(images, probabilities, model.classes, run.folder / "predictions.csv")
+        sheets = write_sheets(images, probabilities, found, model.classes, run.folder / "classes")
         run.finish(results, [table, *sheets])
     return Result(model, results, run.folder)
 
@@ -84,6 +89,26 @@ def calibrate(logits: Tensor, labels: Tensor) -> dict:
     return {"temperature": temperature, "uncalibrated_val": before, "calibrated_val": after}
 
 
+def find_classes(probabilities: Tensor, *, several: bool) -> Tensor:
+    """Which images have which class, bool (N, classes): the likeliest one, or `several` above one half."""
+    if several:
+        return probabilities >= 0.5
+    return nn.functional.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
+
+
+def write_several(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+    """A line of CSV for each image: its classes, separated as in a table of labels, and all probabilities."""
+    every = torch.arange(len(images))
+    found = find_classes(probabilities, several=True)
+    rows = (
+        [name, split, SEPARATOR.join(classes[k] for k in has.nonzero()[:, 0]), *(f"{value:.4f}" for value in values)]
+        for name, split, has, values in zip(
+            images.names(every), images.splits(every), found, probabilities.tolist(), strict=True
+        )
+    )
+    return write_csv(path, ["name", "split", "classes", *classes], rows)
+
+
 def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
     """A line of CSV for each image."""
     every = torch.arange(len(images))
@@ -98,12 +123,13 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
     return write_csv(path, columns[: 2 + 2 * best.shape[1]], rows)
 
 
-def write_sheets(images: JoinedSplits, probabilities: Tensor, classes: list[str], folder: Path) -> list[Path]:
-    """A sheet of the images of each class that was predicted, from the surest to the least sure."""
-    confidence, predicted = probabilities.max(dim=1)
+def write_sheets(
+    images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
+) -> list[Path]:
+    """A sheet of the images of each class that was found (N, classes), from the surest to the least sure."""
     written = []
-    for number in predicted.unique().tolist():
-        members = (predicted == number).nonzero()[:, 0]
+    for number in found.any(dim=0).nonzero()[:, 0].tolist():
+        confidence, members = probabilities[:, number], found[:, number].nonzero()[:, 0]
         members = members[confidence[members].argsort(descending=True, stable=True)]
         some = members
         if len(members) > SHOWN:  # the first half and the last half

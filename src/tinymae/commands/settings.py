@@ -149,9 +149,11 @@ class RunSettings(DataSettings):
             return ", ".join(Path(each).name for each in self.data)
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def load(self, *splits: str, image_size: Size | None, channels: int, labelled: bool = False) -> list[Dataset]:
-        """Splits of the data, which may have to be `labelled`. What was found is printed, once."""
-        return [*self.load_splits(splits, image_size=image_size, channels=channels, labelled=labelled).values()]
+    def load(self, *splits: str, image_size: Size | None, channels: int, **options: bool) -> list[Dataset]:
+        """Splits of the data, which may have to be `labelled`, maybe with `several` labels. What was found is printed,
+        once.
+        """
+        return [*self.load_splits(splits, image_size=image_size, channels=channels, **options).values()]
 
     def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
         """The same by name; see `data.datasets.load_splits` for the options."""

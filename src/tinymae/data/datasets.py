@@ -307,7 +307,9 @@ def load_splits(
     source = open_source(data, labels, Reading(**reading))
     if source.labels is not None and source.labels.ndim == 2 and not several:
         if labelled:
-            raise InputError(f"data {source.name} has several labels an image, which tinymae linear-probe alone knows")
+            raise InputError(
+                f"data {source.name} has several labels an image, this command or its weights know one: give others"
+            )
         source.labels = None
     if labelled and source.labels is None:
         raise no_labels(source.name, splits[0])
@@ -401,6 +403,11 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
         mean.append(float(ratio.double() @ values))
         std.append(max(float(ratio.double() @ (values - mean[-1]).square()) ** 0.5, 1e-6))
     return [round(m, 6) for m in mean], [round(s, 6) for s in std]
+
+
+def has_several(dataset: Dataset) -> bool:
+    """Whether an image may have several labels, or none."""
+    return dataset.labels is not None and dataset.labels.ndim == 2
 
 
 def require_labels(name: str, **splits: Dataset) -> None:

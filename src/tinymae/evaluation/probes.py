@@ -14,7 +14,7 @@ L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of classes (N,); of several labels an image, uint8 (N, classes), the sum of the binary ones.
+    """Cross-entropy of classes (N,); of several labels an image, (N, classes) in [0, 1], the sum of the binary ones.
 
     The mean over N, of logits (N, classes).
     """

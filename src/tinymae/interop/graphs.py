@@ -54,7 +54,7 @@ class EncoderGraph(Graph):
 
 
 class ClassifierGraph(Graph):
-    """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes, which sum to 1."""
+    """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes: see `Classifier.probabilities`."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
@@ -63,7 +63,7 @@ class ClassifierGraph(Graph):
 
     def forward(self, images: Tensor) -> Tensor:
         # Not classifier(images), whose switching of autocast does not belong in a graph.
-        return self.classifier.head(self.classifier.encoder.encode(images)).softmax(dim=1)
+        return self.classifier.probabilities(self.classifier.head(self.classifier.encoder.encode(images)))
 
 
 class ReconstructionGraph(Graph):

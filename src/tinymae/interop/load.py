@@ -13,7 +13,7 @@ from ..models.classifier import Classifier, build_classifier
 from ..models.filling import build_from_file
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
-from ..models.weights import ARCHITECTURES, CLASSIFIER
+from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL
 from ..tensors import pair
 from .huggingface import read_transformers
 from .official import from_official
@@ -74,15 +74,22 @@ def read_family_classifier(folder: Path, config: dict) -> Classifier:
     """The classifier of a family whose encoder is no ViT."""
     source = folder / "config.json"
     require_types(config, {"autoencoder": dict, "label_names": CLASSES}, source=source)
+    several = says_several(config, source)
     name, classes = config["autoencoder"].get("architecture"), list(map(str, config["label_names"]))
     if str(name) not in ARCHITECTURES or not classes:
         raise InputError(f"{source}: architecture {name!r} with {len(classes)} label_names is no classifier of ours")
 
     def build() -> Classifier:
         autoencoder = ARCHITECTURES[name].from_config(config["autoencoder"], source=folder)
-        return build_classifier(autoencoder, classes=classes)
+        return build_classifier(autoencoder, classes=classes, several=several)
 
     return build_from_file(build, folder / "model.safetensors").eval()
+
+
+def says_several(config: dict, source: Path) -> bool:
+    """Whether images may have several of the classes. Raises InputError for anything else than a truth value."""
+    require_types({SEVERAL: False} | config, {SEVERAL: bool}, source=source)
+    return config.get(SEVERAL, False)
 
 
 def read_vit_classifier(folder: Path, config: dict) -> Classifier:
@@ -114,7 +121,8 @@ def read_vit_classifier(folder: Path, config: dict) -> Classifier:
     head = vit.head
     vit.reset_classifier(0)
     statistics = {name: preprocessing[name] for name in ("mean", "std")}
-    return Classifier(ViTEncoder(vit, pool=pool, **statistics), head, classes=classes).eval()
+    several = says_several(config, source)
+    return Classifier(ViTEncoder(vit, pool=pool, **statistics), head, classes=classes, several=several).eval()
 
 
 def load_autoencoder(source: str | Path | Model, **official) -> Autoencoder:

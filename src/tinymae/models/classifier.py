@@ -18,11 +18,12 @@ class Classifier(nn.Module):
         encoder: the stock timm ViT of a `MaskedAutoencoder`, or another family's autoencoder.
         head: features -> logits.
         classes: their names, in the order of the logits.
+        several: whether an image may have several of the classes, or none.
     """
 
-    def __init__(self, encoder: Encoder, head: nn.Linear, *, classes: Sequence[str]):
+    def __init__(self, encoder: Encoder, head: nn.Linear, *, classes: Sequence[str], several: bool = False):
         super().__init__()
-        self.encoder, self.head, self.classes = encoder, head, list(classes)
+        self.encoder, self.head, self.classes, self.several = encoder, head, list(classes), several
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -57,10 +58,14 @@ class Classifier(nn.Module):
         with torch.autocast(images.device.type, enabled=False):  # half precision would blur a probe's logits
             return self.head(features.float())
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, classes) of logits: they sum to 1, or with `several` each class has one of its own."""
+        return logits.sigmoid() if self.several else logits.softmax(dim=1)
+
 
 def build_classifier(
-    autoencoder: Autoencoder, *, classes: Sequence[str], pool: str = "avg", drop_path: float = 0.0,
-    patch_drop: float = 0.0,
+    autoencoder: Autoencoder, *, classes: Sequence[str], several: bool = False, pool: str = "avg",
+    drop_path: float = 0.0, patch_drop: float = 0.0,
 ) -> Classifier:  # fmt: skip
     """A classifier that starts at an autoencoder's features, with a head that starts near zero.
 
@@ -76,7 +81,7 @@ def build_classifier(
     encoder, head = autoencoder.encoder_and_head(len(classes), pool=pool, drop_path=drop_path, patch_drop=patch_drop)
     nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    return Classifier(encoder, head, classes=classes).to(autoencoder.mean.device)
+    return Classifier(encoder, head, classes=classes, several=several).to(autoencoder.mean.device)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Weights on disk: the folders that runs write. `interop.load` reads them."""
 
 from pathlib import Path
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, type[Autoencoder]] = {
     "resnet_unet": ResNetUNet, "masked_conv": MaskedConvAutoencoder, "pca": PrincipalComponents,
 }  # fmt: skip
 ARCHITECTURES = {family.__name__: family for family in FAMILIES.values()}  # as config.json names them
+SEVERAL = "several_labels"  # in config.json: whether an image may have several of the classes
 CLASSIFIER = "Classifier"  # the architecture of a classifier that is no ViT
 
 
@@ -53,19 +55,25 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     folder, encoder = Path(folder), classifier.encoder
     if isinstance(encoder, ViTEncoder):
         assert classifier.vit is not None
-        statistics = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-        write_timm(classifier.vit, folder, pool=encoder.pool, classes=classifier.classes, **statistics)
+        statistics: dict[str, Any] = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
+        write_timm(classifier.vit, folder, pool=encoder.pool, **names_of(classifier), **statistics)
         return
     assert isinstance(encoder, Autoencoder)
     write_tensors(classifier.state_dict(), folder / "model.safetensors")
     autoencoder = {"architecture": type(encoder).__name__, **encoder.config}
-    content = {"architecture": CLASSIFIER, "autoencoder": autoencoder, "label_names": classifier.classes}
+    content = {"architecture": CLASSIFIER, "autoencoder": autoencoder, **names_of(classifier)}
     write_json(folder / "config.json", content)
 
 
+def names_of(classifier: Classifier) -> dict[str, Any]:
+    """What a config.json says of a classifier's classes."""
+    return {"label_names": classifier.classes} | ({SEVERAL: True} if classifier.several else {})
+
+
 def write_timm(
-    vit: VisionTransformer, folder: Path, *, pool: str, classes: list[str], mean: list[float], std: list[float]
-) -> None:
+    vit: VisionTransformer, folder: Path, *, pool: str, mean: list[float], std: list[float], label_names: list[str],
+    several_labels: bool = False,
+) -> None:  # fmt: skip
     """A stock timm ViT as timm keeps it on the Hub: `model.safetensors` and a `config.json` that
     `timm.create_model("local-dir:FOLDER")` reads, with the data's mean and std and the names of the classes.
     """
@@ -75,9 +83,10 @@ def write_timm(
         folder / "config.json",
         {
             "architecture": sizes["encoder"],
-            "num_classes": len(classes),
+            "num_classes": len(label_names),
             "num_features": vit.num_features,
-            "label_names": classes,
+            "label_names": label_names,
+            **({SEVERAL: True} if several_labels else {}),
             "model_args": {
                 "img_size": list(sizes["image_size"]),
                 "patch_size": list(sizes["patch_size"]),
@@ -93,7 +102,7 @@ def write_timm(
                 "crop_pct": 1.0,
                 "mean": mean,
                 "std": std,
-                "num_classes": len(classes),
+                "num_classes": len(label_names),
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",
             },

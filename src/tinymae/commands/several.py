@@ -1,0 +1,18 @@
+"""Images that may have several labels: what probing, fine-tuning and evaluation say of them."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..evaluation.metrics import several_metrics
+from ..files import write_csv
+
+COLUMNS = ["class", "images", "average_precision", "roc_auc"]
+
+
+def report_several(scores: Tensor, labels: Tensor, classes: list[str], path: Path) -> tuple[dict, Path]:
+    """Average precision and ROC-AUC of scores (N, classes) against labels (N, classes), and their table by class."""
+    found = several_metrics(scores, labels)
+    counts = labels.long().sum(dim=0).tolist()
+    cells = ([None if value is None else f"{value:.2f}" for value in found[name]] for name in ("ap", "auc"))
+    return found, write_csv(path, COLUMNS, zip(classes, counts, *cells, strict=True))
