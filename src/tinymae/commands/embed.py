@@ -161,7 +161,7 @@ def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
     writer.add_embedding(
         torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],
         metadata=[[" ".join(cell.split()) for cell in row] for row in rows],  # in a table, a tab ends a cell
-        label_img=thumbnails(images[chosen].cpu(), side).float() / 255, tag="features",
+        label_img=thumbnails(images.view(chosen), side).float() / 255, tag="features",
     )  # fmt: skip
     writer.close()
     return folder
@@ -182,7 +182,7 @@ def write_page(settings: EmbedSettings, table: Path, images: JoinedSplits, path:
         colourings.append(Colouring("split", list(images.parts), images.find(every).numpy()))
     method = "UMAP" if has_umap() else "t-SNE"
     return write_map(
-        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.__getitem__,
+        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.view,
         side=max(images.image_shape[1:]), colourings=colourings, title=f"{settings.data_name}: {len(images):,} images",
         subtitle=f"{method} of {features.shape[1]} features: similar images are close",
     )  # fmt: skip

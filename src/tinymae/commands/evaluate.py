@@ -25,17 +25,17 @@ from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..training.run import Run
-from .settings import Result, RunSettings, keywords_of, setting, with_default
+from .settings import Result, SheetSettings, keywords_of, setting, with_default
 
 ERRORS = 40  # on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(RunSettings):
+class EvaluateSettings(SheetSettings):
     """Settings of a closer look."""
 
     heading = "weights"
-    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/evaluate")
+    output_dir: str | Path = with_default(SheetSettings, "output_dir", "runs/evaluate")
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
     split: Literal["train", "val", "test", "all"] = setting("test", "which images")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
@@ -120,12 +120,14 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         reliability(probabilities, labels), run.folder / "reliability.png",
         f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
     )  # fmt: skip
-    errors = show_errors(dataset, probabilities, model.classes, run.folder / "errors.png")
+    errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
     run.finish(results, [table, picture, diagram, errors])
     return results
 
 
-def show_errors(dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+def show_errors(
+    settings: EvaluateSettings, dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path
+) -> Path:
     """A sheet of the errors that the classifier was surest of, with their rows."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
@@ -135,7 +137,7 @@ def show_errors(dataset: Dataset, probabilities: Tensor, classes: list[str], pat
     tiles = []
     for row in worst.tolist():
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
-        image = dataset[torch.tensor([row])][0][0]
+        image = figures.viewable(dataset[torch.tensor([row])][0], settings.show_channels)[0]
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
     return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
 
@@ -195,6 +197,7 @@ def evaluate_autoencoder(
     title = f"{settings.data_name} {settings.split}"
     if ratio is not None:
         title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
-    sheet = figures.reconstruction_sheet(shown.columns, run.folder / "reconstructions.png", title, groups=4)
+    columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
+    sheet = figures.reconstruction_sheet(columns, run.folder / "reconstructions.png", title, groups=4)
     run.finish(results, [sheet])
     return results

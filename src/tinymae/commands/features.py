@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.datasets import Dataset, require_channels
+from ..evaluation.figures import Channels, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
 from ..interop.load import Model, load
@@ -18,14 +19,14 @@ from ..models.base import Autoencoder
 from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from ..randomness import derive_seed
-from .settings import RunSettings, setting
+from .settings import SheetSettings, setting
 
 M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSettings(RunSettings):
+class WeightsSettings(SheetSettings):
     """What commands that put finished weights to work share."""
 
     heading = "weights"
@@ -39,7 +40,8 @@ class WeightsSettings(RunSettings):
         loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
         for dataset in loaded.values():
             require_channels(dataset, channels)
-        return JoinedSplits({name: dataset.to(accelerator.device) for name, dataset in loaded.items()})
+        on_device = {name: dataset.to(accelerator.device) for name, dataset in loaded.items()}
+        return JoinedSplits(on_device, self.show_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,11 @@ class JoinedSplits:
         parts: the splits by name.
         classes: the names of the labels; of an unlabelled set none.
         labels: int64 (N,) on the CPU, -1 where there is none.
+        channels: those to look at, see `viewable`.
     """
 
-    def __init__(self, parts: dict[str, Dataset]):
-        self.parts = parts
+    def __init__(self, parts: dict[str, Dataset], channels: Channels | None = None):
+        self.parts, self.channels = parts, channels
         self.classes = next((part.classes for part in parts.values() if part.labels is not None), [])
         self.all_names = [part.names for part in parts.values()]
         self.starts = torch.tensor([0, *(len(part) for part in parts.values())]).cumsum(0)
@@ -96,6 +99,10 @@ class JoinedSplits:
                 found = found if len(found) else images.new_empty(len(indices), *images.shape[1:])
                 found[here.to(images.device)] = images
         return found
+
+    def view(self, indices: Tensor) -> Tensor:
+        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU."""
+        return viewable(self[indices].cpu(), self.channels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

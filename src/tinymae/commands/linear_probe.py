@@ -28,13 +28,13 @@ from ..tensors import to_unit
 from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
-from .settings import LabelSettings, Result, keywords_of, setting, with_default
+from .settings import LabelSettings, Result, SheetSettings, keywords_of, setting, with_default
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(LabelSettings):
+class LinearProbeSettings(LabelSettings, SheetSettings):
     """Settings of probing."""
 
     heading = "probe"

@@ -10,6 +10,7 @@ from ..data.datasets import ImageDataset
 from ..data.images import read_image
 from ..data.sources.files import list_images
 from ..errors import InputError
+from ..evaluation.figures import viewable
 from ..evaluation.neighbours import nearest
 from ..evaluation.sheets import Tile, write_sheet
 from ..files import write_csv
@@ -91,8 +92,8 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     """A row for each query: itself, framed, then its neighbours."""
     rows = []
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
-        about = zip(images[near], images.names(near), images.label_names(near), row, strict=True)
+        about = zip(images.view(near), images.names(near), images.label_names(near), row, strict=True)
         found = [Tile(image, (name, f"{cosine:.3f} {label or ''}")) for image, name, label, cosine in about]
-        rows.append([Tile(query, (file.name, "query"), "#2f6690"), *found])
+        rows.append([Tile(viewable(query[None], images.channels)[0], (file.name, "query"), "#2f6690"), *found])
     more = f", the first {SHOWN}" if len(files) > SHOWN else ""
     return write_sheet(rows, path, f"queries{more}, and their nearest images of {len(images):,}, by cosine")

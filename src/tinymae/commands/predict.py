@@ -108,7 +108,7 @@ def write_sheets(images: JoinedSplits, probabilities: Tensor, classes: list[str]
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(images[some], images.names(some), confidence[some].tolist(), strict=True)
+        about = zip(images.view(some), images.names(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, name, sure in about]
         title = f"{classes[number]}: {len(members):,} images"
         title += f", the surest {SHOWN // 2} and the least sure" if len(members) > SHOWN else ", the surest first"

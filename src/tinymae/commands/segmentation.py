@@ -27,7 +27,6 @@ from ..files import digest, write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import choose_attention
-from ..tensors import to_unit
 from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .settings import Result
@@ -56,7 +55,7 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
         results, head, predictions = probe(settings, model, run, splits, masks, num_classes)
         judged = [*splits][-1]
         title = f"segmentation of {settings.data_name} {judged}, mean IoU {results[f'miou_{judged}']:.1f} %"
-        sheet = write_sheet(splits[judged], masks[judged], predictions, run, title)
+        sheet = write_sheet(settings, splits[judged], masks[judged], predictions, run, title)
         write_tensors(head.state_dict(), run.folder / "head.safetensors")
         run.finish(results, [sheet, run.folder / "head.safetensors"])
     return Result(Segmenter(model, head, classes=results["classes"]).eval(), results, run.folder)
@@ -131,12 +130,14 @@ def score(
     return figures_of, heads[chosen], predictions
 
 
-def write_sheet(dataset: Dataset, masks: Tensor, predictions: Tensor, run: Run, title: str) -> Path:
+def write_sheet(
+    settings: LinearProbeSettings, dataset: Dataset, masks: Tensor, predictions: Tensor, run: Run, title: str
+) -> Path:
     """Some images beside their masks and the predicted ones."""
     rows = torch.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).long()
     columns = {
-        "image": to_unit(dataset[rows][0].cpu()),
-        "mask": figures.colour_classes(masks[rows.to(masks.device)]),
-        "predicted": figures.colour_classes(predictions[rows.to(masks.device)]),
+        "image": figures.viewable(dataset[rows][0].cpu(), settings.show_channels),
+        "mask": figures.viewable(figures.colour_classes(masks[rows.to(masks.device)])),
+        "predicted": figures.viewable(figures.colour_classes(predictions[rows.to(masks.device)])),
     }
     return figures.reconstruction_sheet(columns, run.folder / "masks.png", title, groups=4)

@@ -18,6 +18,7 @@ from ..data.batches import Batch, count_steps, split_batch, step_batches
 from ..data.datasets import Dataset, Images, load_splits
 from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
+from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
 from ..training.device import Precision, create_accelerator, settle_precision
@@ -182,6 +183,24 @@ class RunSettings(DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SheetSettings(RunSettings):
+    """What every command that draws sheets of images shares."""
+
+    heading = "data"
+    show_channels: Channels | None = setting(
+        None, "channels that sheets of images show as red, green and blue, from 0 (default: the first three; the first "
+        "in grey of one or two)", nargs=3, free=True,
+    )  # fmt: skip
+
+    def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
+        """See `RunSettings.load_splits`. Raises InputError as well if the images lack the channels to be shown."""
+        loaded = super().load_splits(splits, **options)
+        for dataset in loaded.values():
+            require_shown(self.show_channels, dataset.image_shape[0])
+        return loaded
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelSettings(RunSettings):
     """What every command that learns from labels shares."""
 
@@ -313,7 +332,9 @@ class EncoderSettings(Settings):
         None, "pixels, or height and width (default: the data's, or the weights'; folders: 32)"
     )
     patch_size: Size | None = setting(None, constructor=True)
-    in_channels: int | None = setting(None, "1 (grey) or 3, for a folder of images (default: 3, or the weights')")
+    in_channels: int | None = setting(
+        None, "of files: 1 (grey), 3, or as many as multi-band TIFF or .npy files have (default: 3, or the weights')"
+    )
     embed_dim: int | None = setting(None, constructor=True)
     depth: int | None = setting(None, constructor=True)
     num_heads: int | None = setting(None, constructor=True)
