@@ -67,7 +67,7 @@ def run(settings: InspectSettings) -> Result[Model]:
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        features = map_images(encode, images, accelerator, batch_size=settings.batch_size)
+        features = map_images(encode, images, accelerator, **settings.reading_options)
         on_device = features.to(accelerator.device)
         parts = [
             inspect_duplicates(settings, images, on_device, run.folder),

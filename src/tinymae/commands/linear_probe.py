@@ -110,7 +110,10 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    extract = partial(split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size)
+    extract = partial(
+        split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+    )  # fmt: skip
     features = extract(feature_function(model, pool=settings.pool))
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
@@ -174,26 +177,36 @@ def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
     head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
-    """Write the confusion matrix and the head."""
+    """Write the confusion matrix and the head, on the main process."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
     matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
     results |= {"confusion_matrix": matrix.tolist(), "classes": classes}
-    title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
-    shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
+    names = ["confusion_matrix.png"]
+    if run.is_main:
+        title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+        figures.confusion_matrix(matrix, classes, run.folder / names[0], title)
     if settings.head == "linear":
         classifier = build_classifier(model, classes=classes, pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
-        save_classifier(classifier, run.folder)
+        if run.is_main:
+            save_classifier(classifier, run.folder)
         head = classifier.eval()
-        shown += [run.folder / "model.safetensors", run.folder / "config.json"]
+        names += ["model.safetensors", "config.json"]
     else:
-        write_tensors(head.state_dict(), run.folder / "head.safetensors")
-        shown.append(run.folder / "head.safetensors")
-    run.finish(results, shown)
+        names.append(write_head(head, run))
+    run.finish(results, [run.folder / name for name in names])
     return Result(head, results, run.folder)
+
+
+def write_head(head: nn.Module, run: Run) -> str:
+    """Write a head that is no classifier's, on the main process; the file's name."""
+    name = "head.safetensors"
+    if run.is_main:
+        write_tensors(head.state_dict(), run.folder / name)
+    return name
 
 
 def several(splits: dict[str, Dataset]) -> bool:
@@ -205,7 +218,7 @@ def several(splits: dict[str, Dataset]) -> bool:
 def finish_several(
     run: Run, splits: dict[str, Dataset], results: dict, head: nn.Module, logits: Tensor
 ) -> Result[Classifier | nn.Module]:
-    """Of images with several labels: write the table by class and the head."""
+    """Of images with several labels: write the table by class and the head, on the main process."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
@@ -214,7 +227,7 @@ def finish_several(
     counts = labels.long().sum(dim=0).tolist()
     cells = ([None if value is None else f"{value:.2f}" for value in found[name]] for name in ("ap", "auc"))
     columns = ["class", "images", "average_precision", "roc_auc"]
-    table = write_csv(run.folder / "per_class.csv", columns, zip(classes, counts, *cells, strict=True))
-    write_tensors(head.state_dict(), run.folder / "head.safetensors")
-    run.finish(results, [table, run.folder / "head.safetensors"])
+    if run.is_main:
+        write_csv(run.folder / "per_class.csv", columns, zip(classes, counts, *cells, strict=True))
+    run.finish(results, [run.folder / "per_class.csv", run.folder / write_head(head, run)])
     return Result(head, results, run.folder)

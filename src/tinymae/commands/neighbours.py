@@ -46,9 +46,9 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     queries = torch.stack([read_image(file, shape) for file in files])
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        bank = map_images(encode, images, accelerator, batch_size=settings.batch_size).to(accelerator.device)
+        bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
         wanted = JoinedSplits({"query": ImageDataset("query", queries, None, [])})
-        asked = map_images(encode, wanted, accelerator, batch_size=settings.batch_size, desc="queries").to(bank.device)
+        asked = map_images(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
         cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
         results = {"images": len(images), "queries": len(queries), "k": index.shape[1]}
         table = write_table(files, images, cosines, index, run.folder / "neighbours.csv")

@@ -51,10 +51,10 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
-            logits = map_images(model, held_out, accelerator, batch_size=settings.batch_size, desc="validation")
+            logits = map_images(model, held_out, accelerator, **settings.reading_options, desc="validation")
             results |= calibrate(logits, held_out.labels)
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
-        logits = map_images(model, images, accelerator, batch_size=settings.batch_size, desc="predictions")
+        logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = (logits / results["temperature"]).softmax(dim=1)
         results["by_class"] = dict(
             zip(model.classes, probabilities.argmax(dim=1).bincount(minlength=len(model.classes)).tolist(), strict=True)

@@ -422,7 +422,8 @@ def look_at(
     with run.pause(), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
         if train_set.labels is not None and val_set.labels is not None:
             known, asked = (
-                encode_together(model, accelerator, dataset).to(accelerator.device) for dataset in (train_set, val_set)
+                encode_together(model, accelerator, dataset, num_workers=settings.num_workers).to(accelerator.device)
+                for dataset in (train_set, val_set)
             )
             labels = train_set.labels.to(accelerator.device)
             classes = knn_predict(known, labels, asked, num_classes=len(train_set.classes))
@@ -434,12 +435,13 @@ def look_at(
     return results
 
 
-def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset) -> Tensor:
+def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset, *, num_workers: int = 2) -> Tensor:
     """Features (N, F) on the CPU of every process, each of which computes its part."""
     parts = torch.arange(len(dataset)).tensor_split(accelerator.num_processes)
     own = parts[accelerator.process_index]
     some = dataset if accelerator.num_processes == 1 else dataset.subset(own)
-    return gather_parts(accelerator, map_dataset(model.encode, some, device=accelerator.device), parts)
+    rows = map_dataset(model.encode, some, device=accelerator.device, num_workers=num_workers)
+    return gather_parts(accelerator, rows, parts)
 
 
 def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, dataset: Dataset, step: int) -> dict:

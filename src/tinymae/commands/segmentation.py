@@ -55,9 +55,10 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
         results, head, predictions = probe(settings, model, run, splits, masks, num_classes)
         judged = [*splits][-1]
         title = f"segmentation of {settings.data_name} {judged}, mean IoU {results[f'miou_{judged}']:.1f} %"
-        sheet = write_sheet(settings, splits[judged], masks[judged], predictions, run, title)
-        write_tensors(head.state_dict(), run.folder / "head.safetensors")
-        run.finish(results, [sheet, run.folder / "head.safetensors"])
+        if run.is_main:
+            write_sheet(settings, splits[judged], masks[judged], predictions, run, title)
+            write_tensors(head.state_dict(), run.folder / "head.safetensors")
+        run.finish(results, [run.folder / name for name in ("masks.png", "head.safetensors")])
     return Result(Segmenter(model, head, classes=results["classes"]).eval(), results, run.folder)
 
 
@@ -113,7 +114,9 @@ def score(
     function: Callable[[Tensor], Tensor],
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Of maps by `function`: figures, the head that is best on validation, and its predictions of the last split."""
-    maps = split_features(function, splits, run.accelerator, batch_size=settings.batch_size)
+    maps = split_features(
+        function, splits, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers
+    )
     judge = partial(segmentation_metrics, num_classes=num_classes)
     size = masks["val"].shape[1:]
     heads = dict(segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed))

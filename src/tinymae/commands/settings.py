@@ -120,6 +120,10 @@ class RunSettings(DataSettings):
         group="data", positional=True, several=True,
     )  # fmt: skip
     labels: Any = setting(None, "of a tensor or array", python=True)
+    num_workers: int = setting(
+        2, "processes that read and decode images larger than memory, beside each that computes", group="data",
+        free=True,
+    )  # fmt: skip
     overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
     seed: int = setting(0, "everything random follows from it")
     mixed_precision: Precision = setting("auto", "auto: bf16 where the processor has it")
@@ -169,9 +173,11 @@ class RunSettings(DataSettings):
         self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None, **further: str
     ) -> Run:
         """The run's folder, for these inputs; `further` ones by their fingerprints."""
-        inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
-        if weights is not None:
-            inputs["weights"] = digest(weights.state_dict())
+        inputs = {}
+        if accelerator.is_main_process:  # which alone compares them: a folder's sizes need not be asked for by all
+            inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
+            if weights is not None:
+                inputs["weights"] = digest(weights.state_dict())
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
             datasets=splits, **self.run_options(),
@@ -257,7 +263,6 @@ class TrainingSettings(RunSettings):
         None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
     )
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
-    num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
     log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
     log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
         ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",

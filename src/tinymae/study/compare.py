@@ -218,16 +218,17 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     folder = Path(settings.output_dir) / cell.folder / f"seed{seed}"
     shared = settings.common | {"data": cell.data, "seed": seed}
     length = training_length(settings.minutes, settings.epochs)
-    shown = {"show_channels": settings.show_channels}
-    pretraining = PROTOCOL | shared | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
+    shown = shared | {"show_channels": settings.show_channels}
+    pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
     run_stage(pretrain, PretrainSettings(**pretraining))
     shared |= {"weights": folder / "pretrain"}
+    shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
     run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"))
     run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"))
-    run_stage(evaluate, evaluate.EvaluateSettings(**shared, **shown, output_dir=folder / "evaluate"))
+    run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         assert isinstance(settings.extra, dict)
         tuning = shared | training_length(settings.finetune_minutes, settings.finetune_epochs)
