@@ -162,7 +162,7 @@ class RunSettings(DataSettings):
         """The same by name; see `data.datasets.load_splits` for the options."""
         loaded = load_splits(self.data, splits, labels=self.labels, **options, **self.reading)
         if PartialState().is_main_process and loaded:
-            print(*next(iter(loaded.values())).description, sep="\n")
+            print(*next(iter(loaded.values())).description, sep="\n", flush=True)
         return loaded
 
     def create_accelerator(self) -> Accelerator:
