@@ -14,6 +14,7 @@ from ..files import write_atomically
 from ..tensors import LEVELS, to_unit
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
+NAMED = 120  # classes whose names have room beside a confusion matrix
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
 
@@ -166,7 +167,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
     """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    size = max(4.0, 0.45 * len(classes) + 1.5)
+    size = min(max(4.0, 0.45 * len(classes) + 1.5), 14.0)
     figure = Figure(figsize=(size, size))
     axis = figure.subplots()
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -183,8 +184,11 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
                     color=colour,
                     fontsize=7,
                 )
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= NAMED:
+        few = len(classes) <= 20
+        axis.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center")
+        axis.set_yticks(range(len(classes)), classes)
+        axis.tick_params(labelsize=8 if few else 6)
     axis.set(xlabel="predicted", ylabel="true", title=title)
     return save(figure, path)
 
