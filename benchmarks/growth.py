@@ -1,151 +1,184 @@
-"""How the cost of an image grows with the data set, the batch and the number of tokens. Prints a table, saves JSON.
+"""What a data set costs as it grows: seconds to the first step, memory of a process, images/s. A table, and JSON.
 
-    python benchmarks/growth.py                                   # some minutes on 2 CPU cores
-    python benchmarks/growth.py --stream-images 200000            # writes that many PNG files to a temporary folder
+    python benchmarks/growth.py                                      # 10k to 10M rows of Parquet, and a folder
+    python benchmarks/growth.py --rows 10000 100000 --files 20000
 
-Each line is pretraining end to end (batches, augmentation, masks, forward, backward, AdamW) with the recipe's settings,
-on random images; "step alone" repeats the step on one batch that is already there. All figures are images/s, medians
-over `--rounds`; on a GPU each line also says its peak memory.
+Rows are PNG files of 8 x 8 pixels in a Parquet column; beyond a million, the file of a million listed several times.
+Each line is a process of its own (or two, each with half of every batch) that opens the data as `tinymae pretrain`
+does and trains a small MAE on them, with two workers. "start" is from the process's start to the end of its first step,
+once Hugging Face `datasets` has its copy of the table; memory is the process's own (anonymous) memory, without the
+pages of the table that it shares with others.
 """
 
 import argparse
-import itertools
-import statistics
+import io
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
-from tqdm import tqdm
+from pyarrow import parquet
 
-from tinymae import MaskedAutoencoder, load_dataset, random_mask
+from tinymae import MaskedAutoencoder
 from tinymae.data.augment import padded_crop, random_flip
 from tinymae.data.batches import Batch, split_batch, step_batches
-from tinymae.data.datasets import Dataset, ImageDataset
+from tinymae.data.datasets import load_splits
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
-from tinymae.models.vit import choose_attention
 from tinymae.randomness import Draws
 from tinymae.training.clock import Stopwatch
-from tinymae.training.device import create_accelerator, settle_precision
+from tinymae.training.device import create_accelerator
 from tinymae.training.loop import Schedule, parameter_groups, train_steps
+
+MILLION = 1_000_000
+BATCH_SIZE = 512
+DISTINCT = 10_000  # images; the rows repeat them
 
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 200_000], help="images in memory")
-    parser.add_argument(
-        "--stream-images", type=int, default=20_000, help="images in a streamed folder; 0 leaves it out"
-    )
-    parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--patch-sizes", type=int, nargs="+", default=[8, 4, 2])
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, MILLION, 10 * MILLION])
+    parser.add_argument("--files", type=int, default=200_000, help="image files in a folder; 0 leaves it out")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=30, help="steps that images/s are the mean of")
+    parser.add_argument("--folder", help="where the data go, and stay (default: a temporary folder)")
     parser.add_argument("--output", default="runs/growth.json")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
-def random_images(count: int) -> ImageDataset:
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-    return ImageDataset("random", images, torch.zeros(count, dtype=torch.long), ["one"])
+def encode(generator: np.random.Generator) -> bytes:
+    """A random PNG file."""
+    memory = io.BytesIO()
+    Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(memory, "PNG")
+    return memory.getvalue()
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_rows(path: Path, count: int) -> None:
+    """A Parquet file of encoded images with labels, as the Hub has them."""
     generator = np.random.default_rng(0)
-    for number in tqdm(range(count), desc="writing PNG files", leave=False):
-        place = folder / "one" / f"{number // 1000:03}"
+    pool = [{"bytes": encode(generator), "path": None} for _ in range(min(count, DISTINCT))]
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    described = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with parquet.ParquetWriter(path, described) as writer:
+        for start in range(0, count, DISTINCT):
+            size = min(DISTINCT, count - start)
+            columns = {"image": pool[:size], "label": [number % 10 for number in range(size)]}
+            writer.write_table(pa.table(columns, schema=described))
+
+
+def write_files(folder: Path, count: int) -> None:
+    """A folder of PNG files, a thousand in each of its folders."""
+    generator = np.random.default_rng(0)
+    pool = [encode(generator) for _ in range(min(count, DISTINCT))]
+    for number in range(count):
+        place = folder / "one" / f"{number // 1000:04}"
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number:06}.png")
+        (place / f"{number:07}.png").write_bytes(pool[number % len(pool)])
 
 
-def measure(
-    args: argparse.Namespace, dataset: Dataset, *, batch_size: int = 256, patch_size: int = 4, alone: bool = False
-) -> float:
-    """Images per second of pretraining on `dataset`."""
-    accelerator = create_accelerator(settle_precision("auto"))
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(patch_size=patch_size)
-    choose_attention(model, accelerator.device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4, fused=True)
-    learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
-    batches: Iterator[list[Batch]] = step_batches(
-        dataset.to(accelerator.device), batch_size=batch_size, parts=split_batch(batch_size, 1), seed=0,
-        device=accelerator.device, num_workers=args.num_workers,
+def own_memory() -> float:
+    """Gigabytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
+
+
+def run_child(args: argparse.Namespace) -> None:
+    """Open the data, train, and print what it took as JSON."""
+    torch.set_num_threads(1)
+    accelerator = create_accelerator("no")
+    train_set = load_splits(args.child, ["train"], image_size=8, memory_limit_gb=0)["train"]
+    model = MaskedAutoencoder(
+        image_size=8, patch_size=2, embed_dim=64, depth=2, num_heads=2, decoder_dim=32, decoder_depth=1,
+        mean=train_set.statistics[0], std=train_set.statistics[1],
     )  # fmt: skip
-    if alone:
-        batches = itertools.repeat(next(batches))
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4)
+    learner = ReconstructionLearner(model)
+    parts = split_batch(BATCH_SIZE, max(args.processes))
+    batches = step_batches(
+        train_set, batch_size=BATCH_SIZE, parts=parts[args.rank : args.rank + 1], seed=0, device="cpu"
+    )
 
-    def end_to_end(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
-        images = random_flip(padded_crop(batch.images, draws, 4), draws)
-        mask = random_mask(batch_size, model.num_patches, 0.75, draws.generator)
-        return {"images": images, "mask": mask[draws.cpu_positions]}
+    def draw_inputs(batch: Batch, draws: Draws, _progress: float) -> dict[str, Any]:
+        return {"images": random_flip(padded_crop(batch.images, draws, 1), draws)} | model.draw(draws)
 
-    fixed_mask = random_mask(batch_size, model.num_patches, 0.75)
-
-    def step_alone(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
-        return {"images": batch.images, "mask": fixed_mask}
-
-    schedule = Schedule(peak=1e-4, last_step=10**9, warmup=0.0)
     loop = train_steps(
-        learner,
-        optimizer,
-        step_alone if alone else end_to_end,
-        learner,
-        batches,
-        accelerator=accelerator,
-        schedule=schedule,
-        clock=Stopwatch(),
-        batch_size=batch_size,
-        seed=0,
+        learner, optimizer, draw_inputs, learner, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
+        schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0), clock=Stopwatch(),
+    )  # fmt: skip
+    next(loop)
+    start = time.time() - Path(f"/proc/{os.getpid()}").stat().st_ctime
+    for _ in range(5):  # the workers are ahead by some batches
+        next(loop)
+    began = time.perf_counter()
+    for _ in range(args.steps):
+        next(loop)
+    rate = args.steps * len(parts[0]) / (time.perf_counter() - began)
+    print(
+        json.dumps({"start_s": start, "memory_gb": own_memory(), "images_per_second": rate, "images": len(train_set)})
     )
-    rates = []
-    for round_ in range(args.rounds + 1):
-        began = time.perf_counter()
-        for _ in range(args.steps):
-            loss = next(loop).loss
-        float(loss)  # waits for a GPU
-        if round_:  # the first one warms up
-            rates.append(args.steps * batch_size / (time.perf_counter() - began))
-    return statistics.median(rates)
 
 
-def main(args: argparse.Namespace) -> dict[str, float]:
-    rates: dict[str, float] = {}
+def measure(args: argparse.Namespace, data: list[str], processes: int) -> dict[str, float]:
+    """What that many processes at a time take: the slowest start, the most memory, images/s of all."""
+    command = [sys.executable, __file__, "--steps", str(args.steps), "--processes", str(processes)]
+    children = [
+        subprocess.Popen([*command, "--rank", str(rank), "--child", *data], stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    found = []
+    for child in children:
+        output = child.communicate()[0]
+        if child.returncode:
+            sys.exit(f"a process on {data[0]} failed")
+        found.append(json.loads(output.splitlines()[-1]))
+    return {
+        "start_s": max(each["start_s"] for each in found),
+        "memory_gb": max(each["memory_gb"] for each in found),
+        "images_per_second": sum(each["images_per_second"] for each in found),
+    }
 
-    def note(name: str, rate: float) -> None:
-        rates[name] = rate
-        memory = ""
-        if torch.cuda.is_available():
-            memory = f"{torch.cuda.max_memory_allocated() / 1e9:>10.2f} GB at the peak"
-            torch.cuda.reset_peak_memory_stats()
-        print(f"{name:44}{rate:>10.0f} images/s{memory}", flush=True)
 
-    note("step alone, batch 256, patch 4", measure(args, random_images(1000), alone=True))
-    for size in args.sizes:
-        note(f"{size:,} images in memory", measure(args, random_images(size)))
-    if args.stream_images:
-        with tempfile.TemporaryDirectory() as folder:
-            write_pictures(Path(folder), args.stream_images)
-            dataset = load_dataset(folder, "train", image_size=32, memory_limit_gb=0)
-            note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", measure(args, dataset))
-    images = random_images(10_000)
-    for batch_size in args.batch_sizes:
-        note(f"batch {batch_size}", measure(args, images, batch_size=batch_size))
-    for patch_size in args.patch_sizes:
-        tokens = (32 // patch_size) ** 2
-        note(
-            f"patch {patch_size}: {tokens} tokens, {tokens // 4} visible",
-            measure(args, images, patch_size=patch_size),
-        )
-    write_json(
-        args.output, {"images_per_second": rates, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    )
+def main(args: argparse.Namespace) -> None:
+    if args.child:
+        return run_child(args)
+    results: dict[str, dict[str, float]] = {}
+
+    def note(name: str, data: list[str], processes: int) -> None:
+        line = results[f"{name}, {processes} process{'es'[: 2 * (processes > 1)]}"] = measure(args, data, processes)
+        print(f"{list(results)[-1]:44}", *(f"{key} {value:,.2f}" for key, value in line.items()), sep="  ", flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for count in args.rows:
+            path = folder / f"{min(count, MILLION)}.parquet"
+            if not path.exists():
+                write_rows(path, min(count, MILLION))
+            data = [str(path)] * max(1, count // MILLION)
+            before = time.monotonic()
+            measure(argparse.Namespace(steps=1), data, 1)  # makes the library's copy
+            print(f"{count:,} rows: first opened in {time.monotonic() - before:.0f} s", flush=True)
+            for processes in args.processes:
+                note(f"{count:,} rows", data, processes)
+        if args.files:
+            files = folder / f"files-{args.files}"
+            if not files.exists():
+                write_files(files, args.files)
+            for processes in args.processes:
+                note(f"{args.files:,} files", [str(files)], processes)
+    write_json(args.output, {"results": results, "torch": torch.__version__})
     print(f"wrote {args.output}")
-    return rates
 
 
 if __name__ == "__main__":

@@ -107,10 +107,10 @@ def draw_tiles(patch: pytest.MonkeyPatch) -> None:
         return Path(path)
 
     def sheet(columns, path, title="", groups=2):
-        return write(255 * figures.tile(torch.cat(list(columns.values())), 16), path)
+        return write(figures.tile(torch.cat(list(columns.values())), 16), path)
 
     patch.setattr(figures, "reconstruction_sheet", sheet)
-    patch.setattr(figures, "grid", lambda images, path, *_: write(255 * figures.tile(images, 16), path))
+    patch.setattr(figures, "grid", lambda images, path, *_: write(figures.tile(images, 16), path))
     patch.setattr(figures, "training_curves", lambda rows, panels, path, *_: write(np.eye(9), path))
     patch.setattr(figures, "reliability", lambda bins, path, *_: write(np.eye(9), path))
     patch.setattr(figures, "confusion_matrix", lambda matrix, classes, path, *_: write(matrix, path))

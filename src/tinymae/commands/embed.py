@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
 from ..files import write_atomically
 from ..interop.load import Model
+from ..training.device import agree
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_chunks
 from .settings import Result, keywords_of, setting, with_default
@@ -60,19 +60,13 @@ def run(settings: EmbedSettings) -> Result[Model]:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
         seconds = time.monotonic() - started
-        written = [table]
-        if "npz" in settings.formats:
-            written.append(write_npz(table, run.folder / "embeddings.npz", images))
-        if "projector" in settings.formats:
-            written.append(write_projector(table, run.folder / "projector", images))
-        if "map" in settings.formats:
-            written.append(write_page(settings, table, images, run.folder / "map.html"))
+        width = pq.read_schema(table).field("features").type.list_size if run.is_main else 0
         results = {
             "images": len(images), "splits": {name: len(part) for name, part in images.parts.items()},
-            "num_features": pq.read_schema(table).field("features").type.list_size, "seconds": seconds,
+            "num_features": agree(accelerator, width), "seconds": seconds,
         }  # fmt: skip
         run.print(f"{len(images)} images, {results['num_features']} features each")
-        run.finish(results, written)
+        run.finish(results, [table, *write_others(settings, table, images, run.folder)] if run.is_main else [])
     return Result(model, results, run.folder)
 
 
@@ -80,27 +74,42 @@ embed = keywords_of(run, EmbedSettings)
 
 
 def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], images: JoinedSplits, run: Run) -> Path:
-    """embeddings.parquet, by parts that outlive a stop; a table that is there already is this run's own."""
+    """embeddings.parquet, by parts that outlive a stop; a table that is there already is this run's own.
+
+    All processes compute, the main one writes.
+    """
     path, folder = run.folder / "embeddings.parquet", run.folder / "parts"
-    if path.exists():
-        return path
-    parts = []
-    with tqdm(total=len(images), desc="features", unit="img", unit_scale=True, leave=False) as bar:
-        for number, indices in enumerate(torch.arange(len(images)).split(PART)):
-            parts.append(folder / f"{number:06}.parquet")
-            if parts[-1].exists():
-                bar.update(len(indices))
-                continue
-            chunks = map_chunks(
-                encode, images, indices, run.accelerator, batch_size=settings.batch_size, bar=bar
-            )  # fmt: skip
-            rows = as_table(images, indices, torch.cat([*chunks]))
-            write_atomically(parts[-1], partial(pq.write_table, rows))
-    write_atomically(path, lambda beside: join_tables(parts, beside))
-    for part in parts:
-        part.unlink()
-    folder.rmdir()
+    every = torch.arange(len(images)).split(PART)
+    parts = [folder / f"{number:06}.parquet" for number in range(len(every))]
+    there = agree(run.accelerator, [path.exists() or part.exists() for part in parts])
+    for number in range(len(parts)):
+        if there[number]:
+            continue
+        desc = "features" + f", part {number + 1} of {len(parts)}" * (len(parts) > 1)
+        features = torch.cat([
+            *map_chunks(encode, images, every[number], run.accelerator, desc=desc, **settings.reading_options)
+        ])  # fmt: skip
+        if run.is_main:
+            rows = as_table(images, every[number], features)
+            write_atomically(parts[number], partial(pq.write_table, rows))
+    if run.is_main and not path.exists():
+        write_atomically(path, lambda beside: join_tables(parts, beside))
+        for part in parts:
+            part.unlink()
+        folder.rmdir()
     return path
+
+
+def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
+    """The other formats that are wanted."""
+    written = []
+    if "npz" in settings.formats:
+        written.append(write_npz(table, folder / "embeddings.npz", images))
+    if "projector" in settings.formats:
+        written.append(write_projector(table, folder / "projector", images))
+    if "map" in settings.formats:
+        written.append(write_page(settings, table, images, folder / "map.html"))
+    return written
 
 
 def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:
@@ -161,7 +170,7 @@ def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
     writer.add_embedding(
         torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],
         metadata=[[" ".join(cell.split()) for cell in row] for row in rows],  # in a table, a tab ends a cell
-        label_img=thumbnails(images[chosen].cpu(), side).float() / 255, tag="features",
+        label_img=thumbnails(images.view(chosen), side).float() / 255, tag="features",
     )  # fmt: skip
     writer.close()
     return folder
@@ -182,7 +191,7 @@ def write_page(settings: EmbedSettings, table: Path, images: JoinedSplits, path:
         colourings.append(Colouring("split", list(images.parts), images.find(every).numpy()))
     method = "UMAP" if has_umap() else "t-SNE"
     return write_map(
-        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.__getitem__,
+        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.view,
         side=max(images.image_shape[1:]), colourings=colourings, title=f"{settings.data_name}: {len(images):,} images",
         subtitle=f"{method} of {features.shape[1]} features: similar images are close",
     )  # fmt: skip

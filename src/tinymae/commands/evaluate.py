@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
+from ..evaluation.metrics import accuracy, reconstruction_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, load
@@ -25,18 +26,19 @@ from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..training.run import Run
-from .settings import Result, RunSettings, keywords_of, setting, with_default
+from .features import map_together
+from .settings import Result, SheetSettings, keywords_of, setting, with_default
 from .several import report_several
 
 ERRORS = 40  # on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(RunSettings):
+class EvaluateSettings(SheetSettings):
     """Settings of a closer look."""
 
     heading = "weights"
-    output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/evaluate")
+    output_dir: str | Path = with_default(SheetSettings, "output_dir", "runs/evaluate")
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
     split: Literal["train", "val", "test", "all"] = setting("test", "which images")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
@@ -101,7 +103,9 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     """Accuracy, report, calibration, confusion matrix, a table by class and the surest errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
-    logits = map_dataset(model, dataset, device=run.accelerator.device, batch_size=settings.batch_size, desc="logits")
+    logits = map_together(
+        model, dataset, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers, desc="logits"
+    )
     predictions = logits.argmax(dim=1)
     numbers = [str(number) for number in range(len(model.classes))]  # names might be those of the report's own rows
     report = classification_report(
@@ -120,30 +124,41 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     }  # fmt: skip
     run.print(f"accuracy {results['accuracy']:.2f} % of {len(dataset)} {settings.split} images\n\n{text}")
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
-    table = write_table(by_class, run.folder / "per_class.csv")
-    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} %"
-    picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
-    diagram = figures.reliability(
-        reliability(probabilities, labels), run.folder / "reliability.png",
-        f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
-    )  # fmt: skip
-    errors = show_errors(dataset, probabilities, model.classes, run.folder / "errors.png")
-    run.finish(results, [table, picture, diagram, errors])
+    run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
     return results
 
 
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Of several labels an image: average precision and ROC-AUC of each class and in the mean."""
     assert dataset.labels is not None
-    logits = map_dataset(model, dataset, device=run.accelerator.device, batch_size=settings.batch_size, desc="logits")
-    found, table = report_several(logits, dataset.labels.cpu(), model.classes, run.folder / "per_class.csv")
+    logits = map_together(model, dataset, run.accelerator, batch_size=settings.batch_size, desc="logits")
+    found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
     results = found | {"images": len(dataset)}
     run.finish(results, [table])
     return results
 
 
-def show_errors(dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+def draw(
+    settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, results: dict, probabilities: Tensor
+) -> list[Path]:
+    """The table by class, the confusion matrix, the reliability diagram and the errors."""
+    assert dataset.labels is not None
+    table = write_table(results["by_class"], run.folder / "per_class.csv")
+    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} %"
+    matrix = np.array(results["confusion_matrix"])
+    picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
+    diagram = figures.reliability(
+        reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
+        f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
+    )  # fmt: skip
+    errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
+    return [table, picture, diagram, errors]
+
+
+def show_errors(
+    settings: EvaluateSettings, dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path
+) -> Path:
     """A sheet of the errors that the classifier was surest of, with their rows."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
@@ -153,7 +168,7 @@ def show_errors(dataset: Dataset, probabilities: Tensor, classes: list[str], pat
     tiles = []
     for row in worst.tolist():
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
-        image = dataset[torch.tensor([row])][0][0]
+        image = figures.viewable(dataset[torch.tensor([row])][0], settings.show_channels)[0]
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
     return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
 
@@ -192,7 +207,9 @@ def evaluate_autoencoder(
 
     totals: dict[str, dict[str, float]] = {}
     total = -(-len(dataset) // settings.batch_size)
-    for images, _ in tqdm(chunks(dataset, settings.batch_size), total=total, leave=False):
+    for images, _ in tqdm(
+        chunks(dataset, settings.batch_size, num_workers=settings.num_workers), total=total, leave=False
+    ):
         for name, shown in reconstruct(images.to(device)).items():
             answer = shown.images if name == "masked" else shown.prediction
             sums = totals.setdefault(name, {})
@@ -213,6 +230,9 @@ def evaluate_autoencoder(
     title = f"{settings.data_name} {settings.split}"
     if ratio is not None:
         title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
-    sheet = figures.reconstruction_sheet(shown.columns, run.folder / "reconstructions.png", title, groups=4)
+    sheet = run.folder / "reconstructions.png"
+    if run.is_main:
+        columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
+        figures.reconstruction_sheet(columns, sheet, title, groups=4)
     run.finish(results, [sheet])
     return results

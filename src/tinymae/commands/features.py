@@ -1,16 +1,17 @@
 """What commands that work on frozen features share: settings, images of several splits in one row, their features."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.datasets import Dataset, require_channels
+from ..evaluation.figures import Channels, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
 from ..interop.load import Model, load
@@ -18,14 +19,15 @@ from ..models.base import Autoencoder
 from ..models.encoding import feature_function
 from ..models.vit import choose_attention
 from ..randomness import derive_seed
-from .settings import RunSettings, setting
+from ..training.device import gather_parts
+from .settings import SheetSettings, setting
 
 M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSettings(RunSettings):
+class WeightsSettings(SheetSettings):
     """What commands that put finished weights to work share."""
 
     heading = "weights"
@@ -33,13 +35,19 @@ class WeightsSettings(RunSettings):
     split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
 
+    @property
+    def reading_options(self) -> dict[str, Any]:
+        """How images are read where they are worked on, as `map_together` takes it."""
+        return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
         """The splits' images, sized for the model."""
         size, channels = model.image_size, model.in_channels
         loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
         for dataset in loaded.values():
             require_channels(dataset, channels)
-        return JoinedSplits({name: dataset.to(accelerator.device) for name, dataset in loaded.items()})
+        on_device = {name: dataset.to(accelerator.device) for name, dataset in loaded.items()}
+        return JoinedSplits(on_device, self.show_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +77,11 @@ class JoinedSplits:
         parts: the splits by name.
         classes: the names of the labels; of an unlabelled set none.
         labels: int64 (N,) on the CPU, -1 where there is none.
+        channels: those to look at, see `viewable`.
     """
 
-    def __init__(self, parts: dict[str, Dataset]):
-        self.parts = parts
+    def __init__(self, parts: dict[str, Dataset], channels: Channels | None = None):
+        self.parts, self.channels = parts, channels
         self.classes = next((part.classes for part in parts.values() if part.labels is not None), [])
         self.all_names = [part.names for part in parts.values()]
         self.starts = torch.tensor([0, *(len(part) for part in parts.values())]).cumsum(0)
@@ -96,6 +105,10 @@ class JoinedSplits:
                 found = found if len(found) else images.new_empty(len(indices), *images.shape[1:])
                 found[here.to(images.device)] = images
         return found
+
+    def view(self, indices: Tensor) -> Tensor:
+        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU."""
+        return viewable(self[indices].cpu(), self.channels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -121,42 +134,66 @@ class JoinedSplits:
         return [self.classes[label] if label >= 0 else None for label in self.labels[indices].tolist()]
 
 
-@torch.no_grad()
+def whole_batches(indices: Tensor, batch_size: int, processes: int) -> list[Tensor]:
+    """Each process's part of `indices`, in order, cut where batches of all of them end.
+
+    >>> [part.tolist() for part in whole_batches(torch.arange(7), 2, 2)]
+    [[0, 1, 2, 3], [4, 5, 6]]
+    """
+    batches = indices.split(batch_size)
+    ends = [len(batches) * number // processes for number in range(processes + 1)]
+    parts = (batches[start:end] for start, end in itertools.pairwise(ends))
+    return [torch.cat(part) if part else indices[:0] for part in parts]
+
+
+def map_together(
+    function: Callable[[Tensor], Tensor], dataset: Dataset, accelerator: Accelerator, *, batch_size: int,
+    at: Tensor | None = None, num_workers: int = 2, desc: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`function` of the images at `at` (N,), or of all: (N, ...) in float32 on the CPU of every process.
+
+    Each process computes a part of the batches that one process would have, so that the bits are the same.
+    """
+    indices = torch.arange(len(dataset)) if at is None else at
+    parts = whole_batches(indices, batch_size, accelerator.num_processes)
+    own = parts[accelerator.process_index]
+    with accelerator.autocast():
+        rows = map_dataset(
+            function, dataset, at=own if len(own) else indices[:1], device=accelerator.device, batch_size=batch_size,
+            num_workers=num_workers, desc=desc if accelerator.is_main_process else None,
+        )[: len(own)]  # fmt: skip  # without a batch of its own it still learns the width
+    return gather_parts(accelerator, rows.flatten(1), parts).unflatten(1, rows.shape[1:])
+
+
 def map_chunks(
-    function: Callable[[Tensor], Tensor], images: JoinedSplits, indices: Tensor, accelerator: Accelerator, *,
-    batch_size: int, bar: tqdm,
+    function: Callable[[Tensor], Tensor], images: JoinedSplits, indices: Tensor, accelerator: Accelerator,
+    **options: Any,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """`function` of the images at `indices`: (B, F) on the CPU in float32, batch by batch."""
-    for batch in indices.split(batch_size):
-        with accelerator.autocast():
-            result = function(images[batch].to(accelerator.device, non_blocking=True))
-        yield result.float().cpu()
-        bar.update(len(batch))
+    """`map_together` of the images at sorted `indices` (N,), split by split."""
+    for start, part in zip(images.starts, images.parts.values(), strict=False):
+        here = indices[(indices >= start) & (indices < start + len(part))]
+        if len(here):
+            yield map_together(function, part, accelerator, at=here - start, **options)
 
 
 def map_images(
-    function: Callable[[Tensor], Tensor], images: JoinedSplits, accelerator: Accelerator, *, batch_size: int,
-    desc: str = "features",
+    function: Callable[[Tensor], Tensor], images: JoinedSplits, accelerator: Accelerator, *, desc: str = "features",
+    **options: Any,
 ) -> Tensor:  # fmt: skip
-    """`function` of all images, (N, F) on the CPU in float32."""
-    with accelerator.autocast():
-        return torch.cat([
-            map_dataset(function, part, device=accelerator.device, batch_size=batch_size, desc=desc)
-            for part in images.parts.values()
-        ])  # fmt: skip
+    """`map_together` of all images."""
+    return torch.cat([
+        map_together(function, part, accelerator, desc=desc, **options) for part in images.parts.values()
+    ])  # fmt: skip
 
 
 def split_features(
-    function: Callable[[Tensor], Tensor], splits: dict[str, Dataset], accelerator: Accelerator, *, batch_size: int
+    function: Callable[[Tensor], Tensor], splits: dict[str, Dataset], accelerator: Accelerator, **options: Any
 ) -> dict[str, Tensor]:
-    """`function` of each split's images, on the device in float32."""
-    with accelerator.autocast():
-        return {
-            name: map_dataset(
-                function, split, device=accelerator.device, batch_size=batch_size, desc=f"features of {name}"
-            ).to(accelerator.device)
-            for name, split in splits.items()
-        }
+    """`map_together` of each split's images, on the device."""
+    return {
+        name: map_together(function, split, accelerator, desc=f"features of {name}", **options).to(accelerator.device)
+        for name, split in splits.items()
+    }
 
 
 def untrained_twin(model: M, *, seed: int) -> M:

@@ -255,7 +255,7 @@ def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dat
     logits = predict(judged, dataset, run)
     assert dataset.labels is not None
     if judged.several:
-        found, _ = report_several(logits, dataset.labels.cpu(), judged.classes, run.folder / "per_class.csv")
+        found, _ = report_several(run, logits, dataset.labels.cpu(), judged.classes)
         run.print(f"mean average precision {found['mean_ap']:.2f} % on the {split} images")
         return {f"{name}_{split}": value for name, value in found.items()}
     predictions = logits.argmax(dim=1)

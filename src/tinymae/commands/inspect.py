@@ -67,7 +67,7 @@ def run(settings: InspectSettings) -> Result[Model]:
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        features = map_images(encode, images, accelerator, batch_size=settings.batch_size)
+        features = map_images(encode, images, accelerator, **settings.reading_options)
         on_device = features.to(accelerator.device)
         parts = [
             inspect_duplicates(settings, images, on_device, run.folder),
@@ -139,7 +139,7 @@ def strongest(pairs: Pairs, count: int) -> Tensor:
 
 def show_group(images: JoinedSplits, group: Tensor, frame: str) -> list[Tile]:
     """The tiles of a group."""
-    about = zip(images[group], images.names(group), images.splits(group), images.label_names(group), strict=True)
+    about = zip(images.view(group), images.names(group), images.splits(group), images.label_names(group), strict=True)
     return [Tile(image, (name, f"{split} {label or ''}"), frame) for image, name, split, label in about]
 
 
@@ -166,7 +166,7 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
     tiles = [
         Tile(image, (name, f"{far} {label or ''}"))
-        for image, (_, name, _, label, far) in zip(images[order[:SHOWN]], rows, strict=False)
+        for image, (_, name, _, label, far) in zip(images.view(order[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} images farthest from their neighbour number {k}"
     sheet = write_sheet(in_rows(tiles), folder / "outliers.png", title)
@@ -201,7 +201,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)
     tiles = [
         Tile(image, (name, f"labelled {label}", f"looks like {guess}"))
-        for image, (_, name, _, label, guess, *_) in zip(images[ranked[:SHOWN]], rows, strict=False)
+        for image, (_, name, _, label, guess, *_) in zip(images.view(ranked[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} labels that a probe of other images doubts most"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)

@@ -27,14 +27,14 @@ from ..tensors import to_unit
 from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
-from .settings import LabelSettings, Result, keywords_of, setting, with_default
+from .settings import LabelSettings, Result, SheetSettings, keywords_of, setting, with_default
 from .several import report_several
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(LabelSettings):
+class LinearProbeSettings(LabelSettings, SheetSettings):
     """Settings of probing."""
 
     heading = "probe"
@@ -108,7 +108,10 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    extract = partial(split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size)
+    extract = partial(
+        split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+    )  # fmt: skip
     features = extract(feature_function(model, pool=settings.pool))
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
@@ -172,29 +175,34 @@ def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
     head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
-    """Write the confusion matrix, or of several labels an image the table by class, and the head."""
+    """Write the head, and the confusion matrix or, of several labels an image, the table by class: on the main process.
+    """
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
     results |= {"classes": classes}
     if has_several(splits["train"]):
-        found, table = report_several(logits, labels, classes, run.folder / "per_class.csv")
+        found, table = report_several(run, logits, labels, classes)
         results |= {f"{name}_{judged}": value for name, value in found.items()}
-        shown = [table]
+        names = [table.name]
     else:
         matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
         results |= {"confusion_matrix": matrix.tolist()}
-        title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
-        shown = [figures.confusion_matrix(matrix, classes, run.folder / "confusion_matrix.png", title)]
+        names = ["confusion_matrix.png"]
+        if run.is_main:
+            title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+            figures.confusion_matrix(matrix, classes, run.folder / names[0], title)
     if settings.head == "linear":
         classifier = build_classifier(model, classes=classes, several=has_several(splits["train"]), pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
-        save_classifier(classifier, run.folder)
+        if run.is_main:
+            save_classifier(classifier, run.folder)
         head = classifier.eval()
-        shown += [run.folder / "model.safetensors", run.folder / "config.json"]
+        names += ["model.safetensors", "config.json"]
     else:
-        write_tensors(head.state_dict(), run.folder / "head.safetensors")
-        shown.append(run.folder / "head.safetensors")
-    run.finish(results, shown)
+        names.append("head.safetensors")
+        if run.is_main:
+            write_tensors(head.state_dict(), run.folder / names[-1])
+    run.finish(results, [run.folder / name for name in names])
     return Result(head, results, run.folder)

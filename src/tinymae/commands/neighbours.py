@@ -10,6 +10,7 @@ from ..data.datasets import ImageDataset
 from ..data.images import read_image
 from ..data.sources.files import list_images
 from ..errors import InputError
+from ..evaluation.figures import viewable
 from ..evaluation.neighbours import nearest
 from ..evaluation.sheets import Tile, write_sheet
 from ..files import write_csv
@@ -45,9 +46,9 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     queries = torch.stack([read_image(file, shape) for file in files])
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        bank = map_images(encode, images, accelerator, batch_size=settings.batch_size).to(accelerator.device)
+        bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
         wanted = JoinedSplits({"query": ImageDataset("query", queries, None, [])})
-        asked = map_images(encode, wanted, accelerator, batch_size=settings.batch_size, desc="queries").to(bank.device)
+        asked = map_images(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
         cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
         results = {"images": len(images), "queries": len(queries), "k": index.shape[1]}
         table = write_table(files, images, cosines, index, run.folder / "neighbours.csv")
@@ -91,8 +92,8 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     """A row for each query: itself, framed, then its neighbours."""
     rows = []
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
-        about = zip(images[near], images.names(near), images.label_names(near), row, strict=True)
+        about = zip(images.view(near), images.names(near), images.label_names(near), row, strict=True)
         found = [Tile(image, (name, f"{cosine:.3f} {label or ''}")) for image, name, label, cosine in about]
-        rows.append([Tile(query, (file.name, "query"), "#2f6690"), *found])
+        rows.append([Tile(viewable(query[None], images.channels)[0], (file.name, "query"), "#2f6690"), *found])
     more = f", the first {SHOWN}" if len(files) > SHOWN else ""
     return write_sheet(rows, path, f"queries{more}, and their nearest images of {len(images):,}, by cosine")

@@ -56,10 +56,10 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
-            logits = map_images(model, held_out, accelerator, batch_size=settings.batch_size, desc="validation")
+            logits = map_images(model, held_out, accelerator, **settings.reading_options, desc="validation")
             results |= calibrate(logits, held_out.labels)
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
-        logits = map_images(model, images, accelerator, batch_size=settings.batch_size, desc="predictions")
+        logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
         results["by_class"] = dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True))
@@ -134,7 +134,7 @@ def write_sheets(
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(images[some], images.names(some), confidence[some].tolist(), strict=True)
+        about = zip(images.view(some), images.names(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, name, sure in about]
         title = f"{classes[number]}: {len(members):,} images"
         title += f", the surest {SHOWN // 2} and the least sure" if len(members) > SHOWN else ", the surest first"

@@ -35,7 +35,7 @@ from ..training.loop import Schedule, create_optimizer, parameter_groups, train_
 from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete, defaults_of
-from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+from .settings import EncoderSettings, Result, SheetSettings, TrainingSettings, keywords_of, setting, with_default
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
 CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE, in the released recipe
@@ -44,7 +44,7 @@ BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(TrainingSettings, EncoderSettings):
+class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     """Settings of pretraining. The defaults are the released recipe."""
 
     heading = "model"
@@ -225,7 +225,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
-        look = partial(look_at, model, run, pick(train_set, settings.probe_images), val_set)
+        look = partial(look_at, settings, model, run, pick(train_set, settings.probe_images), val_set)
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)
         print_plan(run, model, train_set, parts)
@@ -420,35 +420,38 @@ def fit_components(
 
 @torch.no_grad()
 def look_at(
-    model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *, pictures: int = 16
-) -> dict:
+    settings: PretrainSettings, model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *,
+    pictures: int = 16,
+) -> dict:  # fmt: skip
     """k-NN accuracy on validation, whose features all processes compute together, and images."""
     results, accelerator = {}, run.accelerator
     model.eval()
     with run.pause(), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
         if train_set.labels is not None and val_set.labels is not None:
             known, asked = (
-                encode_together(model, accelerator, dataset).to(accelerator.device) for dataset in (train_set, val_set)
+                encode_together(model, accelerator, dataset, num_workers=settings.num_workers).to(accelerator.device)
+                for dataset in (train_set, val_set)
             )
             labels = train_set.labels.to(accelerator.device)
             classes = knn_predict(known, labels, asked, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, val_set.labels)
         if run.is_main:
-            results |= draw_pictures(model, run, pick(val_set, pictures), step)
+            results |= draw_pictures(settings, model, run, pick(val_set, pictures), step)
         run.progress.log(step, results)
         accelerator.wait_for_everyone()
     return results
 
 
-def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset) -> Tensor:
+def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset, *, num_workers: int = 2) -> Tensor:
     """Features (N, F) on the CPU of every process, each of which computes its part."""
     parts = torch.arange(len(dataset)).tensor_split(accelerator.num_processes)
     own = parts[accelerator.process_index]
     some = dataset if accelerator.num_processes == 1 else dataset.subset(own)
-    return gather_parts(accelerator, map_dataset(model.encode, some, device=accelerator.device), parts)
+    rows = map_dataset(model.encode, some, device=accelerator.device, num_workers=num_workers)
+    return gather_parts(accelerator, rows, parts)
 
 
-def draw_pictures(model: Autoencoder, run: Run, dataset: Dataset, step: int) -> dict:
+def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, dataset: Dataset, step: int) -> dict:
     """A sheet of reconstructions of fixed images under fixed masks, and samples of a family that has them."""
     results = {}
     images, _ = dataset[torch.arange(len(dataset))]
@@ -456,10 +459,12 @@ def draw_pictures(model: Autoencoder, run: Run, dataset: Dataset, step: int) -> 
     results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
     if model.samples:
         drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
-        run.progress.log_picture("samples", figures.grid(drawn, run.folder / "samples.png"), step)
+        samples = figures.grid(figures.viewable(drawn, settings.show_channels), run.folder / "samples.png")
+        run.progress.log_picture("samples", samples, step)
     note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
+    columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
     sheet = figures.reconstruction_sheet(
-        shown.columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
+        columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
     )
     run.progress.log_picture("reconstructions", sheet, step)
     return results

@@ -27,7 +27,6 @@ from ..files import digest, write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import choose_attention
-from ..tensors import to_unit
 from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .settings import Result
@@ -56,9 +55,10 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
         results, head, predictions = probe(settings, model, run, splits, masks, num_classes)
         judged = [*splits][-1]
         title = f"segmentation of {settings.data_name} {judged}, mean IoU {results[f'miou_{judged}']:.1f} %"
-        sheet = write_sheet(splits[judged], masks[judged], predictions, run, title)
-        write_tensors(head.state_dict(), run.folder / "head.safetensors")
-        run.finish(results, [sheet, run.folder / "head.safetensors"])
+        if run.is_main:
+            write_sheet(settings, splits[judged], masks[judged], predictions, run, title)
+            write_tensors(head.state_dict(), run.folder / "head.safetensors")
+        run.finish(results, [run.folder / name for name in ("masks.png", "head.safetensors")])
     return Result(Segmenter(model, head, classes=results["classes"]).eval(), results, run.folder)
 
 
@@ -114,7 +114,9 @@ def score(
     function: Callable[[Tensor], Tensor],
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Of maps by `function`: figures, the head that is best on validation, and its predictions of the last split."""
-    maps = split_features(function, splits, run.accelerator, batch_size=settings.batch_size)
+    maps = split_features(
+        function, splits, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers
+    )
     judge = partial(segmentation_metrics, num_classes=num_classes)
     size = masks["val"].shape[1:]
     heads = dict(segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed))
@@ -131,12 +133,14 @@ def score(
     return figures_of, heads[chosen], predictions
 
 
-def write_sheet(dataset: Dataset, masks: Tensor, predictions: Tensor, run: Run, title: str) -> Path:
+def write_sheet(
+    settings: LinearProbeSettings, dataset: Dataset, masks: Tensor, predictions: Tensor, run: Run, title: str
+) -> Path:
     """Some images beside their masks and the predicted ones."""
     rows = torch.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).long()
     columns = {
-        "image": to_unit(dataset[rows][0].cpu()),
-        "mask": figures.colour_classes(masks[rows.to(masks.device)]),
-        "predicted": figures.colour_classes(predictions[rows.to(masks.device)]),
+        "image": figures.viewable(dataset[rows][0].cpu(), settings.show_channels),
+        "mask": figures.viewable(figures.colour_classes(masks[rows.to(masks.device)])),
+        "predicted": figures.viewable(figures.colour_classes(predictions[rows.to(masks.device)])),
     }
     return figures.reconstruction_sheet(columns, run.folder / "masks.png", title, groups=4)

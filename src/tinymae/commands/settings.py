@@ -18,6 +18,7 @@ from ..data.batches import Batch, count_steps, split_batch, step_batches
 from ..data.datasets import Dataset, Images, load_splits
 from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
+from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
 from ..training.device import Precision, create_accelerator, settle_precision
@@ -119,6 +120,10 @@ class RunSettings(DataSettings):
         group="data", positional=True, several=True,
     )  # fmt: skip
     labels: Any = setting(None, "of a tensor or array", python=True)
+    num_workers: int = setting(
+        2, "processes that read and decode images larger than memory, beside each that computes", group="data",
+        free=True,
+    )  # fmt: skip
     overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
     seed: int = setting(0, "everything random follows from it")
     mixed_precision: Precision = setting("auto", "auto: bf16 where the processor has it")
@@ -159,7 +164,7 @@ class RunSettings(DataSettings):
         """The same by name; see `data.datasets.load_splits` for the options."""
         loaded = load_splits(self.data, splits, labels=self.labels, **options, **self.reading)
         if PartialState().is_main_process and loaded:
-            print(*next(iter(loaded.values())).description, sep="\n")
+            print(*next(iter(loaded.values())).description, sep="\n", flush=True)
         return loaded
 
     def create_accelerator(self) -> Accelerator:
@@ -170,9 +175,11 @@ class RunSettings(DataSettings):
         self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None, **further: str
     ) -> Run:
         """The run's folder, for these inputs; `further` ones by their fingerprints."""
-        inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
-        if weights is not None:
-            inputs["weights"] = digest(weights.state_dict())
+        inputs = {}
+        if accelerator.is_main_process:  # which alone compares them: a folder's sizes need not be asked for by all
+            inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
+            if weights is not None:
+                inputs["weights"] = digest(weights.state_dict())
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
             datasets=splits, **self.run_options(),
@@ -181,6 +188,24 @@ class RunSettings(DataSettings):
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetSettings(RunSettings):
+    """What every command that draws sheets of images shares."""
+
+    heading = "data"
+    show_channels: Channels | None = setting(
+        None, "channels that sheets of images show as red, green and blue, from 0 (default: the first three; the first "
+        "in grey of one or two)", nargs=3, free=True,
+    )  # fmt: skip
+
+    def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
+        """See `RunSettings.load_splits`. Raises InputError as well if the images lack the channels to be shown."""
+        loaded = super().load_splits(splits, **options)
+        for dataset in loaded.values():
+            require_shown(self.show_channels, dataset.image_shape[0])
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +265,6 @@ class TrainingSettings(RunSettings):
         None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
     )
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
-    num_workers: int = setting(2, "processes that decode a streamed folder", group="watching", free=True)
     log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
     log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
         ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",
@@ -315,7 +339,9 @@ class EncoderSettings(Settings):
         None, "pixels, or height and width (default: the data's, or the weights'; folders: 32)"
     )
     patch_size: Size | None = setting(None, constructor=True)
-    in_channels: int | None = setting(None, "1 (grey) or 3, for a folder of images (default: 3, or the weights')")
+    in_channels: int | None = setting(
+        None, "of files: 1 (grey), 3, or as many as multi-band TIFF or .npy files have (default: 3, or the weights')"
+    )
     embed_dim: int | None = setting(None, constructor=True)
     depth: int | None = setting(None, constructor=True)
     num_heads: int | None = setting(None, constructor=True)

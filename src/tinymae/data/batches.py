@@ -147,8 +147,10 @@ def limit_worker_threads(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def chunks(dataset: Dataset, size: int, *, num_workers: int = 2) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The dataset in its own order, `size` images at a time: for evaluation.
+def chunks(
+    dataset: Dataset, size: int, *, at: Tensor | None = None, num_workers: int = 2
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The images at these indices (N,), or all in the dataset's own order, `size` at a time: for evaluation.
 
     Streamed images are read by `num_workers` processes, unless they are few.
 
@@ -156,12 +158,13 @@ def chunks(dataset: Dataset, size: int, *, num_workers: int = 2) -> Iterator[tup
     >>> [len(images) for images, labels in chunks(load_dataset("digits", "val"), 50)]
     [50, 50, 37]
     """
-    parts = torch.arange(len(dataset)).split(size)
-    if isinstance(dataset, StreamedDataset) and len(dataset) > FEW:
+    indices = torch.arange(len(dataset)) if at is None else at
+    parts = indices.split(size)
+    if isinstance(dataset, StreamedDataset) and len(indices) > FEW:
         yield from read_ahead(dataset, parts, num_workers=num_workers)
     else:
-        for indices in parts:
-            yield dataset[indices]
+        for part in parts:
+            yield dataset[part]
 
 
 def pick(dataset: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:

@@ -380,12 +380,20 @@ def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
         shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
-    how = "as the data come" if source.splits or source.held_out else "by a hash of each image's own name"
     return [
         f"data {source.name} ({source.kind}): {len(source):,} images{classes}{left_out}",
-        f"splits: {', '.join(f'{name} {len(part):,}' for name, part in rows.items())} ({how})",
+        f"splits: {', '.join(f'{name} {len(part):,}' for name, part in rows.items())}{describe_choice(source, rows)}",
         f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
     ]
+
+
+def describe_choice(source: Source, rows: dict[str, np.ndarray]) -> str:
+    """How the splits were chosen, in brackets: val and test may come with the data or be held out of train."""
+    held = [name for name in ("val", "test") if name in rows and name not in source.splits]
+    if held:
+        how = "by a fixed seed" if source.held_out else "by a hash of each image's own name"
+        return f" ({' and '.join(held)} held out of train {how})"
+    return " (as the data come)" if source.splits and "all" not in rows else ""
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -9,9 +9,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
 from torch import Tensor
 
+from ..errors import InputError
 from ..files import write_atomically
-from ..tensors import to_unit
+from ..tensors import LEVELS, to_unit
 
+Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
+NAMED = 120  # classes whose names have room beside a confusion matrix
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
 
@@ -21,36 +24,54 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def as_rgb(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) as three channels to look at: the first three, or the first as grey."""
-    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+def require_shown(channels: Channels | None, count: int) -> None:
+    """Raises InputError unless `channels` are three of `count`."""
+    if channels is not None and (len(channels) != 3 or not all(0 <= channel < count for channel in channels)):
+        raise InputError(
+            f"show_channels {' '.join(map(str, channels))}: give three numbers from 0 to {count - 1}, as the images "
+            f"have {count} channel{'s'[: count != 1]}"
+        )
+
+
+def viewable(images: Tensor, channels: Channels | None = None) -> Tensor:
+    """Images (N, C, H, W), pixels or floats in [0, 1], as RGB to look at: uint8 (N, 3, H, W).
+
+    `channels` are shown as red, green and blue. Without them these are the first three; of one or two channels the
+    first is shown in grey.
+
+    >>> viewable(torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0]).view(1, 5, 1, 1), (4, 0, 1)).flatten().tolist()
+    [255, 0, 51]
+
+    Raises InputError for channels that the images do not have.
+    """
+    count = images.shape[1]
+    require_shown(channels, count)
+    chosen = images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
+    if chosen.dtype == torch.uint8:
+        return chosen
+    unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float().clamp(0, 1)
+    return (255 * unit).round().to(torch.uint8)
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] laid row by row on white: (height, width, 3).
-
-    Of more than 3 channels the first three are shown as red, green and blue, of two the first as grey.
-    """
-    images = images.detach().float().cpu().clamp(0, 1)
-    images = as_rgb(images)
-    count, _, height, width = images.shape
+    """Images (N, C, H, W), as `viewable` takes them, laid row by row on white: uint8 (height, width, 3)."""
+    pixels = viewable(images).cpu()
+    count, _, height, width = pixels.shape
     rows = -(-count // columns)
-    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), dtype=np.float32)
-    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
 
 
 def thumbnails(images: Tensor, side: int) -> Tensor:
-    """Pixels (N, C, H, W), scaled down or up and padded in grey to RGB squares: uint8 (N, 3, side, side).
+    """Images (N, C, H, W), as `viewable` takes them, scaled and padded in grey to squares: uint8 (N, 3, side, side).
 
     >>> thumbnails(torch.zeros(2, 1, 8, 16, dtype=torch.uint8), 4)[0, 0].tolist()
     [[128, 128, 128, 128], [0, 0, 0, 0], [0, 0, 0, 0], [128, 128, 128, 128]]
     """
-    images = as_rgb(images)
-    if images.dtype != torch.uint8:
-        images = (255 * to_unit(images)).round().to(torch.uint8)
+    images = viewable(images)
     scale = side / max(images.shape[2:])
     height, width = (max(1, round(scale * size)) for size in images.shape[2:])
     if (height, width) != images.shape[2:]:
@@ -63,7 +84,7 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
 
 
 def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -> Path:
-    """Images (N, C, H, W) in [0, 1] in rows of `columns`."""
+    """Images (N, C, H, W), as `viewable` takes them, in rows of `columns`."""
     sheet = tile(images, columns)
     figure = Figure(figsize=(0.6 * columns, 0.6 * columns * sheet.shape[0] / sheet.shape[1] + 0.3))
     axis = figure.subplots()
@@ -76,7 +97,8 @@ def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -
 def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = None) -> Tensor:
     """Maps (B, h, w) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum).
 
-    With `images` (B, C, H, W) in [0, 1] they are laid over those in grey, and may be coarser, as a map of patches is.
+    With `images` (B, C, H, W), as `viewable` takes them, they are laid over those in grey, and may be coarser, as a map
+    of patches is.
     """
     maps = maps.detach().float().cpu()
     top = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) if limit is None else limit
@@ -84,7 +106,7 @@ def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = No
     heat_maps = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
     if images is None:
         return heat_maps
-    grey = images.detach().float().cpu().mean(dim=1, keepdim=True)
+    grey = to_unit(viewable(images).cpu()).mean(dim=1, keepdim=True)
     return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
 
 
@@ -98,7 +120,7 @@ def colour_classes(masks: Tensor) -> Tensor:
 
 
 def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
-    """One row per image: each named column shows its version of that image. Images (N, C, H, W) in [0, 1].
+    """One row per image: each named column shows its version of that image, (N, C, H, W) as `viewable` takes them.
 
     The rows stand in `groups` blocks side by side.
     """
@@ -145,7 +167,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
     """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    size = max(4.0, 0.45 * len(classes) + 1.5)
+    size = min(max(4.0, 0.45 * len(classes) + 1.5), 14.0)
     figure = Figure(figsize=(size, size))
     axis = figure.subplots()
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -162,8 +184,11 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
                     color=colour,
                     fontsize=7,
                 )
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= NAMED:
+        few = len(classes) <= 20
+        axis.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center")
+        axis.set_yticks(range(len(classes)), classes)
+        axis.tick_params(labelsize=8 if few else 6)
     axis.set(xlabel="predicted", ylabel="true", title=title)
     return save(figure, path)
 

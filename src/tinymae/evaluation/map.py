@@ -43,7 +43,7 @@ def write_map(
         path: the file.
         places: (N, 2) in the unit square.
         names: of the images.
-        images: indices (B,) -> uint8 (B, C, H, W).
+        images: indices (B,) -> images (B, C, H, W), as `viewable` takes them.
         side: pixels a side of the images; smaller in the page where there are many.
         colourings: the first is shown first.
         title, subtitle: above the map.
@@ -88,7 +88,7 @@ def by_place(places: NDArray[np.float32], size: int) -> NDArray[np.int64]:
 def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: int) -> Iterator[Markup]:
     """Sheets of images in this order, as base64 of WebP."""
     for rows in torch.from_numpy(order).split(COLUMNS**2):
-        small = thumbnails(images(rows).cpu(), side)
+        small = thumbnails(images(rows), side).cpu()
         blank = small.new_full((COLUMNS**2 - len(small), 3, side, side), 128)
         tiles = torch.cat([small, blank]).unflatten(0, (COLUMNS, COLUMNS))  # (rows, columns, 3, side, side)
         pixels = tiles.permute(0, 3, 1, 4, 2).reshape(COLUMNS * side, COLUMNS * side, 3)

@@ -13,18 +13,21 @@ from ..errors import InputError
 
 @torch.no_grad()
 def map_dataset(
-    function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, batch_size: int = 256,
-    desc: str | None = None,
+    function: Callable[[Tensor], Tensor], dataset: Dataset, *, device: torch.device | str, at: Tensor | None = None,
+    batch_size: int = 256, num_workers: int = 2, desc: str | None = None,
 ) -> Tensor:  # fmt: skip
     """`function` of all images (uint8, on `device`), batch by batch, stacked on the CPU in float32.
+
+    `at` (N,) are the indices of those that are wanted; `num_workers` processes read images that are streamed.
 
     >>> from tinymae import load_dataset
     >>> map_dataset(lambda images: images.flatten(1), load_dataset("digits", "val"), device="cpu").shape
     torch.Size([137, 64])
     """
-    bar = tqdm(total=len(dataset), desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
+    total = len(dataset) if at is None else len(at)
+    bar = tqdm(total=total, desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
     results = []
-    for images, _ in chunks(dataset, batch_size):
+    for images, _ in chunks(dataset, batch_size, at=at, num_workers=num_workers):
         results.append(function(images.to(device, non_blocking=True)).float().cpu())
         bar.update(len(images))
     bar.close()

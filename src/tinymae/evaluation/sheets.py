@@ -20,7 +20,7 @@ FRAME = 3
 class Tile:
     """An image and what is said about it."""
 
-    image: Tensor  # uint8 (C, H, W)
+    image: Tensor  # (C, H, W), as `viewable` takes it
     lines: Sequence[str] = ()
     frame: str | None = None  # a colour
 
@@ -53,7 +53,7 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
 
 
 def to_image(image: Tensor, side: int) -> Image.Image:
-    """uint8 (C, H, W) as a square."""
+    """An image (C, H, W) as a square."""
     return Image.fromarray(thumbnails(image[None].cpu(), side)[0].permute(1, 2, 0).contiguous().numpy())
 
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
 from ..commands.pretrain import PretrainSettings
-from ..commands.settings import DataSettings, Result, RunSettings, keywords_of, setting, with_default
+from ..commands.settings import DataSettings, Result, RunSettings, SheetSettings, keywords_of, setting, with_default
 from ..data.datasets import Dataset, load_dataset, require_labels
 from ..errors import InputError
+from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder, read_json
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
@@ -51,6 +52,7 @@ class CompareSettings(DataSettings):
     trials: int = setting(20, "for each family and data set", group="search")
     trial_share: float = setting(0.2, "ratio of a pretraining's length", group="search")
     extra: Extra = setting((), "settings for one place: a model, pretrain or finetune", append='"WHERE: FLAGS"')
+    show_channels: Channels | None = with_default(SheetSettings, "show_channels", None)
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
     overwrite: bool = with_default(RunSettings, "overwrite", False)
     mixed_precision: Precision = with_default(RunSettings, "mixed_precision", "auto")
@@ -136,7 +138,7 @@ def run(settings: CompareSettings) -> Result[None]:
                     diverged.append(f"{cell.folder}/seed{seed}")
                 tables = write_tables(rows, folder, diverged)
         print("\n" + tables[1].read_text(encoding="utf-8"))
-        report = write_report(rows, folder / "report.html", loader(settings), diverged)
+        report = write_report(rows, folder / "report.html", loader(settings), diverged, channels=settings.show_channels)
     print("wrote " + "\n      ".join(map(str, [*tables, report])))
     if diverged:
         raise InputError(
@@ -160,6 +162,7 @@ def check(settings: CompareSettings) -> None:
             )
     val_sets = {data: loader(settings)(data, "val", **sizes[0]) for data in settings.data}
     for data, val_set in val_sets.items():
+        require_shown(settings.show_channels, val_set.image_shape[0])
         require_labels(data, val=val_set)
         require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
     for cell in cells:
@@ -215,15 +218,17 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     folder = Path(settings.output_dir) / cell.folder / f"seed{seed}"
     shared = settings.common | {"data": cell.data, "seed": seed}
     length = training_length(settings.minutes, settings.epochs)
-    pretraining = PROTOCOL | shared | length | cell.chosen | {"output_dir": folder / "pretrain"}
+    shown = shared | {"show_channels": settings.show_channels}
+    pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
     run_stage(pretrain, PretrainSettings(**pretraining))
     shared |= {"weights": folder / "pretrain"}
+    shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
     run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"))
     run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"))
-    run_stage(evaluate, evaluate.EvaluateSettings(**shared, output_dir=folder / "evaluate"))
+    run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         assert isinstance(settings.extra, dict)
         tuning = shared | training_length(settings.finetune_minutes, settings.finetune_epochs)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.batches import pick
 from ..data.datasets import Dataset
-from ..evaluation.figures import tile
+from ..evaluation.figures import Channels, tile, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import read_json, read_metrics, write_atomically
 from ..interop.load import load_autoencoder
@@ -39,13 +39,16 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str] = ()) -> Path:
+def write_report(
+    rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str] = (), *,
+    channels: Channels | None = None,
+) -> Path:  # fmt: skip
     """Write the page about these rows, see `tables.cell_rows`. `load(data, split, image_size=, channels=)`.
 
-    `diverged` are the cells and seeds that have no rows.
+    `diverged` are the cells and seeds that have no rows; `channels` of images are those to look at, see `viewable`.
     """
     names = dict.fromkeys(row["data"] for row in rows if not row["control"])
-    sections = [data_section([row for row in rows if row["data"] == name], load) for name in names]
+    sections = [data_section([row for row in rows if row["data"] == name], load, channels) for name in names]
     templates = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -56,7 +59,7 @@ def write_report(rows: Sequence[dict], path: Path, load: Callable[..., Dataset],
 
 
 @torch.no_grad()
-def data_section(rows: Sequence[dict], load: Callable[..., Dataset]) -> dict:
+def data_section(rows: Sequence[dict], load: Callable[..., Dataset], channels: Channels | None) -> dict:
     """All about one data set."""
     lines = summarise(rows)
     trained = [row for row in rows if not row["control"]]
@@ -76,8 +79,8 @@ def data_section(rows: Sequence[dict], load: Callable[..., Dataset]) -> dict:
         "tiles": tiles(lines, trained, best),
         "table": table(lines, best, len(seeds)),
         "sizes": sizes(lines, rows, order),
-        "strips": strips(models, test_set),
-        "samples": samples(models),
+        "strips": strips(models, test_set, channels),
+        "samples": samples(models, channels),
         "maps": maps(models, test_set),
         "confusions": confusions(cells, test_set),
         "curves": curves(trained, order),
@@ -259,20 +262,20 @@ class Sheet:
 
     @classmethod
     def of(cls, images: Tensor, columns: int) -> "Sheet":
-        """Images (N, C, H, W) in [0, 1] in rows of `columns`."""
-        sheet = Image.fromarray((tile(images, columns) * 255).round().astype(np.uint8))
+        """Images (N, C, H, W), as `viewable` takes them, in rows of `columns`."""
+        sheet = Image.fromarray(tile(images, columns))
         memory = io.BytesIO()
         sheet.save(memory, "PNG", optimize=True)
         return cls(f"data:image/png;base64,{base64.b64encode(memory.getvalue()).decode()}", *sheet.size)
 
 
-def strips(models: dict, test_set: Dataset) -> dict:
+def strips(models: dict, test_set: Dataset, channels: Channels | None) -> dict:
     """The same test images through every model, a line each."""
     images = test_set[torch.tensor(first_of_each_class(test_set))][0]
     shown = []
-    for name, kind, sheet in [("original", "", to_unit(images)), *reconstructions(models, images)]:
+    for name, kind, sheet in [("original", "", images), *reconstructions(models, images)]:
         alt = f"{name or 'the same model'} {kind}: {len(images)} test images"
-        shown.append({"name": name, "kind": kind, "alt": alt, "sheet": Sheet.of(sheet, SHOWN)})
+        shown.append({"name": name, "kind": kind, "alt": alt, "sheet": Sheet.of(viewable(sheet, channels), SHOWN)})
     return {
         "shown": shown,
         "columns": SHOWN,
@@ -302,10 +305,10 @@ def reconstructions(models: dict, images: Tensor) -> Iterable[tuple[str, str, Te
         yield "", "nothing hidden", model.reconstruct(images, nothing).prediction
 
 
-def samples(models: dict) -> list[tuple[str, Sheet]]:
+def samples(models: dict, channels: Channels | None) -> list[tuple[str, Sheet]]:
     """New images by the models that can draw them."""
     return [
-        (name, Sheet.of(model.sample(32, generator=torch.Generator().manual_seed(0)), 8))
+        (name, Sheet.of(viewable(model.sample(32, generator=torch.Generator().manual_seed(0)), channels), 8))
         for name, model in models.items()
         if model.samples
     ]

@@ -161,7 +161,8 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
     names = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]  # of classes
     for rows in splits.values() or [np.arange(len(paths))]:
         require_one_kind(root, paths, names, rows)
-    classes = sorted({name for row, name in enumerate(names) if name and row in set_of(splits.get("train"), paths)})
+    learned = splits.get("train", range(len(paths)))  # the rows whose folders name the classes
+    classes = sorted({name for row in learned if (name := names[row])})
     number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1}
     for path, name in zip(paths, names, strict=True):
         if name not in number:
@@ -173,11 +174,6 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
         require_images(root, classes)
     labels = np.array([number[name] for name in names], dtype=np.int64)
     return (labels if classes else None), classes, splits
-
-
-def set_of(rows: np.ndarray | None, paths: list[str]) -> set[int] | range:
-    """The rows whose folders name the classes: those of train, or all."""
-    return range(len(paths)) if rows is None else set(rows.tolist())
 
 
 def require_one_kind(root: Path, paths: list[str], names: list[str | None], rows: np.ndarray) -> None:

@@ -1,0 +1,43 @@
+"""What is said of data and results: which splits were held out, and confusion among many classes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinymae import load_dataset
+from tinymae.evaluation import figures
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "said"),
+    [
+        (["train", "test"], "train", "val held out of train by a hash of each image's own name"),
+        (["train", "val", "test"], "train", "as the data come"),
+        (["a", "b"], "train", "val and test held out of train by a hash of each image's own name"),
+    ],
+)
+def test_it_is_said_which_splits_were_held_out(folders, split, said, tmp_path):
+    for folder in folders:
+        (tmp_path / folder / "c").mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (4, 4), number).save(tmp_path / folder / "c" / f"{number}.png")
+    dataset = load_dataset(tmp_path, split, image_size=4)
+    assert dataset.description[1].endswith(f" ({said})")
+    assert load_dataset(tmp_path, "all", image_size=4).description[1] == f"splits: all {20 * len(folders)}"
+
+
+def test_splits_of_pixels_are_held_out_as_well():
+    dataset = load_dataset(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), "train")
+    assert dataset.description[1].endswith("(val held out of train by a hash of each image's own name)")
+
+
+def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_their_names(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    for count in (10, 100, 300):
+        names = [f"class {number}" for number in range(count)]
+        figures.confusion_matrix(np.eye(count), names, tmp_path / "figure.png")
+        (axis,) = kept[-1].axes
+        assert max(kept[-1].get_size_inches()) <= 14
+        assert ([label.get_text() for label in axis.get_yticklabels()] == names) == (count < 300)

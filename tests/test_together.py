@@ -1,0 +1,163 @@
+"""Features of all processes together, and images that are larger than memory, which other processes decode."""
+
+import os
+import socket
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from running import DIGITS, flags, same_files, start
+
+import tinymae
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands import embed as command
+from tinymae.commands.features import map_together, whole_batches
+from tinymae.data import batches, datasets
+from tinymae.data.sources import files
+from tinymae.files import read_json
+from tinymae.models.classifier import build_classifier
+from tinymae.models.weights import save_classifier
+from tinymae.training.device import create_accelerator
+
+
+def small_model() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return MaskedAutoencoder(**sizes, decoder_dim=16, decoder_depth=1, decoder_heads=2, mean=[0.3], std=[0.4]).eval()
+
+
+def run_two(tmp_path, *words) -> str:
+    """A command as two processes of one run; what they printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    processes = [start(tmp_path / "log", [*map(str, words)], RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    for process in processes:
+        process.join()
+    printed = (tmp_path / "log").read_text()
+    assert {process.exitcode for process in processes} == {0}, printed
+    return printed
+
+
+def without_seconds(folder) -> dict:
+    return {name: value for name, value in read_json(folder / "results.json").items() if name != "seconds"}
+
+
+# ---- several processes
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 5, 60, 64, 137])
+def test_processes_share_the_batches_of_one(count, processes):
+    parts = whole_batches(torch.arange(count), 10, processes)
+    assert len(parts) == processes and torch.equal(torch.cat(parts), torch.arange(count))
+    shared = [batch.tolist() for part in parts for batch in part.split(10) if len(batch)]
+    assert shared == [batch.tolist() for batch in torch.arange(count).split(10)]
+    sizes = [len(part.split(10)) if len(part) else 0 for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+class Gathered(Exception):
+    """What a process gives to the others."""
+
+
+class OneOf:
+    """An Accelerator as one of several processes sees it, which the others have told `parts`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, index: int, count: int, parts=None):
+        self.process_index, self.num_processes, self.parts = index, count, parts
+        self.is_main_process, self.autocast = index == 0, partial(torch.autocast, "cpu", enabled=False)
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        if self.parts is None:
+            raise Gathered(part)
+        return torch.cat(self.parts)
+
+
+@pytest.mark.parametrize("size", [30, 100])  # 5 batches, and 2 of which one of three processes has none
+def test_each_process_computes_its_part_and_all_have_the_bits_of_one(size):
+    model, dataset, seen = small_model(), load_dataset("digits", "val"), []
+
+    def function(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return model.encode_dense(images)
+
+    compute = partial(map_together, function, dataset, batch_size=size)
+    with torch.no_grad():
+        alone = compute(create_accelerator("no"))
+        assert alone.shape == (137, 16, 2, 2) and sum(seen) == 137
+        seen.clear()
+        parts = []
+        for index in range(3):
+            with pytest.raises(Gathered) as given:
+                compute(OneOf(index, 3))
+            parts.append(given.value.args[0])
+        assert sum(seen) <= 138  # a process without images looks at one, for the width
+        for index in range(3):
+            assert torch.equal(compute(OneOf(index, 3, parts)), alone)
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "evaluate", "embed"])
+def test_two_processes_leave_what_one_leaves(name, tmp_path):
+    """Real ones; each computes a half of the features, and only the first writes."""
+    model = small_model()
+    save_classifier(build_classifier(model, classes=[*"0123456789"]).eval(), tmp_path / "classifier")
+    model.save_pretrained(tmp_path / "mae")
+    settings = DIGITS | {"weights": str(tmp_path / ("classifier" if name == "evaluate" else "mae")), "batch_size": 100}
+    settings |= {"embed": {"formats": ("npz",)}}.get(name, {})
+    run_two(tmp_path, name, *flags(**settings, output_dir=tmp_path / "two"))
+    getattr(tinymae, name.replace("-", "_"))(**settings, output_dir=tmp_path / "one")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert without_seconds(two) == without_seconds(one)
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    if name == "embed":
+        assert pq.read_table(two / "embeddings.parquet").equals(pq.read_table(one / "embeddings.parquet"))
+    else:
+        assert same_files(one, two, *{"linear-probe": ["model.safetensors"], "evaluate": ["per_class.csv"]}[name])
+
+
+# ---- larger than memory
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of images that are streamed, by workers however few they are; who reads one leaves a file."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(values):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png")
+    (tmp_path / "readers").mkdir()
+    read = files.read_image
+
+    def noted(*arguments, **options):
+        (tmp_path / "readers" / str(os.getpid())).touch()
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(files, "read_image", noted)
+    monkeypatch.setattr(batches, "FEW", 0)
+    monkeypatch.setitem(datasets.load_splits.__kwdefaults__, "memory_limit_gb", 0)
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("name", ["embed", "linear_probe"])
+def test_workers_decode_what_is_larger_than_memory(name, num_workers, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PART", 40)
+    common = {"weights": small_model(), "batch_size": 7, "mixed_precision": "no"}
+    common |= {"embed": {"formats": ()}}.get(name, {})
+    function = getattr(tinymae, name)
+    function(folder, **common, num_workers=num_workers, output_dir=tmp_path / "streamed")
+    readers = {path.name for path in (tmp_path / "readers").iterdir()}
+    assert readers and (str(os.getpid()) in readers) == (num_workers == 0)
+    monkeypatch.setitem(datasets.load_splits.__kwdefaults__, "memory_limit_gb", 1)
+    function(folder, **common, output_dir=tmp_path / "whole")
+    assert without_seconds(tmp_path / "streamed") == without_seconds(tmp_path / "whole")
+    if name == "embed":
+        tables = [pq.read_table(tmp_path / each / "embeddings.parquet") for each in ("streamed", "whole")]
+        assert tables[0].equals(tables[1]) and len(tables[0]) == 60
