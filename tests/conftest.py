@@ -15,12 +15,14 @@ from tinymae.evaluation import figures, probes, segmentation
 from tinymae.files import write_atomically
 
 torch.set_num_threads(1)  # tiny models compute faster alone than in threads that wait for each other
+gc.set_threshold(20_000, 20, 20)  # a drawn graph is many more objects than the default expects
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "notebooks")]
 
 
-def pytest_collection_finish():
-    """Every run collects garbage, which need not look at the thousands of objects of the imports each time."""
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect():
+    """Every run collects garbage, which need not look each time at what earlier modules have imported and kept."""
     gc.collect()
     gc.freeze()
 

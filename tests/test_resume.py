@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -12,7 +11,20 @@ import pytest
 import torch
 from conftest import SCRIPTS
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, TWO_PHASES, flags, launch, metrics, same_files, start
+from running import (
+    DIGITS,
+    FEW,
+    MODEL,
+    PRETRAIN,
+    QUICK,
+    TWO_PHASES,
+    flags,
+    group_of_two,
+    launch,
+    metrics,
+    same_files,
+    start,
+)
 from safetensors.torch import load_file
 
 import tinymae
@@ -139,11 +151,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 def run_two(log: Path, command: list[str], **options) -> tuple[set[int | None], str]:
     """The same command as two processes of one run: (their exit codes, their output)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
-    processes = [start(log, command, **options, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    processes = [start(log, command, **options, **environment) for environment in group_of_two()]
     for process in processes:
         process.join()
     return {process.exitcode for process in processes}, log.read_text()
