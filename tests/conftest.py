@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import sys
@@ -64,6 +65,16 @@ def browser():
 
     with launched() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def one_registry():
+    """The ONNX exporter parses the sources of its 500 operators once, not for every graph."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")

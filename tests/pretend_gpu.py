@@ -70,7 +70,7 @@ def is_gpu(device) -> bool:
 
 
 def tensors_in(value) -> Iterator[Tensor]:
-    """The tensors among arguments or results, in lists and dicts too; torch's own walk over them costs the most here."""
+    """The tensors among arguments or results, in lists and dicts too: torch's own walk is slow for so few."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):

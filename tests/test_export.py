@@ -1,6 +1,5 @@
 """Exported graphs give torch's numbers, in ONNX Runtime and as torch.export programs, for batches of any size."""
 
-import functools
 import json
 import math
 import sys
@@ -31,16 +30,7 @@ onnx = pytest.importorskip("onnx", reason="pip install 'tinymae[onnx]'")
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'tinymae[onnx]'")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_registry():
-    """The exporter parses the sources of its 500 operators once, not for every graph."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
-
+pytestmark = pytest.mark.usefixtures("one_registry")
 
 SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
 MODELS = {
