@@ -27,8 +27,8 @@ FAMILIES: dict[str, tuple[Any, dict]] = {
     "conv_ae, its map": (ConvAutoencoder, {"width": 16, "depth": 1}),
     "vae": (VariationalAutoencoder, {"width": 16, "latent_dim": 10}),
     "vqvae": (VQAutoencoder, {"width": 16, "latent_dim": 6, "codebook_size": 20}),
-    "resnet_unet": (ResNetUNet, {"encoder": "resnet10t"}),
-    "resnet_unet without skips": (ResNetUNet, {"encoder": "resnet10t", "skips": False}),
+    "resnet_unet": (ResNetUNet, {"encoder": "test_resnet"}),
+    "resnet_unet without skips": (ResNetUNet, {"encoder": "test_resnet", "skips": False}),
     "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext2", "decoder_dim": 16}),
     "masked_conv, plain pixels": (
         MaskedConvAutoencoder,

@@ -14,7 +14,7 @@ from tinymae.commands import cli
 from tinymae.data.batches import pick
 from tinymae.training.progress import Stopped
 
-MODEL = "--patch-size 2 --embed-dim 32 --depth 2 --num-heads 2 --decoder-dim 16 --decoder-depth 1"
+MODEL = "--patch-size 4 --embed-dim 32 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1"
 PRETRAIN = "--batch-size 64 --contrast-batch-size 64 --no-flip --crop none --contrast-crop none"
 FLAGS = ["--data", "digits", "--epochs", 2, "--contrast-epochs", 1, "--finetune-epochs", 2, "--scratch-epochs", 3,
          "--few-images", 200, "--extra", f"pretrain: {MODEL} {PRETRAIN}",

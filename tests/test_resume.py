@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(quick_stages, tmp_path_factory) -> Path:
     """The folder of a short run that nothing interrupts."""
     return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("quick") / "whole").folder
 
