@@ -26,6 +26,7 @@ def shell():
         yield shell
         plt.close("all")
         plt.switch_backend(backend)
+    shell.restore_sys_module_state()  # __main__ again, which new processes look for
     InteractiveShell.clear_instance()
 
 
