@@ -23,9 +23,9 @@ def run_nodes(folder: Path, *, killed: tuple[int, int] | None = None, **settings
         command = ["pretrain", *flags(**SETTINGS, **settings, output_dir="run")]
         own = {"folder": folder / f"node{node}", "killed": killed if node else None}
         nodes.append(start(folder / f"node{node}.log", command, **own, **environment))
-    for node in nodes:
-        node.join(timeout=300)
-    return [node.exitcode for node in nodes]
+    for process in nodes:
+        process.join(timeout=300)
+    return [process.exitcode for process in nodes]
 
 
 def test_two_machines_without_a_shared_disk_go_on_after_one_has_died(tmp_path):
