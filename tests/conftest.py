@@ -1,26 +1,20 @@
+import functools
 import gc
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from PIL import Image
-from running import PRETRAIN
 
-import tinymae
-from tinymae.evaluation import figures, probes, segmentation
-from tinymae.files import write_atomically
-
-torch.set_num_threads(1)  # tiny models compute faster alone than in threads that wait for each other
+# What takes seconds to import is imported where it is used: the process that hands the tests out needs none of it.
+gc.set_threshold(20_000, 20, 20)  # a drawn graph is many more objects than the default expects
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "notebooks")]
 
 
-def pytest_collection_finish():
-    """Every run collects garbage, which need not look at the thousands of objects of the imports each time."""
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect():
+    """Every run collects garbage, which need not look each time at what earlier modules have imported and kept."""
     gc.collect()
     gc.freeze()
 
@@ -45,9 +39,20 @@ def mnist_dir() -> str:
     return find_data("MNIST", "MNIST")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny models compute faster alone than in threads that wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Each test starts as a new process would: seeded, with no Accelerate state left over."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
     torch.manual_seed(0)
     yield
     AcceleratorState._reset_state()
@@ -64,9 +69,23 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def one_registry():
+    """The ONNX exporter parses the sources of its 500 operators once, not for every graph."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """The folder of a small pretraining on digits."""
+    from running import PRETRAIN
+
+    import tinymae
+
     return tinymae.pretrain(**PRETRAIN, output_dir=tmp_path_factory.mktemp("runs") / "pretrain").folder
 
 
@@ -93,6 +112,8 @@ def quick_stages():
 
 def search_shortly(patch: pytest.MonkeyPatch) -> None:
     """Let probes choose between two settings."""
+    from tinymae.evaluation import probes, segmentation
+
     patch.setitem(probes.linear_fits.__kwdefaults__, "grid", [0.1, 0.01])
     patch.setitem(probes.fit_mlp.__kwdefaults__, "epochs", 2)
     patch.setitem(segmentation.fit_segmentation.__kwdefaults__, "steps", 100)
@@ -100,6 +121,12 @@ def search_shortly(patch: pytest.MonkeyPatch) -> None:
 
 def draw_tiles(patch: pytest.MonkeyPatch) -> None:
     """Let figures be bare tiles: to draw them by matplotlib takes longer than training a tiny model."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from tinymae.evaluation import figures
+    from tinymae.files import write_atomically
 
     def write(pixels, path) -> Path:
         image = Image.fromarray(np.asarray(pixels, dtype=np.uint8))

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import traceback
 import types
+from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,6 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RealGenerator = torch.Generator
@@ -67,6 +67,17 @@ def is_gpu(device) -> bool:
     if device is None or isinstance(device, torch.dtype | torch.memory_format | bool):
         return False
     return isinstance(device, int) or torch.device(device).type == "cuda"
+
+
+def tensors_in(value) -> Iterator[Tensor]:
+    """The tensors among arguments or results, in lists and dicts too: torch's own walk is slow for so few."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, dict):
+        yield from tensors_in([*value.values()])
 
 
 def size_of(tensor: Tensor) -> str:
@@ -125,7 +136,7 @@ class Ops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, _, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_in((args, kwargs))]
         on_gpu = any(marked(t) for t in tensors)
         if on_gpu and name not in CROSSES:
             self.require_one_device(name, args, tensors)
@@ -141,9 +152,8 @@ class Ops(TorchDispatchMode):
         if self.gpu.recording is not None:
             self.gpu.recording.calls.append((func, args, kwargs, result))
         if on_gpu and name not in ("copy_", "_foreach_copy_"):
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    mark(leaf)
+            for tensor in tensors_in(result):
+                mark(tensor)
             if name not in NO_KERNEL and not is_view(func):
                 self.log.kernels[self.log.phase, name] += 1
         return result
@@ -180,7 +190,7 @@ class PretendGraph:
         for number, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[number] if number < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(value):
+                for tensor in tensors_in(value):
                     memory = tensor.untyped_storage()
                     if memory.data_ptr() not in self.before:
                         with _disable_current_modes():
@@ -197,8 +207,8 @@ class PretendGraph:
             for func, args, kwargs, results in self.calls:
                 again = func(*args, **kwargs)
                 if not is_view(func):
-                    for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
-                        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    for old, new in zip(tensors_in(results), tensors_in(again), strict=True):
+                        if old.data_ptr() != new.data_ptr():
                             old.detach().copy_(new)
 
 
@@ -342,7 +352,7 @@ class PretendGPU(TorchFunctionMode):
             answer = self.answer(func, args[0], args, kwargs)
             if answer is not NotImplemented:
                 return answer
-        context = any(marked(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        context = any(marked(tensor) for tensor in tensors_in((args, kwargs)))
         if kwargs.get("device") is not None:
             context = is_gpu(kwargs["device"])
             kwargs["device"] = CPU if context else kwargs["device"]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from multiprocessing.process import BaseProcess
@@ -66,18 +67,35 @@ def launch(*command, **environment) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def start(log: Path, command: list[str], *, killed: tuple[int, int] | None = None, **environment: str) -> BaseProcess:
-    """The command line in a process of its own, whose output goes to `log`.
+def start(
+    log: Path, command: list[str], *, killed: tuple[int, int] | None = None, folder: Path | None = None,
+    **environment: str,
+) -> BaseProcess:  # fmt: skip
+    """The command line in a process of its own, whose output goes to `log`, in the working folder `folder`.
 
     With `killed`, a signal and a step, the process sends itself the signal in that step.
     """
-    process = PROCESSES.Process(target=work, args=(log, command, killed, environment, torch.get_num_threads()))
+    process = PROCESSES.Process(
+        target=work, args=(log, command, killed, folder or Path.cwd(), environment, torch.get_num_threads())
+    )
     process.start()
     return process
 
 
-def work(log: Path, command: list[str], killed: tuple[int, int] | None, environment: dict, threads: int) -> None:
+def group_of_two(**environment: str) -> list[dict[str, str]]:
+    """What a launcher tells each of two processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    return [common | {"RANK": rank, "LOCAL_RANK": rank} | environment for rank in "01"]
+
+
+def work(
+    log: Path, command: list[str], killed: tuple[int, int] | None, folder: Path, environment: dict, threads: int
+) -> None:
     """What `start` has its process do."""
+    os.chdir(folder)
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

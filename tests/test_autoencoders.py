@@ -27,10 +27,13 @@ FAMILIES: dict[str, tuple[Any, dict]] = {
     "conv_ae, its map": (ConvAutoencoder, {"width": 16, "depth": 1}),
     "vae": (VariationalAutoencoder, {"width": 16, "latent_dim": 10}),
     "vqvae": (VQAutoencoder, {"width": 16, "latent_dim": 6, "codebook_size": 20}),
-    "resnet_unet": (ResNetUNet, {"encoder": "resnet10t"}),
-    "resnet_unet without skips": (ResNetUNet, {"encoder": "resnet10t", "skips": False}),
-    "masked_conv": (MaskedConvAutoencoder, {"decoder_dim": 16}),
-    "masked_conv, plain pixels": (MaskedConvAutoencoder, {"norm_pix_loss": False, "loss": "ssim+l1"}),
+    "resnet_unet": (ResNetUNet, {"encoder": "test_resnet"}),
+    "resnet_unet without skips": (ResNetUNet, {"encoder": "test_resnet", "skips": False}),
+    "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext2", "decoder_dim": 16}),
+    "masked_conv, plain pixels": (
+        MaskedConvAutoencoder,
+        {"encoder": "test_convnext2", "norm_pix_loss": False, "loss": "ssim+l1"},
+    ),
     "pca": (PrincipalComponents, {"latent_dim": 10}),
 }
 TRAINED = [name for name, (family, _) in FAMILIES.items() if not family.fitted]
@@ -126,7 +129,7 @@ WHOLE_GRAPHS = {
     "vae": (VariationalAutoencoder, {"width": 8, "latent_dim": 8}),
     "vqvae": (VQAutoencoder, {"width": 8, "codebook_size": 16}),
     "resnet_unet": (ResNetUNet, {"encoder": "test_resnet"}),
-    "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext", "decoder_dim": 8}),
+    "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext2", "decoder_dim": 8}),
 }
 
 

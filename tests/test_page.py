@@ -41,7 +41,7 @@ def serve(folder):
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def shown(one_registry, tmp_path_factory):
     """A page of a small random model, wide and in colour, with what it was made of."""
     try:
         fetch_runtime()

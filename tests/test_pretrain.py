@@ -76,7 +76,7 @@ FAMILIES = {
     "vae": {"width": 16, "latent_dim": 32, "beta": 0.1, "kl_warmup_steps": 10},
     "vqvae": {"width": 16, "latent_dim": 8, "codebook_size": 64, "epochs": 2},
     "resnet_unet": {"encoder": "test_resnet", "skips": False},
-    "masked_conv": {"encoder": "test_convnext", "patch_size": 2, "decoder_dim": 16},
+    "masked_conv": {"encoder": "test_convnext2", "patch_size": 2, "decoder_dim": 16},
     "pca": {"latent_dim": 32},
 }
 
@@ -158,7 +158,7 @@ def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
 
 
 def test_cifar10_trains_with_the_recipe(cifar10_dir, tmp_path):
-    small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.15}
+    small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.05}
     run = tinymae.pretrain("cifar10", data_dir=cifar10_dir, **small, probe_images=500, output_dir=tmp_path)
     assert 10 < run.results["knn_val"] < 60 and run.model.image_size == (32, 32)
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -12,7 +11,20 @@ import pytest
 import torch
 from conftest import SCRIPTS
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, TWO_PHASES, flags, launch, metrics, same_files, start
+from running import (
+    DIGITS,
+    FEW,
+    MODEL,
+    PRETRAIN,
+    QUICK,
+    TWO_PHASES,
+    flags,
+    group_of_two,
+    launch,
+    metrics,
+    same_files,
+    start,
+)
 from safetensors.torch import load_file
 
 import tinymae
@@ -22,6 +34,12 @@ from tinymae.training.progress import PAUSED, Stopped
 from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
+
+
+@pytest.fixture(scope="module")
+def whole(quick_stages, tmp_path_factory) -> Path:
+    """The folder of a short run that nothing interrupts."""
+    return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("quick") / "whole").folder
 
 
 def small_model() -> MaskedAutoencoder:
@@ -38,16 +56,16 @@ def values(folder: Path) -> list[dict]:
 
 
 RUNS = {
-    "one phase": ("pretrain", QUICK | {"gradient_accumulation_steps": 2, "probe_every": 1}),
-    "two phases": ("pretrain", QUICK | TWO_PHASES | {"probe_every": 1, "keep_every": 1}),
+    "one phase": ("pretrain", QUICK | {"batch_size": 32, "gradient_accumulation_steps": 2, "probe_every": 1}),
+    "two phases": ("pretrain", QUICK | TWO_PHASES | {"batch_size": 32, "probe_every": 1, "keep_every": 1}),
     "contrast alone, muon": ("pretrain", QUICK | TWO_PHASES | {"epochs": 1, "contrast_epochs": 1, "optimizer": "muon"}),
     "a codebook": ("pretrain", FEW | {"model": "vqvae", "width": 8, "latent_dim": 4, "codebook_size": 16, "flip": False,
-                                      "batch_size": 16, "epochs": 2, "log_every": 1}),
-    "fine-tuning": ("finetune", FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1,
+                                      "batch_size": 32, "epochs": 2, "log_every": 1}),
+    "fine-tuning": ("finetune", FEW | {"batch_size": 32, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1,
                                        "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "mixup": 0.8,
                                        "random_erasing": 0.5, "trivial_augment": True, "final_epochs": 1}),
     "fine-tuning with images without labels": ("finetune", FEW | {
-        "batch_size": 8, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1, "label_fraction": 0.5,
+        "batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "eval_every": 1, "label_fraction": 0.5,
         "val_labels": 4, "drop_path": 0.2, "patch_drop": 0.25, "crop_padding": 1, "trivial_augment": True,
         "gradient_accumulation_steps": 2, "unlabelled": 3, "unlabelled_warmup": 0.4, "unlabelled_threshold": 0.1}),
 }  # fmt: skip
@@ -139,11 +157,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 def run_two(log: Path, command: list[str], **options) -> tuple[set[int | None], str]:
     """The same command as two processes of one run: (their exit codes, their output)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
-    processes = [start(log, command, **options, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    processes = [start(log, command, **options, **environment) for environment in group_of_two()]
     for process in processes:
         process.join()
     return {process.exitcode for process in processes}, log.read_text()
@@ -197,7 +211,7 @@ def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, tmp_path, monkeypatch):
+def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, whole, tmp_path, monkeypatch):
     """The run dies just before the last file but `number` is put in its place."""
 
     class Killed(BaseException):
@@ -216,8 +230,7 @@ def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, 
         tinymae.pretrain(**QUICK, output_dir=tmp_path / "killed")
     assert not (tmp_path / "killed" / "results.json").exists()
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "killed")
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
-    assert same_files(tmp_path / "whole", tmp_path / "killed", "model.safetensors", "config.json")
+    assert same_files(whole, tmp_path / "killed", "model.safetensors", "config.json")
     assert all((tmp_path / "killed" / name).exists() for name in names)
 
 
@@ -289,28 +302,25 @@ def test_pixels_from_python_are_told_apart(tmp_path):
 # ---- what is around a run does not change it
 
 
-def test_accelerates_environment_does_not_override_the_settings(tmp_path, monkeypatch):
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "plain")
+def test_accelerates_environment_does_not_override_the_settings(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "environment")
-    assert same_files(tmp_path / "plain", tmp_path / "environment")
+    assert same_files(whole, tmp_path / "environment")
 
 
-def test_an_earlier_run_of_the_process_does_not_change_a_later_one(tmp_path):
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "first")
+def test_an_earlier_run_of_the_process_does_not_change_a_later_one(whole, tmp_path):
     for name, settings in {"bf16": {"mixed_precision": "bf16"}, "parts": {"gradient_accumulation_steps": 4}}.items():
         tinymae.pretrain(**QUICK | settings, output_dir=tmp_path / name)
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "again")
-    assert same_files(tmp_path / "first", tmp_path / "again")
-    assert not same_files(tmp_path / "first", tmp_path / "bf16")
-    assert_same_weights(tmp_path / "first", tmp_path / "parts")
+    assert same_files(whole, tmp_path / "again")
+    assert not same_files(whole, tmp_path / "bf16")
+    assert_same_weights(whole, tmp_path / "parts")
 
 
-def test_a_run_in_another_thread_is_the_same(tmp_path):
+def test_a_run_in_another_thread_is_the_same(whole, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=lambda: tinymae.pretrain(**QUICK, output_dir=tmp_path / "thread"))
     thread.start()
     thread.join()
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "main")
-    assert same_files(tmp_path / "main", tmp_path / "thread") and signal.getsignal(signal.SIGINT) is before
+    assert same_files(whole, tmp_path / "thread") and signal.getsignal(signal.SIGINT) is before

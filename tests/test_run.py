@@ -66,24 +66,31 @@ def spoil_loss(losses) -> None:
 # ---- what is not finite
 
 
+SAVING = QUICK | TWO_PHASES | {"epochs": 5, "contrast_epochs": 4, "probe_every": 1, "keep_every": 1}
+SAVING |= {"checkpoint_minutes": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(quick_stages, tmp_path_factory):
+    """The folder of a run with SAVING in which all is finite."""
+    return tinymae.pretrain(**SAVING, output_dir=tmp_path_factory.mktemp("saving") / "whole").folder
+
+
 @pytest.mark.parametrize("step", [3, 4, 7, 12])
-def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(step, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(step, whole, tmp_path, monkeypatch):
     """In a step with a checkpoint due: amid a phase, at the end of a phase, where weights are kept, at the end."""
-    settings = QUICK | TWO_PHASES | {"epochs": 5, "contrast_epochs": 4, "probe_every": 1, "keep_every": 1}
-    settings |= {"checkpoint_minutes": 0}
     with monkeypatch.context() as patch:
         plant(patch, step, spoil_gradient)
         with pytest.raises(
             Diverged, match=rf"the gradient's norm is nan at step {step} .*step-0+{step - 1}-.*--base-lr"
         ):
-            tinymae.pretrain(**settings, output_dir=tmp_path / "run")
+            tinymae.pretrain(**SAVING, output_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "results.json").exists()
     for path in [*(tmp_path / "run").glob("epochs/*")]:
         assert all(tensor.isfinite().all() for tensor in tinymae.load(path).state_dict().values())
-    tinymae.pretrain(**settings, output_dir=tmp_path / "run")  # goes on from the step before
-    tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
-    assert same_files(tmp_path / "run", tmp_path / "whole")
+    tinymae.pretrain(**SAVING, output_dir=tmp_path / "run")  # goes on from the step before
+    assert same_files(tmp_path / "run", whole)
 
 
 def test_a_gradient_that_is_not_finite_is_found_without_a_checkpoint_due(tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ def build(kind: str):
         "conv_ae": (ConvAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4}),
         "vae": (VariationalAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4}),
         "vqvae": (VQAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4, "codebook_size": 8}),
-        "resnet_unet": (ResNetUNet, {"encoder": "resnet10t", "image_size": 8}),
-        "masked_conv": (MaskedConvAutoencoder, {"image_size": 8, "decoder_dim": 8}),
+        "resnet_unet": (ResNetUNet, {"encoder": "test_resnet", "image_size": 8}),
+        "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext2", "image_size": 8, "decoder_dim": 8}),
         "pca": (PrincipalComponents, {"image_size": 8, "latent_dim": 4}),
     }[kind]
     return family(**arguments)
