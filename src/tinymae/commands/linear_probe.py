@@ -175,7 +175,7 @@ def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
     head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
-    """Write the head, and the confusion matrix or, of several labels an image, the table by class: on the main process."""
+    """Write the head, and the confusion matrix or, of several labels an image, the table by class."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
