@@ -290,8 +290,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         contrasted = 0.0 if phase.views == 1 else epoch - stretch.first_epoch
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
-    length = {"epochs": epoch, "contrast_epochs": contrasted, "steps": step, "minutes": run.clock.minutes}
-    return length | look(step)
+    length = {"epochs": epoch} | ({"contrast_epochs": contrasted} if settings.contrast_epochs else {})
+    return length | {"steps": step, "minutes": run.clock.minutes} | look(step)
 
 
 def draw_inputs(
