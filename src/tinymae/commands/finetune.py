@@ -161,7 +161,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
             }  # fmt: skip
             title = f"{settings.start} on {settings.data_name}"
             figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
-        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
+        table = "per_class.csv" if judged.several else "confusion_matrix.png"
+        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", table]
         run.finish(results, [run.folder / name for name in files])
     return Result(judged.eval(), results, run.folder)
 
