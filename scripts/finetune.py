@@ -2,7 +2,7 @@
 
 The defaults are for a CPU: on CIFAR-10 15 epochs with half of the patches left out, 42 to 55 minutes of one core with
 bf16, and 89.8 +- 0.2 on test (three seeds) from the vit-t-mae of 0.2. The released classifier has 94.8 +- 0.1, by 80
-epochs with stronger augmentation, three minutes of an H100: docs/results.md has its command.
+epochs with stronger augmentation, in minutes of an H100: docs/results.md has its command.
 
     accelerate launch scripts/finetune.py --weights runs/mae --data cifar10 --output-dir runs/finetune
     python scripts/finetune.py --from-scratch --data cifar10 --output-dir runs/scratch

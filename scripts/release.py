@@ -313,8 +313,11 @@ def summarise(settings: ReleaseSettings, results: dict[str, dict]) -> dict[str, 
 
 def count_cost(settings: ReleaseSettings, mae: Path, pretrainings: list[Path]) -> dict:
     """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
-    patch_drop = FinetuneSettings(from_scratch=True, **settings.extra_of("finetune", "all")).patch_drop
-    flops = count_flops(mae, patch_drop=patch_drop)
+    recipe = FinetuneSettings(from_scratch=True, **settings.extra_of("finetune", "all"))
+    flops = count_flops(mae, patch_drop=recipe.patch_drop)
+    if recipe.final_epochs:  # on all patches
+        whole, ratio = count_flops(mae, patch_drop=0.0)["fine-tuning"], recipe.final_epochs / settings.finetune_epochs
+        flops["fine-tuning"] = round(flops["fine-tuning"] * (1 - ratio) + whole * ratio)
     passes = sum(count_passes(run) for run in pretrainings)
     matched = round(settings.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
     return {

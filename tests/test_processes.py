@@ -1,5 +1,6 @@
 """What the processes of one run agree on and share, as each of them sees it; test_resume starts real ones."""
 
+import contextlib
 import itertools
 import time
 
@@ -8,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tinymae import MaskedAutoencoder, load_dataset
-from tinymae.commands.pretrain import encode_together
+from tinymae.commands.features import map_together
 from tinymae.training import run as runs
 from tinymae.training.run import Run
 
@@ -54,7 +55,7 @@ class Gathered(Exception):
 class OneOf:
     """An Accelerator as one of several processes sees it, which the others have told `parts`."""
 
-    device = torch.device("cpu")
+    device, is_main_process, autocast = torch.device("cpu"), False, contextlib.nullcontext
 
     def __init__(self, index: int, count: int, parts=None):
         self.process_index, self.num_processes, self.parts = index, count, parts
@@ -79,9 +80,9 @@ def test_features_are_computed_by_all_processes_each_its_part():
     parts = []
     for index in range(3):
         with pytest.raises(Gathered) as given:
-            encode_together(model, OneOf(index, 3), dataset)
+            map_together(model.encode, dataset, OneOf(index, 3), batch_size=46)
         parts.append(given.value.args[0])
     assert encoded == [46, 46, 45]
-    alone = encode_together(model, Accelerator(cpu=True), dataset)
+    alone = map_together(model.encode, dataset, Accelerator(cpu=True), batch_size=46)
     for index in range(3):
-        torch.testing.assert_close(encode_together(model, OneOf(index, 3, parts), dataset), alone)
+        assert torch.equal(map_together(model.encode, dataset, OneOf(index, 3, parts), batch_size=46), alone)

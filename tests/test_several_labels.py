@@ -144,6 +144,11 @@ def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(ta
     assert run.results["ap_test"] == pytest.approx(100 * expected, abs=0.01)
     assert run.results["mean_ap_test"] > 2 * 100 * float(test.labels.float().mean())  # twice what guessing has
     assert [row["step"] for row in metrics(run.folder) if "mean_ap_val" in row] == [210, 420]
+    assert (
+        f"| mean average precision, test | {run.results['mean_ap_test']:.2f} |"
+        in (run.folder / "README.md").read_text()
+    )
+    assert len(list(csv.DictReader((run.folder / "per_class.csv").open()))) == 10
 
     found = tinymae.evaluate(table, weights=run.folder, mixed_precision="no", output_dir=tmp_path / "evaluate").results
     assert found["mean_ap"] == pytest.approx(run.results["mean_ap_test"], abs=0.01)

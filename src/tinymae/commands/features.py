@@ -147,8 +147,8 @@ def whole_batches(indices: Tensor, batch_size: int, processes: int) -> list[Tens
 
 
 def map_together(
-    function: Callable[[Tensor], Tensor], dataset: Dataset, accelerator: Accelerator, *, batch_size: int,
-    at: Tensor | None = None, num_workers: int = 2, desc: str | None = None,
+    function: Callable[[Tensor], Tensor], dataset: Dataset, accelerator: Accelerator, *,
+    batch_size: int = 256, at: Tensor | None = None, num_workers: int = 2, desc: str | None = None,
 ) -> Tensor:  # fmt: skip
     """`function` of the images at `at` (N,), or of all: (N, ...) in float32 on the CPU of every process.
 

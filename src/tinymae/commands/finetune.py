@@ -21,7 +21,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy, map_dataset
+from ..evaluation.metrics import accuracy
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
@@ -37,6 +37,7 @@ from ..training.loop import Schedule, create_optimizer, parameter_groups, train_
 from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
+from .features import map_together
 from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
 from .several import report_several
 from .unlabelled import Stage, UnlabelledSettings
@@ -160,7 +161,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
             }  # fmt: skip
             title = f"{settings.start} on {settings.data_name}"
             figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
-        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "confusion_matrix.png"]
+        table = "per_class.csv" if judged.several else "confusion_matrix.png"
+        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", table]
         run.finish(results, [run.folder / name for name in files])
     return Result(judged.eval(), results, run.folder)
 
@@ -342,5 +344,5 @@ def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
 def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
     """Logits (N, classes), on the CPU."""
     model.eval()
-    with run.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling it would take longer
-        return map_dataset(model, dataset, device=run.accelerator.device)
+    with torch.compiler.set_stance("force_eager"):  # compiling it would take longer
+        return map_together(model, dataset, run.accelerator)

@@ -17,7 +17,7 @@ from ..data.batches import Batch, chunks, pick
 from ..data.datasets import Dataset
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy, map_dataset
+from ..evaluation.metrics import accuracy
 from ..evaluation.neighbours import knn_predict
 from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
@@ -30,11 +30,12 @@ from ..models.vit import choose_attention, describe
 from ..models.weights import FAMILIES, save_autoencoder
 from ..randomness import Draws, derive_seed, seeded
 from ..tensors import pair
-from ..training.device import deterministic_algorithms, gather_parts
+from ..training.device import deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete, defaults_of
+from .features import map_together
 from .settings import EncoderSettings, Result, SheetSettings, TrainingSettings, keywords_of, setting, with_default
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
@@ -289,8 +290,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         contrasted = 0.0 if phase.views == 1 else epoch - stretch.first_epoch
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
-    length = {"epochs": epoch, "contrast_epochs": contrasted, "steps": step, "minutes": run.clock.minutes}
-    return length | look(step)
+    length = {"epochs": epoch} | ({"contrast_epochs": contrasted} if settings.contrast_epochs else {})
+    return length | {"steps": step, "minutes": run.clock.minutes} | look(step)
 
 
 def draw_inputs(
@@ -428,10 +429,8 @@ def look_at(
     model.eval()
     with run.pause(), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
         if train_set.labels is not None and val_set.labels is not None:
-            known, asked = (
-                encode_together(model, accelerator, dataset, num_workers=settings.num_workers).to(accelerator.device)
-                for dataset in (train_set, val_set)
-            )
+            encode = partial(map_together, model.encode, accelerator=accelerator, num_workers=settings.num_workers)
+            known, asked = (encode(dataset).to(accelerator.device) for dataset in (train_set, val_set))
             labels = train_set.labels.to(accelerator.device)
             classes = knn_predict(known, labels, asked, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, val_set.labels)
@@ -440,15 +439,6 @@ def look_at(
         run.progress.log(step, results)
         accelerator.wait_for_everyone()
     return results
-
-
-def encode_together(model: Autoencoder, accelerator: Accelerator, dataset: Dataset, *, num_workers: int = 2) -> Tensor:
-    """Features (N, F) on the CPU of every process, each of which computes its part."""
-    parts = torch.arange(len(dataset)).tensor_split(accelerator.num_processes)
-    own = parts[accelerator.process_index]
-    some = dataset if accelerator.num_processes == 1 else dataset.subset(own)
-    rows = map_dataset(model.encode, some, device=accelerator.device, num_workers=num_workers)
-    return gather_parts(accelerator, rows, parts)
 
 
 def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, dataset: Dataset, step: int) -> dict:

@@ -11,7 +11,8 @@ from ..files import read_json, write_atomically
 
 SCORES = {
     "accuracy_test": "accuracy, test", "accuracy_val": "accuracy, validation", "probe_test": "linear probe, test",
-    "knn_test": "k-NN, test", "knn_val": "k-NN, validation",
+    "knn_test": "k-NN, test", "knn_val": "k-NN, validation", "mean_ap_test": "mean average precision, test",
+    "mean_ap_val": "mean average precision, validation",
 }  # fmt: skip
 PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curves.png")
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
@@ -64,7 +65,8 @@ def front_matter(
     found = [
         EvalResult(
             task_type=task, dataset_type=dataset or data, dataset_name=data, dataset_split=split[1],
-            metric_type="accuracy", metric_name=score, metric_value=round(float(value), 2),
+            metric_type="mAP" if "average precision" in score else "accuracy", metric_name=score,
+            metric_value=round(float(value), 2),
         )
         for score, value in scores.items()
         if (split := re.search(r", (test|validation)\b", score))

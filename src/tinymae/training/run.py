@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from filelock import BaseFileLock
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import is_about, lock_folder, write_atomically, write_json
@@ -134,8 +135,9 @@ class Run:
         return f"{count} process{'es' if count > 1 else ''} on {self.accelerator.device.type}"
 
     def print(self, text: str) -> None:
-        """Print on the main process."""
-        self.accelerator.print(text)
+        """Print on the main process, above the progress bar if there is one."""
+        if self.is_main:
+            tqdm.write(text)
 
     def print_summary(self, model: nn.Module, *, depth: int) -> None:
         """torchinfo's table of the layers."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from ...errors import InputError
 from ..images import Range
@@ -95,6 +94,8 @@ def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
     [[0, 1], [1, 1], [0, 0]]
     """
     if labels.dtype.kind == "U" and any(SEPARATOR in label for label in labels):
+        from sklearn.preprocessing import MultiLabelBinarizer
+
         binarizer = MultiLabelBinarizer()
         named = ([name.strip() for name in label.split(SEPARATOR) if name.strip()] for label in labels)
         several = binarizer.fit_transform(named).astype(np.uint8)
