@@ -7,6 +7,7 @@ Stored are the images of cells tagged `keep-output`, so that GitHub shows them; 
 
 import base64
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     Raises nbclient's CellExecutionError for a cell that fails, with the cell and the traceback.
     """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
+    client.execute(env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"})  # whatever it was
     return notebook
 
 

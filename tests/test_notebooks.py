@@ -53,8 +53,9 @@ def test_every_cell_of_a_notebook_runs(path, request, monkeypatch, shell):
     assert images >= 3
 
 
-def test_an_executed_notebook_keeps_the_images_of_its_tagged_cells(tmp_path):
-    """In a kernel, as `make notebooks` runs them."""
+def test_an_executed_notebook_keeps_the_images_of_its_tagged_cells(tmp_path, monkeypatch):
+    """In a kernel, as `make notebooks` runs them, even where MPLBACKEND asks for no images."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     cell = nbformat.v4.new_code_cell
     draw = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
     cells = [cell(draw), cell(draw + "\nprint('drawn')", metadata={"tags": [execute.KEPT]}), cell("1 + 1")]
