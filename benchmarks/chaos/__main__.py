@@ -4,7 +4,7 @@
     python -m benchmarks.chaos --minutes 5 --only kills --seed 7
     python -m benchmarks.chaos --minutes 1 --only images --first 1234    # a case that the JSON names, again
 
-A case is lost if a repeated command does not end in the weights of an undisturbed run, if an error is not one line that
+A case is lost if a repeated command does not end in the files of an undisturbed run, if an error is not one line that
 the library meant to say, or if a damaged file is used. Prints a table and saves JSON, also on the way; exits with 1 if
 any case is lost.
 """
@@ -80,15 +80,15 @@ class Record:
     def begin(self, part: str) -> None:
         """From here on cases are of this part."""
         self.part_began = time.monotonic()
-        self.content["parts"][part] = {"tried": 0, "lost": 0, "seconds": 0.0, "losses": []}
+        self.content["parts"][part] = {"tried": 0, "lost": 0, "seconds": 0.0, "counts": {}, "losses": []}
 
     def add(self, part: str, case: dict) -> None:
         """Count a case; one that is lost is shown at once and kept."""
         row, now = self.content["parts"][part], time.monotonic()
         row["tried"] += 1
         row["seconds"] = round(now - self.part_began, 1)
-        if "kills" in case:
-            row["kills"] = row.get("kills", 0) + case["kills"]
+        for name, count in case.get("counts", {}).items():
+            row["counts"][name] = row["counts"].get(name, 0) + count
         if case["lost"] is not None:
             row["lost"] += 1
             row["losses"].append(case)
@@ -111,8 +111,8 @@ class Record:
         self.write()
         print(f"{'part':14}{'tried':>8}{'lost':>8}{'seconds':>10}")
         for part, row in self.content["parts"].items():
-            extra = f"   {row['kills']:,} kills" if "kills" in row else ""
-            print(f"{part:14}{row['tried']:>8,}{row['lost']:>8}{row['seconds']:>10.0f}{extra}")
+            counts = ", ".join(f"{count:,} {name}" for name, count in row["counts"].items())
+            print(f"{part:14}{row['tried']:>8,}{row['lost']:>8}{row['seconds']:>10.0f}   {counts}")
         print(f"wrote {self.output}")
 
 
