@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,8 @@ def attempt(runs: Runs, seed: int, number: int) -> Case:
     generator = np.random.default_rng([seed, 3, number])
     name = NAMES[number % len(NAMES)]
     runs.reference(name)
+    disturb: Callable[..., None]
+    arguments: tuple
     if generator.random() < 0.3:
         more = int(2 ** generator.uniform(16, 28))
         what, disturb, arguments = f"{name}: {more:,} bytes more", limit_memory, (more,)

@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Progress:
     def __init__(self, folder: Path, accelerator: Accelerator, *, log_every: int, minutes: Callable[[], float]):
         self.folder, self.accelerator, self.log_every, self.minutes = folder, accelerator, log_every, minutes
         self.is_main, self.bar, self.skipped_steps = accelerator.is_main_process, None, 0
-        self.known_step, self.known = -1, []
+        self.known_step, self.known = -1, list[KeysView[str]]()
 
     @property
     def metrics(self) -> list[dict]:
