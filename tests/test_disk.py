@@ -6,11 +6,12 @@ import time
 
 import pytest
 from accelerate import Accelerator
-from running import QUICK, metrics
+from running import FEW, QUICK, metrics
 
 import tinymae
-from tinymae import InputError
+from tinymae import InputError, MaskedAutoencoder
 from tinymae.files import is_about, lock_folder
+from tinymae.training import run as training_run
 from tinymae.training.run import Run
 
 
@@ -86,3 +87,52 @@ def test_an_error_about_another_file_is_raised_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError) as found, run_in(tmp_path):
         raise missing
     assert found.value is missing
+
+
+def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
+    left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".unnamed.pt.partial-71"]
+    others = [tmp_path / "model.safetensors", tmp_path / "other" / ".lock", tmp_path / "other" / ".args.json.partial-8"]
+    for path in (*left, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    lock_folder(tmp_path).release()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)  # another run's are its own
+
+
+def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):
+    """Amid a part of the table, and after the table but before its parts were removed."""
+    parts = tmp_path / "parts"
+    encoder = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+    for left in (".000000.parquet.partial-7", "000000.parquet"):
+        parts.mkdir()
+        (parts / left).touch()
+        if left == "000000.parquet":
+            assert (tmp_path / "embeddings.parquet").exists()
+        tinymae.embed(**FEW, weights=encoder, output_dir=tmp_path, formats=())
+        assert not parts.exists()
+
+
+def test_results_are_written_last(quick_figures, tmp_path, monkeypatch):
+    """A study that finds them does not run again, so nothing may come after them."""
+
+    def killed(folder, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
+    monkeypatch.undo()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert (tmp_path / "results.json").exists() and (tmp_path / "README.md").exists()
+
+
+def test_a_finished_run_that_is_repeated_measures_its_end_once(quick_figures, tmp_path):
+    def measured():
+        return [(row["step"], [*row]) for row in metrics(tmp_path)]
+
+    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
+    first = measured()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
+    assert measured() == first and sum("knn_val" in keys for _, keys in first) == 3

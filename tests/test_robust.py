@@ -1,5 +1,6 @@
 """Kills, damage, full disks, hostile images: nothing saved is lost, nothing broken is used."""
 
+import errno
 import itertools
 import json
 import os
@@ -16,14 +17,17 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from running import refused
 from safetensors.torch import load_file
 
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
+from tinymae.commands import pretrain
 from tinymae.data import images
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import look_at_header, read_image
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
 from tinymae.training.checkpoints import Checkpoints
+from tinymae.training.device import ran_out_of_memory
 from tinymae.training.progress import Diverged
 from tinymae.training.run import Run
 
@@ -400,3 +404,56 @@ def test_any_mask_hides_what_it_says(batch, patches, ratio):
 def test_released_weights_carry_their_checksum():
     for path in (Path(__file__).parent.parent / "weights").glob("*/model.safetensors"):
         assert read_tensors(path).keys() == load_file(path).keys()
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),  # oneDNN, of memory for what it compiles
+        (RuntimeError("could not create a primitive descriptor for a matmul primitive"), False),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (MemoryError(), True),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, wanted):
+    assert ran_out_of_memory(error) is wanted
+
+
+def test_the_remedies_for_memory_are_those_that_a_command_has(tmp_path):
+    told = {}
+    for saving in (None, False, True):
+        with (
+            pytest.raises(InputError, match="memory ran out with batch_size 16: ") as stop,
+            Run(tmp_path, Accelerator(cpu=True), arguments={"batch_size": 16}, gradient_checkpointing=saving),
+        ):
+            raise MemoryError
+        told[saving] = str(stop.value)
+    assert "--gradient-checkpointing" in told[False] and all("--batch-size" in text for text in told.values())
+    assert told[None] == told[True] and "--gradient-checkpointing" not in told[True]
+
+
+def test_memory_that_runs_out_before_there_is_a_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "create_model", lambda *_: torch.empty(1 << 60))
+    line = refused(capsys, "pretrain", data="digits", batch_size=64, output_dir=tmp_path / "run")
+    assert "memory ran out with batch_size 64: repeat the command with --gradient-checkpointing" in line
+
+
+def test_memory_that_runs_out_in_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def fail(*_):
+        torch.empty(1 << 60)
+
+    checkpoints = checkpoints_in(tmp_path)
+    checkpoints.save(state_of(1), step=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            checkpoints.save(state_of(2), step=2)
+    assert checkpoints.load()["step"] == 1

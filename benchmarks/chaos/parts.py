@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, clock, disk, images, kills, weights
+from . import checkpoints, clock, disk, images, kills, memory, weights
 from .cases import Case
 from .runs import PROCESSES, Runs
 
-RUN_PARTS = {"kills": kills.attempt, "disk": disk.attempt, "clock": clock.attempt}  # of commands in processes
+RUN_PARTS = {  # of commands in processes
+    "kills": kills.attempt, "disk": disk.attempt, "clock": clock.attempt, "memory": memory.attempt,
+}  # fmt: skip
 FILE_PARTS = {"images": images.prepare, "weights": weights.prepare, "checkpoints": checkpoints.prepare}
 PARTS = (*RUN_PARTS, *FILE_PARTS)
 

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,18 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder that is locked, and below it.
+
+    Folders below that have a lock of their own are left to those who hold it.
+    """
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not Path(place, name, ".lock").exists()]
+        for name in names:
+            if re.fullmatch(r"\..+\.partial-\d+", name):
+                Path(place, name).unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -163,7 +176,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def lock_folder(folder: Path) -> BaseFileLock:
-    """Hold `folder` until the lock is released or the process ends, however it ends.
+    """Hold `folder` until the lock is released or the process ends, however it ends; it begins without partial files.
 
     Raises InputError if somebody else holds it, or if it cannot be made or written to.
     """
@@ -171,6 +184,7 @@ def lock_folder(folder: Path) -> BaseFileLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", thread_local=False)
         lock.acquire(blocking=False)
+        remove_partials(folder)
     except Timeout:
         raise InputError(f"output_dir {folder} is in use by another process: wait for it, or choose another") from None
     except OSError as error:

@@ -96,16 +96,26 @@ def run_command(
 def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None):
     """The same for any function of any settings."""
     from ..errors import InputError
+    from ..training.device import explain_memory, ran_out_of_memory
     from ..training.progress import Stopped
 
     parser = create_parser(settings, prog=prog, description=description)
+    chosen = None
     try:
-        run(settings(**parse(parser, arguments)))
+        chosen = settings(**parse(parser, arguments))
+        run(chosen)
     except InputError as error:
         sys.exit(exit_with(f"{parser.prog}: error: {error}"))
     except Stopped as stopped:
         print(f"{parser.prog}: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        # Before there is a run that says it: while data are read, or a model is made.
+        batch_size, saving = (getattr(chosen, name, None) for name in ("batch_size", "gradient_checkpointing"))
+        told = explain_memory(batch_size, gradient_checkpointing=saving)
+        sys.exit(exit_with(f"{parser.prog}: error: {told}"))
 
 
 def exit_with(line: str) -> int:

@@ -1,6 +1,7 @@
 """Turn images into a table of features: Parquet, .npz, TensorBoard's projector, and a map to look at."""
 
 import math
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -94,9 +95,8 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
             write_atomically(parts[number], partial(pq.write_table, rows))
     if run.is_main and not path.exists():
         write_atomically(path, lambda beside: join_tables(parts, beside))
-        for part in parts:
-            part.unlink()
-        folder.rmdir()
+    if run.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
     return path
 
 

@@ -307,7 +307,7 @@ class TrainingSettings(RunSettings):
 
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
-        names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes")
+        names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes", "gradient_checkpointing")
         return {name: getattr(self, name) for name in names}
 
     def plan_batches(

@@ -20,20 +20,20 @@ HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "m
 
 def write_card(
     folder: str | Path, *, run: str | Path | None = None, title: str | None = None, remarks: str = "",
-    scores: dict[str, float] | None = None, licence: str | None = None,
+    scores: dict[str, float] | None = None, licence: str | None = None, results: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write README.md beside weights: data, recipe, cost, scores, images, checksum and licence. Returns its path.
 
-    `run` is the folder whose args.json and results.json state these (the weights' own by default); `remarks` is a
-    paragraph of one's own, `scores` replaces the run's, in percent, `licence` is that of the weights ("MIT"). The head
-    is metadata for the Hugging Face Hub, which shows the scores that name a split: "linear probe, test".
+    `run` is the folder whose args.json and results.json state these (the weights' own by default), and `results` what
+    its results.json is going to say; `remarks` is a paragraph of one's own, `scores` replaces the run's, in percent,
+    `licence` is that of the weights ("MIT"). The head is metadata for the Hugging Face Hub, which shows the scores that
+    name a split: "linear probe, test".
 
     Raises InputError if a file is missing or damaged.
     """
     folder, run = Path(folder), Path(run or folder)
-    config, recorded, results = (
-        read_json(folder / "config.json"), read_json(run / "args.json"), read_json(run / "results.json")
-    )  # fmt: skip
+    config, recorded = read_json(folder / "config.json"), read_json(run / "args.json")
+    results = read_json(run / "results.json") if results is None else results
     settings, classifies = recorded["arguments"], "label_names" in config
     data, name = Path(str(settings["data"])).name, title or folder.absolute().name
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import file_digest, write_atomically
+from .device import ran_out_of_memory
 from .progress import Diverged
 
 KEPT = 2
@@ -64,6 +65,8 @@ class Checkpoints:
             write_atomically(unnamed, lambda beside: torch.save(state, beside))
             os.replace(unnamed, unnamed.with_name(f"step-{step:09d}-{file_digest(unnamed)}.pt"))
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+            if ran_out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"the checkpoint of step {step} could not be written ({reason}); the last good one is {self.last}. "

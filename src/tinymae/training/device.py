@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -21,6 +23,11 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
+# How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
+# descriptor" means that it cannot compute such a thing at all.
+OUT_OF_MEMORY = (
+    r"out of memory|ALLOC_FAILED|can't allocate memory|bad_alloc|could not create a (memory object|primitive)$"
+)
 
 
 def keep_freed_memory(keep: bool = True) -> None:
@@ -89,7 +96,20 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a GPU's, Python's or a CPU's way to say that an allocation failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(re.search(OUT_OF_MEMORY, str(error).strip()))
+
+
+def explain_memory(batch_size: int | None, *, gradient_checkpointing: bool | None) -> str:
+    """What to tell the user when an allocation failed. Gradient checkpointing is on, off, or not known here (None)."""
+    lines = ["memory ran out", "" if batch_size is None else f" with batch_size {batch_size}", ": repeat the command "]
+    if gradient_checkpointing is False:
+        lines.append("with --gradient-checkpointing, or ")
+    lines.append("when there is more, and it resumes")
+    if batch_size is not None:
+        lines.append("; or give a smaller --batch-size in another --output-dir")
+    return "".join(lines)
 
 
 def gather_parts(accelerator: Accelerator, rows: Tensor, parts: Sequence[Tensor]) -> Tensor:

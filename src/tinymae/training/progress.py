@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class Progress:
     def __init__(self, folder: Path, accelerator: Accelerator, *, log_every: int, minutes: Callable[[], float]):
         self.folder, self.accelerator, self.log_every, self.minutes = folder, accelerator, log_every, minutes
         self.is_main, self.bar, self.skipped_steps = accelerator.is_main_process, None, 0
+        self.known_step, self.known = -1, list[KeysView[str]]()
 
     @property
     def metrics(self) -> list[dict]:
@@ -76,10 +77,13 @@ class Progress:
         return read_metrics(path) if path.exists() else []
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+        """Drop the lines of metrics.jsonl that a resumed run will write again, but for what it measures at its end."""
         path = self.folder / "metrics.jsonl"
         if self.is_main and path.exists():
-            text = "".join(json.dumps(row) + "\n" for row in self.metrics if row["step"] <= step)
+            kept = [row for row in self.metrics if row["step"] <= step]
+            self.known = [row.keys() for row in kept if row["step"] == step]
+            self.known_step = step
+            text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(path, lambda beside: beside.write_text(text))
 
     def start(self, stretch: Stretch, step: int) -> None:
@@ -130,6 +134,8 @@ class Progress:
         numbers = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
         if self.is_main:
             row = {"step": step, "epoch": round(self.stretch.epoch(step), 4), **numbers}
+            if step == self.known_step and row.keys() in self.known:  # what a finished run's repetition measures again
+                return
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
         self.accelerator.log(numbers, step=step)

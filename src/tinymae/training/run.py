@@ -21,7 +21,7 @@ from ..files import is_about, lock_folder, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .device import agree, environment, keep_freed_memory, on_main, ran_out_of_memory
+from .device import agree, environment, explain_memory, keep_freed_memory, on_main, ran_out_of_memory
 from .inputs import require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
@@ -45,6 +45,7 @@ class Run:
         log_with: trackers.
         checkpoint_minutes: minutes between checkpoints.
         pause_after_minutes: save and raise Stopped then.
+        gradient_checkpointing: whether it is on; None of a command that has none.
 
     Raises InputError if the folder cannot be this run's, on all processes alike.
     """
@@ -53,12 +54,14 @@ class Run:
         self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
         datasets: dict | None = None, overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
         checkpoint_minutes: float = 5.0, pause_after_minutes: float | None = None,
+        gradient_checkpointing: bool | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
         # As args.json will give them back: tuples become lists.
         self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
         self.datasets, self.overwrite, self.log_with = datasets or {}, overwrite, log_with
         self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
+        self.gradient_checkpointing = gradient_checkpointing
         self.clock = Stopwatch()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
         self.progress = Progress(self.folder, accelerator, log_every=log_every, minutes=lambda: self.clock.minutes)
@@ -81,10 +84,8 @@ class Run:
         except OSError as late:  # a tracker that cannot write its last lines
             error = error or late
         if error is not None and ran_out_of_memory(error):
-            raise InputError(
-                f"memory ran out with batch_size {self.arguments.get('batch_size')}: repeat the command with "
-                "--gradient-checkpointing, which resumes, or give a smaller --batch-size in another --output-dir"
-            ) from error
+            told = explain_memory(self.arguments.get("batch_size"), gradient_checkpointing=self.gradient_checkpointing)
+            raise InputError(told) from error
         if is_about(error, self.folder):
             raise self.unwritable(error) from error
         if kind is None and error is not None:
@@ -289,9 +290,9 @@ class Run:
         self.complete = True
         self.list_skipped()
         if self.is_main:
-            write_json(self.folder / "results.json", results)
             if (self.folder / "model.safetensors").exists():
-                shown = [*shown, write_card(self.folder)]
+                shown = [*shown, write_card(self.folder, results=results)]
+            write_json(self.folder / "results.json", results)  # the last: where it is, a study does not run again
             log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.progress.close(complete=True)
         self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
