@@ -54,8 +54,8 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 
     A classifier gives its accuracy, scikit-learn's report, how far its probabilities can be trusted, a confusion
     matrix, a table by class and a sheet of errors; one of several labels an image its mean average precision, and a
-    table by class; an autoencoder its MSE, PSNR and SSIM with patches hidden and with
-    none hidden, and a sheet of reconstructions.
+    table by class; an autoencoder its MSE, PSNR and SSIM with patches hidden and with none hidden, and a sheet of
+    reconstructions.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -86,9 +86,8 @@ evaluate = keywords_of(run, EvaluateSettings)
 
 def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: object) -> None:
     """Raises InputError unless the data's labels mean what the classifier's mean."""
-    if model.several != has_several(dataset):
-        has, know = ("one label", "several") if model.several else ("several labels", "one")
-        raise InputError(f"{source} has {has} an image, weights {weights} know {know}: give data as those of training")
+    if model.several and not has_several(dataset):  # the other way round, the data are not loaded
+        raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
     if len(dataset.classes) != len(model.classes):
         raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
     for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
@@ -99,13 +98,18 @@ def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, we
             )
 
 
+def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
+    """Logits (N, classes) of all images, on the CPU."""
+    return map_together(
+        model, dataset, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers, desc="logits"
+    )
+
+
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Accuracy, report, calibration, confusion matrix, a table by class and the surest errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
-    logits = map_together(
-        model, dataset, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers, desc="logits"
-    )
+    logits = compute_logits(settings, model, run, dataset)
     predictions = logits.argmax(dim=1)
     numbers = [str(number) for number in range(len(model.classes))]  # names might be those of the report's own rows
     report = classification_report(
@@ -131,7 +135,7 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Of several labels an image: average precision and ROC-AUC of each class and in the mean."""
     assert dataset.labels is not None
-    logits = map_together(model, dataset, run.accelerator, batch_size=settings.batch_size, desc="logits")
+    logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
     results = found | {"images": len(dataset)}

@@ -304,16 +304,21 @@ def create_losses(
     image; and that with the teacher's labels.
     """
     smoothing = settings.label_smoothing
-    criterion = SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss(label_smoothing=smoothing)
+    criterion: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def binary_losses(logits: Tensor, targets: Tensor) -> Tensor:
         return label_loss(logits, targets * (1 - smoothing) + smoothing / 2)
+
+    if teacher.several:
+        criterion = binary_losses
+    elif soft:
+        criterion = SoftTargetCrossEntropy()
 
     def compute_losses(
         images: Tensor, targets: Tensor, shown: Tensor | None = None, known: Tensor | None = None
     ) -> dict[str, Tensor]:
         logits = prepared(images).float()
-        loss = (binary_losses if teacher.several else criterion)(logits[: len(targets)], targets)
+        loss = criterion(logits[: len(targets)], targets)
         if shown is None:
             return {"loss": loss}
         with torch.no_grad(), accelerator.autocast():

@@ -180,7 +180,8 @@ def finish(
     labels = splits[judged].labels
     assert labels is not None
     results |= {"classes": classes}
-    if has_several(splits["train"]):
+    several = has_several(splits["train"])
+    if several:
         found, table = report_several(run, logits, labels, classes)
         results |= {f"{name}_{judged}": value for name, value in found.items()}
         names = [table.name]
@@ -192,7 +193,7 @@ def finish(
             title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
             figures.confusion_matrix(matrix, classes, run.folder / names[0], title)
     if settings.head == "linear":
-        classifier = build_classifier(model, classes=classes, several=has_several(splits["train"]), pool=settings.pool)
+        classifier = build_classifier(model, classes=classes, several=several, pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
         if run.is_main:

@@ -63,8 +63,11 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
         results["by_class"] = dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True))
-        write = write_several if model.several else write_table
-        table = write(images, probabilities, model.classes, run.folder / "predictions.csv")
+        path = run.folder / "predictions.csv"
+        if model.several:
+            table = write_several(images, probabilities, found, model.classes, path)
+        else:
+            table = write_table(images, probabilities, model.classes, path)
         sheets = write_sheets(images, probabilities, found, model.classes, run.folder / "classes")
         run.finish(results, [table, *sheets])
     return Result(model, results, run.folder)
@@ -96,10 +99,9 @@ def find_classes(probabilities: Tensor, *, several: bool) -> Tensor:
     return nn.functional.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
 
 
-def write_several(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
+def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], path: Path) -> Path:
     """A line of CSV for each image: its classes, separated as in a table of labels, and all probabilities."""
     every = torch.arange(len(images))
-    found = find_classes(probabilities, several=True)
     rows = (
         [name, split, SEPARATOR.join(classes[k] for k in has.nonzero()[:, 0]), *(f"{value:.4f}" for value in values)]
         for name, split, has, values in zip(

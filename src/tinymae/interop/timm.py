@@ -45,4 +45,6 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
     if model.encoder.global_pool not in pools:
         raise InputError(f"global_pool {model.encoder.global_pool!r} of the encoder is neither 'token' nor 'avg'")
     statistics = {"mean": model.config["mean"], "std": model.config["std"]}
-    write_timm(model.encoder, Path(folder), pool=pools[model.encoder.global_pool], label_names=[], **statistics)
+    write_timm(
+        model.encoder, Path(folder), pool=pools[model.encoder.global_pool], names={"label_names": []}, **statistics
+    )

@@ -55,8 +55,8 @@ def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     folder, encoder = Path(folder), classifier.encoder
     if isinstance(encoder, ViTEncoder):
         assert classifier.vit is not None
-        statistics: dict[str, Any] = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-        write_timm(classifier.vit, folder, pool=encoder.pool, **names_of(classifier), **statistics)
+        statistics = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
+        write_timm(classifier.vit, folder, pool=encoder.pool, names=names_of(classifier), **statistics)
         return
     assert isinstance(encoder, Autoencoder)
     write_tensors(classifier.state_dict(), folder / "model.safetensors")
@@ -71,22 +71,21 @@ def names_of(classifier: Classifier) -> dict[str, Any]:
 
 
 def write_timm(
-    vit: VisionTransformer, folder: Path, *, pool: str, mean: list[float], std: list[float], label_names: list[str],
-    several_labels: bool = False,
-) -> None:  # fmt: skip
+    vit: VisionTransformer, folder: Path, *, pool: str, names: dict[str, Any], mean: list[float], std: list[float]
+) -> None:
     """A stock timm ViT as timm keeps it on the Hub: `model.safetensors` and a `config.json` that
-    `timm.create_model("local-dir:FOLDER")` reads, with the data's mean and std and the names of the classes.
+    `timm.create_model("local-dir:FOLDER")` reads, with the data's mean and std and what `names_of` says of the classes.
     """
+    num_classes = len(names["label_names"])
     sizes = describe(vit)
     write_tensors(vit.state_dict(), folder / "model.safetensors")
     write_json(
         folder / "config.json",
         {
             "architecture": sizes["encoder"],
-            "num_classes": len(label_names),
+            "num_classes": num_classes,
             "num_features": vit.num_features,
-            "label_names": label_names,
-            **({SEVERAL: True} if several_labels else {}),
+            **names,
             "model_args": {
                 "img_size": list(sizes["image_size"]),
                 "patch_size": list(sizes["patch_size"]),
@@ -102,7 +101,7 @@ def write_timm(
                 "crop_pct": 1.0,
                 "mean": mean,
                 "std": std,
-                "num_classes": len(label_names),
+                "num_classes": num_classes,
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",
             },
