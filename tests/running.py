@@ -83,11 +83,12 @@ def start(
 
 
 def group_of_two(**environment: str) -> list[dict[str, str]]:
-    """What a launcher tells each of two processes of one run."""
+    """What a launcher tells each of two processes of one run, of one thread each as here: a sum has its order."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1",
+              "OMP_NUM_THREADS": "1"}  # fmt: skip
     return [common | {"RANK": rank, "LOCAL_RANK": rank} | environment for rank in "01"]
 
 

@@ -1,7 +1,6 @@
 """Features of all processes together, and images that are larger than memory, which other processes decode."""
 
 import os
-import socket
 from functools import partial
 
 import numpy as np
@@ -9,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, flags, same_files, start
+from running import DIGITS, flags, group_of_two, same_files, start
 
 import tinymae
 from tinymae import MaskedAutoencoder, load_dataset
@@ -31,11 +30,7 @@ def small_model() -> MaskedAutoencoder:
 
 def run_two(tmp_path, *words) -> str:
     """A command as two processes of one run; what they printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
-    processes = [start(tmp_path / "log", [*map(str, words)], RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    processes = [start(tmp_path / "log", [*map(str, words)], **one) for one in group_of_two()]
     for process in processes:
         process.join()
     printed = (tmp_path / "log").read_text()
