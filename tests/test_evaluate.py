@@ -76,10 +76,14 @@ def test_map_dataset_keeps_the_order():
 def test_reconstruction_metrics():
     original = torch.rand(4, 3, 16, 16) * 0.8
     perfect = reconstruction_metrics(original, original.clone())
-    assert perfect["mse"] == 0 and perfect["ssim"] == pytest.approx(1)
+    assert perfect["mse"].tolist() == [0] * 4 and perfect["ssim"].tolist() == pytest.approx([1] * 4)
     shifted = reconstruction_metrics(original, original + 0.1)
-    assert shifted["mse"] == pytest.approx(0.01, rel=1e-4) and shifted["psnr"] == pytest.approx(20, rel=1e-4)
-    assert reconstruction_metrics(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))["ssim"] < 0.9
+    assert shifted["mse"].tolist() == pytest.approx([0.01] * 4, rel=1e-4)
+    assert shifted["psnr"].tolist() == pytest.approx([20] * 4, rel=1e-4)
+    assert (reconstruction_metrics(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8))["ssim"] < 0.9).all()
+    mixed = reconstruction_metrics(original, torch.cat([original[:2], original[2:] + 0.1]))
+    for name, values in mixed.items():  # each image has its own
+        assert torch.equal(values, torch.cat([perfect[name][:2], shifted[name][2:]]))
 
 
 def test_scores_are_those_of_full_precision_under_autocast(pixels):
@@ -89,7 +93,7 @@ def test_scores_are_those_of_full_precision_under_autocast(pixels):
 
     def scores():
         classes = knn_predict(features, labels, test, num_classes=10)
-        return classes.tolist(), reconstruction_metrics(images, noisy)
+        return classes.tolist(), {name: of.tolist() for name, of in reconstruction_metrics(images, noisy).items()}
 
     with torch.autocast("cpu", torch.bfloat16):
         half = scores()

@@ -98,23 +98,37 @@ def test_each_process_computes_its_part_and_all_have_the_bits_of_one(size):
             assert torch.equal(compute(OneOf(index, 3, parts)), alone)
 
 
-@pytest.mark.parametrize("name", ["linear-probe", "evaluate", "embed"])
-def test_two_processes_leave_what_one_leaves(name, tmp_path):
+CASES = {
+    "linear-probe": ("mae", {}, {"model.safetensors"}),
+    "evaluate": ("classifier", {}, {"per_class.csv", "errors.png"}),
+    "evaluate an autoencoder": ("mae", {}, {"reconstructions.png"}),
+    "embed": ("mae", {"formats": ("npz",)}, {"embeddings.npz"}),
+    "predict": ("classifier", {}, {"predictions.csv"}),
+    "neighbours": ("mae", {"query": ("query.png",)}, {"neighbours.csv", "neighbours.png"}),
+    "inspect": ("mae", {"k": 5}, {"duplicates.csv", "outliers.csv", "doubtful_labels.csv", "index.html"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     """Real ones; each computes a half of the features, and only the first writes."""
+    name, (kind, further, files) = case.split()[0], CASES[case]
+    monkeypatch.chdir(tmp_path)
+    few = load_dataset("digits")
+    np.savez("few.npz", images=few.images[:200, 0].numpy(), labels=few.labels[:200].numpy())
+    Image.fromarray(few.images[7, 0].numpy()).save("query.png")
     model = small_model()
     save_classifier(build_classifier(model, classes=[*"0123456789"]).eval(), tmp_path / "classifier")
     model.save_pretrained(tmp_path / "mae")
-    settings = DIGITS | {"weights": str(tmp_path / ("classifier" if name == "evaluate" else "mae")), "batch_size": 100}
-    settings |= {"embed": {"formats": ("npz",)}}.get(name, {})
+    settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
     run_two(tmp_path, name, *flags(**settings, output_dir=tmp_path / "two"))
     getattr(tinymae, name.replace("-", "_"))(**settings, output_dir=tmp_path / "one")
     one, two = tmp_path / "one", tmp_path / "two"
     assert without_seconds(two) == without_seconds(one)
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert same_files(one, two, *files)
     if name == "embed":
         assert pq.read_table(two / "embeddings.parquet").equals(pq.read_table(one / "embeddings.parquet"))
-    else:
-        assert same_files(one, two, *{"linear-probe": ["model.safetensors"], "evaluate": ["per_class.csv"]}[name])
 
 
 # ---- larger than memory

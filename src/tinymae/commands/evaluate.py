@@ -1,5 +1,6 @@
 """Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,8 @@ import numpy as np
 import torch
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..data.batches import chunks, pick
+from ..data.batches import pick
 from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
@@ -25,8 +25,9 @@ from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
+from ..randomness import seeded
 from ..training.run import Run
-from .features import map_together
+from .features import map_together, whole_batches
 from .settings import Result, SheetSettings, keywords_of, setting, with_default
 from .several import report_several
 
@@ -199,26 +200,32 @@ def evaluate_autoencoder(
     settings: EvaluateSettings, model: Autoencoder, run: Run, dataset: Dataset, *, ratio: float | None
 ) -> dict:
     """Errors of the reconstructions with patches hidden and with none hidden, and a sheet of them."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    device = run.accelerator.device
 
-    def reconstruct(images: Tensor) -> dict[str, Reconstruction]:
+    def reconstruct(images: Tensor, batch: int) -> dict[str, Reconstruction]:
         if ratio is None or not isinstance(model, PatchMasking):
             return {"full": model.reconstruct(images)}
-        mask = random_mask(len(images), model.num_patches, ratio, generator)
+        mask = random_mask(len(images), model.num_patches, ratio, seeded(settings.seed, "masks", batch))
         masked = model.reconstruct(images, mask, statistics=settings.statistics)
         return {"masked": masked, "full": model.reconstruct(images, 0.0)}
 
-    totals: dict[str, dict[str, float]] = {}
-    total = -(-len(dataset) // settings.batch_size)
-    for images, _ in tqdm(
-        chunks(dataset, settings.batch_size, num_workers=settings.num_workers), total=total, leave=False
-    ):
-        for name, shown in reconstruct(images.to(device)).items():
-            answer = shown.images if name == "masked" else shown.prediction
-            sums = totals.setdefault(name, {})
-            for metric, value in reconstruction_metrics(shown.original, answer).items():
-                sums[metric] = sums.get(metric, 0.0) + value * len(images) / len(dataset)
+    def score(images: Tensor) -> Tensor:
+        """Errors (B, reconstructions, metrics)."""
+        errors = [
+            reconstruction_metrics(shown.original, shown.images if name == "masked" else shown.prediction)
+            for name, shown in reconstruct(images, next(numbers)).items()
+        ]
+        return torch.stack([torch.stack([*of_one.values()], dim=1) for of_one in errors], dim=1)
+
+    accelerator, batch_size = run.accelerator, settings.batch_size
+    own = whole_batches(torch.arange(len(dataset)), batch_size, accelerator.num_processes)[accelerator.process_index]
+    numbers = itertools.count(int(own[0]) // batch_size if len(own) else 0)  # of the batches that are this process's
+    errors = map_together(
+        score, dataset, accelerator, batch_size=batch_size, num_workers=settings.num_workers, desc="reconstructions"
+    )
+    names, means = ["masked", "full"][-errors.shape[1] :], errors.double().mean(dim=0).tolist()
+    totals = {
+        name: dict(zip(("mse", "psnr", "ssim"), row, strict=True)) for name, row in zip(names, means, strict=True)
+    }
     results: dict = totals | {"images": len(dataset)}
     if isinstance(model, PatchMasking) and ratio is not None:  # visible patches are pasted: they have no error
         hidden = count_hidden(model.num_patches, ratio)
@@ -229,7 +236,7 @@ def evaluate_autoencoder(
         if name in totals:
             run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
     some, _ = pick(dataset, 24)[torch.arange(min(24, len(dataset)))]
-    shown = next(iter(reconstruct(some.to(device)).values()))
+    shown = next(iter(reconstruct(some.to(accelerator.device), 0).values()))
     results["statistics"] = shown.statistics
     title = f"{settings.data_name} {settings.split}"
     if ratio is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
 from ..interop.load import Model
 from ..randomness import derive_seed
+from ..training.device import on_main
+from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
 from .settings import Result, keywords_of, setting, with_default
 
@@ -68,18 +71,10 @@ def run(settings: InspectSettings) -> Result[Model]:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         features = map_images(encode, images, accelerator, **settings.reading_options)
-        on_device = features.to(accelerator.device)
-        parts = [
-            inspect_duplicates(settings, images, on_device, run.folder),
-            inspect_outliers(settings, images, on_device, run.folder),
-        ]
-        if (images.labels >= 0).any():
-            parts.append(inspect_labels(settings, images, features, run.folder))
-        for part in parts:
-            run.print(f"{part.heading}: {part.text}")
+        parts = on_main(accelerator, partial(look_into, settings, images, features.to(accelerator.device), run))
         results = {"images": len(images)} | {name: value for part in parts for name, value in part.numbers.items()}
-        page = write_page(settings, images, parts, run.folder / "index.html")
-        run.finish(results, [file for part in parts for file in part.files] + [page])
+        files = [file for part in parts for file in part.files]
+        run.finish(results, [*files, run.folder / "index.html"])
     return Result(model, results, run.folder)
 
 
@@ -94,6 +89,20 @@ class Part:
     text: str
     numbers: dict
     files: Sequence[Path]  # the table, then the sheet
+
+
+def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor, run: Run) -> list[Part]:
+    """All that is looked for, and the page."""
+    parts = [
+        inspect_duplicates(settings, images, features, run.folder),
+        inspect_outliers(settings, images, features, run.folder),
+    ]
+    if (images.labels >= 0).any():
+        parts.append(inspect_labels(settings, images, features.cpu(), run.folder))
+    for part in parts:
+        run.print(f"{part.heading}: {part.text}")
+    write_page(settings, images, parts, run.folder / "index.html")
+    return parts
 
 
 def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
@@ -209,10 +218,9 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     return Part("Doubtful labels", f"{int(issues.sum())} of {len(labels)}", numbers, [table, sheet])
 
 
-def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> Path:
+def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> None:
     """index.html, which shows the sheets beside it."""
     template = resources.files(__package__).joinpath("inspect_template.html").read_text()
     page = Environment(autoescape=True).from_string(template)
     splits = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
     write_bytes(path, page.render(name=settings.data_name, splits=splits, parts=parts).encode())
-    return path

@@ -49,11 +49,13 @@ def run(settings: NeighboursSettings) -> Result[Model]:
         bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
         wanted = JoinedSplits({"query": ImageDataset("query", queries, None, [])})
         asked = map_images(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
-        cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
-        results = {"images": len(images), "queries": len(queries), "k": index.shape[1]}
-        table = write_table(files, images, cosines, index, run.folder / "neighbours.csv")
-        sheet = show(files, queries, images, cosines, index, run.folder / "neighbours.png")
-        run.finish(results, [table, sheet])
+        results = {"images": len(images), "queries": len(queries), "k": min(settings.k, len(images))}
+        shown = []
+        if run.is_main:
+            cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
+            shown.append(write_table(files, images, cosines, index, run.folder / "neighbours.csv"))
+            shown.append(show(files, queries, images, cosines, index, run.folder / "neighbours.png"))
+        run.finish(results, shown)
     return Result(model, results, run.folder)
 
 

@@ -63,13 +63,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
         results["by_class"] = dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True))
-        path = run.folder / "predictions.csv"
-        if model.several:
-            table = write_several(images, probabilities, found, model.classes, path)
-        else:
-            table = write_table(images, probabilities, model.classes, path)
-        sheets = write_sheets(images, probabilities, found, model.classes, run.folder / "classes")
-        run.finish(results, [table, *sheets])
+        run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
     return Result(model, results, run.folder)
 
 
@@ -97,6 +91,16 @@ def find_classes(probabilities: Tensor, *, several: bool) -> Tensor:
     if several:
         return probabilities >= 0.5
     return nn.functional.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
+
+
+def write(images: JoinedSplits, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path) -> list[Path]:
+    """The table, and the sheet of each class."""
+    path = folder / "predictions.csv"
+    if model.several:
+        table = write_several(images, probabilities, found, model.classes, path)
+    else:
+        table = write_table(images, probabilities, model.classes, path)
+    return [table, *write_sheets(images, probabilities, found, model.classes, folder / "classes")]
 
 
 def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], path: Path) -> Path:

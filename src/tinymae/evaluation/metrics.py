@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import chunks
@@ -70,26 +70,23 @@ def several_metrics(scores: Tensor, labels: Tensor) -> dict:
     return found
 
 
-def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, float]:
-    """MSE, PSNR (dB) and SSIM, each the mean over images, of float (B, C, H, W) in [0, 1]; by torchmetrics.
+def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    """MSE, PSNR (dB) and SSIM of each image (B,), of float (B, C, H, W) in [0, 1]; by torchmetrics.
 
     SSIM has the usual Gaussian window (standard deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
 
     >>> originals = torch.rand(2, 1, 16, 16) / 2
-    >>> {name: round(value, 2) for name, value in reconstruction_metrics(originals, originals + 0.1).items()}["psnr"]
-    20.0
+    >>> reconstruction_metrics(originals, originals + 0.1)["psnr"].round()
+    tensor([20., 20.])
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     originals, reconstructions = originals.float(), reconstructions.float()
     sigma = 1.5 if min(originals.shape[2:]) >= 16 else 0.5
-    psnr = peak_signal_noise_ratio(
-        reconstructions, originals, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean"
-    )
+    psnr = peak_signal_noise_ratio(reconstructions, originals, data_range=1.0, dim=(1, 2, 3), reduction="none")
     with torch.autocast(originals.device.type, enabled=False):  # its variances are small differences
-        ssim = structural_similarity_index_measure(reconstructions, originals, data_range=1.0, sigma=sigma)
-    return {
-        "mse": nn.functional.mse_loss(reconstructions, originals).item(),
-        "psnr": psnr.item(),
-        "ssim": ssim.item(),
-    }
+        ssim = structural_similarity_index_measure(
+            reconstructions, originals, data_range=1.0, sigma=sigma, reduction="none"
+        )
+    mse = (reconstructions - originals).square().mean(dim=(1, 2, 3))
+    return {"mse": mse, "psnr": psnr, "ssim": ssim}

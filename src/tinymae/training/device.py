@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import timm
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
 # How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
 # descriptor" means that it cannot compute such a thing at all.
@@ -72,17 +73,18 @@ def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int
     return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Do it on the main process. Its InputError is raised on all, so that none waits for a run that will not start."""
-    problem = None
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do it on the main process, and give its value to all. Its InputError is raised on all, so that none waits."""
+    value = problem = None
     if accelerator.is_main_process:
         try:
-            action()
+            value = action()
         except InputError as error:
             problem = str(error)
-    problem = agree(accelerator, problem)
+    value, problem = agree(accelerator, (value, problem))
     if problem:
         raise InputError(problem)
+    return cast(T, value)
 
 
 def agree(accelerator: Accelerator, value):
