@@ -229,7 +229,6 @@ def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monke
         (onnx | {"weights": tmp_path / "none"}, "none does not exist"),
         (web | {"weights": classifier}, "hold a classifier"),
         (onnx | {"weights": tmp_path / "conv", "pool": "cls"}, "pool 'cls' is not 'avg', which is what a ConvAutoenc"),
-        (web | {"weights": tmp_path / "conv"}, "hold a ConvAutoencoder, where only --model mae will do"),
         (onnx | {"weights": mae, "classifier": classifier}, "is for --format web"),
         (onnx | {"weights": mae, "output_dir": tmp_path / "file"}, "is a file"),
         ({"weights": mae, "output_dir": tmp_path / "out"}, "required: --format"),

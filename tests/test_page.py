@@ -17,6 +17,7 @@ from PIL import Image
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.interop.page import fetch_runtime, read_samples, write_page
 from tinymae.models.classifier import build_classifier
+from tinymae.models.conv import ConvAutoencoder
 
 pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
 ROWS, COLUMNS = 4, 6
@@ -190,7 +191,23 @@ def test_the_folder_is_a_static_space_of_the_hub(shown):
     assert space["sdk"] == "static" and (folder / space["app_file"]).read_text().startswith("<!doctype html>")
     assert len(space["short_description"]) <= 60  # more the Hub refuses
     assert {space["colorFrom"], space["colorTo"]} <= set("red yellow green blue indigo purple pink gray".split())
-    assert card.text.strip().startswith(f"# {space['title']}")
+    assert card.text.strip().startswith(f"# {space['title']}") and space["title"] == "Masked autoencoder"
+
+
+def test_a_family_that_hides_nothing_shows_what_it_makes_of_the_whole_image(shown, browser, tmp_path):
+    torch.manual_seed(0)
+    model = ConvAutoencoder(image_size=16, in_channels=3, width=8).eval()
+    image = shown[3][0][1][:, :, :16]
+    write_page(model, tmp_path / "page", samples=[("left", image)])
+    with serve(tmp_path / "page") as address:
+        allowed = (address, "data:", "blob:")
+        with opened(browser, address, allowed=allowed, width=390, height=844) as page:
+            expected = (255 * model.reconstruct(image[None]).images[0]).round().permute(1, 2, 0).numpy()
+            assert np.abs(pixels(page, "reconstruction").astype(int) - expected).max() <= 1
+            assert not page.is_visible("#paint") and not page.is_visible("#controls")
+            assert page.inner_text("h1") == page.title() == "Autoencoder"
+            assert "hide" not in page.inner_text("body").lower()
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -12,7 +12,7 @@ from ..data.datasets import load_dataset, require_channels
 from ..errors import InputError
 from ..files import write_json
 from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
-from ..interop.load import Model, load, load_classifier, load_mae
+from ..interop.load import Model, load, load_autoencoder, load_classifier
 from ..interop.page import SAMPLES, read_samples, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
@@ -62,10 +62,10 @@ def run(settings: ExportSettings) -> Result[Model]:
     if settings.int8 is not None and settings.format != "onnx":
         raise InputError(f"int8 {settings.int8} is for --format onnx: leave it out")
     if settings.format == "web":
-        model: Model = load_mae(settings.weights)
+        model: Model = load_autoencoder(settings.weights)
         classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, load_mae(model))
-        write_page(load_mae(model), folder, samples=samples, classifier=classifier)
+        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, model)
+        write_page(model, folder, samples=samples, classifier=classifier)
     else:
         model = load(settings.weights)
         if settings.format == "timm":

@@ -23,19 +23,22 @@ from ..data.images import read_image
 from ..data.sources.files import list_images
 from ..errors import InputError
 from ..files import write_bytes, write_json
+from ..models.base import Autoencoder
 from ..models.classifier import Classifier
-from ..models.mae import MaskedAutoencoder
-from .graphs import ClassifierGraph, InpaintingGraph, export_onnx
+from ..models.masked import PatchMasking
+from .graphs import ClassifierGraph, export_onnx, reconstruction_graph
 
 SAMPLES = Path(__file__).parents[3] / "assets" / "cifar10"  # of a source checkout
 RUNTIME = "onnxruntime-web-1.30.0"
 RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 # The build for the CPU alone: the others are twice the size and want a GPU or a page served with special headers.
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+MASKED = "Masked autoencoder", "Hide parts of an image. A small network paints them in from the rest."
+PLAIN = "Autoencoder", "A small network encodes the whole image and decodes it again."
 CARD = """
 # {title}
 
-Hide parts of an image. A masked autoencoder with {parameters:.1f} million parameters paints them in from the rest.
+{lead} It has {parameters:.1f} million parameters.
 It runs in the browser: no image leaves the device, and nothing is fetched from elsewhere.
 
 This folder was written by `tinymae export --format web`. Any server of static files can host it. Locally:
@@ -54,7 +57,7 @@ hf upload OWNER/NAME . . --repo-type space
 
 
 def write_page(
-    model: MaskedAutoencoder,
+    model: Autoencoder,
     folder: str | Path,
     *,
     samples: list[tuple[str, Tensor]],
@@ -63,7 +66,7 @@ def write_page(
     """Write the page of a model into `folder`; files of the same names there are replaced.
 
     Args:
-        model: what reconstructs; of 1 or 3 channels.
+        model: what reconstructs, of 1 or 3 channels; where its family hides patches, the page lets people choose which.
         samples: images to choose from, each with a name: uint8 (C, H, W) of the model's size.
         classifier: guesses what is in the image and in its reconstruction; of the model's image size and channels.
 
@@ -78,7 +81,7 @@ def write_page(
     archive = fetch_runtime()
     folder.mkdir(parents=True, exist_ok=True)
     unpack_runtime(archive, folder / "onnxruntime")
-    export_onnx(InpaintingGraph(model), folder / "reconstruction.onnx")
+    export_onnx(reconstruction_graph(model), folder / "reconstruction.onnx")
     if classifier is not None:
         export_onnx(ClassifierGraph(classifier), folder / "classifier.onnx")
     files = []
@@ -87,11 +90,15 @@ def write_page(
         buffer = io.BytesIO()
         to_pil_image(image).save(buffer, format="PNG")
         write_bytes(folder / files[-1]["file"], buffer.getvalue())
+    title, lead = describe(model)
+    masked = isinstance(model, PatchMasking)
     settings = {
+        "title": title,
+        "lead": lead,
         "in_channels": model.in_channels,
         "image_size": model.image_size,
-        "grid_size": model.grid_size,
-        "mask_ratio": model.mask_ratio,
+        "grid_size": model.grid_size if masked else None,
+        "mask_ratio": model.mask_ratio if masked else None,
         "classes": None if classifier is None else classifier.classes,
         "samples": files,
     }
@@ -101,18 +108,25 @@ def write_page(
         write_bytes(folder / source.name, source.read_bytes())
 
 
-def describe_space(model: MaskedAutoencoder) -> str:
+def describe(model: Autoencoder) -> tuple[str, str]:
+    """Title and first sentences of the page."""
+    return MASKED if isinstance(model, PatchMasking) else PLAIN
+
+
+def describe_space(model: Autoencoder) -> str:
     """The folder's README.md, with the head of a static Space: https://huggingface.co/docs/hub/spaces-config-reference."""
-    title = "Masked autoencoder"
+    title, lead = describe(model)
+    masked = (title, lead) == MASKED
     head = SpaceCardData(
         title=title, emoji="🧩", colorFrom="indigo", colorTo="gray", sdk="static", app_file="index.html", pinned=False,
-        short_description="Hide parts of an image and see them painted in", tags=["tinymae", "masked-autoencoder"],
+        short_description="Hide parts of an image and see them painted in" if masked else "Encode and decode an image",
+        tags=["tinymae", "masked-autoencoder" if masked else "autoencoder"],
     )  # fmt: skip
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return f"---\n{head.to_yaml()}\n---\n{CARD.format(title=title, parameters=parameters)}"
+    return f"---\n{head.to_yaml()}\n---\n{CARD.format(title=title, lead=lead, parameters=parameters)}"
 
 
-def read_samples(folder: str | Path, model: MaskedAutoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
+def read_samples(folder: str | Path, model: Autoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
     """Up to `count` images of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
 
     Raises InputError if there are none, or if one cannot be read.

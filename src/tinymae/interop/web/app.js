@@ -1,6 +1,6 @@
 "use strict";
 
-// A mask has one byte for each patch, in row-major grid order: 1 = hidden. Pixels are planar, (C, H, W), as the model
+// A mask has one byte for each patch, in row-major grid order: 1 = hidden. A model that hides none has none. Pixels are planar, (C, H, W), as the model
 // takes them.
 
 const SHOWN_CLASSES = 10;
@@ -9,7 +9,7 @@ const element = (id) => document.getElementById(id);
 let settings; // model.json
 let sessions = {}; // "reconstruction" and, if there is one, "classifier"
 let pixels; // Uint8Array (C * H * W): the image
-let mask; // Uint8Array (N)
+let mask; // Uint8Array (N), or undefined
 let patches = []; // the button of each patch
 let busy = false;
 let stale = false;
@@ -171,6 +171,13 @@ function hideUntil(count) {
   showMask();
 }
 
+function addMask() {
+  mask = new Uint8Array(settings.grid_size[0] * settings.grid_size[1]);
+  element("ratio").max = mask.length - 1;
+  addPatches();
+  hideUntil(Math.round(settings.mask_ratio * mask.length));
+}
+
 function addPatches() {
   const [rows, columns] = settings.grid_size;
   const grid = element("patches");
@@ -259,14 +266,13 @@ async function update() {
 async function reconstruct() {
   const shape = [1, settings.in_channels, ...settings.image_size];
   const started = performance.now();
-  const { reconstruction } = await sessions.reconstruction.run({
-    images: new ort.Tensor("uint8", pixels, shape),
-    mask: new ort.Tensor("bool", mask.slice(), [1, mask.length]),
-  });
+  const inputs = { images: new ort.Tensor("uint8", pixels, shape) };
+  if (mask) inputs.mask = new ort.Tensor("bool", mask.slice(), [1, mask.length]);
+  const { reconstruction } = await sessions.reconstruction.run(inputs);
   const milliseconds = Math.round(performance.now() - started);
   const painted = Uint8Array.from(reconstruction.data, (value) => Math.round(255 * value));
   draw(element("reconstruction"), painted);
-  say(`${countHidden()} of ${mask.length} patches hidden · ${milliseconds} ms`);
+  say(`${mask ? `${countHidden()} of ${mask.length} patches hidden · ` : ""}${milliseconds} ms`);
   if (!sessions.classifier) return;
   const both = new Uint8Array([...pixels, ...painted]);
   const { probabilities } = await sessions.classifier.run({ images: new ort.Tensor("uint8", both, [2, ...shape.slice(1)]) });
@@ -332,11 +338,11 @@ async function start() {
   settings = await (await get("model.json")).json();
   const [height, width] = settings.image_size;
   document.documentElement.style.setProperty("--shape", width / height);
-  mask = new Uint8Array(settings.grid_size[0] * settings.grid_size[1]);
-  element("ratio").max = mask.length - 1;
-  addPatches();
+  document.title = element("title").textContent = settings.title;
+  element("lead").textContent = settings.lead;
   if (settings.classes) addGuesses();
-  hideUntil(Math.round(settings.mask_ratio * mask.length));
+  if (settings.grid_size) addMask();
+  else element("paint").hidden = element("controls").hidden = true;
   await addSamples();
 
   ort.env.wasm.numThreads = 1; // more would need a server that isolates the page from other sites
