@@ -1,6 +1,7 @@
 """Kills, damage, full disks, hostile images: nothing saved is lost, nothing broken is used."""
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -20,14 +21,14 @@ from PIL import Image
 from running import refused
 from safetensors.torch import load_file
 
-from tinymae import InputError, MaskedAutoencoder, files, load_dataset, patchify, random_mask, unpatchify
+from tinymae import InputError, MaskedAutoencoder, files, load, load_dataset, patchify, random_mask, unpatchify
 from tinymae.commands import pretrain
 from tinymae.data import images
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import look_at_header, read_image
+from tinymae.errors import ran_out_of_memory
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
 from tinymae.training.checkpoints import Checkpoints
-from tinymae.training.device import ran_out_of_memory
 from tinymae.training.progress import Diverged
 from tinymae.training.run import Run
 
@@ -438,6 +439,39 @@ def test_the_remedies_for_memory_are_those_that_a_command_has(tmp_path):
         told[saving] = str(stop.value)
     assert "--gradient-checkpointing" in told[False] and all("--batch-size" in text for text in told.values())
     assert told[None] == told[True] and "--gradient-checkpointing" not in told[True]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_memory_that_runs_out_leaves_no_image_and_no_weights_out(error, tmp_path, monkeypatch):
+    """--skip-unreadable is for images that are damaged, and another copy of sound weights would not help."""
+
+    def fail(*_, **__):
+        raise error
+
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    MaskedAutoencoder(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2).save_pretrained(tmp_path / "mae")
+    monkeypatch.setattr(images, "decode", fail)
+    with pytest.raises(type(error)):
+        load_dataset(tmp_path, "all", image_size=8, skip_unreadable=True)
+    monkeypatch.setattr(files, "safe_open", fail)
+    with pytest.raises(type(error)):
+        load(tmp_path / "mae")
+
+
+def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u1", "fortran_order": False, "shape": (10**7, 10**7, 3)})
+    (tmp_path / "huge.npy").write_bytes(header.getvalue() + bytes(100))
+    with pytest.raises(images.UnreadableImage, match="huge.npy"):
+        read_image(tmp_path / "huge.npy", (3, 8, 8))
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.zeros((4, 9, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", bands, photometric="minisblack", planarconfig="separate")
+    read_image(tmp_path / "large.tif", (4, 8, 8))
+    monkeypatch.setattr(images, "LARGEST", 80)
+    with pytest.raises(images.UnreadableImage, match="too large"):
+        read_image(tmp_path / "large.tif", (4, 8, 8))
 
 
 def test_memory_that_runs_out_before_there_is_a_run_is_one_line(tmp_path, monkeypatch, capsys):

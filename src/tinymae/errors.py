@@ -1,5 +1,14 @@
 """Errors that tell the user what to do."""
 
+import errno
+import re
+
+# How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
+# descriptor" means that it cannot compute such a thing at all.
+OUT_OF_MEMORY = (
+    r"out of memory|ALLOC_FAILED|can't allocate memory|bad_alloc|could not create a (memory object|primitive)$"
+)
+
 
 class InputError(ValueError):
     """Something the user gave cannot work. The message is one line: the argument, its value and the remedy.
@@ -15,3 +24,12 @@ def first_line(error: BaseException) -> str:
     """What another library's error says first, or its type: the rest may be a stack trace."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a GPU's, Python's or a CPU's way to say that an allocation failed."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(re.search(OUT_OF_MEMORY, str(error).strip()))

@@ -95,8 +95,8 @@ def run_command(
 
 def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None):
     """The same for any function of any settings."""
-    from ..errors import InputError
-    from ..training.device import explain_memory, ran_out_of_memory
+    from ..errors import InputError, ran_out_of_memory
+    from ..training.device import explain_memory
     from ..training.progress import Stopped
 
     parser = create_parser(settings, prog=prog, description=description)

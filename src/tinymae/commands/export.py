@@ -62,10 +62,10 @@ def run(settings: ExportSettings) -> Result[Model]:
     if settings.int8 is not None and settings.format != "onnx":
         raise InputError(f"int8 {settings.int8} is for --format onnx: leave it out")
     if settings.format == "web":
-        model: Model = load_autoencoder(settings.weights)
+        model: Model = (autoencoder := load_autoencoder(settings.weights))
         classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, model)
-        write_page(model, folder, samples=samples, classifier=classifier)
+        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, autoencoder)
+        write_page(autoencoder, folder, samples=samples, classifier=classifier)
     else:
         model = load(settings.weights)
         if settings.format == "timm":

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..errors import InputError
+from ..errors import InputError, first_line, ran_out_of_memory
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
@@ -26,8 +26,8 @@ MAX_CHANNELS = 64
 
 # What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error,
-    zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become uint16 over their stated range
@@ -39,6 +39,11 @@ class UnreadableImage(InputError):
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
+
+
+def unreadable(name: str, error: Exception) -> Exception:
+    """What to raise for an error met in an image: memory that ran out says nothing about the image."""
+    return error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))
 
 
 def read_image(
@@ -66,8 +71,7 @@ def read_image(
     except InputError:
         raise
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableImage(name, reason) from None
+        raise unreadable(name, error) from None
 
 
 def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
@@ -137,7 +141,9 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
     """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
     assert isinstance(path, Path)
     if path.suffix.lower() == ".npy":
-        values = np.load(path, allow_pickle=False)
+        values = np.load(
+            path, allow_pickle=False, mmap_mode="r"
+        )  # which looks first whether the file is as long as it says
     else:
         try:
             import tifffile
@@ -145,7 +151,10 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
             raise InputError(
                 f"images of {channels} channels, like {path}, need tifffile: pip install tifffile"
             ) from None
-        values = tifffile.imread(path)
+        with tifffile.TiffFile(path) as file:
+            if file.series[0].size > LARGEST * channels:
+                raise UnreadableImage(str(path), f"its shape {file.series[0].shape} is too large")
+            values = file.series[0].asarray()
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
@@ -222,7 +231,7 @@ def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
             kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
             return len(file.getbands()), file.height, file.width, kind
     except UNREADABLE as error:
-        raise UnreadableImage(str(path), str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        raise unreadable(str(path), error) from None
 
 
 def describe_shape(shape: tuple[int, ...], channels: int) -> tuple[int, int, int]:

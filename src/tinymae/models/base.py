@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, ran_out_of_memory
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
@@ -343,7 +343,9 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             return cls(**arguments)
         except InputError as error:
             raise InputError(f"{source}: config.json: {error}") from None
-        except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:  # sizes no tensor can have
+        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
+            if ran_out_of_memory(error):
+                raise
             reason = first_line(error)
             raise InputError(f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, ran_out_of_memory
 from ..files import file_digest, write_atomically
-from .device import ran_out_of_memory
 from .progress import Diverged
 
 KEPT = 2

@@ -2,10 +2,8 @@
 
 import contextlib
 import ctypes
-import errno
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -24,11 +22,6 @@ from ..errors import InputError
 
 T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
-# How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
-# descriptor" means that it cannot compute such a thing at all.
-OUT_OF_MEMORY = (
-    r"out of memory|ALLOC_FAILED|can't allocate memory|bad_alloc|could not create a (memory object|primitive)$"
-)
 
 
 def keep_freed_memory(keep: bool = True) -> None:
@@ -92,15 +85,6 @@ def agree(accelerator: Accelerator, value):
     if accelerator.num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a GPU's, Python's or a CPU's way to say that an allocation failed."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(re.search(OUT_OF_MEMORY, str(error).strip()))
 
 
 def explain_memory(batch_size: int | None, *, gradient_checkpointing: bool | None) -> str:

@@ -16,12 +16,12 @@ from filelock import BaseFileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, ran_out_of_memory
 from ..files import is_about, lock_folder, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .device import agree, environment, explain_memory, keep_freed_memory, on_main, ran_out_of_memory
+from .device import agree, environment, explain_memory, keep_freed_memory, on_main
 from .inputs import require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
