@@ -27,22 +27,20 @@ from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..randomness import seeded
 from ..training.run import Run
-from .features import map_together, whole_batches
-from .settings import Result, SheetSettings, keywords_of, setting, with_default
+from .features import EncodeSettings, Split, map_together, whole_batches
+from .settings import Result, keywords_of, setting, with_default
 from .several import report_several
 
 ERRORS = 40  # on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(SheetSettings):
+class EvaluateSettings(EncodeSettings):
     """Settings of a closer look."""
 
     heading = "weights"
-    output_dir: str | Path = with_default(SheetSettings, "output_dir", "runs/evaluate")
-    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
-    split: Literal["train", "val", "test", "all"] = setting("test", "which images")
-    batch_size: int = setting(256, "images in a forward pass", positive=True)
+    output_dir: str | Path = with_default(EncodeSettings, "output_dir", "runs/evaluate")
+    split: Split = setting("test", "which images", group="data")
     mask_ratio: float | None = setting(None, "ratio of patches hidden (default: the model's)", group="reconstruction")
     statistics: Literal["visible", "target"] = setting(
         "visible", "after norm_pix_loss, whose brightness and contrast hidden patches get; target leaks",
@@ -101,9 +99,7 @@ def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, we
 
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
     """Logits (N, classes) of all images, on the CPU."""
-    return map_together(
-        model, dataset, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers, desc="logits"
-    )
+    return map_together(model, dataset, run.accelerator, desc="logits", **settings.reading_options)
 
 
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -219,9 +215,7 @@ def evaluate_autoencoder(
     accelerator, batch_size = run.accelerator, settings.batch_size
     own = whole_batches(torch.arange(len(dataset)), batch_size, accelerator.num_processes)[accelerator.process_index]
     numbers = itertools.count(int(own[0]) // batch_size if len(own) else 0)  # of the batches that are this process's
-    errors = map_together(
-        score, dataset, accelerator, batch_size=batch_size, num_workers=settings.num_workers, desc="reconstructions"
-    )
+    errors = map_together(score, dataset, accelerator, desc="reconstructions", **settings.reading_options)
     names, means = ["masked", "full"][-errors.shape[1] :], errors.double().mean(dim=0).tolist()
     totals = {
         name: dict(zip(("mse", "psnr", "ssim"), row, strict=True)) for name, row in zip(names, means, strict=True)

@@ -27,18 +27,25 @@ Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSettings(SheetSettings):
+class EncodeSettings(SheetSettings):
     """What commands that put finished weights to work share."""
 
     heading = "weights"
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
-    split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
     batch_size: int = setting(256, "images in a forward pass", positive=True)
 
     @property
     def reading_options(self) -> dict[str, Any]:
         """How images are read where they are worked on, as `map_together` takes it."""
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSettings(EncodeSettings):
+    """What those share that work on one row of images, of any splits."""
+
+    heading = "weights"
+    split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
         """The splits' images, sized for the model."""

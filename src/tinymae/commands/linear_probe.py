@@ -1,6 +1,7 @@
 """Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..evaluation import figures
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
 from ..files import digest, write_tensors
-from ..interop.load import Model, load_autoencoder
+from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.encoding import feature_function
@@ -25,21 +26,20 @@ from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..tensors import to_unit
 from ..training.run import Run
-from .features import require_unchanged, split_features, untrained_twin
+from .features import EncodeSettings, require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
-from .settings import LabelSettings, Result, SheetSettings, keywords_of, setting, with_default
+from .settings import LabelSettings, Result, keywords_of, setting, with_default
 from .several import report_several
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(LabelSettings, SheetSettings):
+class LinearProbeSettings(LabelSettings, EncodeSettings):
     """Settings of probing."""
 
     heading = "probe"
     output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
-    weights: str | Path | Model = setting(help="what pretraining gave: a folder, or a Hub id")
     pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
     head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
     task: Literal["classification", "segmentation"] = setting(
@@ -53,7 +53,6 @@ class LinearProbeSettings(LabelSettings, SheetSettings):
     controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
         None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
     )
-    batch_size: int = setting(256, "images in a forward pass", positive=True)
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
@@ -108,10 +107,10 @@ def probe(
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
     started = time.monotonic()
-    extract = partial(
-        split_features, splits=splits, accelerator=run.accelerator, batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-    )  # fmt: skip
+
+    def extract(function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return split_features(function, splits, run.accelerator, **settings.reading_options)
+
     features = extract(feature_function(model, pool=settings.pool))
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()

@@ -114,9 +114,7 @@ def score(
     function: Callable[[Tensor], Tensor],
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Of maps by `function`: figures, the head that is best on validation, and its predictions of the last split."""
-    maps = split_features(
-        function, splits, run.accelerator, batch_size=settings.batch_size, num_workers=settings.num_workers
-    )
+    maps = split_features(function, splits, run.accelerator, **settings.reading_options)
     judge = partial(segmentation_metrics, num_classes=num_classes)
     size = masks["val"].shape[1:]
     heads = dict(segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed))
