@@ -223,7 +223,7 @@ def train(
     def validate() -> dict[str, float]:
         assert val_set.labels is not None
         name = "mean_ap_val" if model.several else "accuracy_val"
-        return {name: label_score(predict(judged, val_set, run), val_set.labels.cpu())}
+        return {name: label_score(predict(settings, judged, val_set, run), val_set.labels.cpu())}
 
     for stage in stages:
         if stage.is_final:
@@ -254,7 +254,7 @@ def train(
 
 def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:
     """Accuracy and confusion matrix on the split that judges; of several labels an image, scores by class."""
-    logits = predict(judged, dataset, run)
+    logits = predict(settings, judged, dataset, run)
     assert dataset.labels is not None
     if judged.several:
         found, _ = report_several(run, logits, dataset.labels.cpu(), judged.classes)
@@ -346,8 +346,8 @@ def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: Classifier, dataset: Dataset, run: Run) -> Tensor:
+def predict(settings: FinetuneSettings, model: Classifier, dataset: Dataset, run: Run) -> Tensor:
     """Logits (N, classes), on the CPU."""
     model.eval()
     with torch.compiler.set_stance("force_eager"):  # compiling it would take longer
-        return map_together(model, dataset, run.accelerator)
+        return map_together(model, dataset, run.accelerator, num_workers=settings.num_workers)
