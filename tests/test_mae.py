@@ -109,6 +109,16 @@ def test_loss_and_gradients_equal_the_plain_reference(changes, fused):
         torch.testing.assert_close(parameter.grad, weights[name].grad, atol=1e-5, rtol=1e-4, msg=f"{name}: {{}}".format)
 
 
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_gradients_lie_in_memory_as_their_parameters_do(in_channels):
+    """Or DDP copies them, and warns of it."""
+    model = small_model(in_channels=in_channels)
+    model(torch.rand(4, in_channels, 8, 8)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_decode_predicts_every_patch_in_its_place():
     model = trained_looking(small_model()).eval()
     images, mask = torch.randn(3, 3, 8, 8), random_mask(3, 16, 0.75)

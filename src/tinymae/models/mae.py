@@ -171,7 +171,9 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     def forward_encoder(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Embed and encode the visible patches (B, V, P*P*C), which stand at `visible` (B, V): (B, prefix + V, D)."""
         vit, prefix = self.encoder, self.num_prefix_tokens
-        weight = rearrange(vit.patch_embed.proj.weight, "d c p q -> d (p q c)")
+        weight = vit.patch_embed.proj.weight
+        # Of one channel there is nothing to reorder, and a gradient that was would make DDP warn of its strides.
+        weight = weight.flatten(1) if self.in_channels == 1 else rearrange(weight, "d c p q -> d (p q c)")
         tokens = vit.patch_embed.norm(nn.functional.linear(patches, weight, vit.patch_embed.proj.bias))  # (B, V, D)
         if vit.pos_embed is not None:
             tokens = tokens + take(vit.pos_embed[0, -self.num_patches :], visible)
