@@ -21,7 +21,7 @@ from ..evaluation.layout import find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
 from ..files import write_atomically
 from ..interop.load import Model
-from ..training.device import agree
+from ..training.device import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_chunks
 from .settings import Result, keywords_of, setting, with_default
@@ -61,10 +61,10 @@ def run(settings: EmbedSettings) -> Result[Model]:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
         seconds = time.monotonic() - started
-        width = pq.read_schema(table).field("features").type.list_size if run.is_main else 0
+        width = on_main(accelerator, lambda: pq.read_schema(table).field("features").type.list_size)
         results = {
             "images": len(images), "splits": {name: len(part) for name, part in images.parts.items()},
-            "num_features": agree(accelerator, width), "seconds": seconds,
+            "num_features": width, "seconds": seconds,
         }  # fmt: skip
         run.print(f"{len(images)} images, {results['num_features']} features each")
         run.finish(results, [table, *write_others(settings, table, images, run.folder)] if run.is_main else [])
@@ -82,7 +82,7 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
     path, folder = run.folder / "embeddings.parquet", run.folder / "parts"
     every = torch.arange(len(images)).split(PART)
     parts = [folder / f"{number:06}.parquet" for number in range(len(every))]
-    there = agree(run.accelerator, [path.exists() or part.exists() for part in parts])
+    there = on_main(run.accelerator, lambda: [path.exists() or part.exists() for part in parts])
     for number in range(len(parts)):
         if there[number]:
             continue
