@@ -114,7 +114,8 @@ class Runs:
                 probe.bind(("127.0.0.1", 0))
                 port = str(probe.getsockname()[1])
             shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            group = [own | shared | {"ACCELERATE_USE_CPU": "1"} for own in group]
+            shared |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}  # Accelerate's threads follow the cores
+            group = [own | shared for own in group]
         processes = [PROCESSES.Process(target=work, args=(self.log, words, own, disturb, arguments)) for own in group]
         for process in processes:
             process.start()
