@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_tiles
+from conftest import draw_tiles, search_shortly
 
 from tinymae import load_dataset
 from tinymae.commands import cli
@@ -73,7 +73,7 @@ def start(
     **environment: str,
 ) -> BaseProcess:  # fmt: skip
     """The command line in a process of its own, whose output goes to `log`, in the working folder `folder`; its figures
-    are bare tiles.
+    are bare tiles, and its probes search shortly.
 
     With `killed`, a signal and a step, the process sends itself the signal in that step.
     """
@@ -104,7 +104,9 @@ def work(
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(threads)
-    draw_tiles(pytest.MonkeyPatch())
+    quick = pytest.MonkeyPatch()  # as the fixture quick_stages
+    draw_tiles(quick)
+    search_shortly(quick)
     if killed is not None:
         Run.report = signal_in_step(*killed)
     cli.main(command)
