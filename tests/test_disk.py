@@ -114,8 +114,8 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint_or_nothing(renamed, tmp
                 replace(source, target)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        os.replace = die
         try:
+            pytest.MonkeyPatch().setattr(os, "replace", die)
             checkpoints.save({"step": 3}, step=3)
         finally:
             os._exit(1)

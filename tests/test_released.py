@@ -7,16 +7,16 @@ import torch
 from conftest import find_data
 from torch import Tensor
 
-from tinymae import MaskedAutoencoder, load, load_dataset, random_mask
+from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
 from tinymae.data.splits import few_labels
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import read_json
-from tinymae.interop.load import load_mae
+from tinymae.interop.load import load_classifier, load_mae
 from tinymae.models.classifier import Classifier
-from tinymae.models.vit import choose_attention
+from tinymae.models.vit import ViTEncoder, choose_attention
 
 FOLDER = Path(__file__).parent.parent / "weights"
 
@@ -52,7 +52,7 @@ def features(mae, test) -> Tensor:
 
 def open_classifier(name: str) -> tuple[Classifier, float]:
     """A released classifier and its stated accuracy on the test images."""
-    classifier = load(FOLDER / name)
+    classifier = load_classifier(FOLDER / name)
     choose_attention(classifier, "cpu")
     return classifier, read_json(FOLDER / name / "scores.json")["accuracy_first_1000"]
 
@@ -72,6 +72,7 @@ def test_vit_t_mae_scores_as_stated(mae, test, features, data_dir):
 
 def test_the_linear_probe_is_that_encoder_and_a_head_that_scores_as_stated(mae, test, features):
     probe, stated = open_classifier("vit-t-linear-probe")
+    assert isinstance(probe.encoder, ViTEncoder)
     probed, encoder = probe.encoder.vit.state_dict(), mae.encoder.state_dict()
     assert probed.keys() == encoder.keys() and all(torch.equal(probed[name], encoder[name]) for name in encoder)
     torch.testing.assert_close(probe(test.images[:32]), probe.head(features[:32]), atol=1e-3, rtol=0)
