@@ -19,6 +19,7 @@ from tinymae.models.classifier import Classifier
 from tinymae.models.vit import ViTEncoder, choose_attention
 
 FOLDER = Path(__file__).parent.parent / "weights"
+BATCH = 64  # more would have the kernel map and clear memory for each batch
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,7 +48,7 @@ def mae() -> MaskedAutoencoder:
 @pytest.fixture(scope="module")
 def features(mae, test) -> Tensor:
     """Of the test images, which take the longest: the linear probe's are the same."""
-    return map_dataset(mae.encode, test, device="cpu")
+    return map_dataset(mae.encode, test, device="cpu", batch_size=BATCH)
 
 
 def open_classifier(name: str) -> tuple[Classifier, float]:
@@ -63,7 +64,8 @@ def test_vit_t_mae_scores_as_stated(mae, test, features, data_dir):
     train = train.subset(few_labels(train.labels, 0.01, seed=0))
     mask = random_mask(1000, 64, 0.75, torch.Generator().manual_seed(0))
     shown = mae.reconstruct(test.images, mask)
-    classes = knn_predict(map_dataset(mae.encode, train, device="cpu"), train.labels, features, num_classes=10)
+    known = map_dataset(mae.encode, train, device="cpu", batch_size=BATCH)
+    classes = knn_predict(known, train.labels, features, num_classes=10)
     hidden_error = (shown.images - test.images / 255).square().mean().item() / 0.75
     stated = read_json(FOLDER / "vit-t-mae" / "scores.json")
     assert hidden_error == pytest.approx(stated["hidden_mse_first_1000"], rel=0.05)
@@ -81,5 +83,5 @@ def test_the_linear_probe_is_that_encoder_and_a_head_that_scores_as_stated(mae, 
 
 def test_the_classifier_scores_as_stated(test):
     classifier, stated = open_classifier("vit-t-classifier-pretrained")
-    classes = map_dataset(classifier, test, device="cpu").argmax(dim=1)
+    classes = map_dataset(classifier, test, device="cpu", batch_size=BATCH).argmax(dim=1)
     assert accuracy(classes, test.labels) == pytest.approx(stated, abs=0.2)
