@@ -24,9 +24,10 @@ $(VENV)/ready: pyproject.toml
 demo: setup
 	$(BIN)/python scripts/demo.py
 
-# A file stays in one process, as its tests share what takes long to make.
+# A file stays in one process, as its tests share what takes long to make. In the order of their names: those of fewest
+# tests, which xdist would leave for the end, are among the longest, and one process would wait for the other.
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import draw_tiles, search_shortly
 
 from tinymae import load_dataset
 from tinymae.commands import cli
@@ -19,7 +20,7 @@ from tinymae.training.run import Run
 
 # Processes of their own that need not import torch again: they are forked from one that has.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tinymae.commands.pretrain"])
+PROCESSES.set_forkserver_preload(["tests.warm"])  # of the working folder, the only place where it looks
 
 DIGITS = {"data": "digits", "seed": 1, "mixed_precision": "no"}
 MODEL = {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
@@ -71,7 +72,8 @@ def start(
     log: Path, command: list[str], *, killed: tuple[int, int] | None = None, folder: Path | None = None,
     **environment: str,
 ) -> BaseProcess:  # fmt: skip
-    """The command line in a process of its own, whose output goes to `log`, in the working folder `folder`.
+    """The command line in a process of its own, whose output goes to `log`, in the working folder `folder`; its figures
+    are bare tiles, and its probes search shortly.
 
     With `killed`, a signal and a step, the process sends itself the signal in that step.
     """
@@ -102,6 +104,9 @@ def work(
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(threads)
+    quick = pytest.MonkeyPatch()  # as the fixture quick_stages
+    draw_tiles(quick)
+    search_shortly(quick)
     if killed is not None:
         Run.report = signal_in_step(*killed)
     cli.main(command)

@@ -32,6 +32,8 @@ def test_the_package_can_be_run_as_a_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tinymae", "--version"])
     runpy.run_module("tinymae", run_name="__main__")
     assert capsys.readouterr().out == f"tinymae {tinymae.__version__}\n"
+    runpy.run_module("tinymae")  # imported, as documentation tools do
+    assert not capsys.readouterr().out
 
 
 def test_help_and_version_come_without_the_heavy_imports():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from functools import partial
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +281,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_
     with pytest.raises(InputError, match=message):
         run(tmp_path / "new", *arguments)
     assert not (tmp_path / "new").exists()
+
+
+def test_two_processes_are_refused(tmp_path, monkeypatch):
+    """Both would lock the folder, and one of them would wait for the other."""
+    monkeypatch.setattr(compare, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(InputError, match="compare is one process, but 2 were started: leave out accelerate launch"):
+        run(tmp_path / "run", *GRID)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("extra", ["finetune: --no-such-flag", "vae: --epochs many"])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.files import is_about, lock_folder
 from tinymae.training import run as training_run
+from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.run import Run
 
 
@@ -90,7 +92,7 @@ def test_an_error_about_another_file_is_raised_as_it_is(tmp_path):
 
 
 def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
-    left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".unnamed.pt.partial-71"]
+    left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".step-000000007.pt.partial-71"]
     others = [tmp_path / "model.safetensors", tmp_path / "other" / ".lock", tmp_path / "other" / ".args.json.partial-8"]
     for path in (*left, *others):
         path.parent.mkdir(exist_ok=True)
@@ -98,6 +100,29 @@ def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
     lock_folder(tmp_path).release()
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in others)  # another run's are its own
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_save_that_is_killed_leaves_a_whole_checkpoint_or_nothing(renamed, tmp_path):
+    """SIGKILL just before a file gets another name, or just after it."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", print)
+    if not (process := os.fork()):
+        replace = os.replace
+
+        def die(source, target):
+            if renamed:
+                replace(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            pytest.MonkeyPatch().setattr(os, "replace", die)
+            checkpoints.save({"step": 3}, step=3)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    lock_folder(tmp_path).release()  # as the repeated command does
+    assert checkpoints.load() == ({"step": 3} if renamed else None)
+    assert [*(tmp_path / "checkpoints").iterdir()] == checkpoints.files
 
 
 def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):

@@ -112,9 +112,9 @@ def test_features_are_torchs(name, normalised, runner, tmp_path):
 
 
 OTHERS = {
-    "conv_ae": {"image_size": (8, 12), "width": 8, "in_channels": 1},
+    "conv_ae": {"image_size": (8, 12), "width": 8, "depth": 1, "in_channels": 1},
     "vae": {"image_size": 8, "width": 8, "latent_dim": 5},
-    "vqvae": {"image_size": 8, "width": 8, "codebook_size": 16},
+    "vqvae": {"image_size": 8, "width": 8, "depth": 1, "codebook_size": 16},
     "resnet_unet": {"image_size": 16, "encoder": "test_resnet"},
     "masked_conv": {"image_size": 20, "encoder": "test_convnext2", "decoder_dim": 8, "mean": (0.3,), "std": (0.2,)},
     "pca": {"image_size": 8, "latent_dim": 9},

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib_inline.backend_inline import configure_inline_support
 from traitlets.config import Config
 
+pytestmark = pytest.mark.usefixtures("quick_stages")
 NOTEBOOKS = sorted(execute.FOLDER.glob("*.ipynb"))
 
 

@@ -74,7 +74,7 @@ def test_released_weights_are_halves_scored_from_their_files(released):
         assert summary["results"][name]["accuracy"] == scores["accuracy_test"]
     stated = read(weights / "vit-t-mae" / "scores.json")
     assert stated["probe_test"] == summary["results"]["probe_all"]["probe_test"]
-    assert 0 < stated["hidden_mse_first_1000"] < 1 and 0 < stated["knn_4_percent_first_1000"] <= 100
+    assert 0 < stated["hidden_mse_first_1000"] < 1 and 0 < stated["knn_1_percent_first_1000"] <= 100
 
 
 def test_the_evidence_is_published(released):

@@ -21,6 +21,8 @@ from tinymae.models.classifier import build_classifier
 from tinymae.models.weights import save_classifier
 from tinymae.training.device import create_accelerator
 
+pytestmark = pytest.mark.usefixtures("quick_stages")
+
 
 def small_model() -> MaskedAutoencoder:
     torch.manual_seed(0)

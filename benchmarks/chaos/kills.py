@@ -9,8 +9,9 @@ from .runs import Runs
 
 # The commands in turn, and on how many processes.
 TURNS = (
-    ("pretrain", 1), ("linear_probe", 1), ("finetune", 1), ("evaluate", 1), ("compare", 1), ("pretrain", 2),
-    ("embed", 1), ("finetune", 2), ("reconstruct", 1), ("embed", 2),
+    ("pretrain", 1), ("linear_probe", 2), ("finetune", 1), ("evaluate", 2), ("compare", 1), ("reconstruct", 2),
+    ("pretrain", 2), ("embed", 1), ("linear_probe", 1), ("finetune", 2), ("evaluate", 1), ("embed", 2),
+    ("reconstruct", 1),
 )  # fmt: skip
 KILLS = (4, 12)  # at least and at most, after which the command is left alone
 PART = {"compare": 4}  # of many runs: a kill comes in a quarter of the time that all of them take
@@ -36,4 +37,5 @@ def attempt(runs: Runs, seed: int, number: int) -> Case:
             process.kill()
         runs.finish(processes)
     what = f"{name}, {count} processes, killed after {', '.join(f'{moment:.2f}' for moment in moments)} s"
-    return {"what": what, "counts": {"kills": killed, f"kills of {name}": killed}, "lost": runs.repeat(name, count)}
+    kind = f"kills of {name}" + " on two processes" * (count == 2)
+    return {"what": what, "counts": {"kills": killed, kind: killed}, "lost": runs.repeat(name, count)}

@@ -70,6 +70,8 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.name == "comparison.csv":
             found[name] = [without_times(row) for row in csv.DictReader(path.read_text().splitlines())]
+        elif path.name == "comparison.md":
+            found[name] = without_minutes(path.read_text())
         elif path.name == "README.md":
             lines = path.read_text().replace(str(folder), "").splitlines()
             found[name] = " ".join(" ".join(line for line in lines if not line.startswith("Cost: ")).split())
@@ -81,6 +83,13 @@ def contents(folder: Path) -> dict[str, object]:
 def without_times(content: dict) -> dict:
     """A JSON object without the values that are times."""
     return {key: value for key, value in content.items() if key not in TIMES}
+
+
+def without_minutes(text: str) -> list[list[str]]:
+    """The rows of a table of Markdown without its column of minutes."""
+    rows = [line.split(" | ") for line in text.splitlines()]
+    (place,) = {row.index("minutes") for row in rows if "minutes" in row}
+    return [row[:place] + row[place + 1 :] for row in rows]
 
 
 def warm_up() -> None:
@@ -114,7 +123,8 @@ class Runs:
                 probe.bind(("127.0.0.1", 0))
                 port = str(probe.getsockname()[1])
             shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            group = [own | shared | {"ACCELERATE_USE_CPU": "1"} for own in group]
+            shared |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}  # Accelerate's threads follow the cores
+            group = [own | shared for own in group]
         processes = [PROCESSES.Process(target=work, args=(self.log, words, own, disturb, arguments)) for own in group]
         for process in processes:
             process.start()

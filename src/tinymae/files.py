@@ -23,10 +23,13 @@ from torch import Tensor
 from .errors import InputError, ran_out_of_memory
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], *, name: Callable[[Path], str] | None = None
+) -> None:
     """Let `write` fill a file beside `path`, flush it to disk, then rename it over `path`.
 
-    A kill at any moment leaves either the old file or the new one, never a part of one.
+    A kill at any moment leaves either the old file or the new one, never a part of one. `name` gives the file another
+    name than `path` has, from what was written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +38,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(beside, path.with_name(name(beside)) if name else path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
+
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
 from ..commands.pretrain import PretrainSettings
@@ -71,9 +73,10 @@ class CompareSettings(DataSettings):
             require_optuna()
             if self.trials < 1:
                 raise InputError(f"trials {self.trials} is below 1")
-        settled = replace(
-            self, mixed_precision=settle_precision(self.mixed_precision), extra=parse_extra(self.extra, PLACES)
-        )
+        precision = settle_precision(self.mixed_precision)
+        if (count := PartialState().num_processes) > 1:
+            raise InputError(f"compare is one process, but {count} were started: leave out accelerate launch")
+        settled = replace(self, mixed_precision=precision, extra=parse_extra(self.extra, PLACES))
         if self.finetune_minutes is None and self.finetune_epochs is None:
             return replace(settled, finetune_minutes=self.minutes, finetune_epochs=self.epochs)
         return settled

@@ -1,6 +1,5 @@
 """The checkpoints of a run: written whole, checked when they are read."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,10 +58,12 @@ class Checkpoints:
         """
         if name := find_infinite(state):
             raise Diverged(f"{name} is not finite at step {step}; last good checkpoint: {self.last}. {REMEDY}")
-        unnamed = self.folder / "unnamed.pt"
+        stem = f"step-{step:09d}"
         try:
-            write_atomically(unnamed, lambda beside: torch.save(state, beside))
-            os.replace(unnamed, unnamed.with_name(f"step-{step:09d}-{file_digest(unnamed)}.pt"))
+            write_atomically(
+                self.folder / f"{stem}.pt", lambda beside: torch.save(state, beside),
+                name=lambda beside: f"{stem}-{file_digest(beside)}.pt",
+            )  # fmt: skip
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
             if ran_out_of_memory(error):
                 raise
