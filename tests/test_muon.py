@@ -6,6 +6,7 @@ import timm.optim.muon
 import torch
 from torch import nn
 
+from tinymae import MaskedAutoencoder
 from tinymae.training.loop import create_optimizer, parameter_groups
 from tinymae.training.muon import Muon, orthogonalise
 
@@ -78,3 +79,21 @@ def test_a_saved_state_goes_on_to_the_same_bits():
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for mine, other in zip(train(model, optimizer), train(again, resumed), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_of_an_mae_the_first_and_the_last_layer_are_adamws():
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+    groups = parameter_groups(model, weight_decay=0.1)
+    ends = [model.get_parameter(name) for name in model.ends]
+    optimizer = create_optimizer("muon", groups, betas=(0.9, 0.95), ends=ends)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sides = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        sides[group["orthogonal"]] |= {names[id(parameter)] for parameter in group["params"]}
+        assert {bool(group["weight_decay"])} == {group["decays"]}
+    assert sides[True] | sides[False] == {name for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name for name in sides[True] | sides[False] if model.get_parameter(name).ndim > 1}
+    matrices -= {name for name in matrices if name.endswith(("token", "embed"))}
+    assert matrices - sides[True] == {"encoder.patch_embed.proj.weight", "decoder_pred.weight"}
+    assert all(model.get_parameter(name).ndim == 2 for name in sides[True])

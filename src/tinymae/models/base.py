@@ -188,6 +188,7 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     fitted = False  # whether `fit` finds it at once, instead of gradients
     decoder_parts: tuple[str, ...] = ()  # the children that `encode` makes no use of
     undecayed: tuple[str, ...] = ()  # parameters that are tokens, which weight decay leaves alone
+    ends: tuple[str, ...] = ()  # the weights of its first and its last layer, which Muon leaves to AdamW
     config: dict[str, Any]
     source: Path | None = None  # the folder that the weights came from
 

@@ -79,6 +79,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     """
 
     layered = True
+    ends = ("encoder.patch_embed.proj.weight", "decoder_pred.weight")
 
     def __init__(
         self,

@@ -44,14 +44,24 @@ def parameter_groups(
     ]
 
 
-def create_optimizer(name: str, groups: list[dict], *, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """`adamw`, or `muon` for the matrices and AdamW for the rest (the groups that do not decay).
+def create_optimizer(
+    name: str, groups: list[dict], *, betas: tuple[float, float], ends: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer:
+    """`adamw`, or `muon` for the matrices and AdamW for the rest: the groups that do not decay, and the `ends`, which
+    are weights of the first and the last layer.
 
     `train_steps` sets the learning rate at every step.
     """
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=betas, fused=True)
-    return Muon([group | {"orthogonal": group["decays"]} for group in groups], betas=betas)
+    apart = {id(weight) for weight in ends}
+    parts = []
+    for group in groups:
+        for orthogonal in (True, False):
+            members = [p for p in group["params"] if (group["decays"] and id(p) not in apart) == orthogonal]
+            if members:
+                parts.append(group | {"params": members, "orthogonal": orthogonal})
+    return Muon(parts, betas=betas)
 
 
 @dataclass(frozen=True)
