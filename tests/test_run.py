@@ -256,3 +256,17 @@ def test_deterministic_algorithms_are_chosen_while_a_run_trains(wanted, tmp_path
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that it is as before afterwards
     tinymae.pretrain(**QUICK | {"epochs": 1}, deterministic=wanted, output_dir=tmp_path)
     assert seen == [wanted] * 4 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch):
+    """As one of a version whose optimiser had other groups."""
+    settings = QUICK | {"optimizer": "muon", "output_dir": tmp_path / "run"}
+    create = pretrain.create_optimizer
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "create_optimizer", lambda *given, ends, **options: create(*given, **options))
+        with pytest.raises(Stopped):
+            tinymae.pretrain(**settings, pause_after_minutes=0)
+    with pytest.raises(InputError, match="its checkpoint is of another version .* or give --overwrite") as refused:
+        tinymae.pretrain(**settings)
+    assert "\n" not in str(refused.value)
+    tinymae.pretrain(**settings, overwrite=True)

@@ -16,7 +16,7 @@ from filelock import BaseFileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..errors import InputError, ran_out_of_memory
+from ..errors import InputError, first_line, ran_out_of_memory
 from ..files import is_about, lock_folder, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
@@ -170,14 +170,24 @@ class Run:
         """State what a checkpoint consists of, and fill it from `saved` if that is given.
 
         `parts` have a state_dict (model, optimizer, and ema if there is one), or are plain numbers.
+
+        Raises InputError if `saved` does not fit them.
         """
         self.parts = {name: part for name, part in parts.items() if part is not None}
         if self.accelerator.scaler is not None:
             self.parts["scaler"] = self.accelerator.scaler
         if saved is not None:
-            for name, part in self.parts.items():
-                if hasattr(part, "load_state_dict"):
-                    part.load_state_dict(saved[name])
+            try:
+                for name, part in self.parts.items():
+                    if hasattr(part, "load_state_dict"):
+                        part.load_state_dict(saved[name])
+            except (KeyError, ValueError, RuntimeError) as error:
+                if ran_out_of_memory(error):
+                    raise
+                raise InputError(
+                    f"output_dir {self.folder}: its checkpoint is of another version of tinymae ({first_line(error)}): "
+                    "resume it with that one, or give --overwrite"
+                ) from None
 
     def save_checkpoint(self, step: int) -> None:
         """Save the parts as they are after `step`."""
