@@ -8,7 +8,9 @@ import os
 import pickle
 import resource
 import signal
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -465,12 +467,17 @@ def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch
     (tmp_path / "huge.npy").write_bytes(header.getvalue() + bytes(100))
     with pytest.raises(images.UnreadableImage, match="huge.npy"):
         read_image(tmp_path / "huge.npy", (3, 8, 8))
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 80_000_000, 1, 8, 6, 0, 0, 0)  # too wide for Pillow to have a row of it
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "wide.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    with pytest.raises(images.UnreadableImage, match="80000000 x 1 pixels"):
+        read_image(tmp_path / "wide.png", (3, 8, 8))
     tifffile = pytest.importorskip("tifffile")
     bands = np.zeros((4, 9, 9), np.uint8)
     tifffile.imwrite(tmp_path / "large.tif", bands, photometric="minisblack", planarconfig="separate")
     read_image(tmp_path / "large.tif", (4, 8, 8))
-    monkeypatch.setattr(images, "LARGEST", 80)
-    with pytest.raises(images.UnreadableImage, match="too large"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    with pytest.raises(images.UnreadableImage, match="more than PIL.Image.MAX_IMAGE_PIXELS"):
         read_image(tmp_path / "large.tif", (4, 8, 8))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from running import DIGITS, flags, group_of_two, same_files, start
 
 import tinymae
-from tinymae import MaskedAutoencoder, load_dataset
+from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import map_together, whole_batches
 from tinymae.data import batches, datasets
@@ -31,12 +31,16 @@ def small_model() -> MaskedAutoencoder:
 
 
 def run_two(tmp_path, *words) -> str:
-    """A command as two processes of one run; what they printed."""
-    processes = [start(tmp_path / "log", [*map(str, words)], **one) for one in group_of_two()]
+    """A command as two processes of one run, whose second has another folder to write to; what they printed."""
+    processes = [
+        start(tmp_path / "log", [*map(str, words), "--output-dir", str(tmp_path / folder)], **one)
+        for folder, one in zip(("two", "unused"), group_of_two(), strict=True)
+    ]
     for process in processes:
         process.join()
     printed = (tmp_path / "log").read_text()
     assert {process.exitcode for process in processes} == {0}, printed
+    assert not (tmp_path / "unused").exists()
     return printed
 
 
@@ -123,7 +127,7 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     save_classifier(build_classifier(model, classes=[*"0123456789"]).eval(), tmp_path / "classifier")
     model.save_pretrained(tmp_path / "mae")
     settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
-    run_two(tmp_path, name, *flags(**settings, output_dir=tmp_path / "two"))
+    run_two(tmp_path, name, *flags(**settings))
     getattr(tinymae, name.replace("-", "_"))(**settings, output_dir=tmp_path / "one")
     one, two = tmp_path / "one", tmp_path / "two"
     assert without_seconds(two) == without_seconds(one)
@@ -154,6 +158,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "FEW", 0)
     monkeypatch.setitem(datasets.load_splits.__kwdefaults__, "memory_limit_gb", 0)
     return tmp_path / "images"
+
+
+def test_an_image_that_a_worker_cannot_read_is_one_line(folder, tmp_path):
+    (folder / "a" / "zz.png").write_bytes(b"no image")
+    with pytest.raises(InputError) as refused:
+        tinymae.embed(folder, weights=small_model(), formats=(), output_dir=tmp_path / "run", mixed_precision="no")
+    assert "zz.png cannot be read" in str(refused.value) and "Traceback" not in str(refused.value)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

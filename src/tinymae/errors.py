@@ -26,6 +26,13 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def refusal(error: BaseException, message: str) -> BaseException:
+    """What to raise for another library's error: an InputError of this message, or, as memory that ran out says nothing
+    about what was given, the error itself.
+    """
+    return error if ran_out_of_memory(error) else InputError(message)
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a GPU's, Python's or a CPU's way to say that an allocation failed."""
     if isinstance(error, MemoryError):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import InputError, ran_out_of_memory
+from .errors import InputError, refusal
 
 
 def write_atomically(
@@ -172,9 +172,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: the weights folder is incomplete") from None
     except (SafetensorError, OSError) as error:
-        if ran_out_of_memory(error):
-            raise
-        raise InputError(f"{path} is truncated or damaged ({error}): copy it again from its source") from None
+        raise refusal(error, f"{path} is truncated or damaged ({error}): copy it again from its source") from None
     if "sha256" in metadata and metadata["sha256"] != digest(state):
         raise InputError(f"{path} is damaged (its tensors do not match its checksum): copy it again from its source")
     return state

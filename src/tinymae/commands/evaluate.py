@@ -16,7 +16,7 @@ from ..data.datasets import Dataset, has_several, require_channels
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import accuracy, reconstruction_metrics
+from ..evaluation.metrics import RECONSTRUCTION_METRICS, accuracy, reconstruction_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, load
@@ -27,7 +27,7 @@ from ..models.masking import count_hidden, random_mask
 from ..models.vit import choose_attention
 from ..randomness import seeded
 from ..training.run import Run
-from .features import EncodeSettings, Split, map_together, whole_batches
+from .features import Split, WeightsSettings, map_together, whole_batches
 from .settings import Result, keywords_of, setting, with_default
 from .several import report_several
 
@@ -35,11 +35,11 @@ ERRORS = 40  # on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(EncodeSettings):
+class EvaluateSettings(WeightsSettings):
     """Settings of a closer look."""
 
     heading = "weights"
-    output_dir: str | Path = with_default(EncodeSettings, "output_dir", "runs/evaluate")
+    output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/evaluate")
     split: Split = setting("test", "which images", group="data")
     mask_ratio: float | None = setting(None, "ratio of patches hidden (default: the model's)", group="reconstruction")
     statistics: Literal["visible", "target"] = setting(
@@ -217,9 +217,7 @@ def evaluate_autoencoder(
     numbers = itertools.count(int(own[0]) // batch_size if len(own) else 0)  # of the batches that are this process's
     errors = map_together(score, dataset, accelerator, desc="reconstructions", **settings.reading_options)
     names, means = ["masked", "full"][-errors.shape[1] :], errors.double().mean(dim=0).tolist()
-    totals = {
-        name: dict(zip(("mse", "psnr", "ssim"), row, strict=True)) for name, row in zip(names, means, strict=True)
-    }
+    totals = {name: dict(zip(RECONSTRUCTION_METRICS, row, strict=True)) for name, row in zip(names, means, strict=True)}
     results: dict = totals | {"images": len(dataset)}
     if isinstance(model, PatchMasking) and ratio is not None:  # visible patches are pasted: they have no error
         hidden = count_hidden(model.num_patches, ratio)

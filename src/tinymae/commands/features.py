@@ -27,7 +27,7 @@ Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeSettings(SheetSettings):
+class WeightsSettings(SheetSettings):
     """What commands that put finished weights to work share."""
 
     heading = "weights"
@@ -41,7 +41,7 @@ class EncodeSettings(SheetSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSettings(EncodeSettings):
+class JoinedSettings(WeightsSettings):
     """What those share that work on one row of images, of any splits."""
 
     heading = "weights"
@@ -58,7 +58,7 @@ class WeightsSettings(EncodeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSettings(WeightsSettings):
+class FeatureSettings(JoinedSettings):
     """Which features of the images."""
 
     heading = "features"

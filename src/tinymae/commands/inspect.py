@@ -71,7 +71,7 @@ def run(settings: InspectSettings) -> Result[Model]:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         features = map_images(encode, images, accelerator, **settings.reading_options)
-        parts = on_main(accelerator, partial(look_into, settings, images, features.to(accelerator.device), run))
+        parts = on_main(accelerator, partial(look_into, settings, images, features, run))
         results = {"images": len(images)} | {name: value for part in parts for name, value in part.numbers.items()}
         files = [file for part in parts for file in part.files]
         run.finish(results, [*files, run.folder / "index.html"])
@@ -93,12 +93,13 @@ class Part:
 
 def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor, run: Run) -> list[Part]:
     """All that is looked for, and the page."""
+    on_device = features.to(run.accelerator.device)
     parts = [
-        inspect_duplicates(settings, images, features, run.folder),
-        inspect_outliers(settings, images, features, run.folder),
+        inspect_duplicates(settings, images, on_device, run.folder),
+        inspect_outliers(settings, images, on_device, run.folder),
     ]
     if (images.labels >= 0).any():
-        parts.append(inspect_labels(settings, images, features.cpu(), run.folder))
+        parts.append(inspect_labels(settings, images, features, run.folder))
     for part in parts:
         run.print(f"{part.heading}: {part.text}")
     write_page(settings, images, parts, run.folder / "index.html")

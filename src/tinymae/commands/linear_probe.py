@@ -26,7 +26,7 @@ from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..tensors import to_unit
 from ..training.run import Run
-from .features import EncodeSettings, require_unchanged, split_features, untrained_twin
+from .features import WeightsSettings, require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 from .several import report_several
@@ -35,7 +35,7 @@ VALUES = 4096  # of an image, of which the raw pixels that are compared with are
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(LabelSettings, EncodeSettings):
+class LinearProbeSettings(LabelSettings, WeightsSettings):
     """Settings of probing."""
 
     heading = "probe"

@@ -18,18 +18,18 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..models.vit import choose_attention
 from .evaluate import require_same_classes
-from .features import JoinedSplits, Split, WeightsSettings, map_images
+from .features import JoinedSettings, JoinedSplits, Split, map_images
 from .settings import Result, RunSettings, keywords_of, setting, with_default
 
 SHOWN = 40  # images on a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(WeightsSettings):
+class PredictSettings(JoinedSettings):
     """Settings of predictions."""
 
-    output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/predict")
-    split: tuple[Split, ...] = with_default(WeightsSettings, "split", ("all",))
+    output_dir: str | Path = with_default(JoinedSettings, "output_dir", "runs/predict")
+    split: tuple[Split, ...] = with_default(JoinedSettings, "split", ("all",))
     calibrate: str | Path | None = setting(
         None, "labelled data, as --data: its validation images set the temperature of the probabilities"
     )

@@ -255,7 +255,7 @@ class TrainingSettings(RunSettings):
     )
     batch_size: int = setting(512, "images a step, over all processes", positive=True)
     base_lr: float = setting(1e-3, "learning rate = base_lr x batch_size / 256")
-    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices inside, and AdamW for the rest")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices, and AdamW for the rest")
     weight_decay: float = setting(0.05, "of matrices, decoupled")
     clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)

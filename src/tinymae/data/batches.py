@@ -113,19 +113,30 @@ def read_ahead(
         sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
     )  # fmt: skip
-    for images, labels, skipped in loader:
+    for found in loader:
+        if isinstance(found, Exception):
+            raise found
+        images, labels, skipped = found
         dataset.note_skipped(skipped)
         yield images, labels
 
 
 class Reader:
-    """A streamed dataset as worker processes read it: they also say which images they could not read."""
+    """A streamed dataset as worker processes read it: they also say which images they could not read.
+
+    Errors that say what to do are given back: raised, they would arrive with a stack, and without what they are.
+    """
 
     def __init__(self, dataset: StreamedDataset):
         self.dataset = dataset
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None, list[str]]:
-        images, labels = self.dataset[indices]
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None, list[str]] | Exception:
+        try:
+            images, labels = self.dataset[indices]
+        except InputError as error:
+            return InputError(str(error))  # of its base, which can be sent
+        except (OSError, MemoryError) as error:
+            return error
         return images, labels, list(self.dataset.skipped)
 
 

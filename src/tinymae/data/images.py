@@ -42,7 +42,7 @@ class UnreadableImage(InputError):
 
 
 def unreadable(name: str, error: Exception) -> Exception:
-    """What to raise for an error met in an image: memory that ran out says nothing about the image."""
+    """What to raise for an error met in an image: see `errors.refusal`."""
     return error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))
 
 
@@ -61,7 +61,7 @@ def read_image(
     """
     name = name or str(source if isinstance(source, Path) else "of bytes")
     try:
-        pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape)
+        pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape, name)
         deep = pixels.mode.startswith("I;16") if isinstance(pixels, Image.Image) else pixels.dtype == np.uint16
         if deep and depth == "uint8" and pixel_range is None and not may_reduce:
             raise InputError(f"image {name} has 16-bit pixels, unlike the others: convert it to 8 bits, or them to 16")
@@ -74,7 +74,7 @@ def read_image(
         raise unreadable(name, error) from None
 
 
-def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
+def decode(source: Path | bytes, shape: tuple[int, int, int], name: str) -> Image.Image:
     """The image upright, at a size not far above `shape` where its format (JPEG) can decode smaller."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         scale = min(file.width / shape[2], file.height / shape[1])
@@ -84,6 +84,7 @@ def decode(source: Path | bytes, shape: tuple[int, int, int]) -> Image.Image:
             raise Image.DecompressionBombError(
                 f"{file.width} x {file.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS"
             )
+        cover((file.height, file.width), shape[1:], name)  # a width that it refuses is a MemoryError of Pillow's
         upright = ImageOps.exif_transpose(file)
         upright.load()
         return upright.convert("I;16") if is_deep_pgm(file) else upright
@@ -141,9 +142,10 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
     """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
     assert isinstance(path, Path)
     if path.suffix.lower() == ".npy":
-        values = np.load(
-            path, allow_pickle=False, mmap_mode="r"
-        )  # which looks first whether the file is as long as it says
+        mapped = np.load(path, allow_pickle=False, mmap_mode="r")  # which sees whether the file is as long as it says
+        if not (isinstance(mapped, np.ndarray) and mapped.size and mapped.dtype.kind in "buif"):
+            raise UnreadableImage(str(path), "it holds no array of pixels")
+        values = np.load(path, allow_pickle=False).astype(mapped.dtype.newbyteorder("="), copy=False)
     else:
         try:
             import tifffile
@@ -152,8 +154,8 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
                 f"images of {channels} channels, like {path}, need tifffile: pip install tifffile"
             ) from None
         with tifffile.TiffFile(path) as file:
-            if file.series[0].size > LARGEST * channels:
-                raise UnreadableImage(str(path), f"its shape {file.series[0].shape} is too large")
+            if Image.MAX_IMAGE_PIXELS and file.series[0].size > Image.MAX_IMAGE_PIXELS * channels:
+                raise UnreadableImage(str(path), f"{file.series[0].shape} is more than PIL.Image.MAX_IMAGE_PIXELS")
             values = file.series[0].asarray()
     if values.ndim == 2:
         values = values[..., None]

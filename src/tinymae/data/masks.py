@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
 from .images import UNREADABLE, cover
 
@@ -70,7 +70,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
     except InputError:
         raise
     except UNREADABLE as error:
-        raise InputError(f"mask {path} cannot be read ({first_line(error)})") from None
+        raise refusal(error, f"mask {path} cannot be read ({first_line(error)})") from None
     (height, width), (top, left) = cover((mask.height, mask.width), size, str(path))
     mask = mask.resize((width, height), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(mask.crop((left, top, left + size[1], top + size[0]))))

@@ -10,6 +10,8 @@ from ..data.batches import chunks
 from ..data.datasets import Dataset
 from ..errors import InputError
 
+RECONSTRUCTION_METRICS = ("mse", "psnr", "ssim")
+
 
 @torch.no_grad()
 def map_dataset(
@@ -89,4 +91,4 @@ def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[s
             reconstructions, originals, data_range=1.0, sigma=sigma, reduction="none"
         )
     mse = (reconstructions - originals).square().mean(dim=(1, 2, 3))
-    return {"mse": mse, "psnr": psnr, "ssim": ssim}
+    return dict(zip(RECONSTRUCTION_METRICS, (mse, psnr, ssim), strict=True))

@@ -13,7 +13,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, refusal
 from ..files import require_types, write_atomically
 from ..models.filling import fill_strictly
 from ..models.mae import MaskedAutoencoder
@@ -132,8 +132,8 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
                 f"{path} holds a {foreign[1]}, and to unpickle more than tensors could run code: "
                 "save its state dict alone, by torch.save({'model': state_dict}, path)"
             ) from None
-        raise InputError(
-            f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
+        raise refusal(
+            error, f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
         ) from None
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):

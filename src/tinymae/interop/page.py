@@ -90,8 +90,8 @@ def write_page(
         buffer = io.BytesIO()
         to_pil_image(image).save(buffer, format="PNG")
         write_bytes(folder / files[-1]["file"], buffer.getvalue())
-    title, lead = describe(model)
     masked = isinstance(model, PatchMasking)
+    title, lead = MASKED if masked else PLAIN
     settings = {
         "title": title,
         "lead": lead,
@@ -108,21 +108,16 @@ def write_page(
         write_bytes(folder / source.name, source.read_bytes())
 
 
-def describe(model: Autoencoder) -> tuple[str, str]:
-    """Title and first sentences of the page."""
-    return MASKED if isinstance(model, PatchMasking) else PLAIN
-
-
 def describe_space(model: Autoencoder) -> str:
     """The folder's README.md, with the head of a static Space: https://huggingface.co/docs/hub/spaces-config-reference."""
-    title, lead = describe(model)
-    masked = (title, lead) == MASKED
+    masked = isinstance(model, PatchMasking)
+    title, lead = MASKED if masked else PLAIN
     head = SpaceCardData(
         title=title, emoji="🧩", colorFrom="indigo", colorTo="gray", sdk="static", app_file="index.html", pinned=False,
         short_description="Hide parts of an image and see them painted in" if masked else "Encode and decode an image",
         tags=["tinymae", "masked-autoencoder" if masked else "autoencoder"],
     )  # fmt: skip
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    parameters = sum(tensor.numel() for tensor in model.state_dict().values()) / 1e6  # of PCA all are buffers
     return f"---\n{head.to_yaml()}\n---\n{CARD.format(title=title, lead=lead, parameters=parameters)}"
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line, ran_out_of_memory
+from ..errors import InputError, first_line, refusal
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
@@ -345,10 +345,8 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
         except InputError as error:
             raise InputError(f"{source}: config.json: {error}") from None
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
-            if ran_out_of_memory(error):
-                raise
             reason = first_line(error)
-            raise InputError(f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
+            raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 
 
 def find_weights(source: str | Path, **download) -> Path:

@@ -6,7 +6,7 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, refusal
 from ..tensors import to_device
 from .base import AutoencoderOutput, Reconstruction, create_timm
 from .conv import ConvLayer
@@ -66,7 +66,8 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         try:
             self.encoder = create_timm(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
         except (RuntimeError, TypeError) as error:
-            raise InputError(f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {first_line(error)}") from None
+            reason = first_line(error)
+            raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {reason}") from None
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
         self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without

@@ -8,7 +8,7 @@ import torch
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line
+from ..errors import first_line, refusal
 from .base import Autoencoder, AutoencoderOutput, create_timm
 from .conv import ConvLayer, halvings
 
@@ -54,7 +54,8 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
                 norm_layer=partial(GroupNorm, num_groups=8),
             )  # fmt: skip
         except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-            raise InputError(f"encoder {encoder!r} cannot be built as a timm ResNet: {first_line(error)}") from None
+            reason = first_line(error)
+            raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ResNet: {reason}") from None
         channels = self.encoder.feature_info.channels()  # of strides 2, 4, 8, 16, as far as the image allows
         self.num_features = channels[-1] * 4
         upward = [*channels[::-1], channels[0]]  # the last one at the image's own size

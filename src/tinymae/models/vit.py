@@ -8,7 +8,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, refusal
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
@@ -89,7 +89,7 @@ def create_vit(
     except InputError:
         raise
     except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"encoder {name!r} cannot be built with {sizes}: {first_line(error)}") from None
+        raise refusal(error, f"encoder {name!r} cannot be built with {sizes}: {first_line(error)}") from None
     if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     if not isinstance(vit.patch_embed, PatchEmbed):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ran_out_of_memory
+from ..errors import first_line, refusal
 from ..files import file_digest, write_atomically
 from .progress import Diverged
 
@@ -65,12 +65,10 @@ class Checkpoints:
                 name=lambda beside: f"{stem}-{file_digest(beside)}.pt",
             )  # fmt: skip
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-            if ran_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"the checkpoint of step {step} could not be written ({reason}); the last good one is {self.last}. "
-                "Make room on the disk, then repeat the command: it resumes"
+            raise refusal(
+                error,
+                f"the checkpoint of step {step} could not be written ({first_line(error)}); the last good one is "
+                f"{self.last}. Make room on the disk, then repeat the command: it resumes",
             ) from None
         for old in self.files[:-KEPT]:
             old.unlink()

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -18,10 +18,11 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
+PATIENCE = timedelta(hours=3)  # of processes with each other: NCCL's ten minutes may be less than the first one's work
 
 
 def keep_freed_memory(keep: bool = True) -> None:
@@ -49,7 +50,8 @@ def supports_bf16(device: torch.device | str) -> bool:
 def settle_precision(mixed_precision: Precision) -> Precision:
     """`auto` becomes what the device supports. Raises InputError for a precision that it does not."""
     # The first state made is the one that counts, and only Accelerator itself looks at this variable.
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    device = state.device
     if mixed_precision == "auto":
         return "bf16" if supports_bf16(device) else "no"
     if mixed_precision == "fp16" and device.type == "cpu":
@@ -67,15 +69,17 @@ def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Do it on the main process, and give its value to all. Its InputError is raised on all, so that none waits."""
-    value = problem = None
+    """Do it on the main process, and give its value to all. If it fails, none waits: the others raise InputError."""
+    value, failure = None, None
     if accelerator.is_main_process:
         try:
             value = action()
-        except InputError as error:
-            problem = str(error)
-    value, problem = agree(accelerator, (value, problem))
-    if problem:
+        except Exception as error:
+            failure = error
+    value, problem = agree(accelerator, (value, None if failure is None else first_line(failure)))
+    if failure is not None:
+        raise failure
+    if problem is not None:
         raise InputError(problem)
     return cast(T, value)
 

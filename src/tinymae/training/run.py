@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from filelock import BaseFileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..errors import InputError, first_line, ran_out_of_memory
+from ..errors import InputError, first_line, ran_out_of_memory, refusal
 from ..files import is_about, lock_folder, write_atomically, write_json
 from .cards import write_card
 from .checkpoints import REMEDY, Checkpoints
@@ -150,7 +151,8 @@ class Run:
 
     def list_skipped(self) -> None:
         """Write the images that could not be read to skipped.txt, and say so."""
-        skipped = sorted({name for dataset in self.datasets.values() for name in dataset.skipped})
+        met = [name for dataset in self.datasets.values() for name in dataset.skipped]
+        skipped = sorted({*(gather_object(met) if self.accelerator.num_processes > 1 else met)})
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
             write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
@@ -182,11 +184,10 @@ class Run:
                     if hasattr(part, "load_state_dict"):
                         part.load_state_dict(saved[name])
             except (KeyError, ValueError, RuntimeError) as error:
-                if ran_out_of_memory(error):
-                    raise
-                raise InputError(
+                raise refusal(
+                    error,
                     f"output_dir {self.folder}: its checkpoint is of another version of tinymae ({first_line(error)}): "
-                    "resume it with that one, or give --overwrite"
+                    "resume it with that one, or give --overwrite",
                 ) from None
 
     def save_checkpoint(self, step: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, first_line, refusal
 from ...tensors import pair
 from ..images import MAX_CHANNELS, Range, resize, to_depth
 from .source import PartedSource
@@ -128,7 +128,7 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
         else:
             arrays = open_hdf5(path)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"data {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise refusal(error, f"data {path} cannot be read: {first_line(error)}") from None
     pairs = {"": find_pair(arrays, "")} | {split: find_pair(arrays, f"{split}_") for split in ("train", "val", "test")}
     found = {split: pair for split, pair in pairs.items() if pair[0] is not None}
     if not found:

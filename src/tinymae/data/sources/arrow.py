@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, first_line, refusal
 from ..images import Range, UnreadableImage, read_image
 from ..splits import hash_rows
 from .arrays import number_labels
@@ -165,8 +165,7 @@ def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:
     except InputError:
         raise
     except Exception as error:  # of many kinds: the network's, the Hub's, Arrow's
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"data {first} cannot be opened: {line}") from None
+        raise refusal(error, f"data {first} cannot be opened: {first_line(error)}") from None
     finally:
         if not bars:
             datasets.enable_progress_bars()

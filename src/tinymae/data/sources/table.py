@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ...errors import InputError
+from ...errors import InputError, first_line, refusal
 from ..images import Range
 from .arrays import number_labels
 from .files import SPLIT_NAMES, FilesSource
@@ -60,7 +60,7 @@ def read_table(path: Path) -> pa.Table:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"table {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise refusal(error, f"table {path} cannot be read: {first_line(error)}") from None
 
 
 def choose_column(table: pa.Table, path: Path, given: str | None, known: Sequence[str], what: str) -> str | None:
