@@ -114,15 +114,16 @@ def probe(
     features = extract(feature_function(model, pool=settings.pool))
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
-    scores, head, logits = score(settings, features, splits)
+    scores, head, logits = score(settings, features, splits, run)
     seconds["heads"] = time.monotonic() - started
     require_unchanged(model, before)
     controls = {}
     if settings.controls in ("all", "raw_pixels"):
-        controls["raw_pixels"] = score(settings, extract(few_values), splits)[0]
+        controls["raw_pixels"] = score(settings, extract(few_values), splits, run)[0]
     if settings.controls in ("all", "untrained"):
         untrained = untrained_twin(model, seed=settings.seed)
-        controls["untrained"] = score(settings, extract(feature_function(untrained, pool=settings.pool)), splits)[0]
+        encoded = extract(feature_function(untrained, pool=settings.pool))
+        controls["untrained"] = score(settings, encoded, splits, run)[0]
     judged = list(splits)[-1]
     what = "mean average precision on" if has_several(splits["train"]) else "of"
     for name, row in {"pretrained": scores, **controls}.items():
@@ -144,15 +145,16 @@ def few_values(images: Tensor) -> Tensor:
     return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
 
 
-def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset]):
+def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset], run: Run):
     """k-NN and the head: (figures, the chosen head, its logits on the last split)."""
     device = features["train"].device
     labels = {name: split.labels.to(device) for name, split in splits.items() if split.labels is not None}
     num_classes = len(splits["train"].classes)
     fits = partial(mlp_fits, seed=settings.seed) if settings.head == "mlp" else linear_fits
     head, chosen, tried = choose_probe(
-        fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"]
-    )
+        fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"],
+        desc=f"{settings.head} probes" if run.is_main else None,
+    )  # fmt: skip
     neighbours = partial(knn_scores, features["train"], labels["train"], num_classes=num_classes)
     figures_of: dict = {}
     for split in list(splits)[1:]:  # validation, then test

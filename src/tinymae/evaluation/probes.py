@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .metrics import accuracy, several_metrics
 
@@ -121,12 +122,15 @@ def fit_mlp(
 
 
 def choose_probe(
-    fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor
+    fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor, *, desc: str | None = None
 ) -> tuple[nn.Module, float, dict[float, float]]:
-    """The probe with the best validation score, its hyper-parameter, and the score of each that was tried."""
+    """The probe with the best validation score, its hyper-parameter, and the score of each that was tried.
+
+    `desc` names a progress bar.
+    """
     best: tuple[nn.Module, float] | None = None
     tried: dict[float, float] = {}
-    for setting, probe in fits:
+    for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=desc is None):
         tried[setting] = predict_score(probe, features, labels)
         if best is None or tried[setting] > tried[best[1]]:
             best = (probe, setting)
