@@ -227,8 +227,8 @@ def pretraining(device: torch.device, **settings) -> Iterator:
         train_set = asked.load("train", image_size=None, channels=3)[0]
     model = pretrain.create_model(asked, train_set, None)
     part = pretrain.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
-    groups, ends = parameter_groups(part.learner, weight_decay=0.05), [model.get_parameter(name) for name in model.ends]
-    optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=ends)
+    groups = parameter_groups(part.learner, weight_decay=0.05)
+    optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(part.learner, optimizer)
     draw_inputs = partial(pretrain.draw_inputs, asked, part.phase, model)
     schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)

@@ -66,8 +66,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     model = MaskedAutoencoder(**SIZES)
     settings = pretrain.PretrainSettings(contrast_epochs=0, epochs=1)
     groups = loop.parameter_groups(model, weight_decay=0.05)
-    ends = [model.get_parameter(name) for name in model.ends]
-    optimizer = loop.create_optimizer(args.optimizer, groups, betas=(0.9, 0.95), ends=ends)
+    optimizer = loop.create_optimizer(args.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
     forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", pretrain.augment)
 

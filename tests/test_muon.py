@@ -85,8 +85,7 @@ def test_of_an_mae_the_first_and_the_last_layer_are_adamws():
     torch.manual_seed(0)
     model = MaskedAutoencoder(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2)
     groups = parameter_groups(model, weight_decay=0.1)
-    ends = [model.get_parameter(name) for name in model.ends]
-    optimizer = create_optimizer("muon", groups, betas=(0.9, 0.95), ends=ends)
+    optimizer = create_optimizer("muon", groups, betas=(0.9, 0.95), ends=model.end_weights)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     sides = {True: set(), False: set()}
     for group in optimizer.param_groups:

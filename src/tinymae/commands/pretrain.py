@@ -260,8 +260,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         phase, stretch = part.phase, part.stretch.starting(**began)
         undecayed = [f"model.{name}" for name in model.undecayed]
         groups = parameter_groups(part.learner, weight_decay=settings.weight_decay, undecayed=undecayed)
-        ends = [model.get_parameter(name) for name in model.ends]
-        optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95), ends=ends)
+        optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
         run.start(stretch, step=step)

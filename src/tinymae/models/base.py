@@ -235,6 +235,11 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             getattr(encoder, name).requires_grad_(False)
         return encoder, nn.Linear(self.num_features, num_classes)
 
+    @property
+    def end_weights(self) -> list[nn.Parameter]:
+        """The weights that `ends` names."""
+        return [self.get_parameter(name) for name in self.ends]
+
     def draw(self, draws) -> dict[str, Any]:
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
         return {}

@@ -50,8 +50,7 @@ def supports_bf16(device: torch.device | str) -> bool:
 def settle_precision(mixed_precision: Precision) -> Precision:
     """`auto` becomes what the device supports. Raises InputError for a precision that it does not."""
     # The first state made is the one that counts, and only Accelerator itself looks at this variable.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
-    device = state.device
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE).device
     if mixed_precision == "auto":
         return "bf16" if supports_bf16(device) else "no"
     if mixed_precision == "fp16" and device.type == "cpu":

@@ -1,8 +1,7 @@
 "use strict";
 
 // A mask has one byte for each patch, in row-major grid order: 1 = hidden. A model that hides none has none.
-// Pixels are planar, (C, H, W), as the model
-// takes them.
+// Pixels are planar, (C, H, W), as the model takes them.
 
 const SHOWN_CLASSES = 10;
 const element = (id) => document.getElementById(id);
