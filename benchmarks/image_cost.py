@@ -27,10 +27,9 @@ from tinymae.data.batches import Batch, split_batch, step_batches
 from tinymae.data.datasets import Dataset, ImageDataset
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
-from tinymae.models.vit import choose_attention
 from tinymae.randomness import Draws
 from tinymae.training.clock import Stopwatch
-from tinymae.training.device import create_accelerator, settle_precision
+from tinymae.training.device import choose_attention, create_accelerator, settle_precision
 from tinymae.training.loop import Schedule, parameter_groups, train_steps
 
 
@@ -69,7 +68,7 @@ def measure(
     accelerator = create_accelerator(settle_precision("auto"))
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=patch_size)
-    choose_attention(model, accelerator.device)
+    choose_attention(model, accelerator)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4, fused=True)
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
     batches: Iterator[list[Batch]] = step_batches(

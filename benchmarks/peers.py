@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
-from tinymae.models.vit import choose_attention
+from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import keep_freed_memory
 from tinymae.training.loop import parameter_groups
 
@@ -95,7 +95,6 @@ def our_mae(args: argparse.Namespace) -> nn.Module:
         image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads,
     )  # fmt: skip
-    choose_attention(model, args.device)
     model.compute_loss = lambda images: model.training_losses(images)["loss"]
     return model
 
@@ -105,6 +104,8 @@ def create_step(args: argparse.Namespace, build: Callable[..., nn.Module], *, bf
     torch.manual_seed(0)
     model = build(args).to(args.device).train()
     ours = build is our_mae
+    if ours:  # as `choose_attention` has it
+        set_fused_attention(model, not (bf16 and args.device == "cpu"))
     parameters = parameter_groups(model, weight_decay=0.05) if ours else model.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True if ours else None)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)

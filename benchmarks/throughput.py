@@ -24,12 +24,12 @@ import timm
 import torch
 from timing import product_seconds, synchronise
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
-from tinymae.models.vit import choose_attention
+from tinymae.models.flops import training_flops
+from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import keep_freed_memory
 from tinymae.training.loop import parameter_groups
 
@@ -68,9 +68,14 @@ CHANGES = {
     "float32": {},
     "fused AdamW": {"fused_adamw": True},
     "bf16 autocast": {"precision": "bf16"},
-    "attention by device": {"attention": "by device"},
+    "attention by device and precision": {"attention": "by device and precision"},
     "freed memory kept": {"keep_memory": True},
 }
+
+
+def count_flops(model: nn.Module, images: Tensor) -> float:
+    """Of one image."""
+    return training_flops(lambda: model.training_losses(images)["loss"]) / len(images)
 
 
 def variants(args: argparse.Namespace) -> dict[str, dict]:
@@ -92,8 +97,8 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
         args.encoder, image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **STATISTICS,
     ).to(device)  # fmt: skip
-    # choose_attention asks only for the kind of device: plain products on CPUs, the fused kernel elsewhere.
-    choose_attention(model, {"fused": "cuda", "plain": "cpu", "by device": device}[settings["attention"]])
+    slow = device.type == "cpu" and settings["precision"] == "bf16"  # as `choose_attention` has it
+    set_fused_attention(model, settings["attention"] == "fused" or not slow)
     groups = parameter_groups(model, weight_decay=0.05)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=settings["fused_adamw"])
     shape = (args.batch_size, 3, args.image_size, args.image_size)
@@ -140,9 +145,7 @@ def main(args: argparse.Namespace) -> dict:
     eight = argparse.Namespace(**(vars(args) | {"batch_size": 8}))  # the count is the same for every image
     for name, settings in tqdm(table.items(), desc="peak memory, warm-up", leave=False):
         step, *_ = create_step(args, settings)
-        with FlopCounterMode(display=False) as counter:  # before compiling, which it cannot see through
-            create_step(eight, settings | {"compile": False, "attention": "plain"})[0]()
-        flops[name] = counter.get_total_flops() / eight.batch_size
+        flops[name] = count_flops(*create_step(eight, settings | {"compile": False})[1:])
         steps[name] = step
         for _ in range(2):
             step()

@@ -35,7 +35,6 @@ from types import ModuleType
 from typing import Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tinymae import load_dataset
 from tinymae.commands import evaluate, finetune, linear_probe, pretrain
@@ -56,7 +55,7 @@ from tinymae.files import digest, read_json, read_metrics, read_tensors, write_j
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier
 from tinymae.models.drops import draw_drops, find_drops, set_drops
-from tinymae.models.vit import choose_attention
+from tinymae.models.flops import training_flops
 from tinymae.models.weights import halve
 from tinymae.randomness import Draws
 from tinymae.study.stages import Extra, parse_extra, require_distinct, run_stage
@@ -330,21 +329,13 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     """FLOPs of one image, forward and backward, in pretraining and in fine-tuning."""
     autoencoder = load_mae(mae)
     classifier = build_classifier(autoencoder, classes=["a", "b"], patch_drop=patch_drop).train()
-    for model in (autoencoder, classifier):
-        choose_attention(model, "cpu")  # the counter does not see into the fused kernel
     drops = find_drops(classifier)
     set_drops(drops, draw_drops(drops, Draws(0, 0, 1, torch.arange(1), "cpu")))
     images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size, dtype=torch.uint8)
-    counts = {}
-    losses = {
-        "pretraining": lambda: autoencoder.training_losses(images)["loss"],
-        "fine-tuning": lambda: classifier(images).sum(),
+    return {
+        "pretraining": training_flops(lambda: autoencoder.training_losses(images)["loss"]),
+        "fine-tuning": training_flops(lambda: classifier(images).sum()),
     }
-    for name, loss in losses.items():
-        with FlopCounterMode(display=False) as counter:
-            loss().backward()
-        counts[name] = counter.get_total_flops()
-    return counts
 
 
 @torch.no_grad()
@@ -352,7 +343,6 @@ def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str,
     """What a test can measure again in seconds, on the CPU: the error over hidden pixels of a few fixed images, and
     their k-NN accuracy by 1 % of the training labels."""
     model = load_autoencoder(folder)
-    choose_attention(model, "cpu")
     known = train.subset(few_labels(train.labels, 0.01, seed=0))
     shown = model.reconstruct(first.images, generator=torch.Generator().manual_seed(0))
     features = [map_dataset(model.encode, split, device="cpu") for split in (known, first)]

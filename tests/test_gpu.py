@@ -9,8 +9,8 @@ from pretend_gpu import PretendGPU
 from running import FEW, QUICK, TWO_PHASES, metrics
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder
-from tinymae.commands import finetune, linear_probe, pretrain
+from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import finetune, linear_probe, pretrain, settings
 from tinymae.evaluation import probes
 from tinymae.models import mae, masked
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
@@ -150,6 +150,31 @@ def test_a_finetuning_of_a_vit_is_by_cuda_graph_unless_told_otherwise(gpu, tmp_p
     run = tinymae.finetune(**FINETUNINGS["finetune"], output_dir=tmp_path)
     assert gpu.replays == run.results["steps"] - WARM_UP > 0
     require_no_waits(gpu)
+
+
+@pytest.mark.parametrize(
+    ("own", "works", "compiled"),
+    [
+        ({}, True, True),
+        ({}, False, False),  # no C compiler
+        ({"compile": True}, False, True),
+        ({"compile": False}, True, False),
+        ({"epochs": 1}, True, False),  # too short
+        ({"max_minutes": 1}, True, False),
+        ({"max_minutes": 5}, True, True),
+        ({"cuda_graph": False}, True, False),  # no gain without
+        ({"model": "conv_ae"}, True, False),
+    ],
+)
+def test_long_runs_by_cuda_graph_are_compiled_where_that_works(gpu, monkeypatch, own, works, compiled):
+    chosen = pretrain.PretrainSettings(**FEW | {"batch_size": 16, "epochs": 2000, "contrast_epochs": 0} | own)
+    accelerator, dataset = chosen.create_accelerator(), load_dataset(FEW["data"], "train")
+    chosen = chosen.resolve()
+    model, cores = pretrain.create_model(chosen, dataset, None), []
+    monkeypatch.setattr(settings, "can_compile", lambda _: works)
+    monkeypatch.setattr(model, "compile_core", lambda: cores.append(model))
+    pretrain.plan_parts(chosen, accelerator, model, dataset)
+    assert bool(cores) == compiled
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.99])

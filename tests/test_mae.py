@@ -8,7 +8,9 @@ from reference import cut, reference_loss
 
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
 from tinymae.models.classifier import build_classifier
+from tinymae.models.flops import training_flops
 from tinymae.models.masking import hide_lowest
+from tinymae.models.vit import set_fused_attention
 from tinymae.tensors import take
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -59,6 +61,22 @@ def test_equal_chances_hide_as_many_patches_as_others():
     assert mask[0].sum() == 2 and mask[0, 3] and mask[1].tolist() == [False, True, True, False]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_flops_are_those_of_its_matrix_products(fused):
+    """Forward and twice as much backward, but for the image, which needs no gradient."""
+    model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2, decoder_dim=8,
+                              decoder_depth=1, decoder_heads=2)  # fmt: skip
+    set_fused_attention(model, fused)
+
+    def block(tokens: int, dim: int) -> int:
+        return 2 * tokens * (4 * dim * dim + 2 * 4 * dim * dim) + 2 * 2 * tokens * tokens * dim
+
+    embedding, rest = 2 * 4 * 12 * 16, 2 * block(5, 16) + 2 * 5 * 16 * 8 + block(17, 8) + 2 * 12 * 8 * 12
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    found = training_flops(lambda: model.training_losses(images)["loss"])
+    assert found == 3 * (2 * embedding + 3 * rest)
+
+
 def test_masks_follow_the_generator():
     first, again, other = (random_mask(4, 64, 0.75, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -94,9 +112,7 @@ REFERENCE_CASES = {
 @pytest.mark.parametrize("changes", REFERENCE_CASES.values(), ids=REFERENCE_CASES.keys())
 def test_loss_and_gradients_equal_the_plain_reference(changes, fused):
     model = trained_looking(small_model(**changes))
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = fused
+    set_fused_attention(model, fused)
     images = torch.randn(3, model.in_channels, *model.image_size)
     mask = random_mask(3, model.num_patches, model.mask_ratio)
     weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}

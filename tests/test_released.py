@@ -16,7 +16,7 @@ from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import read_json
 from tinymae.interop.load import load_classifier, load_mae
 from tinymae.models.classifier import Classifier
-from tinymae.models.vit import ViTEncoder, choose_attention
+from tinymae.models.vit import ViTEncoder
 
 FOLDER = Path(__file__).parent.parent / "weights"
 BATCH = 64  # more would have the kernel map and clear memory for each batch
@@ -41,7 +41,6 @@ def test(data_dir) -> Dataset:
 @pytest.fixture(scope="module")
 def mae() -> MaskedAutoencoder:
     model = load_mae(FOLDER / "vit-t-mae")
-    choose_attention(model, "cpu")
     return model
 
 
@@ -54,7 +53,6 @@ def features(mae, test) -> Tensor:
 def open_classifier(name: str) -> tuple[Classifier, float]:
     """A released classifier and its stated accuracy on the test images."""
     classifier = load_classifier(FOLDER / name)
-    choose_attention(classifier, "cpu")
     return classifier, read_json(FOLDER / name / "scores.json")["accuracy_first_1000"]
 
 

@@ -17,6 +17,7 @@ from tinymae.models.drops import draw_drops, find_drops, set_drops, use_sample_d
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
+from tinymae.training.device import can_compile, choose_attention, create_accelerator
 from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
@@ -271,3 +272,26 @@ def test_equal_blocks_are_compiled_once_in_a_run_and_not_for_evaluations(tmp_pat
     assert compiled == [0, 2]  # an encoder's block and a decoder's
     losses = [[row["loss"] for row in metrics(run.folder) if "loss" in row] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision,kernels", [("no", True), ("bf16", False)])
+def test_attention_is_a_kernel_but_in_bf16_on_a_cpu(precision, kernels):
+    model = MaskedAutoencoder(**SIZES)
+    choose_attention(model, create_accelerator(precision))
+    counted = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: counted.append(1) or attend(*a, **k)
+        )
+        model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert len(counted) == (3 if kernels else 0)  # two blocks of the encoder, one of the decoder
+
+
+def test_what_does_not_compile_here_is_no_reason_to_fail(monkeypatch):
+    def no_compiler(_):
+        raise RuntimeError("Failed to find C compiler")
+
+    for compiler, works in ((no_compiler, False), (lambda function: function, True)):
+        monkeypatch.setattr(torch, "compile", compiler)
+        assert can_compile.__wrapped__(torch.device("cpu")) == works

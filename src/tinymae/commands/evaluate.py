@@ -24,8 +24,8 @@ from ..models.base import Autoencoder, Reconstruction
 from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
-from ..models.vit import choose_attention
 from ..randomness import seeded
+from ..training.device import choose_attention
 from ..training.run import Run
 from .features import Split, WeightsSettings, map_together, whole_batches
 from .settings import Result, keywords_of, setting, with_default
@@ -61,7 +61,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model = load(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator.device)
+    choose_attention(model, accelerator)
     several = model.several if isinstance(model, Classifier) else False
     dataset = settings.load(
         settings.split, image_size=model.image_size, channels=model.in_channels,

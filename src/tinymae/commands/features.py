@@ -17,9 +17,8 @@ from ..files import digest
 from ..interop.load import Model, load
 from ..models.base import Autoencoder
 from ..models.encoding import feature_function
-from ..models.vit import choose_attention
 from ..randomness import derive_seed
-from ..training.device import gather_parts
+from ..training.device import choose_attention, gather_parts
 from .settings import SheetSettings, setting
 
 M = TypeVar("M", bound=Autoencoder)
@@ -70,7 +69,7 @@ class FeatureSettings(JoinedSettings):
     def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
         """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
         model = load(self.weights).to(accelerator.device).eval()
-        choose_attention(model, accelerator.device)
+        choose_attention(model, accelerator)
         encode = feature_function(model, pool=self.pool, layers=self.layers)
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
@@ -203,11 +202,11 @@ def split_features(
     }
 
 
-def untrained_twin(model: M, *, seed: int) -> M:
+def untrained_twin(model: M, accelerator: Accelerator, *, seed: int) -> M:
     """The same model with random weights, on the same device: a control."""
     torch.manual_seed(derive_seed(seed, "weights"))
     twin = type(model)(**model.config).to(model.mean.device).eval()
-    choose_attention(twin, model.mean.device)
+    choose_attention(twin, accelerator)
     return twin
 
 

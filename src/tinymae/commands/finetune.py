@@ -29,10 +29,9 @@ from ..models.classifier import Classifier, build_classifier
 from ..models.drops import set_patch_drop
 from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
-from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..randomness import Draws, derive_seed
-from ..training.device import deterministic_algorithms
+from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
@@ -193,7 +192,7 @@ def train(
 ) -> tuple[Classifier, dict]:
     """Train to the end: what is to be judged, and the results so far."""
     accelerator, val_set = run.accelerator, chosen["val"]
-    choose_attention(model, accelerator.device)
+    choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
@@ -206,8 +205,6 @@ def train(
     prepared, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(prepared)
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    if settings.compile:
-        model.encoder.compile_core()
     judged = ema.module if ema else model
 
     assert settings.warmup_epochs is not None  # resolved
@@ -216,6 +213,8 @@ def train(
         warmup=settings.warmup_epochs / settings.epochs,
         minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
     )  # fmt: skip
+    if settings.compiles(accelerator, is_vit=model.vit is not None, steps=schedule.last_step):
+        model.encoder.compile_core()
     saved = run.load_checkpoint()
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]

@@ -22,9 +22,9 @@ from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.encoding import feature_function
-from ..models.vit import choose_attention
 from ..models.weights import save_classifier
 from ..tensors import to_unit
+from ..training.device import choose_attention
 from ..training.run import Run
 from .features import WeightsSettings, require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
@@ -88,7 +88,7 @@ def run(settings: LinearProbeSettings) -> Result[Any]:
     device = accelerator.device
     model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
-    choose_attention(model, device)
+    choose_attention(model, accelerator)
     splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels, several=True)
     require_channels(splits["train"], model.in_channels)
     chosen = settings.choose_labels(splits)
@@ -121,7 +121,7 @@ def probe(
     if settings.controls in ("all", "raw_pixels"):
         controls["raw_pixels"] = score(settings, extract(few_values), splits, run)[0]
     if settings.controls in ("all", "untrained"):
-        untrained = untrained_twin(model, seed=settings.seed)
+        untrained = untrained_twin(model, run.accelerator, seed=settings.seed)
         encoded = extract(feature_function(untrained, pool=settings.pool))
         controls["untrained"] = score(settings, encoded, splits, run)[0]
     judged = list(splits)[-1]

@@ -16,7 +16,7 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
-from ..models.vit import choose_attention
+from ..training.device import choose_attention
 from .evaluate import require_same_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images
 from .settings import Result, RunSettings, keywords_of, setting, with_default
@@ -48,7 +48,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model = load_classifier(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator.device)
+    choose_attention(model, accelerator)
     images = settings.open_images(model, accelerator)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")

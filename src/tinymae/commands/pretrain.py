@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
@@ -23,14 +22,15 @@ from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
 from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
+from ..models.flops import training_flops
 from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
 from ..models.pca import PrincipalComponents
-from ..models.vit import choose_attention, describe
+from ..models.vit import describe
 from ..models.weights import FAMILIES, save_autoencoder
 from ..randomness import Draws, derive_seed, seeded
 from ..tensors import pair
-from ..training.device import deterministic_algorithms
+from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
@@ -357,13 +357,11 @@ def plan_parts(
 
     Raises InputError for what cannot be trained so.
     """
-    choose_attention(model, accelerator.device)
+    choose_attention(model, accelerator)
     if settings.final_mask_ratio is not None and isinstance(model, MaskedAutoencoder):
         count_hidden(model.num_patches, settings.final_mask_ratio)
     if settings.gradient_checkpointing:
         model.save_memory()
-    if settings.compile:
-        model.compile_core()
     works = [phase.epochs * phase.views for phase in settings.phases]
     parts, step, done = [], 0, 0.0
     for phase, work in zip(settings.phases, works, strict=True):
@@ -381,6 +379,8 @@ def plan_parts(
         stretch = Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end)
         parts.append(Part(phase, create_learner(settings, model, phase), stretch, batches))
         step, done = schedule.last_step, end
+    if settings.compiles(accelerator, is_vit=settings.model == "mae", steps=step):
+        model.compile_core()
     return parts
 
 
@@ -390,12 +390,10 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
         return
     run.print_summary(model, depth=2)
     model.eval()  # a codebook learns from what it sees in training
-    # Seen by a counter, a block would stay uncompiled for good, up to torch 2.11 at least.
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        # Of two, as a norm over one image's group may have one value.
-        model.training_losses(torch.zeros(2, *train_set.image_shape, dtype=torch.uint8))["loss"].backward()
+    images = torch.zeros(2, *train_set.image_shape, dtype=torch.uint8)  # of one, a norm over a group may have one value
+    flops = training_flops(lambda: model.training_losses(images)["loss"])
     model.zero_grad()
-    run.print(f"{counter.get_total_flops() / 2e9:.3f} GFLOP an image or view, forward and backward")
+    run.print(f"{flops / 2e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
     for part in parts:
         views = part.phase.views

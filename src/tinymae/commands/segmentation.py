@@ -26,7 +26,7 @@ from ..evaluation.segmentation import (
 from ..files import digest, write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import choose_attention
+from ..training.device import choose_attention
 from ..training.run import Run
 from .features import require_unchanged, split_features, untrained_twin
 from .settings import Result
@@ -42,7 +42,7 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     accelerator = settings.create_accelerator()
     device = accelerator.device
     model = load_mae(settings.weights).to(device).eval()
-    choose_attention(model, device)
+    choose_attention(model, accelerator)
     names = SPLITS[:2] if settings.no_test else SPLITS
     splits = settings.load_splits(names, image_size=model.image_size, channels=model.in_channels, masked=True)
     require_channels(splits["train"], model.in_channels)
@@ -97,7 +97,7 @@ def probe(
     if settings.controls in ("all", "raw_pixels"):
         controls["raw_pixels"] = score_maps(partial(patch_pixels, patch_size=model.patch_size))[0]
     if settings.controls in ("all", "untrained"):
-        controls["untrained"] = score_maps(untrained_twin(model, seed=settings.seed).encode_dense)[0]
+        controls["untrained"] = score_maps(untrained_twin(model, run.accelerator, seed=settings.seed).encode_dense)[0]
     judged = [*splits][-1]
     for name, row in {"pretrained": scores, **controls}.items():
         run.print(

@@ -21,12 +21,14 @@ from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
-from ..training.device import Precision, create_accelerator, settle_precision
+from ..training.device import Precision, can_compile, create_accelerator, settle_precision
 from ..training.run import Run
 from ..training.trackers import require_installed
 
 Size = int | tuple[int, int]  # one number, or height and width
 WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
+WORTH_COMPILING = 5_000  # steps: what torch.compile takes at the start comes back within them (docs/gpu.md)
+WORTH_MINUTES = 3.0
 M = TypeVar("M")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
@@ -185,6 +187,13 @@ class RunSettings(DataSettings):
             datasets=splits, **self.run_options(),
         )  # fmt: skip
 
+    def compiles(self, accelerator: Accelerator, *, is_vit: bool, steps: int) -> bool:
+        """Whether a run of so many steps compiles its model: as asked, or else where that was faster in all."""
+        if self.compile is not None:
+            return self.compile
+        long = steps >= WORTH_COMPILING and (self.max_minutes is None or self.max_minutes >= WORTH_MINUTES)
+        return long and self.uses_graphs(accelerator, is_vit=is_vit) and can_compile(accelerator.device)
+
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         return {}
@@ -260,7 +269,10 @@ class TrainingSettings(RunSettings):
     clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
     gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
     gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
-    compile: bool = setting(False, "torch.compile the model: seconds at the start, faster steps on a GPU")
+    compile: bool | None = setting(
+        None, "torch.compile the model: half a minute at the start, faster steps on a GPU (default: where steps are "
+        f"CUDA graphs, in runs of {WORTH_COMPILING:,} steps and {WORTH_MINUTES:g} minutes or more)"
+    )  # fmt: skip
     cuda_graph: bool | None = setting(
         None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
     )
@@ -304,6 +316,13 @@ class TrainingSettings(RunSettings):
     def uses_graphs(self, accelerator: Accelerator, *, is_vit: bool) -> bool:
         """Whether steps are CUDA graphs: as asked, or else where they have been tried."""
         return is_vit and not self.missing_for_graphs(accelerator) if self.cuda_graph is None else self.cuda_graph
+
+    def compiles(self, accelerator: Accelerator, *, is_vit: bool, steps: int) -> bool:
+        """Whether a run of so many steps compiles its model: as asked, or else where that was faster in all."""
+        if self.compile is not None:
+            return self.compile
+        long = steps >= WORTH_COMPILING and (self.max_minutes is None or self.max_minutes >= WORTH_MINUTES)
+        return long and self.uses_graphs(accelerator, is_vit=is_vit) and can_compile(accelerator.device)
 
     def run_options(self) -> dict:
         """Further arguments of `Run`."""

@@ -24,6 +24,7 @@ from ..models.mae import MaskedAutoencoder
 from ..models.masked import PatchMasking
 from ..models.masked_conv import MaskedConvAutoencoder
 from ..models.masking import patchify, unpatchify
+from ..models.vit import set_fused_attention
 
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
 
@@ -146,10 +147,7 @@ def example_images(model: Autoencoder | Classifier, *, normalised: bool = False)
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
     graph = copy.deepcopy(graph).eval().requires_grad_(False)
-    for module in graph.modules():
-        if hasattr(module, "fused_attn"):
-            # Plain products: one operator less for a runtime to know.
-            module.fused_attn = False  # type: ignore[assignment]  # timm's flag, a bool
+    set_fused_attention(graph, False)  # one operator less for a runtime to know
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
     shapes = {name: {0: batch} for name in graph.inputs}
     return torch.export.export(graph, (), graph.inputs, dynamic_shapes=shapes, strict=False)

@@ -174,11 +174,8 @@ def compile_blocks(blocks: nn.Sequential) -> None:
         block.compile(dynamic=False)
 
 
-def choose_attention(model: nn.Module, device: torch.device | str) -> None:
-    """On a CPU, compute attention by plain products: the backward pass of the fused kernel is slow there in bf16.
-
-    timm's two paths are the same mathematics.
-    """
+def set_fused_attention(model: nn.Module, fused: bool) -> None:
+    """Let timm's attention be one kernel, or else plain products: the same mathematics."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = torch.device(device).type != "cpu"  # type: ignore[assignment]  # timm's flag, a bool
+            module.fused_attn = fused  # type: ignore[assignment]  # timm's flag, a bool

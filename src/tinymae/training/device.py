@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, 
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line
+from ..models.vit import set_fused_attention
 
 T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
@@ -65,6 +67,22 @@ def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int
     # As a plugin, since an environment variable would override the plain argument.
     plugin = GradientAccumulationPlugin(num_steps=gradient_accumulation_steps)
     return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
+
+
+def choose_attention(model: nn.Module, accelerator: Accelerator) -> None:
+    """Take the faster way to compute attention: one kernel, but in bf16 on a CPU, where its backward pass is slow."""
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    set_fused_attention(model, not slow)
+
+
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here: it needs Triton on a GPU, and a C compiler."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception:
+        return False
+    return True
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
