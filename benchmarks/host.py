@@ -64,7 +64,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     accelerator = Accelerator(cpu=True)
     model = MaskedAutoencoder(**SIZES)
-    settings = pretrain.PretrainSettings(contrast_epochs=0, epochs=1)
+    settings, digits = pretrain.PretrainSettings(contrast_epochs=0, epochs=1), load_dataset("digits", image_size=16)
+    (phase,) = settings.plan_phases(digits)
     groups = loop.parameter_groups(model, weight_decay=0.05)
     optimizer = loop.create_optimizer(args.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
@@ -74,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         drawn = draw(draws)
         drawn["mask"] = drawn["mask"][:2]
         draws.positions, draws.whole = FEW, False
-        return {"images": augment(settings, settings.phases[0], batch.images[:2], draws)} | drawn
+        return {"images": augment(settings, phase, batch.images[:2], draws)} | drawn
 
     vars(loop)["Draws"] = timed("draws", loop.Draws)
     optimizer.step = timed("optimizer", optimizer.step)
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     else:
         accelerator.clip_grad_norm_ = timed("gradient's norm", accelerator.clip_grad_norm_)
     batches = step_batches(
-        load_dataset("digits", image_size=16), batch_size=args.batch_size, parts=split_batch(args.batch_size, 1),
+        digits, batch_size=args.batch_size, parts=split_batch(args.batch_size, 1),
         seed=0, device="cpu",
     )  # fmt: skip
     next_batch, warm = timed("batches", lambda: next(batches)), 10

@@ -52,7 +52,11 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
 
 def test_the_defaults_are_light():
     settings = FinetuneSettings(weights="somewhere")
-    assert (settings.epochs, settings.batch_size, settings.base_lr, settings.patch_drop) == (15, 128, 2e-3, 0.5)
+    assert (settings.epochs, settings.base_lr, settings.patch_drop) == (15, 2e-3, 0.5)
+    sizes = {2048: 128, 2047: 64, 480: 32, 46: 32, 20: 16}  # by the number of labelled images
+    for images, size in sizes.items():
+        dataset = load_dataset(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), "all")
+        assert settings.choose_batch_size(dataset) == size
     assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)
 
 

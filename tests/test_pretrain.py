@@ -216,9 +216,36 @@ def test_weights_are_kept_on_the_way(quick_figures, tmp_path):
 def test_the_defaults_share_the_epochs_as_the_released_recipe_does():
     defaults = PretrainSettings().resolve()
     assert (defaults.epochs, defaults.contrast_epochs) == (130, 100)
-    assert [(phase.epochs, phase.views) for phase in defaults.phases] == [(30, 1), (100, 4)]
+    images = torch.zeros(48_000, 1, 1, 1, dtype=torch.uint8)
+    phases = defaults.plan_phases(load_dataset(images, "all"))
+    assert [(phase.epochs, phase.views, phase.batch_size) for phase in phases] == [(30, 1, 512), (100, 4, 256)]
     assert PretrainSettings(epochs=13).resolve().contrast_epochs == 10
-    assert [phase.views for phase in PretrainSettings(model="vae").resolve().phases] == [1]
+    assert [phase.views for phase in PretrainSettings(model="vae").resolve().plan_phases(load_dataset("digits"))] == [1]
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "sizes"),
+    [
+        (8192, {}, [512, 256]), (8191, {}, [256, 256]), (2000, {}, [64, 64]), (60, {}, [32, 32]), (1, {}, [1, 1]),
+        (2000, {"batch_size": 1000}, [1000, 256]), (2000, {"batch_size": 48}, [48, 48]),
+        (2000, {"contrast_batch_size": 2000}, [64, 2000]),
+    ],
+)  # fmt: skip
+def test_an_epoch_of_few_images_has_several_steps(images, given, sizes):
+    dataset = load_dataset(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), "all")
+    settings = PretrainSettings(**given).resolve()
+    assert [phase.batch_size for phase in settings.plan_phases(dataset)] == sizes
+
+
+def test_a_folder_of_few_images_needs_no_settings(tmp_path, quick_figures, monkeypatch):
+    """The first command that people type, on what they have."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12, 3), dtype=np.uint8)
+    small = {"image_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    run = tinymae.pretrain(tmp_path / "images", epochs=4, **small, output_dir=tmp_path / "run")
+    assert run.results["steps"] == 4 and run.results["contrast_epochs"] == 3
 
 
 class Ticking:

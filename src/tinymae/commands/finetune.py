@@ -46,9 +46,14 @@ from .unlabelled import Stage, UnlabelledSettings
 class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     """Settings of fine-tuning. The defaults are for a CPU; docs/results.md has the released recipe."""
 
+    batch_range = (32, 128)
+
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
     epochs: int = with_default(TrainingSettings, "epochs", 15)
-    batch_size: int = with_default(TrainingSettings, "batch_size", 128)
+    batch_size: int | None = setting(
+        None, "labelled images a step, over all processes (default: 128; of fewer than 2,048 a sixteenth of them, as a "
+        "power of two, but at least 32)", group="training", positive=True,
+    )  # fmt: skip
     base_lr: float = with_default(TrainingSettings, "base_lr", 2e-3)
 
     weights: str | Path | Model | None = setting(
@@ -83,7 +88,7 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
         if not 0 <= self.final_epochs < self.epochs:
             raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {self.epochs - 1}")
-        if self.batch_size % 2 and (self.mixup or self.cutmix):
+        if self.batch_size and self.batch_size % 2 and (self.mixup or self.cutmix):
             raise InputError(
                 f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
             )
@@ -194,8 +199,10 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
+    batch_size = settings.choose_batch_size(chosen["train"])
     run.print_summary(model.vit or model, depth=1)
-    run.print(f"{len(chosen['train']):,} labelled images, {steps_per_epoch} steps an epoch, {run.processes}")
+    run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
+    run.print(f"{settings.epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
@@ -209,7 +216,7 @@ def train(
 
     assert settings.warmup_epochs is not None  # resolved
     schedule = Schedule(
-        peak=settings.base_lr * settings.batch_size / 256, last_step=settings.epochs * steps_per_epoch,
+        peak=settings.base_lr * batch_size / 256, last_step=settings.epochs * steps_per_epoch,
         warmup=settings.warmup_epochs / settings.epochs,
         minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
     )  # fmt: skip

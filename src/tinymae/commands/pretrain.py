@@ -85,7 +85,10 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     views: int = setting(4, "of each image", group="contrast of views (mae)")
     decoded_views: int = setting(1, "how many of them are reconstructed", group="contrast of views (mae)")
     temperature: float = setting(0.2, "of its softmax", group="contrast of views (mae)")
-    contrast_batch_size: int = setting(256, "images a step then", group="contrast of views (mae)", positive=True)
+    contrast_batch_size: int | None = setting(
+        None, "images a step then (default: as --batch-size, but at most 256)", group="contrast of views (mae)",
+        positive=True,
+    )  # fmt: skip
     contrast_base_lr: float = setting(1.5e-3, "base_lr then", group="contrast of views (mae)")
     contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
     contrast_color_jitter: float = setting(0.5, "color_jitter then", group="contrast of views (mae)")
@@ -162,18 +165,17 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
                 "contrast_epochs 0"
             )
 
-    @property
-    def phases(self) -> list["Phase"]:
+    def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
-        contrast = self.contrast_epochs or 0
+        contrast, batch_size = self.contrast_epochs or 0, self.choose_batch_size(dataset)
         first = Phase(
-            epochs=self.epochs - contrast, first_epoch=0, batch_size=self.batch_size, base_lr=self.base_lr,
+            epochs=self.epochs - contrast, first_epoch=0, batch_size=batch_size, base_lr=self.base_lr,
             crop=self.crop, color_jitter=self.color_jitter, views=1,
         )  # fmt: skip
         second = Phase(
-            epochs=contrast, first_epoch=self.epochs - contrast, batch_size=self.contrast_batch_size,
-            base_lr=self.contrast_base_lr, crop=self.contrast_crop, color_jitter=self.contrast_color_jitter,
-            views=self.views,
+            epochs=contrast, first_epoch=self.epochs - contrast,
+            batch_size=self.contrast_batch_size or min(batch_size, 256), base_lr=self.contrast_base_lr,
+            crop=self.contrast_crop, color_jitter=self.contrast_color_jitter, views=self.views,
         )  # fmt: skip
         return [phase for phase in (first, second) if phase.epochs]
 
@@ -362,9 +364,10 @@ def plan_parts(
         count_hidden(model.num_patches, settings.final_mask_ratio)
     if settings.gradient_checkpointing:
         model.save_memory()
-    works = [phase.epochs * phase.views for phase in settings.phases]
+    phases = settings.plan_phases(train_set)
+    works = [phase.epochs * phase.views for phase in phases]
     parts, step, done = [], 0, 0.0
-    for phase, work in zip(settings.phases, works, strict=True):
+    for phase, work in zip(phases, works, strict=True):
         steps_per_epoch, batches = settings.plan_batches(
             accelerator, train_set, batch_size=phase.batch_size, first_epoch=phase.first_epoch
         )
@@ -398,7 +401,8 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
     for part in parts:
         views = part.phase.views
         what = "reconstruction" if views == 1 else f"reconstruction and contrast of {views} views"
-        run.print(f"{part.phase.epochs} epochs of {part.stretch.steps_per_epoch} steps: {what}")
+        steps = f"{part.stretch.steps_per_epoch} steps of {part.phase.batch_size} images"
+        run.print(f"{part.phase.epochs} epochs of {steps}: {what}")
 
 
 def fit_components(

@@ -187,13 +187,6 @@ class RunSettings(DataSettings):
             datasets=splits, **self.run_options(),
         )  # fmt: skip
 
-    def compiles(self, accelerator: Accelerator, *, is_vit: bool, steps: int) -> bool:
-        """Whether a run of so many steps compiles its model: as asked, or else where that was faster in all."""
-        if self.compile is not None:
-            return self.compile
-        long = steps >= WORTH_COMPILING and (self.max_minutes is None or self.max_minutes >= WORTH_MINUTES)
-        return long and self.uses_graphs(accelerator, is_vit=is_vit) and can_compile(accelerator.device)
-
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         return {}
@@ -256,13 +249,17 @@ class TrainingSettings(RunSettings):
     """What pretraining and fine-tuning share."""
 
     heading = "training"
+    batch_range = (64, 512)  # of the default
     epochs: int = setting(100, "passes over the training images", positive=True)
     warmup_epochs: float | None = setting(None, "(default: a twentieth of --epochs)")
     max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")
     pause_after_minutes: float | None = setting(
         None, "save and exit with code 75 then; the same command goes on, and ends in the same weights", free=True
     )
-    batch_size: int = setting(512, "images a step, over all processes", positive=True)
+    batch_size: int | None = setting(
+        None, "images a step, over all processes (default: 512; of fewer than 8,192 training images a sixteenth of "
+        "them, as a power of two, but at least 64)", positive=True,
+    )  # fmt: skip
     base_lr: float = setting(1e-3, "learning rate = base_lr x batch_size / 256")
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices, and AdamW for the rest")
     weight_decay: float = setting(0.05, "of matrices, decoupled")
@@ -329,6 +326,10 @@ class TrainingSettings(RunSettings):
         names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes", "gradient_checkpointing")
         return {name: getattr(self, name) for name in names}
 
+    def choose_batch_size(self, dataset: Dataset) -> int:
+        """As asked, or else one that gives an epoch of few images some steps."""
+        return self.batch_size or batch_for(len(dataset), self.batch_range)
+
     def plan_batches(
         self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,
         seed: int | None = None,
@@ -346,6 +347,17 @@ class TrainingSettings(RunSettings):
             parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=self.num_workers,
             first_epoch=first_epoch,
         )  # fmt: skip
+
+
+def batch_for(images: int, limits: tuple[int, int]) -> int:
+    """How many of so many images are in a step: a sixteenth, within limits that are powers of two, as it is itself.
+
+    >>> [batch_for(images, (64, 512)) for images in (50, 400, 5_000, 48_000)]
+    [32, 64, 256, 512]
+    """
+    least, most = limits
+    sixteenth, all_of_them = (2 ** (max(count, 1).bit_length() - 1) for count in (images // 16, images))
+    return min(max(sixteenth, least), most, all_of_them)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,8 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
 
         Raises InputError for batches that cannot be.
         """
-        size, more = self.batch_size, self.unlabelled * self.batch_size
+        size = self.choose_batch_size(chosen["train"])
+        more = self.unlabelled * size
         steps_per_epoch, batches = self.plan_batches(accelerator, chosen["train"], batch_size=size)
         if not more:
             return steps_per_epoch, [Stage(1.0, size, batches)]
