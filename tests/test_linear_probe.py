@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import linear_probe as command
 from tinymae.evaluation.probes import linear_fits
 from tinymae.interop.load import load_classifier
 
@@ -111,3 +112,18 @@ def test_a_linear_probe_is_scikit_learns_logistic_regression(classes):
             probabilities = probe(test[0][:, alive]).softmax(dim=1)
         torch.testing.assert_close(probabilities, torch.from_numpy(expected).float(), atol=0.05, rtol=0)
         assert float((probabilities.argmax(1) == test[1]).double().mean()) > 0.9
+
+
+def test_features_that_a_study_keeps_are_not_computed_again_and_change_nothing(
+    pretrained, quick_figures, quick_probes, tmp_path, monkeypatch
+):
+    settings = DIGITS | {"weights": pretrained, "head": "mlp"}
+    alone = tinymae.linear_probe(**settings, output_dir=tmp_path / "alone").results
+    kept, calls = {}, []
+    extract = command.split_features
+    monkeypatch.setattr(command, "split_features", lambda *a, **k: calls.append(1) or extract(*a, **k))
+    for head in ("linear", "mlp"):
+        own = {"head": head, "controls": "untrained" if head == "linear" else None, "output_dir": tmp_path / head}
+        results = command.run(command.LinearProbeSettings(**settings | own), kept).results
+    assert len(calls) == 2  # of the encoder, and of the untrained one, which is nobody's features
+    assert results | {"seconds": 0} == alone | {"seconds": 0}

@@ -66,7 +66,10 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
         return super().resolve()
 
 
-def run(settings: LinearProbeSettings) -> Result[Any]:
+Kept = dict[tuple[str, str], dict[str, Tensor]]  # features of each split, by the encoder's digest and the pooling
+
+
+def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     """Score the frozen features of a pretrained encoder by k-NN and a probe.
 
     Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is
@@ -78,6 +81,8 @@ def run(settings: LinearProbeSettings) -> Result[Any]:
 
     With `task="segmentation"` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
     intersection over union; `.model` gives the logits of each pixel's class.
+
+    A study that trains several heads on the same images hands the features on in `kept`.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -94,7 +99,7 @@ def run(settings: LinearProbeSettings) -> Result[Any]:
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         splits = {name: split.to(device) for name, split in chosen.items()}
-        results, head, logits = probe(settings, model, run, splits)
+        results, head, logits = probe(settings, model, run, splits, {} if kept is None else kept)
         return finish(settings, model, run, splits, results, head, logits)
 
 
@@ -102,7 +107,7 @@ linear_probe = keywords_of(run, LinearProbeSettings)
 
 
 def probe(
-    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset]
+    settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], kept: Kept
 ) -> tuple[dict, nn.Module, Tensor]:
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
     before = digest(model.state_dict())
@@ -111,7 +116,10 @@ def probe(
     def extract(function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return split_features(function, splits, run.accelerator, **settings.reading_options)
 
-    features = extract(feature_function(model, pool=settings.pool))
+    key = before, settings.pool
+    if key not in kept:
+        kept[key] = extract(feature_function(model, pool=settings.pool))
+    features = kept[key]
     seconds = {"features": time.monotonic() - started}
     started = time.monotonic()
     scores, head, logits = score(settings, features, splits, run)

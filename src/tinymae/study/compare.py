@@ -229,8 +229,10 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
-    run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"))
-    run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"))
+    kept: linear_probe.Kept = {}
+    run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
+    run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
+    del kept
     run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         assert isinstance(settings.extra, dict)

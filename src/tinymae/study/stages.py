@@ -16,8 +16,9 @@ from ..training.inputs import require_same_run
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 
 
-def run_stage(command: ModuleType, settings: RunSettings) -> dict:
-    """The results of a command's run with these settings: read if it has ended in its folder, else made.
+def run_stage(command: ModuleType, settings: RunSettings, **given: Any) -> dict:
+    """The results of a command's run with these settings: read if it has ended in its folder, else made, and `given`
+    what spares it work.
 
     Raises InputError if the folder holds another run.
     """
@@ -27,7 +28,7 @@ def run_stage(command: ModuleType, settings: RunSettings) -> dict:
     if (folder / "results.json").exists():
         return read_json(folder / "results.json")
     print(f"\n=== {folder}", flush=True)
-    return command.run(settings).results
+    return command.run(settings, **given).results
 
 
 def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str, dict[str, Any]]:
