@@ -1,6 +1,7 @@
 """How much time does the host need for a step of pretraining? Prints each part's milliseconds and saves them as JSON.
 
     python benchmarks/host.py                             # the source that is installed
+    python benchmarks/host.py --replayed                  # what is left of it where the step is a CUDA graph
     python benchmarks/host.py --against ../before/src     # two sources, in turns
 
 A GPU computes while the host prepares what comes next, so a small model runs as fast as its host. Here the arithmetic
@@ -8,6 +9,9 @@ is as good as none: a ViT of 12 blocks and 12 channels sees 2 images. All else i
 of 64 patches: its order, its draws, its masks, the model's operations, the gradient's norm, Muon. The times are of the
 processor, so other programs beside this one do not count. On a CPU Muon's and AdamW's operations on lists of tensors go
 tensor by tensor; a GPU gets them in a few launches.
+
+With --replayed the model's operations, the norm and the optimiser are left out, as a GPU repeats them by itself: the
+host copies a step's inputs to where they are read, and the losses from where they are written.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.utils._pytree import tree_leaves
 
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.commands import pretrain
@@ -30,6 +35,7 @@ from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.training import loop
 from tinymae.training.clock import Stopwatch
+from tinymae.training.cuda_graph import copies
 
 SIZES = {"image_size": 16, "patch_size": 2, "in_channels": 1, "embed_dim": 12, "decoder_dim": 8, "decoder_heads": 4}
 FEW = torch.arange(2)
@@ -41,10 +47,25 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"])
     parser.add_argument("--steps", type=int, default=60, help="in each round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--replayed", action="store_true", help="only the host's part of a CUDA graph's step")
     parser.add_argument("--against", type=Path, help="another source folder, measured in turns with this one")
     parser.add_argument("--output", default="runs/host.json")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # one round, as JSON on stdout
     return parser
+
+
+class Replayed:
+    """What `GraphedStep` does at each of its later calls, but for the launch."""
+
+    def __init__(self, _function, _device):
+        self.held: list[torch.Tensor] = []
+        self.results = {"loss": torch.zeros(())}, torch.zeros(())
+
+    def __call__(self, *arguments):
+        leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+        self.held = self.held or [torch.empty_like(leaf) for leaf in leaves]
+        torch._foreach_copy_(self.held, leaves)
+        return copies(self.results)
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
@@ -78,6 +99,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         return {"images": augment(settings, phase, batch.images[:2], draws)} | drawn
 
     vars(loop)["Draws"] = timed("draws", loop.Draws)
+    if args.replayed:
+        vars(loop)["GraphedStep"] = Replayed
     optimizer.step = timed("optimizer", optimizer.step)
     accelerator.backward = timed("backward", accelerator.backward)
     if hasattr(loop, "clip_gradients"):
@@ -92,6 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     states = loop.train_steps(
         learner, optimizer, draw_inputs, forward, iter(next_batch, None), accelerator=accelerator, clock=Stopwatch(),
         schedule=loop.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), batch_size=args.batch_size, seed=0,
+        **{"cuda_graph": True} if args.replayed else {},
     )  # fmt: skip
     for _ in range(warm):
         next(states)
@@ -111,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
     sources = {"here": None} | ({"against": str(args.against)} if args.against else {})
     rounds: dict[str, list[dict]] = {name: [] for name in sources}
     command = [sys.executable, __file__, "--once", "--batch-size", str(args.batch_size), "--steps", str(args.steps),
-               "--optimizer", args.optimizer]  # fmt: skip
+               "--optimizer", args.optimizer, *["--replayed"] * args.replayed]  # fmt: skip
     for _ in range(args.rounds):
         for name, source in sources.items():
             environment = os.environ | ({"PYTHONPATH": source} if source else {})

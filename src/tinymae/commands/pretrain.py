@@ -39,14 +39,14 @@ from .features import map_together
 from .settings import EncoderSettings, Result, SheetSettings, TrainingSettings, keywords_of, setting, with_default
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
-CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE, in the released recipe
+CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE
 FINAL = 0.2  # ratio of the contrast that is its end, where masks may hide less
 BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
-    """Settings of pretraining. The defaults are the released recipe."""
+    """Settings of pretraining. The defaults are for a CPU as well; docs/results.md has the released recipe."""
 
     heading = "model"
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/pretrain")
