@@ -22,26 +22,37 @@ def families_with(name: str) -> list[str]:
 
 
 def describe_setting(name: str) -> str:
-    """A setting's help: the first family's words for it, and each family's default."""
-    families = families_with(name)
-    text = next(text for family in families if (text := docstring_line(family, name)))
-    families_by_default: dict[str, list[str]] = {}
-    for family in families:
-        families_by_default.setdefault(show(defaults_of(family)[name]), []).append(family)
-    told = "; ".join(f"{', '.join(which)}: {value}" for value, which in families_by_default.items())
-    return f"{text} (default: {told})"
+    """A setting's help: what it is and its default, for each family."""
+    meanings: dict[str, dict[str, list[str]]] = {}  # words -> default -> families
+    for family in families_with(name):
+        words, _, of_none = meaning_of(family, name).partition("; None: ")
+        value = defaults_of(family)[name]
+        default = of_none if value is None else show(value)
+        meanings.setdefault(words, {}).setdefault(default, []).append(family)
+    return "; ".join(f"{words} (default: {show_defaults(defaults)})" for words, defaults in meanings.items())
+
+
+def show_defaults(families: dict[str, list[str]]) -> str:
+    """Each default and the families that have it, as people read them."""
+    return "; ".join(f"{', '.join(those)}: {default}" for default, those in families.items())
+
+
+def meaning_of(family: str, name: str) -> str:
+    """A family's words for a setting: its own, those of the class that it extends, or another family's."""
+    others = [FAMILIES[other] for other in families_with(name)]
+    return next(text for known in (*FAMILIES[family].__mro__, *others) if (text := docstring_line(known, name)))
 
 
 def show(value: object) -> str:
     """A default as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value is None else str(value)
+    return str(value)
 
 
-def docstring_line(family: str, name: str) -> str | None:
-    """What the `Args:` of a family's docstring say of a setting."""
-    text = inspect.getdoc(FAMILIES[family]) or ""
+def docstring_line(family: type, name: str) -> str | None:
+    """What the `Args:` of a class's own docstring say of a setting."""
+    text = inspect.cleandoc(family.__doc__ or "")
     arguments = re.split(r"\n\S|\nRaises", text.partition("Args:\n")[2])[0]
     entries = re.findall(r"^    ([\w, ]+): (.+(?:\n        .+)*)", arguments, re.MULTILINE)
     found = next((words for names, words in entries if name in names.replace(" ", "").split(",")), None)

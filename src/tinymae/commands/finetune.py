@@ -63,12 +63,26 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
-    layer_decay: float = setting(0.75, "of a ViT; 1 from scratch", group="regularisation")
-    drop_path: float = setting(0.1, "of a ViT", group="regularisation")
+    layer_decay: float = setting(
+        0.75, "learning rate of a ViT's layer over that of the one above; 1 from scratch", group="regularisation"
+    )
+    drop_path: float = setting(
+        0.1,
+        "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
+        group="regularisation",
+    )
     patch_drop: float = setting(0.5, "ratio of patches a ViT does not see in training", group="regularisation")
-    label_smoothing: float = setting(0.1, "", group="regularisation")
-    mixup: float = setting(0.0, "alpha; 0 is off", group="regularisation")
-    cutmix: float = setting(0.0, "alpha; 0 is off", group="regularisation")
+    label_smoothing: float = setting(
+        0.1, "ratio of each target that is spread over all classes", group="regularisation"
+    )
+    mixup: float = setting(
+        0.0,
+        "alpha of the Beta distribution that blends two images (arXiv 1710.09412); 0 is off",
+        group="regularisation",
+    )
+    cutmix: float = setting(
+        0.0, "the same, of a rectangle of another image (arXiv 1905.04899); 0 is off", group="regularisation"
+    )
     ema_decay: float = setting(0.999, "of the moving average of the weights; 0 is off", group="regularisation")
 
     crop_padding: int = setting(4, "pixels", group="augmentation")

@@ -251,7 +251,7 @@ class TrainingSettings(RunSettings):
     heading = "training"
     batch_range = (64, 512)  # of the default
     epochs: int = setting(100, "passes over the training images", positive=True)
-    warmup_epochs: float | None = setting(None, "(default: a twentieth of --epochs)")
+    warmup_epochs: float | None = setting(None, "the learning rate rises in them (default: a twentieth of --epochs)")
     max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")
     pause_after_minutes: float | None = setting(
         None, "save and exit with code 75 then; the same command goes on, and ends in the same weights", free=True
@@ -274,7 +274,9 @@ class TrainingSettings(RunSettings):
         None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
     )
     deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
-    log_every: int = setting(20, "steps between lines of metrics.jsonl", group="watching", free=True, positive=True)
+    log_every: int = setting(
+        20, "steps between lines of metrics.jsonl and points of the curves", group="watching", free=True, positive=True
+    )
     log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
         ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",
         group="watching", free=True,

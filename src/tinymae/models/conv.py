@@ -87,7 +87,7 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
         in_channels: channels of the images.
         depth: how often the image is halved; None: until the shorter side is 2 pixels.
         width: channels after the first halving, a multiple of 8; they double with each halving, up to 256.
-        latent_dim: numbers in the latent vector; None leaves the encoder's map, such as 256x2x2, as the latent.
+        latent_dim: numbers in the latent vector; None: the encoder's map, such as 256x2x2.
         loss: mse, l1, log_cosh, ssim, or a sum such as 0.8*ssim+0.2*l1.
         mean, std: per channel, of pixels in [0, 1].
 

@@ -63,11 +63,15 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         patch_size: pixels, one number or (height, width); must divide `image_size`.
         in_channels: channels of the images.
         mask_ratio: ratio of patches hidden when no mask is given, in (0, 1).
-        embed_dim, depth, num_heads: sizes of the encoder; None: the named timm model's.
-        decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder (timm `Block`s).
+        embed_dim: width of the encoder's tokens; None: the named timm model's.
+        depth: blocks of the encoder; None: the named timm model's.
+        num_heads: heads of the encoder's attention; None: the named timm model's.
+        decoder_dim: width of the decoder's tokens.
+        decoder_depth: blocks of the decoder, which are timm's `Block`.
+        decoder_heads: heads of the decoder's attention.
         norm_pix_loss: predict each patch normalised by its own mean and standard deviation (section 4.1 of the paper).
-        norm_eps: LayerNorm's epsilon, at most 1e-6; None: as the named timm model has it, and 1e-6 in the decoder.
-            A smaller one keeps transformers' numbers; classifiers, which are stock timm models, have 1e-6 instead.
+        norm_eps: LayerNorm's epsilon, at most 1e-6. A smaller one keeps transformers' numbers; classifiers, which are
+            stock timm models, have 1e-6 instead; None: the named timm model's, and 1e-6 in the decoder.
         mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised by them.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
