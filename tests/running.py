@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import draw_tiles, search_shortly
 
+import tinymae
 from tinymae import load_dataset
 from tinymae.commands import cli
 from tinymae.training.run import Run
@@ -94,22 +95,41 @@ def group_of_two(**environment: str) -> list[dict[str, str]]:
     return [common | {"RANK": rank, "LOCAL_RANK": rank} | environment for rank in "01"]
 
 
+def start_calls(log: Path, calls: list[tuple[str, dict]], **environment: str) -> BaseProcess:
+    """Commands as Python functions, one after the other in a process of its own."""
+    process = PROCESSES.Process(target=call_in_turn, args=(log, calls, environment))
+    process.start()
+    return process
+
+
+def call_in_turn(log: Path, calls: list[tuple[str, dict]], environment: dict) -> None:
+    """What `start_calls` has its process do."""
+    set_up(log, environment)
+    for name, settings in calls:
+        getattr(tinymae, name)(**settings)
+
+
 def work(
     log: Path, command: list[str], killed: tuple[int, int] | None, folder: Path, environment: dict, threads: int
 ) -> None:
     """What `start` has its process do."""
     os.chdir(folder)
+    set_up(log, environment)
+    torch.set_num_threads(threads)
+    if killed is not None:
+        Run.report = signal_in_step(*killed)
+    cli.main(command)
+
+
+def set_up(log: Path, environment: dict) -> None:
+    """What a process prints goes to `log`; its figures are bare tiles, and its probes search shortly."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
-    torch.set_num_threads(threads)
     quick = pytest.MonkeyPatch()  # as the fixture quick_stages
     draw_tiles(quick)
     search_shortly(quick)
-    if killed is not None:
-        Run.report = signal_in_step(*killed)
-    cli.main(command)
 
 
 def signal_in_step(number: int, step: int):

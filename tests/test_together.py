@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, flags, group_of_two, same_files, start
+from running import DIGITS, FEW, QUICK, flags, group_of_two, same_files, start, start_calls
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -135,6 +135,20 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     assert same_files(one, two, *files)
     if name == "embed":
         assert pq.read_table(two / "embeddings.parquet").equals(pq.read_table(one / "embeddings.parquet"))
+
+
+def test_two_processes_train_one_thing_after_the_other(tmp_path):
+    """A script of several calls, as in the README: the end of a training is not that of the processes' group."""
+    calls = [
+        ("pretrain", QUICK | {"epochs": 1, "output_dir": tmp_path / "pretrain"}),
+        ("finetune", FEW | {"weights": tmp_path / "pretrain", "epochs": 1, "output_dir": tmp_path / "finetune"}),
+        ("evaluate", FEW | {"weights": tmp_path / "finetune", "output_dir": tmp_path / "evaluate"}),
+    ]
+    processes = [start_calls(tmp_path / "log", calls, **one) for one in group_of_two()]
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} == {0}, (tmp_path / "log").read_text()
+    assert (tmp_path / "evaluate" / "results.json").exists()
 
 
 # ---- larger than memory

@@ -96,7 +96,7 @@ def run_command(
 def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None):
     """The same for any function of any settings."""
     from ..errors import InputError, ran_out_of_memory
-    from ..training.device import explain_memory
+    from ..training.device import explain_memory, leave_group
     from ..training.progress import Stopped
 
     parser = create_parser(settings, prog=prog, description=description)
@@ -104,6 +104,7 @@ def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None 
     try:
         chosen = settings(**parse(parser, arguments))
         run(chosen)
+        leave_group()
     except InputError as error:
         sys.exit(exit_with(f"{parser.prog}: error: {error}"))
     except Stopped as stopped:

@@ -69,6 +69,12 @@ def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int
     return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
 
 
+def leave_group() -> None:
+    """Part from the other processes at the end of a program, of which NCCL would otherwise warn."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def choose_attention(model: nn.Module, accelerator: Accelerator) -> None:
     """Take the faster way to compute attention: one kernel, but in bf16 on a CPU, where its backward pass is slow."""
     slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"

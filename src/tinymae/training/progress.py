@@ -157,4 +157,5 @@ class Progress:
                 self.bar.refresh()
             self.bar.close()
             self.bar = None
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # not end_training, which ends the processes' group as well
+                tracker.finish()
