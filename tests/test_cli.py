@@ -15,6 +15,7 @@ from PIL import Image
 from running import MODEL, QUICK, flags, launch, metrics, refused
 
 import tinymae
+from tinymae import InputError
 from tinymae.commands import cli
 from tinymae.commands.families import defaults_of, describe_setting
 from tinymae.commands.finetune import FinetuneSettings
@@ -89,6 +90,31 @@ def test_flags_become_settings_of_the_right_types():
     assert cli.parse(probe, ["--weights", "w", "--controls"])["controls"] == "all"
     assert cli.parse(probe, ["--weights", "w", "--controls", "raw_pixels"])["controls"] == "raw_pixels"
     assert "controls" not in cli.parse(probe, ["--weights", "w"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (PretrainSettings, {"optimizer": "AdamW"}, "optimizer 'AdamW' is none of adamw, muon"),
+        (PretrainSettings, {"model": "MAE"}, "model 'MAE' is none of mae, conv_ae"),
+        (PretrainSettings, {"mixed_precision": False}, "mixed_precision False is none of auto"),
+        (PretrainSettings, {"log_with": ("wandb", "aim")}, "log_with 'aim' is none of tensorboard, mlflow, wandb"),
+        (SETTINGS["linear-probe"], {"weights": "w", "head": "MLP"}, "head 'MLP' is none of linear, mlp"),
+        (SETTINGS["export"], {"weights": "w", "output_dir": "out", "format": "ONNX"}, "format 'ONNX' is none of "),
+        (SETTINGS["embed"], {"weights": "w", "split": "tset"}, "split 'tset' is none of "),
+    ],
+)
+def test_from_python_the_choices_are_those_of_the_command_line(settings, given, message):
+    with pytest.raises(InputError, match=message):
+        settings(**given)
+
+
+def test_from_python_one_value_may_stand_for_several_and_true_for_a_flag():
+    assert PretrainSettings(log_with="wandb").log_with == ("wandb",)
+    assert SETTINGS["embed"](weights="w", split="test", layers=-2).split == ("test",)
+    assert SETTINGS["compare"](data="digits", models="mae", seeds=3).seeds == (3,)
+    assert SETTINGS["neighbours"](weights="w", query="images/").query == ("images/",)
+    assert SETTINGS["linear-probe"](weights="w", controls=True).controls == "all"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

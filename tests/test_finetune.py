@@ -60,6 +60,17 @@ def test_the_defaults_are_light():
     assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path):
+    """In the precision that its user chooses, not in that of the training."""
+    small = {"from_scratch": True, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "epochs": 1}
+    given = FEW | small | {"mixed_precision": "bf16", "ema_decay": ema_decay}
+    run = tinymae.finetune(**given, output_dir=tmp_path)
+    images = load_dataset("digits", "test").images[:9]
+    with torch.no_grad():
+        torch.testing.assert_close(run.model(images), load_classifier(tmp_path)(images), atol=1e-6, rtol=1e-5)
+
+
 def test_every_kind_of_augmentation_and_accumulation_trains(quick_figures, tmp_path):
     memory = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "clip_grad": 1.0}
     run = tinymae.finetune(**TUNE, **MIXED, **memory, weights=small_model(), output_dir=tmp_path)

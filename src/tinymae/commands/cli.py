@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 # Each command: the module with its `run`, the name of its settings there, and a line of help.
 COMMANDS = {
@@ -173,9 +172,9 @@ def order_of(settings: type, f: Field) -> int:
 
 def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
     """The arguments of argparse's `add_argument` for a field of this type."""
-    kinds = (
-        [each for each in get_args(kind) if each is not NoneType] if get_origin(kind) in (UnionType, Union) else [kind]
-    )
+    from .settings import alternatives
+
+    kinds = alternatives(kind)
     first = str if str in kinds else kinds[0]
     text = help_of(settings, f)
     if "const" in f.metadata:

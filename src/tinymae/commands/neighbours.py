@@ -65,7 +65,7 @@ neighbours = keywords_of(run, NeighboursSettings)
 def find_queries(query: tuple[str, ...]) -> list[Path]:
     """The files that are named, and those of folders. Raises InputError if there are none."""
     files = []
-    for given in (query,) if isinstance(query, str | Path) else query:
+    for given in query:
         path = Path(given)
         if path.is_dir():
             files += [path / name for name in list_images(path)[0]]

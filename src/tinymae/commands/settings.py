@@ -4,9 +4,10 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import partial, update_wrapper
+from functools import cache, partial, update_wrapper
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -64,10 +65,40 @@ class Settings:
     heading = "run"
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 
+    def __post_init__(self) -> None:
+        """Let one value stand for a tuple of it. Raises InputError for a value that is none of a field's choices: the
+        command line knows no others, Python would go on with them.
+        """
+        for f in fields(self):
+            value, kinds = getattr(self, f.name), alternatives(hints_of(type(self))[f.name])
+            if value is None or len(kinds) > 1:
+                continue
+            choices, values = kinds[0], [value]
+            if get_origin(choices) is tuple and get_args(choices)[-1] is Ellipsis:
+                if isinstance(value, str | Path | int):
+                    object.__setattr__(self, f.name, (value,))
+                choices, values = get_args(choices)[0], getattr(self, f.name)
+            elif value is True and "const" in f.metadata:  # a flag without a value
+                object.__setattr__(self, f.name, f.metadata["const"])
+                continue
+            for each in values if get_origin(choices) is Literal else ():
+                if each not in get_args(choices):
+                    raise InputError(f"{f.name} {each!r} is none of {', '.join(map(str, get_args(choices)))}")
+
     def record(self) -> dict:
         """What args.json keeps: the settings that decide what a run computes, as JSON."""
         kept = (f for f in fields(self) if not f.metadata.get("free"))
         return {f.name: describe_value(getattr(self, f.name)) for f in kept}
+
+
+hints_of = cache(get_type_hints)
+
+
+def alternatives(kind: Any) -> list[Any]:
+    """The types that a hint allows, but None."""
+    if get_origin(kind) not in (UnionType, Union):
+        return [kind]
+    return [each for each in get_args(kind) if each is not NoneType]
 
 
 def describe_value(value: Any) -> Any:

@@ -37,7 +37,8 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
     Raises InputError for an unknown place or setting, before anything is trained.
     """
     found: dict[str, dict[str, Any]] = {place: {} for place in places}
-    given = extra.items() if isinstance(extra, Mapping) else [split_extra(text) for text in extra]
+    texts = [extra] if isinstance(extra, str) else extra
+    given = texts.items() if isinstance(texts, Mapping) else [split_extra(text) for text in texts]
     for where, settings in given:
         if where not in places:
             raise InputError(f"extra {where!r} is none of {', '.join(sorted(places))}")
