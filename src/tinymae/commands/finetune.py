@@ -223,8 +223,8 @@ def train(
     layer_decay = settings.layer_decay if model.vit is not None and not settings.from_scratch else 1.0
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.999))
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    model = accelerator.unwrap_model(prepared)
+    # Around the model, as what is prepared computes in mixed precision for good, and so would the result.
+    prepared, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     judged = ema.module if ema else model
 
