@@ -275,6 +275,8 @@ def test_the_grid_gives_each_family_what_it_has():
             "pca on digits: latent_dim 65 is not within 1",
         ),
         ([*GRID, "--extra", "vae: --image-size 16"], "extra gives vae images of .*16.* others .*None"),
+        ([*GRID, "--extra", "mae: --warmup-epochs 3"], "warmup_epochs 3 is not within 0 and the 1 epochs"),
+        ([*GRID, "--extra", "finetune: --final-epochs 5"], "final_epochs 5 is not within 0 and 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_path):
@@ -303,6 +305,24 @@ def test_settings_from_python_go_to_their_places(tmp_path):
         tinymae.compare(("digits",), epochs=1, extra={"vae": {"betta": 1}}, output_dir=tmp_path / "new")
     settings = CompareSettings(data=("digits",), epochs=1, extra={"vae": {"beta": 2.0}}, models=("vae",)).resolve()
     assert compare.plan(settings, "digits", {})[0].settings.beta == 2.0
+
+
+def test_settings_are_held_against_the_length_that_was_given():
+    settings = CompareSettings(data="digits", epochs=400, models="vae", extra="pretrain: --warmup-epochs 140").resolve()
+    assert compare.plan(settings, "digits", {})[0].settings.warmup_epochs == 140
+
+
+def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
+    given = ["--data", "digits", "--models", "pca", "--epochs", "1", "--finetune-epochs", "0", "--latent-dims", "2"]
+    given += ["--extra", "pca: --image-size 12"]
+    for _ in range(2):  # a second time it resumes
+        rows = run(tmp_path / "run", *given)
+        (pixels,) = (row for row in rows if row["control"] == "raw pixels")
+        assert pixels["num_features"] == 144
+    other = [*given[:-1], "pca: --image-size 10"]
+    with pytest.raises(InputError, match="validation has .*choose another output_dir"):
+        run(tmp_path / "run", *other)
+    assert any(row["num_features"] == 100 for row in run(tmp_path / "run", *other, "--overwrite"))
 
 
 def test_other_arguments_are_refused(compared):

@@ -418,13 +418,6 @@ def has_several(dataset: Dataset) -> bool:
     return dataset.labels is not None and dataset.labels.ndim == 2
 
 
-def require_labels(name: str, **splits: Dataset) -> None:
-    """Raises InputError for splits of the data `name` whose images have no classes."""
-    for split, dataset in splits.items():
-        if dataset.labels is None:
-            raise no_labels(name, split)
-
-
 def no_labels(name: str, split: str) -> InputError:
     return InputError(
         f"data set {name} has no labels in {split}: sort its images into class sub-folders, or give a table with a "

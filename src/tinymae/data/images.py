@@ -102,7 +102,7 @@ def from_pillow(
     channels, height, width = shape
     if channels not in (1, 3):
         raise InputError(
-            f"in_channels {channels}: image {name} is read as 1 (grey) or 3 (RGB), others are of multi-band TIFF or .npy"
+            f"in_channels {channels}: image {name} is read as 1 (grey) or 3 (RGB); multi-band TIFF and .npy hold others"
         )
     if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
         grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)

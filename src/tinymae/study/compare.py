@@ -14,7 +14,7 @@ from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
 from ..commands.pretrain import PretrainSettings
 from ..commands.settings import DataSettings, Result, RunSettings, SheetSettings, keywords_of, setting, with_default
-from ..data.datasets import Dataset, load_dataset, require_labels
+from ..data.datasets import Dataset, load_dataset, load_splits
 from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder, read_json
@@ -41,7 +41,7 @@ class CompareSettings(DataSettings):
     """Settings of a comparison."""
 
     heading = "grid"
-    data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positive=None, positional=True)
+    data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positional=True)
     models: tuple[str, ...] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)", choices=(*MODELS,))
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
     losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
@@ -163,11 +163,14 @@ def check(settings: CompareSettings) -> None:
                 f"extra gives {cell.model} images of {own}, others {sizes[0]}: they are compared on the same images, "
                 "so give that to 'pretrain'"
             )
-    val_sets = {data: loader(settings)(data, "val", **sizes[0]) for data in settings.data}
+    if settings.finetune_epochs != 0:
+        finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
+    reading = sizes[0] | settings.reading
+    val_sets = {data: load_splits(data, ["val"], labelled=True, **reading)["val"] for data in settings.data}
     for data, val_set in val_sets.items():
         require_shown(settings.show_channels, val_set.image_shape[0])
-        require_labels(data, val=val_set)
-        require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
+        if not settings.overwrite:
+            require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:
@@ -178,8 +181,9 @@ def check(settings: CompareSettings) -> None:
 
 def require_same_data(folder: Path, val_set: Dataset) -> None:
     """Raises InputError if runs in the folder of a data set saw other validation images."""
+    now = val_set.fingerprint
     for path in sorted(folder.glob("**/args.json")):
-        was, now = read_json(path).get("inputs", {}).get("val"), val_set.fingerprint
+        was = read_json(path).get("inputs", {}).get("val")
         if was not in (None, now):
             raise InputError(
                 f"data {folder.name}: validation has {now}, but {path.parent} saw {was}: choose another output_dir"
@@ -194,7 +198,8 @@ def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) ->
         axes = grid_of(settings, MODELS[model][0])
         for point in product(*axes.values()):
             chosen = choose(settings, model, best["settings"] | dict(zip(axes, point, strict=True)))
-            settled = PretrainSettings(**PROTOCOL | settings.common | chosen).settle()
+            length = training_length(settings.minutes, settings.epochs)
+            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).settle()
             cell = Cell(data, model, chosen, settled, best["trial"])
             cells[cell.folder] = cell
     return list(cells.values())
@@ -235,9 +240,7 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     del kept
     run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
-        assert isinstance(settings.extra, dict)
-        tuning = shared | training_length(settings.finetune_minutes, settings.finetune_epochs)
-        tuning |= {"eval_every": NO_END, "output_dir": folder / "finetune", **settings.extra["finetune"]}
+        tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         try:
             run_stage(finetune, finetune.FinetuneSettings(**tuning))
         except Diverged as error:
@@ -246,13 +249,19 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     return cell_rows(folder, data=Path(cell.data).name, name=" ".join(cell.words), model=cell.model, seed=seed)
 
 
+def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
+    """Those of every fine-tuning."""
+    assert isinstance(settings.extra, dict)  # resolved
+    length = training_length(settings.finetune_minutes, settings.finetune_epochs)
+    return settings.common | length | {"eval_every": NO_END} | settings.extra["finetune"]
+
+
 def score_pixels(settings: CompareSettings, data: str) -> dict:
     """The row of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA."""
     folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
     shared = settings.common | {"data": data, "seed": 0}
-    assert isinstance(settings.extra, dict)
-    pictures = {"image_size", "in_channels"}
-    sizes = {name: value for name, value in settings.extra["pretrain"].items() if name in pictures}
+    one_of_them = plan(settings, data, {})[0].settings  # whose images all have
+    sizes = {"image_size": one_of_them.image_size, "in_channels": one_of_them.in_channels}
     one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
     run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | sizes | one))
     probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
