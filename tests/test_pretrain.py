@@ -246,6 +246,8 @@ def test_a_folder_of_few_images_needs_no_settings(tmp_path, quick_figures, monke
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
     run = tinymae.pretrain(tmp_path / "images", epochs=4, **small, output_dir=tmp_path / "run")
     assert run.results["steps"] == 4 and run.results["contrast_epochs"] == 3
+    assert (run.results["batch_size"], run.results["contrast_batch_size"]) == (32, 32)
+    assert "batch_size 32" in (run.folder / "README.md").read_text()
 
 
 class Ticking:

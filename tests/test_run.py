@@ -244,6 +244,20 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(t
     assert tinymae.pretrain(**QUICK, output_dir=tmp_path, gradient_checkpointing=True).results["steps"] == 8
 
 
+def test_the_batch_size_to_make_smaller_is_that_of_the_phase(tmp_path, monkeypatch, quick_figures):
+    draw_inputs = pretrain.draw_inputs
+
+    def fail(settings, phase, *others):
+        if phase.views > 1:
+            torch.empty(1 << 60)
+        return draw_inputs(settings, phase, *others)
+
+    monkeypatch.setattr(pretrain, "draw_inputs", fail)
+    settings = QUICK | TWO_PHASES | {"batch_size": None, "contrast_batch_size": None}
+    with pytest.raises(InputError, match=r"with contrast_batch_size 64: .* a smaller --contrast-batch-size in"):
+        tinymae.pretrain(**settings, output_dir=tmp_path)
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_deterministic_algorithms_are_chosen_while_a_run_trains(wanted, tmp_path, monkeypatch):
     seen, report = [], Run.report
@@ -270,3 +284,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeyp
         tinymae.pretrain(**settings)
     assert "\n" not in str(refused.value)
     tinymae.pretrain(**settings, overwrite=True)
+
+
+def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(tmp_path):
+    for data in ("photos/", "photos", ["photos", "more/"], ["photos/", "more"]):
+        folder = tmp_path / ("several" if isinstance(data, list) else "one")
+        with Run(folder, Accelerator(cpu=True), arguments={"data": data}):
+            pass
+    with pytest.raises(InputError, match="data was 'photos/', now 'photos2'"):
+        Run(tmp_path / "one", Accelerator(cpu=True), arguments={"data": "photos2"}).claim()

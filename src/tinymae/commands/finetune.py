@@ -253,7 +253,7 @@ def train(
         draw_inputs = partial(prepare_inputs, settings, model, mix)
         compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
         stretch = Stretch(schedule, steps_per_epoch, stage.batch_size)
-        run.start(stretch, step=step)
+        run.start(stretch, step=step, batch=("batch_size", batch_size))
         for state in train_steps(
             prepared, optimizer, draw_inputs, compute_losses, stage.batches(start_step=step), accelerator=accelerator,
             schedule=schedule, clock=run.clock, batch_size=stage.batch_size, seed=settings.seed, start_step=step,
@@ -269,7 +269,8 @@ def train(
     run.end_stretch()
     found = validate()
     run.progress.log(step, found)
-    return judged, found | {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
+    length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
+    return judged, found | length | {"batch_size": batch_size}
 
 
 def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:

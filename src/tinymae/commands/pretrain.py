@@ -169,13 +169,14 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
         """Reconstruction, then contrasted views beside it; either may be missing."""
         contrast, batch_size = self.contrast_epochs or 0, self.choose_batch_size(dataset)
         first = Phase(
-            epochs=self.epochs - contrast, first_epoch=0, batch_size=batch_size, base_lr=self.base_lr,
-            crop=self.crop, color_jitter=self.color_jitter, views=1,
+            epochs=self.epochs - contrast, first_epoch=0, batch_setting="batch_size", batch_size=batch_size,
+            base_lr=self.base_lr, crop=self.crop, color_jitter=self.color_jitter, views=1,
         )  # fmt: skip
         second = Phase(
             epochs=contrast, first_epoch=self.epochs - contrast,
-            batch_size=self.contrast_batch_size or min(batch_size, 256), base_lr=self.contrast_base_lr,
-            crop=self.contrast_crop, color_jitter=self.contrast_color_jitter, views=self.views,
+            batch_setting="contrast_batch_size", batch_size=self.contrast_batch_size or min(batch_size, 256),
+            base_lr=self.contrast_base_lr, crop=self.contrast_crop, color_jitter=self.contrast_color_jitter,
+            views=self.views,
         )  # fmt: skip
         return [phase for phase in (first, second) if phase.epochs]
 
@@ -186,6 +187,7 @@ class Phase:
 
     epochs: int
     first_epoch: int
+    batch_setting: str  # whose value the next one is, if it was given
     batch_size: int
     base_lr: float
     crop: str
@@ -265,7 +267,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
-        run.start(stretch, step=step)
+        run.start(stretch, step=step, batch=(phase.batch_setting, phase.batch_size))
         if step == 0:
             look(0)
         for state in train_steps(
@@ -293,7 +295,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
     length = {"epochs": epoch} | ({"contrast_epochs": contrasted} if settings.contrast_epochs else {})
-    return length | {"steps": step, "minutes": run.clock.minutes} | look(step)
+    sizes = {part.phase.batch_setting: part.phase.batch_size for part in parts}
+    return length | {"steps": step, "minutes": run.clock.minutes} | sizes | look(step)
 
 
 def draw_inputs(

@@ -317,6 +317,8 @@ class TrainingSettings(RunSettings):
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
         require_installed(self.log_with)
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise InputError(f"max_minutes {self.max_minutes:g} is not above 0: leave it out for no limit")
         settled = super().resolve()
         if self.warmup_epochs is None:
             return replace(settled, warmup_epochs=WARMUP * self.epochs)

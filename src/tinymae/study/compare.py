@@ -73,6 +73,8 @@ class CompareSettings(DataSettings):
             require_optuna()
             if self.trials < 1:
                 raise InputError(f"trials {self.trials} is below 1")
+            if not 0 < self.trial_share <= 1:
+                raise InputError(f"trial_share {self.trial_share:g} is not within 0 and 1: give a ratio such as 0.2")
         precision = settle_precision(self.mixed_precision)
         if (count := PartialState().num_processes) > 1:
             raise InputError(f"compare is one process, but {count} were started: leave out accelerate launch")

@@ -25,6 +25,7 @@ from ..evaluation.metrics import map_dataset
 from ..files import read_json, read_metrics, write_atomically
 from ..interop.load import load_autoencoder
 from ..tensors import to_unit
+from ..training.cards import with_settled
 from . import charts
 from .tables import READ, TABLE, Column, format_value, summarise, tell_diverged
 
@@ -206,7 +207,8 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
     """What else one needs to make this again."""
     models = []
     for row in trained:
-        given = read_json(Path(row["folder"]) / "pretrain" / "args.json")["arguments"]
+        folder = Path(row["folder"]) / "pretrain"
+        given = with_settled(read_json(folder / "args.json")["arguments"], read_json(folder / "results.json"))
         words = ", ".join(f"{key} {value}" for key, value in given.items() if key in SETTINGS and value is not None)
         models.append((row["name"], row["seed"], words))
     searched = []
@@ -224,7 +226,7 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
         "models": models,
         "searched": searched,
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
-        "commit": str(run["commit"])[:10],
+        "commit": (run["commit"] or "")[:10],
         "date": run["date"][:10],
     }
 

@@ -19,7 +19,7 @@ HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "m
 
 
 def write_card(
-    folder: str | Path, *, run: str | Path | None = None, title: str | None = None, remarks: str = "",
+    folder: str | Path, *, run: str | Path | None = None, remarks: str = "",
     scores: dict[str, float] | None = None, licence: str | None = None, results: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write README.md beside weights: data, recipe, cost, scores, images, checksum and licence. Returns its path.
@@ -34,8 +34,10 @@ def write_card(
     folder, run = Path(folder), Path(run or folder)
     config, recorded = read_json(folder / "config.json"), read_json(run / "args.json")
     results = read_json(run / "results.json") if results is None else results
-    settings, classifies = recorded["arguments"], "label_names" in config
-    data, name = Path(str(settings["data"])).name, title or folder.absolute().name
+    settings = with_settled(recorded["arguments"], results)
+    classifies = "label_names" in config
+    given = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
+    data, name = ", ".join(Path(str(each)).name for each in given), folder.absolute().name
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
     stated = f" {licence} licence." if licence else ""
     told = ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", data))
@@ -54,6 +56,11 @@ def write_card(
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_atomically(folder / "README.md", lambda beside: beside.write_text(text, encoding="utf-8"))
     return folder / "README.md"
+
+
+def with_settled(settings: dict, results: dict) -> dict:
+    """The settings of a run, and in place of those that were left open what its results say of them."""
+    return {name: results.get(name) if value is None else value for name, value in settings.items()}
 
 
 def front_matter(

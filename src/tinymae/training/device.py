@@ -114,14 +114,16 @@ def agree(accelerator: Accelerator, value):
     return broadcast_object_list([value])[0]
 
 
-def explain_memory(batch_size: int | None, *, gradient_checkpointing: bool | None) -> str:
-    """What to tell the user when an allocation failed. Gradient checkpointing is on, off, or not known here (None)."""
-    lines = ["memory ran out", "" if batch_size is None else f" with batch_size {batch_size}", ": repeat the command "]
+def explain_memory(batch_size: int | None, *, gradient_checkpointing: bool | None, name: str = "batch_size") -> str:
+    """What to tell the user when an allocation failed. Gradient checkpointing is on, off, or not known here (None);
+    `name` is the setting that holds the batch size.
+    """
+    lines = ["memory ran out", "" if batch_size is None else f" with {name} {batch_size}", ": repeat the command "]
     if gradient_checkpointing is False:
         lines.append("with --gradient-checkpointing, or ")
     lines.append("when there is more, and it resumes")
     if batch_size is not None:
-        lines.append("; or give a smaller --batch-size in another --output-dir")
+        lines.append(f"; or give a smaller --{name.replace('_', '-')} in another --output-dir")
     return "".join(lines)
 
 

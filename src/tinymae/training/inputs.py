@@ -33,8 +33,15 @@ def require_same_run(
 
 def differences(old: dict, new: dict) -> list[str]:
     """What was and what is, for each name whose value differs."""
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    names = [name for name in {**old, **new} if plain(old.get(name)) != plain(new.get(name))]
     return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+
+
+def plain(value: Any) -> Any:
+    """A value without the slash that a shell appends to the name of a folder."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value.rstrip("/") if isinstance(value, str) else value
 
 
 def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:

@@ -71,6 +71,7 @@ class Run:
         self.lock: BaseFileLock | None = None
         self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
         self.reported: int | None = None  # the last step of this stretch
+        self.batch: tuple[str, int] | None = None  # the setting that its batch size is of, and that
         self.trackers_started = self.complete = False
 
     def __enter__(self) -> "Run":
@@ -85,7 +86,8 @@ class Run:
         except OSError as late:  # a tracker that cannot write its last lines
             error = error or late
         if error is not None and ran_out_of_memory(error):
-            told = explain_memory(self.arguments.get("batch_size"), gradient_checkpointing=self.gradient_checkpointing)
+            name, size = self.batch or ("batch_size", self.arguments.get("batch_size"))
+            told = explain_memory(size, name=name, gradient_checkpointing=self.gradient_checkpointing)
             raise InputError(told) from error
         if is_about(error, self.folder):
             raise self.unwritable(error) from error
@@ -201,8 +203,9 @@ class Run:
 
     # ---- the steps
 
-    def start(self, stretch: Stretch, *, step: int) -> None:
-        """Begin a stretch of steps, or go on with it."""
+    def start(self, stretch: Stretch, *, step: int, batch: tuple[str, int] | None = None) -> None:
+        """Begin a stretch of steps, or go on with it. `batch` is the setting of its batch size, and that."""
+        self.batch = batch
         if not self.trackers_started:
             begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
             metrics = self.progress.metrics
