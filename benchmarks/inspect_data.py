@@ -32,7 +32,7 @@ from tinymae.data.batches import pick
 from tinymae.data.datasets import ImageDataset
 from tinymae.evaluation.inspection import Pairs, confident_issues, find_duplicates, held_out_probabilities
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
-from tinymae.evaluation.sheets import in_rows, tiles_of, write_sheet
+from tinymae.evaluation.sheets import Tile, in_rows, write_sheet
 from tinymae.files import write_json
 from tinymae.models.encoding import feature_function
 
@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> dict:
                      "raw pixels": score_outliers(pixels[places], odd)},
     }  # fmt: skip
     write_json(folder / "inspect_data.json", result)
-    shown = tiles_of(images[extra.flatten()], [()] * extra.numel())
+    shown = [Tile(image) for image in images[extra.flatten()]]
     write_sheet(in_rows(shown, 12), folder / "not_planted.png", "pairs of CIFAR-10 that nobody planted")
     for what in ("duplicates", "labels", "outliers"):
         for name, row in result[what].items():

@@ -152,7 +152,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
-    splits = settings.load_labelled(image_size=size, channels=channels, several=True)
+    splits = settings.load_labelled(image_size=size, channels=channels)
     if has_several(splits["train"]):
         settings.require_no_mixing()
     model = create_model(settings, splits["train"], start)

@@ -94,7 +94,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
     choose_attention(model, accelerator)
-    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels, several=True)
+    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     require_channels(splits["train"], model.in_channels)
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:

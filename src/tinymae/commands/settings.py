@@ -253,12 +253,12 @@ class LabelSettings(RunSettings):
     )  # fmt: skip
     no_test: bool = setting(False, "leave the test split out: for choosing on validation")
 
-    def load_labelled(self, *, image_size: Size | None, channels: int, several: bool = False) -> dict[str, Dataset]:
-        """Train, validation and, unless `no_test`, test; an image may have `several` labels. Raises InputError if one
+    def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
+        """Train, validation and, unless `no_test`, test; an image may have several labels. Raises InputError if a split
         has none.
         """
         names = SPLITS[:2] if self.no_test else SPLITS
-        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True, several=several)
+        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True, several=True)
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""

@@ -83,14 +83,13 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
     return torch.nn.functional.pad(images, padding, value=128)
 
 
-def grid(images: Tensor, path: str | Path, title: str = "", columns: int = 16) -> Path:
+def grid(images: Tensor, path: str | Path, columns: int = 16) -> Path:
     """Images (N, C, H, W), as `viewable` takes them, in rows of `columns`."""
     sheet = tile(images, columns)
     figure = Figure(figsize=(0.6 * columns, 0.6 * columns * sheet.shape[0] / sheet.shape[1] + 0.3))
     axis = figure.subplots()
     axis.imshow(sheet, interpolation="nearest")
     axis.axis("off")
-    axis.set_title(title, fontsize=9)
     return save(figure, path)
 
 

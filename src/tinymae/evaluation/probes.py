@@ -1,4 +1,4 @@
-"""Evaluation: features, k-NN, probes on frozen features, reconstruction metrics."""
+"""Linear and MLP probes: classifiers on frozen features."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,9 +9,6 @@ from tqdm.auto import tqdm
 from .metrics import accuracy, several_metrics
 
 L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
-
-
-# ---- classifiers on frozen features
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -156,6 +153,3 @@ def mlp_fits(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -
     """MLP probes over a grid of weight decay."""
     for weight_decay in (1.0, 0.1, 0.01):
         yield weight_decay, fit_mlp(features, labels, num_classes=num_classes, weight_decay=weight_decay, seed=seed)
-
-
-# ---- reconstruction

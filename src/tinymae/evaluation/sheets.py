@@ -78,11 +78,3 @@ def cut(text: str, width: int) -> str:
 def in_rows(tiles: Sequence[Tile], columns: int = 10) -> list[Sequence[Tile]]:
     """Tiles as rows of `columns`."""
     return [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-
-
-def tiles_of(images: Tensor, lines: Sequence[Sequence[str]], frames: Sequence[str | None] | None = None) -> list[Tile]:
-    """A tile for each of some images (B, C, H, W)."""
-    return [
-        Tile(image, text, frame)
-        for image, text, frame in zip(images, lines, frames or [None] * len(images), strict=True)
-    ]
