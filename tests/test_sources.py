@@ -417,6 +417,13 @@ def test_floats_need_their_range(tmp_path):
         load_dataset(values, pixel_range=(1, 0))
 
 
+def test_png_files_have_one_channel_or_three(tmp_path):
+    picture(tmp_path / "1.png", mode="RGBA")
+    for skip_unreadable in (False, True):
+        with pytest.raises(InputError, match=r"in_channels 4: image .*1\.png is read as 1 \(grey\) or 3 \(RGB\)"):
+            load_dataset(tmp_path, "all", channels=4, skip_unreadable=skip_unreadable)
+
+
 def test_many_channels_from_tiff_and_npy(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     values = np.random.default_rng(0).integers(0, 65536, (12, 5, 8, 8), dtype=np.uint16)

@@ -56,8 +56,8 @@ def read_image(
     (C, H, W) holds. `depth` "uint8" scales 16-bit files down, unless it `may_reduce` none, "uint16" scales 8-bit files
     up. 32-bit and float files need a `pixel_range`. Only the first image of a file with several is read.
 
-    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
-    for 16 bits that may not be reduced.
+    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, for
+    16 bits that may not be reduced, or for a number of channels that its format does not give.
     """
     name = name or str(source if isinstance(source, Path) else "of bytes")
     try:
@@ -98,8 +98,12 @@ def is_deep_pgm(file: Image.Image) -> bool:
 def from_pillow(
     image: Image.Image, shape: tuple[int, int, int], depth: Depth, pixel_range: Range | None, name: str
 ) -> Tensor:
-    """Grey or RGB pixels (C, H, W)."""
+    """Grey or RGB pixels (C, H, W). Raises InputError for another number of channels."""
     channels, height, width = shape
+    if channels not in (1, 3):
+        raise InputError(
+            f"in_channels {channels}: image {name} is read as 1 (grey) or 3 (RGB); multi-band TIFF and .npy hold others"
+        )
     if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
         grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)
         return fit_array(grey, (1, height, width), name).repeat(channels, 1, 1)
