@@ -89,6 +89,16 @@ def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
     assert "12 x 12 pixels, 3 channels of uint8, used at 8 x 8" in dataset.description[2]
 
 
+def test_a_name_that_is_not_utf8_is_refused_of_an_image_and_shown_of_another_file(tmp_path):
+    picture(tmp_path / "1.png")
+    other, image = (tmp_path / os.fsdecode(b"caf\xe9" + suffix) for suffix in (b".txt", b".png"))
+    other.write_text("not an image")
+    assert load_dataset(tmp_path, "all").description[0].endswith(r"(caf\udce9.txt)")
+    picture(image)
+    with pytest.raises(InputError, match=r"image 'caf\\udce9\.png' in .* has a name that is not UTF-8: rename it"):
+        load_dataset(tmp_path)
+
+
 def test_several_folders_are_one_set(tmp_path):
     for number in range(6):
         picture(tmp_path / "one" / f"{number}.png", seed=number)

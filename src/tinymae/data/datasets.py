@@ -378,6 +378,7 @@ def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
     left_out = ""
     if source.left_out:
         shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
+        shown = shown.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 cannot be printed
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
     return [
