@@ -96,7 +96,7 @@ def read_labels(table: pa.Table, column: str, path: Path) -> np.ndarray:
     return np.array(names)
 
 
-def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray | None]:
     """The classes, and each row's number (N,); or if a row names several, "cat;dog", which it has: uint8 (N, classes).
 
     >>> settle_labels(np.array(["dog", "cat; dog", ""]))[1].tolist()
@@ -109,9 +109,7 @@ def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
         named = ([name.strip() for name in label.split(SEPARATOR) if name.strip()] for label in labels)
         several = binarizer.fit_transform(named).astype(np.uint8)
         return binarizer.classes_.tolist(), several
-    classes, numbers = number_labels(labels, len(labels))
-    assert numbers is not None
-    return classes, numbers.numpy()
+    return number_labels(labels, len(labels))
 
 
 def read_splits(names: list[str], path: Path, column: str) -> dict[str, np.ndarray]:
