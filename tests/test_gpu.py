@@ -222,6 +222,11 @@ def test_a_steps_numbers_are_read_at_most_so_many_steps_later(gpu, together):
     assert {late for late, _ in later} == ({3} if together else {1})
 
 
+def test_pixels_and_labels_may_lie_on_the_gpu(gpu):
+    dataset = load_dataset(FEW["data"].to("cuda"), "all", labels=FEW["labels"].to("cuda"))
+    assert torch.equal(dataset.images, FEW["data"]) and torch.equal(dataset.labels, FEW["labels"])
+
+
 def test_nothing_is_saved_of_a_run_that_diverges(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(MaskedAutoencoder, "forward_loss", lambda *args: forward_loss(*args) * torch.inf)
     with pytest.raises(Diverged, match=r"loss is inf at step 1 .* last good checkpoint: none yet"):

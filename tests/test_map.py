@@ -228,8 +228,8 @@ def test_groups_stay_together_on_the_map_and_in_clusters(monkeypatch):
     assert find_clusters(features, count=2).max() == 1 and np.bincount(find_clusters(features, count=2)).argmax() == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_a_few_images_are_a_map_too(count, monkeypatch):
+@pytest.mark.parametrize(("count", "width"), [(1, 16), (2, 16), (8, 16), (30, 3), (30, 1)])
+def test_few_images_or_features_are_a_map_too(count, width, monkeypatch):
     monkeypatch.setattr(layout, "has_umap", lambda: False)
-    places = lay_out(blobs(count)[0])
+    places = lay_out(blobs(count, width)[0])
     assert places.shape == (count, 2) and np.isfinite(places).all()

@@ -91,6 +91,21 @@ def test_queries_find_themselves_first(tmp_path):
     assert more.results == {"images": 1797, "queries": 3, "k": 8}
 
 
+def test_queries_of_floats_are_scaled_as_the_data_are(tmp_path):
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2).eval()
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate(load_dataset("digits", "test").images[:20].numpy()):
+        np.save(tmp_path / "data" / f"{number:02}.npy", image / np.float32(255))
+    run = tinymae.neighbours(
+        tmp_path / "data", weights=model, split=("all",), query=(tmp_path / "data" / "07.npy",), pixel_range=(0, 1),
+        k=1, mixed_precision="no", output_dir=tmp_path / "run",
+    )  # fmt: skip
+    with open(run.folder / "neighbours.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["name"] == "07.npy" and float(row["cosine"]) == pytest.approx(1, abs=1e-3)
+
+
 def test_queries_that_are_none_are_one_line(tmp_path, capsys):
     MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
     (tmp_path / "empty").mkdir()

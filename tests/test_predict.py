@@ -80,6 +80,18 @@ def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier,
     assert mean[1] < mean[0] and plain.results["by_class"] == run.results["by_class"]
 
 
+def test_calibration_reads_its_data_by_the_same_settings(classifier, tmp_path):
+    digits = load_dataset("digits", "test")
+    np.savez(tmp_path / "floats.npz", images=digits.images.numpy() / np.float32(255), labels=digits.labels)
+    reading = {"pixel_range": (0, 1), "val_fraction": 0.5}
+    settings = {"weights": classifier, "split": ("test",), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    run = tinymae.predict(tmp_path / "floats.npz", **settings, **reading, calibrate=tmp_path / "floats.npz")
+    val = load_dataset(tmp_path / "floats.npz", "val", **reading)
+    assert run.results["temperature"] == pytest.approx(
+        fit_temperature(logits_of(classifier, val.images), val.labels), rel=1e-3
+    )
+
+
 def test_the_temperature_minimises_the_loss():
     logits, labels = 5 * torch.randn(400, 4), torch.randint(0, 4, (400,))
     logits[torch.arange(400), labels] += 6

@@ -1,6 +1,7 @@
 """Every kind of data that people have: what is read, how it is split, what is refused by name."""
 
 import io
+import itertools
 import os
 import shutil
 
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from test_data import as_set, picture, pixels
 
 from tinymae import InputError, load_dataset, pretrain
+from tinymae.data import datasets
 from tinymae.data.batches import chunks, split_batch, step_batches
 from tinymae.data.datasets import StreamedDataset
 from tinymae.data.images import read_image
@@ -87,6 +89,16 @@ def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
     assert dataset.names == [f"x/{name}" for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp", "link/linked.png")]
     assert dataset.description[0].endswith("5 images in 1 classes; 1 other files left alone (x/notes.txt)")
     assert "12 x 12 pixels, 3 channels of uint8, used at 8 x 8" in dataset.description[2]
+
+
+def test_a_name_that_is_not_utf8_is_refused_of_an_image_and_shown_of_another_file(tmp_path):
+    picture(tmp_path / "1.png")
+    other, image = (tmp_path / os.fsdecode(b"caf\xe9" + suffix) for suffix in (b".txt", b".png"))
+    other.write_text("not an image")
+    assert load_dataset(tmp_path, "all").description[0].endswith(r"(caf\udce9.txt)")
+    picture(image)
+    with pytest.raises(InputError, match=r"image 'caf\\udce9\.png' in .* has a name that is not UTF-8: rename it"):
+        load_dataset(tmp_path)
 
 
 def test_several_folders_are_one_set(tmp_path):
@@ -197,18 +209,16 @@ def test_columns_may_have_other_names(tmp_path):
         ),
         ("path,label\n", {}, "has no rows"),
         ("path,label\n1.png,a\nmissing.png,b\n", {}, r"line 3: image .*missing\.png does not exist"),
-        ("path,label\n1.png,a\n1.png,\n", {}, None),
+        ("path,label\n1.png,a\n1.png,\n", {}, "line 3: column label is empty: fill it in, or leave the row out"),
+        ("path,label\n1.png,1\n1.png,\n", {}, "line 3: column label is empty: fill it in, or leave the row out"),
         ("path,split\n1.png,train\n1.png,holdout\n", {}, "line 3: split 'holdout' is none of train, val and test"),
         ("path\n1.png\n", {"label_column": "kind"}, "label_column kind is none of table .*'s columns, path"),
-        ("path,label\n1.png,-1\n1.png,1\n", {}, "labels are int64: give numbers from 0, or names"),
+        ("path,label\n1.png,-2\n1.png,1\n", {}, r"labels are int64: give numbers from 0 \(-1 is no label\), or names"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(tmp_path, content, options, message):
     picture(tmp_path / "1.png")
     (tmp_path / "table.csv").write_text(content)
-    if message is None:  # an empty text is a name like any other in CSV
-        assert load_dataset(tmp_path / "table.csv", "all", **options).classes == ["", "a"]
-        return
     with pytest.raises(InputError, match=message):
         load_dataset(tmp_path / "table.csv", **options)
 
@@ -231,6 +241,81 @@ def test_arrays_in_files(tmp_path):
         streamed = load_dataset(tmp_path / name, "train", memory_limit_gb=0)
         chosen = torch.tensor([7, 3, 3])
         assert torch.equal(streamed[chosen][0], load_dataset(tmp_path / name, "train")[chosen][0])
+
+
+def test_hidden_labels_of_a_split_leave_the_others(tmp_path, hub):
+    """-1 of all test images, in a file of arrays, a table and an Arrow table."""
+    images, labels = pixels(30, 6, 6, 3), np.arange(30) % 3
+    labels[20:] = -1
+    parts = {"train": slice(12), "val": slice(12, 20), "test": slice(20, 30)}
+    arrays = {f"{split}_images": images[rows] for split, rows in parts.items()}
+    np.savez(tmp_path / "a.npz", **arrays, **{f"{split}_labels": labels[rows] for split, rows in parts.items()})
+    splits = [split for split, rows in parts.items() for _ in range(30)[rows]]
+    table = write_table(
+        tmp_path, [{"path": f"{n}.png", "label": int(labels[n]), "split": splits[n]} for n in range(30)]
+    )
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=list("xyz"))})
+    column = [{"bytes": encode(image), "path": None} for image in images]
+    hub.DatasetDict({
+        split: hub.Dataset.from_dict({"image": column[rows], "label": labels[rows]}, features=features)
+        for split, rows in parts.items()
+    }).save_to_disk(tmp_path / "saved")  # fmt: skip
+    for data, limit in itertools.product([tmp_path / "a.npz", table, tmp_path / "saved"], [0, 4]):
+        loaded = load_splits(data, image_size=6, memory_limit_gb=limit)
+        assert len(loaded["train"].classes) == 3 and loaded["train"].labels.tolist() == labels[:12].tolist()
+        assert loaded["val"].labels.tolist() == labels[12:20].tolist()
+        assert len(loaded["test"]) == 10 and loaded["test"].labels is None
+        with pytest.raises(InputError, match="has no labels in test"):
+            datasets.load_splits(data, SPLITS, labelled=True, memory_limit_gb=limit)
+
+
+@pytest.mark.parametrize("limit", [0, 4])
+def test_a_split_that_lacks_some_labels_is_refused_where_they_are_needed(limit):
+    images, labels = pixels(20, 6, 6), np.arange(20) % 2
+    labels[:3] = -1
+    assert load_dataset(images, "all", labels=labels, memory_limit_gb=limit).labels is None
+    with pytest.raises(InputError, match=r"has 3 images without a label \(-1\) of 20 in all: label them, or leave"):
+        datasets.load_splits(images, ["all"], labels=labels, labelled=True, memory_limit_gb=limit)
+    nothing = load_dataset(images, "all", labels=np.full(20, -1), memory_limit_gb=limit)
+    assert nothing.labels is None and "no labels" in nothing.description[0]
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "tensor"])
+def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
+    """As ChestMNIST has them."""
+    images, labels = pixels(20, 6, 6), np.random.default_rng(0).integers(0, 2, (20, 14))
+    data, given = tmp_path / f"chest.{kind}", {}
+    if kind == "npz":
+        np.savez(
+            data, train_images=images[:15], train_labels=labels[:15], test_images=images[15:], test_labels=labels[15:]
+        )
+    elif kind == "h5":
+        with pytest.importorskip("h5py").File(data, "w") as file:
+            file["images"], file["labels"] = images, labels
+    else:
+        data, given = torch.from_numpy(images), {"labels": torch.from_numpy(labels)}
+    dataset = datasets.load_splits(data, ["all"], several=True, **given)["all"]
+    assert dataset.labels.dtype == torch.uint8 and dataset.labels.tolist() == labels.tolist()
+    assert dataset.classes == [str(number) for number in range(14)]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            np.full((15, 2), 2),
+            np.full((5, 2), 1),
+            r"labels have shape \(20, 2\) for 20 images: give one label for each",
+        ),
+        (np.zeros((15, 2)), np.zeros((5, 3)), r"chest\.npz has labels of shapes \(15, 2\), \(5, 3\): give one kind"),
+        (np.zeros((15, 6, 6)), np.zeros((5, 6, 6)), r"labels have shape \(20, 6, 6\) for 20 images"),
+    ],
+)
+def test_other_labels_in_array_files_are_refused(tmp_path, train, test, message):
+    images = {"train_images": pixels(15, 6, 6), "test_images": pixels(5, 6, 6)}
+    np.savez(tmp_path / "chest.npz", **images, train_labels=train, test_labels=test)
+    with pytest.raises(InputError, match=message):
+        load_dataset(tmp_path / "chest.npz")
 
 
 def test_medmnist_names_its_splits(tmp_path):
@@ -415,6 +500,13 @@ def test_floats_need_their_range(tmp_path):
     assert torch.equal(same.images, dataset.images)
     with pytest.raises(InputError, match="pixel_range 1 0: the first must be the lower one"):
         load_dataset(values, pixel_range=(1, 0))
+
+
+def test_png_files_have_one_channel_or_three(tmp_path):
+    picture(tmp_path / "1.png", mode="RGBA")
+    for skip_unreadable in (False, True):
+        with pytest.raises(InputError, match=r"in_channels 4: image .*1\.png is read as 1 \(grey\) or 3 \(RGB\)"):
+            load_dataset(tmp_path, "all", channels=4, skip_unreadable=skip_unreadable)
 
 
 def test_many_channels_from_tiff_and_npy(tmp_path):

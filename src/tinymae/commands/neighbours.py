@@ -43,7 +43,7 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     model, encode = settings.open_model(accelerator)
     shape = (model.in_channels, *model.image_size)
     files = find_queries(settings.query)
-    queries = torch.stack([read_image(file, shape) for file in files])
+    queries = torch.stack([read_image(file, shape, pixel_range=settings.pixel_range) for file in files])
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)

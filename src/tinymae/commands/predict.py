@@ -71,8 +71,9 @@ predict = keywords_of(run, PredictSettings)
 
 
 def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
-    """The labelled validation images that set the temperature."""
-    source = RunSettings(data=str(settings.calibrate), data_dir=settings.data_dir)
+    """The labelled validation images that set the temperature, read as the others are."""
+    assert settings.calibrate is not None
+    source = RunSettings(data=settings.calibrate, **settings.reading)
     (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
     require_channels(dataset, model.in_channels)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)

@@ -257,7 +257,7 @@ def load_dataset(
             images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging Face Hub; a tensor or array
             (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
         split: train, val, test or all.
-        labels: (N,) of a tensor or array: numbers from 0, or names.
+        labels: (N,) of a tensor or array: numbers from 0 (-1 is no label), or names. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
         channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
         val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
@@ -328,6 +328,13 @@ def load_splits(
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
         size = 2 if source.depth == "uint16" else 1
         if labelled and dataset.labels is None:
+            assert source.labels is not None  # see above
+            hidden = int((source.labels[chosen] < 0).sum())
+            if hidden < len(dataset):
+                raise InputError(
+                    f"data set {source.name} has {hidden:,} images without a label (-1) of {len(dataset):,} in {split}"
+                    ": label them, or leave them out"
+                )
             raise no_labels(source.name, split)
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
         loaded[split] = dataset.in_memory() if in_memory else dataset
@@ -378,6 +385,7 @@ def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
     left_out = ""
     if source.left_out:
         shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
+        shown = shown.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 cannot be printed
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
     return [

@@ -46,16 +46,17 @@ def lay_out(features: Array, *, seed: int = 0) -> Array:
     return to_unit_square(np.asarray(places, dtype=np.float32))
 
 
-def lay_out_by_tsne(unit: Array, seed: int) -> Array:
-    """Places (N, 2) of rows (N, F) of length 1."""
+def lay_out_by_tsne(rows: Array, seed: int) -> Array:
+    """Places (N, 2) of rows (N, F)."""
     generator = np.random.default_rng(seed)
-    fitted = np.sort(generator.permutation(len(unit))[:FITTED])
-    reduced = PCA(min(50, len(fitted), unit.shape[1]), random_state=seed).fit_transform(unit[fitted])
+    fitted = np.sort(generator.permutation(len(rows))[:FITTED])
+    reduced = PCA(min(50, len(fitted), rows.shape[1]), random_state=seed).fit_transform(rows[fitted])
     perplexity = min(30.0, (len(fitted) - 1) / 3)
-    laid = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    if len(fitted) == len(unit):
+    init = "pca" if reduced.shape[1] > 1 else "random"  # one feature has no second component
+    laid = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(reduced)
+    if len(fitted) == len(rows):
         return laid
-    similarity, index = (t.numpy() for t in nearest(from_numpy(unit), from_numpy(unit[fitted]), k=3))
+    similarity, index = (t.numpy() for t in nearest(from_numpy(rows), from_numpy(rows[fitted]), k=3))
     weights = np.exp((similarity - similarity[:, :1]) / 0.05)  # (N, 3), by how much less similar than the first
     places = (laid[index] * (weights / weights.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
     # Twins of a row would hide each other: spread them over what is usual between neighbours.

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.batches import pick
 from ..data.datasets import Dataset
 from ..evaluation.figures import Channels, tile, viewable
+from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
 from ..files import read_json, read_metrics, write_atomically
 from ..interop.load import load_autoencoder
@@ -326,7 +327,7 @@ def maps(models: dict, test_set: Dataset) -> dict | None:
     encoders |= {name: model.encode for name, model in models.items()}
     drawings = []
     for name, encode in encoders.items():
-        places = embed(map_dataset(encode, some, device="cpu").numpy())
+        places = lay_out_by_tsne(map_dataset(encode, some, device="cpu").numpy(), seed=0)
         label = f"Map of the features of {name}, by class"
         drawings.append((name, charts.scatter(places, some.labels.cpu().numpy(), label)))
     return {
@@ -335,18 +336,6 @@ def maps(models: dict, test_set: Dataset) -> dict | None:
         "named": len(test_set.classes) <= charts.PALETTE,
         "drawings": drawings,
     }
-
-
-def embed(features: np.ndarray) -> np.ndarray:
-    """Features (N, F) -> places (N, 2), by t-SNE, always the same."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    if features.shape[1] > 50 and len(features) > 50:
-        features = PCA(50, random_state=0).fit_transform(features)
-    perplexity = min(30, (len(features) - 1) / 3)
-    init = "pca" if features.shape[1] > 1 else "random"
-    return TSNE(2, init=init, random_state=0, perplexity=perplexity).fit_transform(features)
 
 
 def confusions(cells: Sequence[dict], test_set: Dataset) -> list[tuple[str, Markup]]:

@@ -109,8 +109,7 @@ def open_array(images: Any, labels: Any, *, image_size=None, pixel_range: Range 
     if pixels.dtype.kind not in "uif" and pixels.dtype != bool:
         raise InputError(f"data is {pixels.dtype}: give pixels")
     source = ArraySource("array", [pixels], image_size=image_size, pixel_range=pixel_range)
-    source.classes, numbers = number_labels(labels, len(pixels))
-    source.labels = None if numbers is None else numbers.numpy()
+    source.classes, source.labels = number_labels(labels, len(pixels))
     return source
 
 
@@ -137,10 +136,12 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
         path.stem, [images for images, _ in found.values()], image_size=image_size, pixel_range=pixel_range
     )
     if all(labels is not None for _, labels in found.values()):
-        joined = np.concatenate([np.asarray(labels).reshape(len(labels), -1)[:, 0] for _, labels in found.values()])
-        source.classes, numbers = number_labels(joined, len(source))
-        assert numbers is not None
-        source.labels = numbers.numpy()
+        parts = [np.asarray(labels) for _, labels in found.values()]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise InputError(
+                f"data {path} has labels of shapes {', '.join(str(part.shape) for part in parts)}: give one kind"
+            )
+        source.classes, source.labels = number_labels(np.concatenate(parts), len(source))
     if "" not in found:
         source.split_by_parts(found)
     return source
@@ -186,16 +187,26 @@ def find_pair(arrays: dict[str, Any], prefix: str) -> tuple[Any, Any]:
     return images, labels
 
 
-def number_labels(labels: Any, count: int) -> tuple[list[str], Tensor | None]:
-    """The names of the classes, and labels as their numbers; classes that are numbers from 0 keep them."""
+def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None]:
+    """The names of the classes, and labels as `Source.labels` has them; classes that are numbers from 0 keep them.
+
+    Raises InputError for labels that are neither one number or name of each image, nor 0 and 1 for each class.
+    """
     if labels is None:
         return [], None
-    given = np.asarray(labels)
+    given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if given.shape == (count, 1):
+        given = given[:, 0]
+    if given.ndim == 2 and len(given) == count and np.isin(given, (0, 1)).all():
+        return [str(number) for number in range(given.shape[1])], given.astype(np.uint8)
     if given.shape != (count,):
-        raise InputError(f"labels have shape {given.shape} for {count} images: give one label for each image")
-    if np.issubdtype(given.dtype, np.integer) and given.min() >= 0:
-        return [str(number) for number in range(int(given.max()) + 1)], torch.from_numpy(given.astype(np.int64))
+        raise InputError(
+            f"labels have shape {given.shape} for {count} images: give one label for each image, or rows of 0 and 1"
+        )
+    if np.issubdtype(given.dtype, np.integer) and given.min() >= -1:
+        classes = [str(number) for number in range(int(given.max()) + 1)]
+        return classes, given.astype(np.int64) if classes else None  # all -1: none has a label
     if np.issubdtype(given.dtype, np.str_):
         names, numbers = np.unique(given, return_inverse=True)
-        return [str(name) for name in names], torch.from_numpy(numbers.astype(np.int64))
-    raise InputError(f"labels are {given.dtype}: give numbers from 0, or names")
+        return [str(name) for name in names], numbers.astype(np.int64)
+    raise InputError(f"labels are {given.dtype}: give numbers from 0 (-1 is no label), or names")

@@ -61,15 +61,13 @@ class ArrowSource(PartedSource):
                 f"data {self.name}, column {column}: row {values.is_null().to_numpy().argmax()} has no label"
             )
         known = getattr(feature, "names", None)
-        self.classes, numbers = number_labels(
+        self.classes, self.labels = number_labels(
             values.to_numpy()
             if pa.types.is_integer(values.type)
             else np.array(values.cast(pa.large_string()).to_pylist()),
             len(self),
         )
-        assert numbers is not None
-        self.labels = numbers.numpy()
-        if known:
+        if known and self.labels is not None:
             if len(self.classes) > len(known):
                 raise InputError(f"data {self.name} has label {len(self.classes) - 1}, but {len(known)} classes")
             self.classes = list(known)

@@ -38,7 +38,10 @@ class FilesSource(Source):
     ):  # fmt: skip
         super().__init__(name)
         # One buffer for all paths: a list of strings would take several times as much.
-        self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
+        try:
+            self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
+        except UnicodeEncodeError as error:  # tables of results, lists of files and sheets could not name it either
+            raise InputError(f"image {error.object!a} in {root} has a name that is not UTF-8: rename it") from None
         self.image_shape, self.pixel_range = shape, pixel_range
         self.look_at_headers()
 

@@ -74,20 +74,29 @@ def strings(table: pa.Table, column: str, path: Path) -> list[str]:
     """A column as strings. Raises InputError for a row without a value."""
     values = table.column(column)
     if values.null_count:
-        row = values.is_null().to_numpy().argmax()
-        raise InputError(f"table {path}, line {row + 2}: column {column} is empty")
+        raise empty_cell(path, values.is_null().to_numpy().argmax(), column)
     return values.cast(pa.large_string()).to_pylist()
 
 
+def empty_cell(path: Path, row: int, column: str) -> InputError:
+    return InputError(f"table {path}, line {row + 2}: column {column} is empty: fill it in, or leave the row out")
+
+
 def read_labels(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    """Labels as the table has them: names, or numbers from 0."""
+    """Labels as the table has them: names, or numbers from 0. Raises InputError for a row without one, unless rows may
+    have several: then it has none of the classes.
+    """
     values = table.column(column)
     if pa.types.is_integer(values.type) and not values.null_count:
         return values.to_numpy()
-    return np.array(strings(table, column, path))
+    names = strings(table, column, path)
+    blank = [not name.strip() for name in names]  # in CSV an empty text is not null
+    if any(blank) and not any(SEPARATOR in name for name in names):
+        raise empty_cell(path, blank.index(True), column)
+    return np.array(names)
 
 
-def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray | None]:
     """The classes, and each row's number (N,); or if a row names several, "cat;dog", which it has: uint8 (N, classes).
 
     >>> settle_labels(np.array(["dog", "cat; dog", ""]))[1].tolist()
@@ -100,9 +109,7 @@ def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray]:
         named = ([name.strip() for name in label.split(SEPARATOR) if name.strip()] for label in labels)
         several = binarizer.fit_transform(named).astype(np.uint8)
         return binarizer.classes_.tolist(), several
-    classes, numbers = number_labels(labels, len(labels))
-    assert numbers is not None
-    return classes, numbers.numpy()
+    return number_labels(labels, len(labels))
 
 
 def read_splits(names: list[str], path: Path, column: str) -> dict[str, np.ndarray]:
