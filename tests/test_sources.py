@@ -280,6 +280,16 @@ def test_a_split_that_lacks_some_labels_is_refused_where_they_are_needed(limit):
     assert nothing.labels is None and "no labels" in nothing.description[0]
 
 
+def test_a_split_of_an_array_file_may_have_no_labels(tmp_path):
+    images = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
+    names = np.array(["dog", "cat"] * 6)
+    np.savez(tmp_path / "some.npz", val_images=images[:3], train_images=images[3:15], train_labels=names,
+             test_images=images[15:])  # fmt: skip
+    train = load_dataset(tmp_path / "some.npz", "train")
+    assert train.classes == ["cat", "dog"] and train.labels.tolist() == [1, 0] * 6
+    assert load_dataset(tmp_path / "some.npz", "test").labels is None
+
+
 @pytest.mark.parametrize("kind", ["npz", "h5", "tensor"])
 def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
     """As ChestMNIST has them."""

@@ -135,16 +135,32 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
     source = ArraySource(
         path.stem, [images for images, _ in found.values()], image_size=image_size, pixel_range=pixel_range
     )
-    if all(labels is not None for _, labels in found.values()):
-        parts = [np.asarray(labels) for _, labels in found.values()]
-        if len({part.shape[1:] for part in parts}) > 1:
-            raise InputError(
-                f"data {path} has labels of shapes {', '.join(str(part.shape) for part in parts)}: give one kind"
-            )
-        source.classes, source.labels = number_labels(np.concatenate(parts), len(source))
+    source.classes, source.labels = join_labels(path, list(found.values()))
     if "" not in found:
         source.split_by_parts(found)
     return source
+
+
+def join_labels(path: Path, parts: list[tuple[Any, Any]]) -> tuple[list[str], np.ndarray | None]:
+    """The classes, and the labels of all parts' images, -1 in a part without: see `number_labels`."""
+    known = [np.asarray(labels) for _, labels in parts if labels is not None]
+    if not known:
+        return [], None
+    if len({labels.shape[1:] for labels in known}) > 1:
+        raise InputError(
+            f"data {path} has labels of shapes {', '.join(str(labels.shape) for labels in known)}: give one kind"
+        )
+    classes, numbers = number_labels(
+        np.concatenate(known), sum(len(images) for images, labels in parts if labels is not None)
+    )
+    if numbers is None or len(known) == len(parts):
+        return classes, numbers
+    if numbers.ndim == 2:
+        raise InputError(f"data {path} has rows of labels for some of its splits alone: give all, or none")
+    has_label = np.concatenate([np.full(len(images), labels is not None) for images, labels in parts])
+    joined = np.full(len(has_label), -1)
+    joined[has_label] = numbers
+    return classes, joined
 
 
 def open_hdf5(path: Path) -> dict[str, Any]:
