@@ -4,7 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import cache, partial, update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -69,8 +69,9 @@ class Settings:
         """Let one value stand for a tuple of it. Raises InputError for a value that is none of a field's choices: the
         command line knows no others, Python would go on with them.
         """
+        hints = get_type_hints(type(self))
         for f in fields(self):
-            value, kinds = getattr(self, f.name), alternatives(hints_of(type(self))[f.name])
+            value, kinds = getattr(self, f.name), alternatives(hints[f.name])
             if value is None or len(kinds) > 1:
                 continue
             choices, values = kinds[0], [value]
@@ -89,9 +90,6 @@ class Settings:
         """What args.json keeps: the settings that decide what a run computes, as JSON."""
         kept = (f for f in fields(self) if not f.metadata.get("free"))
         return {f.name: describe_value(getattr(self, f.name)) for f in kept}
-
-
-hints_of = cache(get_type_hints)
 
 
 def alternatives(kind: Any) -> list[Any]:
