@@ -15,7 +15,7 @@ import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder, load_dataset, patchify, random_mask, unpatchify
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder, halvings
-from tinymae.models.masked_conv import MaskedConvAutoencoder
+from tinymae.models.masked_conv import MaskedConvAutoencoder, VisibleResponseNorm
 from tinymae.models.pca import PrincipalComponents
 from tinymae.models.unet import ResNetUNet
 from tinymae.models.vqvae import VectorQuantizer, VQAutoencoder
@@ -315,6 +315,32 @@ def test_the_default_bottleneck_is_256x2x2():
     assert ResNetUNet(image_size=96).num_features == 1024
 
 
+def test_a_codebook_learns_nothing_of_images_that_are_only_shown(images):
+    model = build("vqvae").train()
+    before = copy.deepcopy(model.state_dict())
+    model.reconstruct(images)
+    model.after_step(Accelerator(cpu=True), torch.Generator().manual_seed(0))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_of_half_precision_take_the_same_images(name, dtype, images):
+    model = build(name).eval()
+    whole, half = model.encode(images), copy.deepcopy(model).to(dtype).encode(images)
+    assert half.dtype in (dtype, torch.float32) and (half.float() - whole).abs().mean() < 0.1 * whole.std()
+    classifier = build_classifier(model, classes=["a", "b"]).eval()
+    torch.testing.assert_close(classifier.to(dtype)(images), classifier.float()(images), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"std": (0.2, 0.0)}, {"std": (-1.0,)}, {"std": (float("nan"),)}, {"mean": (float("inf"),)}]
+)
+def test_statistics_that_divide_by_nothing_are_refused(wrong):
+    with pytest.raises(InputError, match="is not finite, or a std not above 0"):
+        build("conv_ae", **wrong)
+
+
 # ---- masked convolutions
 
 
@@ -335,6 +361,33 @@ def test_nothing_of_a_hidden_patch_reaches_the_answer(encoder, images):
             model(images, refused)
     with pytest.raises(InputError, match="hides all"):
         model.reconstruct(images, torch.ones_like(mask))
+
+
+@pytest.mark.parametrize("conv_mlp", [False, True])
+def test_the_response_norm_of_convnext_v2_knows_visible_places_alone(conv_mlp):
+    """As a sparse convolution's does, which has no others."""
+    norm = VisibleResponseNorm(5, channels_last=not conv_mlp)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x, shown = torch.randn(1, 5, 4, 6), (torch.rand(1, 1, 4, 6) < 0.5).float()
+    visible = shown[0, 0] > 0
+    alone = x[:, :, visible][..., None]  # (1, C, n, 1)
+
+    def call(maps):
+        return norm(maps) if conv_mlp else norm(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    expected = call(alone)[..., 0]
+    norm.shown = shown
+    torch.testing.assert_close(call(x)[:, :, visible], expected)
+
+
+def test_outside_of_a_masked_pass_convnext_v2_is_timms_own(images):
+    model = build("masked_conv", encoder="convnextv2_atto").eval()
+    assert sum(isinstance(module, VisibleResponseNorm) for module in model.encoder.modules()) == 12
+    model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+    plain = timm.create_model("convnextv2_atto", in_chans=2, num_classes=0, patch_size=1).eval()
+    plain.load_state_dict(model.encoder.state_dict(), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(images), plain(model.normalise(images)))
 
 
 def test_a_place_that_covers_a_visible_patch_is_visible():

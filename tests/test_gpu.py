@@ -12,6 +12,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune, linear_probe, pretrain, settings
 from tinymae.evaluation import probes
+from tinymae.interop.graphs import EncoderGraph, trace
 from tinymae.models import mae, masked
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
 from tinymae.training.numbers import Parcel, StepNumbers
@@ -225,6 +226,19 @@ def test_a_steps_numbers_are_read_at_most_so_many_steps_later(gpu, together):
 def test_pixels_and_labels_may_lie_on_the_gpu(gpu):
     dataset = load_dataset(FEW["data"].to("cuda"), "all", labels=FEW["labels"].to("cuda"))
     assert torch.equal(dataset.images, FEW["data"]) and torch.equal(dataset.labels, FEW["labels"])
+
+
+def test_a_model_on_the_gpu_takes_images_of_the_cpu_and_is_exported(gpu):
+    """What a notebook does with the model of a run."""
+    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = MaskedAutoencoder(**sizes, decoder_dim=16, decoder_depth=1, decoder_heads=2).eval()
+    images = load_dataset("digits", "test").images[:4]
+    with torch.no_grad():
+        expected = model.encode(images)
+        found, program = model.to("cuda").encode(images), trace(EncoderGraph(model, normalised=True))
+        torch.testing.assert_close(found.cpu(), expected)
+        assert tinymae.anomaly_map(model, images, passes=2).shape == (4, 8, 8)
+        torch.testing.assert_close(program.module()(images=model.normalise(images).cpu()), expected)
 
 
 def test_nothing_is_saved_of_a_run_that_diverges(gpu, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import timm
 import torch
 from reference import cut, reference_loss
 
+import tinymae
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
 from tinymae.models.classifier import build_classifier
 from tinymae.models.flops import training_flops
@@ -363,7 +364,8 @@ def test_floats_in_0_to_1_are_warned_of_once():
     model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.encode(torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
+        bright = torch.randint(128, 256, (2, 3, 8, 8), dtype=torch.uint8)  # normalised, all lie in [0, 1]
+        model.encode(bright), model.reconstruct(bright), tinymae.anomaly_map(model, bright, passes=2)
     with pytest.warns(UserWarning, match="lie in .0, 1., and are taken as normalised"):
         model.encode(torch.rand(2, 3, 8, 8))
     with warnings.catch_warnings():

@@ -117,5 +117,5 @@ def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str
     require_channels(dataset, model.in_channels)
     images, _ = dataset[torch.arange(len(dataset))]
     if settings.normalised and not isinstance(model, Classifier):
-        images = model.normalise(images)
+        images = model.normalise(images).cpu()
     return [{"images": part.numpy()} for part in images.split(32)]

@@ -146,11 +146,13 @@ def example_images(model: Autoencoder | Classifier, *, normalised: bool = False)
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
-    graph = copy.deepcopy(graph).eval().requires_grad_(False)
+    graph = copy.deepcopy(graph).cpu().eval().requires_grad_(False)
     set_fused_attention(graph, False)  # one operator less for a runtime to know
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
-    shapes = {name: {0: batch} for name in graph.inputs}
-    return torch.export.export(graph, (), graph.inputs, dynamic_shapes=shapes, strict=False)
+    shapes, inputs = {}, {}
+    for name, example in graph.inputs.items():
+        shapes[name], inputs[name] = {0: batch}, example.cpu()
+    return torch.export.export(graph, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 def export_torch(graph: Graph, path: str | Path) -> None:

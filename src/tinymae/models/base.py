@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
     if images.dtype in LEVELS:
-        return (to_unit(images) - mean) / std
+        return ((to_unit(images) - mean) / std).to(mean.dtype)
     if not images.is_floating_point():
         raise InputError(
             f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
         mean, std: per channel, or one value for all, of pixels in [0, 1]; uint8 images are normalised by them.
 
     Raises:
-        InputError: sizes below 1, a mean or std with as many values as neither one nor the channels.
+        InputError: sizes below 1, a mean or std with as many values as neither one nor the channels, a std that is 0.
     """
 
     num_features: int  # the width of `encode`
@@ -115,6 +116,8 @@ class Encoder(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, in_channels):
                 raise InputError(f"{name} has {len(values)} values for in_channels {in_channels}")
+            if not all(math.isfinite(value) and (value > 0 or name == "mean") for value in values):
+                raise InputError(f"{name} {[*map(float, values)]} is not finite, or a std not above 0")
             # Not in the weights file: they are part of the config.
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
@@ -129,14 +132,17 @@ class Encoder(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
-        One image (C, H, W) is a batch of one. Raises InputError if the shape is not the model's.
+        One image (C, H, W) is a batch of one. They come to the model's device. Raises InputError if the shape is not
+        the model's.
 
         >>> from tinymae import MaskedAutoencoder
         >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
         >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([2.])
         """
-        if images.is_floating_point() and not self.seen_floats and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        ours = compiling or getattr(images, "of_normalise", False)  # methods call each other with what they normalised
+        if images.is_floating_point() and not self.seen_floats and not ours:
             self.seen_floats = True
             if images.numel() and images.min() >= 0 and images.max() <= 1:
                 warnings.warn(
@@ -144,7 +150,12 @@ class Encoder(nn.Module):
                     "pixels, which the model normalises",
                     stacklevel=3,
                 )
-        return normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
+        if images.device != self.mean.device:
+            images = images.to(self.mean.device)
+        found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
+        if not compiling:
+            vars(found)["of_normalise"] = True
+        return found
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Normalised float images (B, C, H, W) -> pixels in [0, 1], clipped to it.

@@ -56,7 +56,8 @@ class Classifier(nn.Module):
         """
         features = self.encoder.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # half precision would blur a probe's logits
-            return self.head(features.float())
+            bias = None if self.head.bias is None else self.head.bias.float()
+            return nn.functional.linear(features.float(), self.head.weight.float(), bias)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (B, classes) of logits: they sum to 1, or with `several` each class has one of its own."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
@@ -12,6 +13,17 @@ from .base import AutoencoderOutput, Reconstruction, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
 from .masking import patch_statistics, patchify, require_visible, unpatchify
+
+
+class VisibleResponseNorm(GlobalResponseNorm):
+    """ConvNeXt V2's global response norm, over the places that are visible: so it is with sparse convolutions."""
+
+    shown: Tensor | None = None  # float (B, 1, h, w), 1 = visible; None: all are
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shown is not None:
+            x = x * (self.shown if self.channel_dim == 1 else self.shown.permute(0, 2, 3, 1))
+        return super().forward(x)
 
 
 class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
@@ -70,6 +82,9 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
             raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {reason}") from None
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
+        for module in self.encoder.modules():
+            if type(module) is GlobalResponseNorm:
+                module.__class__ = VisibleResponseNorm
         self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without
         self.num_features = self.encoder.num_features
         channels = [info["num_chs"] for info in self.encoder.feature_info]
@@ -103,8 +118,13 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
             for layer in stage.downsample.children():  # a norm, whose bias fills empty places, and a convolution
                 x = emptied(layer(x))
             shown = self.shown_places(mask, x.shape[2:])  # the blocks of a stage keep its size
+            norms = [module for module in stage.modules() if isinstance(module, VisibleResponseNorm)]
+            for norm in norms:
+                norm.shown = shown
             for block in stage.blocks:
                 x = block(x) * shown
+            for norm in norms:
+                norm.shown = None
             maps.append(x)
         return maps
 

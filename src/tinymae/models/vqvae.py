@@ -38,15 +38,15 @@ class VectorQuantizer(nn.Module):
         The codes' gradient goes straight on to the vectors.
         """
         with torch.autocast(vectors.device.type, enabled=False):
-            given, vectors = vectors.float(), vectors.detach().float()
-            distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T  # (B, N, K), less |vector|^2
+            given, vectors, codes = vectors.float(), vectors.detach().float(), self.codes.float()
+            distances = codes.square().sum(dim=1) - 2 * vectors @ codes.T  # (B, N, K), less |vector|^2
             indices = distances.argmin(dim=2)
             if learn:
                 # A product with one-hot rows, since scattered additions have no fixed order on a GPU.
                 chosen = nn.functional.one_hot(indices, len(self.codes)).float()  # (B, N, K)
                 sums = chosen.flatten(0, 1).T @ vectors.flatten(0, 1)
                 self.see(torch.cat([chosen.sum(dim=0), sums.T]))  # (N + D, K)
-            return given + (self.codes[indices] - vectors), indices
+            return given + (codes[indices] - vectors), indices
 
     def see(self, sums: Tensor) -> None:
         """Add to what the next update applies; in place, as a CUDA graph repeats what was done to memory alone."""
@@ -142,6 +142,7 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N, latent_dim) -> normalised images (B, C, H, W)."""
+        codes = codes.to(self.from_latents.weight.dtype)
         return self.decoder(self.from_latents(codes.transpose(1, 2).unflatten(2, self.map_size)))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
         """One training pass: gradients jump from the codes straight to the encoder's vectors."""
         images = self.normalise(images)
         vectors = self.encode_vectors(images).float()
-        codes, indices = self.quantizer(vectors, learn=self.training)
+        codes, indices = self.quantizer(vectors, learn=self.training and torch.is_grad_enabled())
         reconstruction = self.decode(codes)
         error = self.reconstruction_loss(reconstruction, images)
         distance = nn.functional.mse_loss(vectors, codes.detach())
