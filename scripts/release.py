@@ -109,6 +109,10 @@ class ReleaseSettings(Settings):
 def run(settings: ReleaseSettings) -> dict:
     """All stages, then the cards and the evidence; gives what release.json holds."""
     require_distinct("seeds", settings.seeds)
+    if "finetune" not in settings.trainings and not settings.stages:
+        raise InputError(
+            f"trainings {' '.join(settings.trainings)}: a release has a classifier, so add finetune, or give --stages"
+        )
     settings = replace(settings, extra=parse_extra(settings.extra, PLACES))
     runs, started = Path(settings.output_dir), time.monotonic()
     mae, probe, tuned = name_folders(settings)

@@ -43,6 +43,8 @@ def released(quick_stages, tmp_path_factory):
 def test_a_setting_that_a_stage_would_refuse_is_refused_before_pretraining(tmp_path):
     with pytest.raises(InputError, match='extra "1: ..."'):
         run(tmp_path, "--extra", "1: --no-such-flag")
+    with pytest.raises(InputError, match="trainings unlabelled scratch: a release has a classifier"):
+        run(tmp_path, "--trainings", "unlabelled", "scratch")
     assert not (tmp_path / "runs").exists()
 
 
