@@ -237,6 +237,10 @@ def load_cleanly(model_class, folder):
     return model.eval()
 
 
+def edit_json(file: Path, changes: dict):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 @torch.no_grad()
 def assert_same_predictions(ours: MaskedAutoencoder, theirs):
     images = torch.randn(3, ours.in_channels, *ours.image_size)
@@ -320,6 +324,28 @@ def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, trans
     assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.encoder.mean.flatten().tolist() == [0.5]
 
 
+@pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_normalize": None}, {"rescale_factor": 0.003921569}])
+def test_pixels_are_normalised_as_by_the_processor_of_transformers(tmp_path, transformers, changes):
+    for model in (small_classifier(), small_model(**STATISTICS)):
+        tinymae.to_transformers(model, tmp_path)
+        edit_json(tmp_path / "preprocessor_config.json", changes)
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+        images = torch.randint(0, 256, (3, 3, *model.image_size), dtype=torch.uint8)
+        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(tinymae.load(tmp_path).normalise(images), pixels, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"rescale_factor": 10**400}])
+def test_pixels_of_another_scale_are_refused_unless_mean_and_std_are_given(tmp_path, changes):
+    tinymae.to_transformers(small_classifier(), tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", changes)
+    with pytest.raises(InputError, match="does not scale pixels by 1/255") as error:
+        tinymae.load(tmp_path)
+    assert "\n" not in str(error.value)
+    given = tinymae.classifier_from_transformers(tmp_path, **STATISTICS).encoder.mean
+    assert given.flatten().tolist() == pytest.approx(STATISTICS["mean"])
+
+
 @torch.no_grad()
 def test_several_labels_an_image_have_the_same_probabilities_in_transformers_and_back(tmp_path, transformers):
     model = small_classifier()
@@ -345,8 +371,7 @@ def test_several_labels_an_image_have_the_same_probabilities_in_transformers_and
 @pytest.mark.parametrize("problem", ["regression", [], 3])
 def test_a_vit_that_is_no_classifier_is_refused(tmp_path, problem):
     tinymae.to_transformers(small_classifier(), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"problem_type": problem}))
+    edit_json(tmp_path / "config.json", {"problem_type": problem})
     with pytest.raises(InputError, match="problem_type .* is no classification") as error:
         tinymae.load(tmp_path)
     assert "\n" not in str(error.value)

@@ -56,6 +56,9 @@ TYPES = {
     "image_size": int | tuple[int, int], "num_attention_heads": int, "layer_norm_eps": float, "id2label": dict,
 }  # fmt: skip
 DEFAULTS = {"image_size": 224, "num_attention_heads": 12, "layer_norm_eps": 1e-12, "id2label": {}}
+# What is read of a preprocessor_config.json beside mean and std, and those where it does not normalise.
+PREPROCESSING = {"do_normalize": bool | None, "do_rescale": bool | None, "rescale_factor": float | None}
+UNCHANGED = {"image_mean": (0.0,), "image_std": (1.0,)}
 SEVERAL = "multi_label_classification"  # the `problem_type` whose probabilities are sigmoids
 
 
@@ -291,8 +294,15 @@ def read_statistic(
     path = Path(folder) / "preprocessor_config.json"
     if given is None and path.is_file():
         content = read_json(path)
-        require_types(content, {key: tuple[float, ...] | None}, source=path)
-        given = content.get(key)
+        require_types(content, PREPROCESSING | {key: tuple[float, ...] | None}, source=path)
+        rescales, factor = content.get("do_rescale", True), content.get("rescale_factor")
+        if not rescales or (factor is not None and abs(255 * factor - 1) > 1e-5):
+            raise InputError(
+                f"{path}: do_rescale {rescales} with rescale_factor {factor} does not scale pixels by 1/255: "
+                "give from_transformers or classifier_from_transformers the mean and std of pixels in [0, 1]"
+            )
+        normalises = content.get("do_normalize", True)  # where it is null, transformers does not
+        given = content.get(key) if normalises else UNCHANGED[key]
     return default_statistics(in_channels, given, default)
 
 
