@@ -354,12 +354,21 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 
 
+def folder_of(source: str | Path) -> Path:
+    """The folder, where `source` names the config.json or the model.safetensors of one; else `source` itself."""
+    path = Path(source)
+    inside = path.name in ("config.json", "model.safetensors") and path.with_name("config.json").is_file()
+    return path.parent if inside and path.is_file() else path
+
+
 def find_weights(source: str | Path, **download) -> Path:
-    """A folder with config.json and model.safetensors: a local one, or a Hub id's, downloaded.
+    """A folder with config.json and model.safetensors: a local one, that of either file, or a Hub id's, downloaded.
 
     Raises InputError if it does not exist, here or on the Hub, or holds no weights.
     """
-    folder = Path(source)
+    folder = folder_of(source)
+    if folder.is_file():
+        raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
     if not folder.is_dir():
         try:
             validate_repo_id(str(source))
