@@ -20,7 +20,7 @@ from ..errors import InputError, first_line, refusal
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
-from .losses import LOSSES, parse_loss
+from .losses import LOSSES, SSIM_SIDE, parse_loss
 
 WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 
@@ -209,6 +209,9 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
         names = ("image_size", "in_channels", "mean", "std")
         super().__init__(**{name: self.config[name] for name in names})
         self.loss_terms = parse_loss(self.config.get("loss", "mse"))
+        if min(self.image_size) < SSIM_SIDE and "ssim" in [name for _, name in self.loss_terms]:
+            loss, size = self.config["loss"], self.image_size
+            raise InputError(f"loss {loss!r} of image_size {size}: ssim wants {SSIM_SIDE} pixels a side; leave it out")
 
     # ---- what users and scripts call
 
