@@ -123,7 +123,7 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
 def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The state dict of an official checkpoint, under its own names, and the heads if `to_official` wrote it."""
     tensors_alone = Path(path).suffix == ".safetensors"
-    content = read_tensors(path) if tensors_alone else unpickle(path)
+    content: Any = read_tensors(path) if tensors_alone else unpickle(path)
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} holds no weights under 'model' or at its top")
