@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from reference import reference_loss
 from safetensors.torch import load_file, save_file
 from timm.models._manipulate import adapt_input_conv
@@ -236,6 +237,10 @@ def load_cleanly(model_class, folder):
     return model.eval()
 
 
+def edit_json(file: Path, changes: dict):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 @torch.no_grad()
 def assert_same_predictions(ours: MaskedAutoencoder, theirs):
     images = torch.randn(3, ours.in_channels, *ours.image_size)
@@ -317,6 +322,59 @@ def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, trans
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=0)
     assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.encoder.mean.flatten().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_normalize": None}, {"rescale_factor": 0.003921569}])
+def test_pixels_are_normalised_as_by_the_processor_of_transformers(tmp_path, transformers, changes):
+    for model in (small_classifier(), small_model(**STATISTICS)):
+        tinymae.to_transformers(model, tmp_path)
+        edit_json(tmp_path / "preprocessor_config.json", changes)
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+        images = torch.randint(0, 256, (3, 3, *model.image_size), dtype=torch.uint8)
+        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(tinymae.load(tmp_path).normalise(images), pixels, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"rescale_factor": 10**400}])
+def test_pixels_of_another_scale_are_refused_unless_mean_and_std_are_given(tmp_path, changes):
+    tinymae.to_transformers(small_classifier(), tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", changes)
+    with pytest.raises(InputError, match="does not scale pixels by 1/255") as error:
+        tinymae.load(tmp_path)
+    assert "\n" not in str(error.value)
+    given = tinymae.classifier_from_transformers(tmp_path, **STATISTICS).encoder.mean
+    assert given.flatten().tolist() == pytest.approx(STATISTICS["mean"])
+
+
+@torch.no_grad()
+def test_several_labels_an_image_have_the_same_probabilities_in_transformers_and_back(tmp_path, transformers):
+    model = small_classifier()
+    model.several = True
+    tinymae.to_transformers(model, tmp_path / "ours")
+    theirs = load_cleanly(transformers.ViTForImageClassification, tmp_path / "ours")
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    pipeline = transformers.ImageClassificationPipeline(
+        model=theirs, image_processor=transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    )
+    answers = pipeline([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images])
+    scores = torch.tensor([[{a["label"]: a["score"] for a in answer}[name] for name in CLASSES] for answer in answers])
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = model.probabilities(model(images))
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    for folder in (tmp_path / "ours", tmp_path / "theirs"):
+        back = tinymae.load(folder)
+        torch.testing.assert_close(back.probabilities(back(model.normalise(images))), expected)
+    export_timm(model, tmp_path / "timm")
+    assert tinymae.load(tmp_path / "timm").several  # nor is it lost there
+
+
+@pytest.mark.parametrize("problem", ["regression", [], 3])
+def test_a_vit_that_is_no_classifier_is_refused(tmp_path, problem):
+    tinymae.to_transformers(small_classifier(), tmp_path)
+    edit_json(tmp_path / "config.json", {"problem_type": problem})
+    with pytest.raises(InputError, match="problem_type .* is no classification") as error:
+        tinymae.load(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_what_transformers_cannot_express_is_refused(tmp_path):

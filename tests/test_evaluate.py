@@ -86,6 +86,13 @@ def test_reconstruction_metrics():
         assert torch.equal(values, torch.cat([perfect[name][:2], shifted[name][2:]]))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 8), (8, 2)])
+def test_images_too_small_for_ssim_have_the_other_metrics(size):
+    original = torch.rand(4, 3, *size) * 0.8
+    found = reconstruction_metrics(original, original + 0.1)
+    assert found.keys() == {"mse", "psnr"} and found["psnr"].tolist() == pytest.approx([20] * 4, rel=1e-3)
+
+
 def test_scores_are_those_of_full_precision_under_autocast(pixels):
     (features, labels), _, (test, _) = pixels
     noisy = test + 0.02 * torch.randn(test.shape, generator=torch.Generator().manual_seed(0))

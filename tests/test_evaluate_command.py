@@ -81,3 +81,10 @@ def test_another_ratio_of_patches_may_be_hidden(tmp_path):
     conv = tinymae.models.conv.ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)
     with pytest.raises(InputError, match="mask_ratio 0.5: a ConvAutoencoder hides nothing; leave it out"):
         tinymae.evaluate(**FEW, weights=conv, mask_ratio=0.5, output_dir=tmp_path / "conv")
+
+
+def test_images_too_small_for_ssim_are_evaluated_without_it(tmp_path):
+    model = MaskedAutoencoder(image_size=(2, 8), patch_size=2, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+    images = {**FEW, "data": FEW["data"][:, :, :2]}
+    results = tinymae.evaluate(**images, weights=model, output_dir=tmp_path / "run").results
+    assert results["full"].keys() == {"mse", "psnr"} and "ssim" not in results["masked"]

@@ -69,6 +69,23 @@ def test_floats_are_taken_as_normalised(model):
     np.testing.assert_allclose(features.transform(images), features.transform(IMAGES), atol=1e-5)
 
 
+@pytest.mark.parametrize("brightest", [199, 65535])
+@pytest.mark.parametrize("form", ["<u2", ">u2", "tensor", "flat"])
+def test_the_type_of_pixels_says_their_white_and_not_the_brightest_of_them(model, brightest, form):
+    images = np.random.default_rng(0).integers(0, brightest + 1, (5, 3, 8, 6), dtype=np.uint16)
+    expected = model.encode(torch.from_numpy(images)).detach().numpy()
+    given = {"tensor": torch.from_numpy(images), "flat": images.reshape(5, -1)}
+    found = Features(model).fit_transform(given[form] if form in given else images.astype(form))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_booleans_are_black_and_white(model):
+    images = IMAGES > 127
+    expected = model.encode(torch.from_numpy(images * np.uint8(255))).detach().numpy()
+    for given in (images, images.reshape(5, -1), images.tolist()):
+        np.testing.assert_allclose(Features(model).fit_transform(given), expected, atol=1e-5)
+
+
 def test_grey_images_need_no_channel():
     model = trained_looking(small_model(in_channels=1)).eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)

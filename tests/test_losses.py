@@ -6,7 +6,10 @@ from torchmetrics.functional.regression import log_cosh_error
 
 from tinymae import InputError
 from tinymae.models import losses
-from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder
+from tinymae.models.masked_conv import MaskedConvAutoencoder
+from tinymae.models.unet import ResNetUNet
+from tinymae.models.vqvae import VQAutoencoder
 
 
 @pytest.mark.parametrize("size", [8, 32])
@@ -59,3 +62,20 @@ def test_a_sum_of_losses_is_the_weighted_sum():
 def test_other_losses_are_refused(text):
     with pytest.raises(InputError, match="is not a sum of mse, l1, log_cosh, ssim"):
         losses.parse_loss(text)
+
+
+@pytest.mark.parametrize("image_size", [2, (2, 8), (8, 1)])
+def test_ssim_of_images_below_three_pixels_is_refused_when_the_model_is_built(image_size):
+    for family, arguments in (
+        (ConvAutoencoder, {"width": 8, "depth": 1}), (VariationalAutoencoder, {"width": 8, "depth": 1}),
+        (VQAutoencoder, {"width": 8, "depth": 1}), (ResNetUNet, {"encoder": "test_resnet"}),
+        (MaskedConvAutoencoder, {"encoder": "test_convnext2"}),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"loss '0.8\*ssim\+l1' of image_size .* leave it out") as error:
+            family(**arguments, image_size=image_size, loss="0.8*ssim+l1")
+        assert "\n" not in str(error.value)
+
+
+def test_ssim_of_three_pixels_is_a_loss():
+    model = ConvAutoencoder(image_size=3, width=8, depth=1, loss="ssim")
+    assert model(torch.randint(0, 256, (2, 3, 3, 3), dtype=torch.uint8)).loss.isfinite()

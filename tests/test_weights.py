@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import timm
@@ -100,6 +101,39 @@ def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, 
         torch.testing.assert_close(model(images), classifier(images), atol=1e-5, rtol=0)
     for model in (autoencoder, classifier):
         assert tinymae.load(model) is model
+
+
+@pytest.mark.parametrize("family", ["mae", "conv_ae"])
+def test_a_file_of_a_weights_folder_stands_for_the_folder(autoencoder, images, family, tmp_path):
+    model = autoencoder if family == "mae" else ConvAutoencoder(image_size=8, width=8, latent_dim=5).eval()
+    save_autoencoder(model, tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        for read in (tinymae.load, type(model).from_pretrained):
+            assert torch.equal(read(tmp_path / name).encode(images), model.encode(images))
+
+
+def test_another_file_is_no_folder_and_one_line_asks_for_it(autoencoder, tmp_path):
+    save_autoencoder(autoencoder, tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "alone")
+    for path, says in [
+        (tmp_path / "results.json", "results.json is a file: give a folder"),
+        (tmp_path / "alone" / "model.safetensors", "no official checkpoint: give tinymae.load the folder"),
+    ]:
+        with pytest.raises(InputError, match=says) as error:
+            tinymae.load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_an_official_checkpoint_may_be_a_safetensors_file(autoencoder, tmp_path):
+    save_file(
+        {name.removeprefix("encoder."): of for name, of in autoencoder.state_dict().items()}, tmp_path / "a.safetensors"
+    )
+    weights = tinymae.load(
+        tmp_path / "a.safetensors", num_heads=2, decoder_heads=autoencoder.config["decoder_heads"]
+    ).state_dict()
+    assert all(torch.equal(weights[name], of) for name, of in autoencoder.state_dict().items())
 
 
 def test_the_two_kinds_of_folder_are_told_apart(autoencoder, tmp_path):

@@ -217,7 +217,9 @@ def evaluate_autoencoder(
     numbers = itertools.count(int(own[0]) // batch_size if len(own) else 0)  # of the batches that are this process's
     errors = map_together(score, dataset, accelerator, desc="reconstructions", **settings.reading_options)
     names, means = ["masked", "full"][-errors.shape[1] :], errors.double().mean(dim=0).tolist()
-    totals = {name: dict(zip(RECONSTRUCTION_METRICS, row, strict=True)) for name, row in zip(names, means, strict=True)}
+    totals = {
+        name: dict(zip(RECONSTRUCTION_METRICS, row, strict=False)) for name, row in zip(names, means, strict=True)
+    }
     results: dict = totals | {"images": len(dataset)}
     if isinstance(model, PatchMasking) and ratio is not None:  # visible patches are pasted: they have no error
         hidden = count_hidden(model.num_patches, ratio)

@@ -30,8 +30,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         device: where, for instance "cuda".
 
     Images are (B, C, H, W), (B, H, W, C), grey (B, H, W), or flattened (B, C*H*W), channels first as in CIFAR's files.
-    Integers are pixels, 0 to 255; floats are taken as already normalised by the model's mean and std, like everywhere
-    here, so cast float pixels to uint8 before.
+    Integers are pixels, 0 to 255, or 0 to 65535 of uint16, and booleans black and white; floats are taken as already
+    normalised by the model's mean and std, like everywhere here, so cast float pixels to uint8 before.
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
@@ -97,7 +97,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return torch.cat([encode(batch.to(self.device)).float() for batch in batches])
 
     def _check(self, X: ArrayLike, *, reset: bool) -> Tensor:
-        """Images in any accepted form -> uint8 or float32 (B, C, H, W)."""
+        """Images in any accepted form -> uint8, uint16 or float32 (B, C, H, W)."""
         shape = (self.model_.in_channels, *self.model_.image_size)
         X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) > 2:
@@ -110,9 +110,13 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             )
         if np.issubdtype(pixels.dtype, np.floating):
             pixels = pixels.astype(np.float32)
+        elif pixels.dtype == bool:
+            pixels = pixels.astype(np.uint8) * 255
+        elif np.issubdtype(pixels.dtype, np.uint16):
+            pixels = pixels.astype(np.uint16)  # in this machine's byte order, which torch wants
         elif pixels.min() < 0 or pixels.max() > 255:
             low, high = pixels.min(), pixels.max()
-            raise InputError(f"X holds integers from {low} to {high}: pixels are 0 to 255, else give floats")
+            raise InputError(f"X holds integers from {low} to {high}: pixels are 0 to 255, else give uint16 or floats")
         else:
             pixels = pixels.astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(pixels)).view(-1, *shape)

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 from ..data.batches import chunks
 from ..data.datasets import Dataset
 from ..errors import InputError
+from ..models.losses import SSIM_SIDE, structural_similarity
 
-RECONSTRUCTION_METRICS = ("mse", "psnr", "ssim")
+RECONSTRUCTION_METRICS = ("mse", "psnr", "ssim")  # the last is left out of images that are too small for it
 
 
 @torch.no_grad()
@@ -75,20 +76,17 @@ def several_metrics(scores: Tensor, labels: Tensor) -> dict:
 def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
     """MSE, PSNR (dB) and SSIM of each image (B,), of float (B, C, H, W) in [0, 1]; by torchmetrics.
 
-    SSIM has the usual Gaussian window (standard deviation 1.5, 11 pixels wide), and one of 5 pixels below 16 x 16.
+    SSIM is that of `structural_similarity`; images with a side below 3 pixels have none, and it is left out.
 
     >>> originals = torch.rand(2, 1, 16, 16) / 2
     >>> reconstruction_metrics(originals, originals + 0.1)["psnr"].round()
     tensor([20., 20.])
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import peak_signal_noise_ratio
 
     originals, reconstructions = originals.float(), reconstructions.float()
-    sigma = 1.5 if min(originals.shape[2:]) >= 16 else 0.5
     psnr = peak_signal_noise_ratio(reconstructions, originals, data_range=1.0, dim=(1, 2, 3), reduction="none")
-    with torch.autocast(originals.device.type, enabled=False):  # its variances are small differences
-        ssim = structural_similarity_index_measure(
-            reconstructions, originals, data_range=1.0, sigma=sigma, reduction="none"
-        )
-    mse = (reconstructions - originals).square().mean(dim=(1, 2, 3))
-    return dict(zip(RECONSTRUCTION_METRICS, (mse, psnr, ssim), strict=True))
+    metrics = {"mse": (reconstructions - originals).square().mean(dim=(1, 2, 3)), "psnr": psnr}
+    if min(originals.shape[2:]) >= SSIM_SIDE:
+        metrics["ssim"] = structural_similarity(reconstructions, originals)
+    return metrics

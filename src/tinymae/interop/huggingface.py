@@ -56,6 +56,10 @@ TYPES = {
     "image_size": int | tuple[int, int], "num_attention_heads": int, "layer_norm_eps": float, "id2label": dict,
 }  # fmt: skip
 DEFAULTS = {"image_size": 224, "num_attention_heads": 12, "layer_norm_eps": 1e-12, "id2label": {}}
+# What is read of a preprocessor_config.json beside mean and std, and those where it does not normalise.
+PREPROCESSING = {"do_normalize": bool | None, "do_rescale": bool | None, "rescale_factor": float | None}
+UNCHANGED = {"image_mean": (0.0,), "image_std": (1.0,)}
+SEVERAL = "multi_label_classification"  # the `problem_type` whose probabilities are sigmoids
 
 
 def from_transformers(
@@ -103,7 +107,8 @@ def classifier_from_transformers(
 ) -> Classifier:
     """The classifier of a folder that `ViTForImageClassification.save_pretrained` wrote, in evaluation mode.
 
-    Its classes are named by the config's `id2label`. `mean` and `std`, per channel, are by default those of its
+    Its classes are named by the config's `id2label`; with `problem_type` "multi_label_classification" an image may have
+    several. `mean` and `std`, per channel, are by default those of its
     preprocessor_config.json, else 0.5, as in transformers. LayerNorm's epsilon is as the config says; written by
     `export_timm` it becomes timm's 1e-6.
 
@@ -125,6 +130,9 @@ def build_vit_classifier(
 ) -> Classifier:
     """The classifier of `classifier_from_transformers`, whose config.json has been read."""
     config, sizes, state = read_folder(folder, config, model_type="vit", architecture="ViTForImageClassification")
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification", SEVERAL):
+        raise InputError(f"problem_type {problem!r} of {folder} is no classification: give the folder of a classifier")
     num_classes = len(state.get("encoder.head.bias", ()))  # where there is no head, the strict check below says so
     name, sizes = sizes["encoder"], {key: value for key, value in sizes.items() if key != "encoder"}
     state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
@@ -137,7 +145,8 @@ def build_vit_classifier(
     std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
-    return Classifier(ViTEncoder(vit, mean=mean, std=std, pool="cls"), head, classes=classes).eval()
+    encoder = ViTEncoder(vit, mean=mean, std=std, pool="cls")
+    return Classifier(encoder, head, classes=classes, several=problem == SEVERAL).eval()
 
 
 def read_transformers(folder: Path, config: dict) -> MaskedAutoencoder | Classifier:
@@ -239,12 +248,13 @@ def classifier_config(model: Classifier) -> dict:
             f"global_pool {model.vit.global_pool!r}: ViTForImageClassification classifies by the class token; "
             "fine-tune with pool 'cls'"
         )
-    return vit_config(model.vit) | {
+    config = vit_config(model.vit) | {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
         "id2label": {str(index): name for index, name in enumerate(model.classes)},
         "label2id": {name: index for index, name in enumerate(model.classes)},
     }
+    return config | ({"problem_type": SEVERAL} if model.several else {})
 
 
 def read_folder(
@@ -284,8 +294,15 @@ def read_statistic(
     path = Path(folder) / "preprocessor_config.json"
     if given is None and path.is_file():
         content = read_json(path)
-        require_types(content, {key: tuple[float, ...] | None}, source=path)
-        given = content.get(key)
+        require_types(content, PREPROCESSING | {key: tuple[float, ...] | None}, source=path)
+        rescales, factor = content.get("do_rescale", True), content.get("rescale_factor")
+        if not rescales or (factor is not None and abs(255 * factor - 1) > 1e-5):
+            raise InputError(
+                f"{path}: do_rescale {rescales} with rescale_factor {factor} does not scale pixels by 1/255: "
+                "give from_transformers or classifier_from_transformers the mean and std of pixels in [0, 1]"
+            )
+        normalises = content.get("do_normalize", True)  # where it is null, transformers does not
+        given = content.get(key) if normalises else UNCHANGED[key]
     return default_statistics(in_channels, given, default)
 
 

@@ -8,7 +8,7 @@ import timm
 
 from ..errors import InputError
 from ..files import read_json, require_types
-from ..models.base import Autoencoder, find_weights
+from ..models.base import Autoencoder, find_weights, folder_of
 from ..models.classifier import Classifier, build_classifier
 from ..models.filling import build_from_file
 from ..models.mae import MaskedAutoencoder
@@ -51,7 +51,8 @@ def load(
     """
     if isinstance(source, Autoencoder | Classifier):
         return source
-    if Path(source).is_file():
+    path = folder_of(source)
+    if path.is_file() and path.suffix != ".json":
         return from_official(
             source, num_heads=num_heads, decoder_dim=decoder_dim, decoder_depth=decoder_depth,
             decoder_heads=decoder_heads,

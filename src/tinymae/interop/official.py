@@ -8,13 +8,14 @@ import argparse
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..errors import InputError, refusal
-from ..files import require_types, write_atomically
+from ..files import read_tensors, require_types, write_atomically
 from ..models.filling import fill_strictly
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
@@ -34,7 +35,7 @@ def from_official(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> MaskedAutoencoder:
-    """The model of an official MAE checkpoint (a .pth file), in evaluation mode. Sizes are read off the tensors.
+    """The model of an official MAE checkpoint (.pth, .safetensors), in evaluation mode. Sizes are read off the tensors.
 
     The file may hold tensors, plain values and an `argparse.Namespace`; anything else is refused, as unpickling it
     could run code.
@@ -121,9 +122,30 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
 
 def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The state dict of an official checkpoint, under its own names, and the heads if `to_official` wrote it."""
+    tensors_alone = Path(path).suffix == ".safetensors"
+    content: Any = read_tensors(path) if tensors_alone else unpickle(path)
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{path} holds no weights under 'model' or at its top")
+    if any(name.startswith(("head.", "fc_norm.")) for name in state):
+        raise InputError(f"{path} holds a classifier (it has a head): give a checkpoint of pretraining")
+    if tensors_alone and "patch_embed.proj.weight" not in state:
+        raise InputError(
+            f"{path} holds no official checkpoint: give tinymae.load the folder that has its config.json too"
+        )
+    heads = content.get("heads") if "model" in content else None
+    if heads is None:
+        return state, {}
+    require_types({"heads": heads}, {"heads": dict}, source=path)
+    require_types(heads, {"num_heads": int | None, "decoder_heads": int | None}, source=path)
+    return state, heads
+
+
+def unpickle(path: str | Path) -> Any:
+    """What a .pth file holds, of types that run no code. Raises InputError, naming it, for others, or for damage."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except Exception as error:  # the unpickler meets damage in many ways
@@ -135,17 +157,6 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         raise refusal(
             error, f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
         ) from None
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{path} holds no weights under 'model' or at its top")
-    if any(name.startswith(("head.", "fc_norm.")) for name in state):
-        raise InputError(f"{path} holds a classifier (it has a head): give a checkpoint of pretraining")
-    heads = content.get("heads") if "model" in content else None
-    if heads is None:
-        return state, {}
-    require_types({"heads": heads}, {"heads": dict}, source=path)
-    require_types(heads, {"num_heads": int | None, "decoder_heads": int | None}, source=path)
-    return state, heads
 
 
 def to_our_name(name: str) -> str:

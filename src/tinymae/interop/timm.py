@@ -23,7 +23,9 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
     `global_pool="avg", fc_norm=False` it is what `MaskedAutoencoder.encode` gives. A classifier that averages the
     patches, as fine-tuning and probing make them by default, needs these two arguments here as well.
 
-    A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it.
+    A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it. That an image may
+    have several of the classes is `several_labels` in config.json, which `tinymae.load` reads and timm does not: there,
+    take the sigmoid of the logits.
 
     >>> import tempfile, timm, torch
     >>> with tempfile.TemporaryDirectory() as folder:

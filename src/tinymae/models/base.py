@@ -21,7 +21,7 @@ from ..errors import InputError, first_line, refusal
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
-from .losses import LOSSES, parse_loss
+from .losses import LOSSES, SSIM_SIDE, parse_loss
 
 WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 
@@ -220,6 +220,9 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
         names = ("image_size", "in_channels", "mean", "std")
         super().__init__(**{name: self.config[name] for name in names})
         self.loss_terms = parse_loss(self.config.get("loss", "mse"))
+        if min(self.image_size) < SSIM_SIDE and "ssim" in [name for _, name in self.loss_terms]:
+            loss, size = self.config["loss"], self.image_size
+            raise InputError(f"loss {loss!r} of image_size {size}: ssim wants {SSIM_SIDE} pixels a side; leave it out")
 
     # ---- what users and scripts call
 
@@ -365,12 +368,21 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 
 
+def folder_of(source: str | Path) -> Path:
+    """The folder, where `source` names the config.json or the model.safetensors of one; else `source` itself."""
+    path = Path(source)
+    inside = path.name in ("config.json", "model.safetensors") and path.with_name("config.json").is_file()
+    return path.parent if inside and path.is_file() else path
+
+
 def find_weights(source: str | Path, **download) -> Path:
-    """A folder with config.json and model.safetensors: a local one, or a Hub id's, downloaded.
+    """A folder with config.json and model.safetensors: a local one, that of either file, or a Hub id's, downloaded.
 
     Raises InputError if it does not exist, here or on the Hub, or holds no weights.
     """
-    folder = Path(source)
+    folder = folder_of(source)
+    if folder.is_file():
+        raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
     if not folder.is_dir():
         try:
             validate_repo_id(str(source))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+SSIM_SIDE = 3  # pixels of the smallest image that has an SSIM: edges are mirrored by 2, which takes one more
+
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error."""
@@ -29,15 +31,23 @@ def log_cosh(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - structural similarity (Wang et al., 2004) of images whose pixels lie in [0, 1], by torchmetrics, in float32.
+    """1 - structural similarity of images whose pixels lie in [0, 1]."""
+    return 1 - structural_similarity(prediction, target).mean()
 
-    The usual Gaussian window (standard deviation 1.5, 11 pixels wide); 5 pixels where a side is shorter than 16.
+
+def structural_similarity(prediction: Tensor, target: Tensor) -> Tensor:
+    """SSIM (Wang et al., 2004) of each image (B,), of pixels in [0, 1], by torchmetrics, in float32.
+
+    The usual Gaussian window (standard deviation 1.5, 11 pixels wide); 5 pixels where a side is shorter than 16. No
+    side may be shorter than `SSIM_SIDE`.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # a second to import
 
     sigma = 1.5 if min(target.shape[2:]) >= 16 else 0.5
     with torch.autocast(target.device.type, enabled=False):  # variances are differences of nearly equal numbers
-        return 1 - structural_similarity_index_measure(prediction.float(), target.float(), data_range=1.0, sigma=sigma)
+        return structural_similarity_index_measure(
+            prediction.float(), target.float(), data_range=1.0, sigma=sigma, reduction="none"
+        )
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "log_cosh": log_cosh, "ssim": ssim}

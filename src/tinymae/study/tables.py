@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..evaluation.metrics import RECONSTRUCTION_METRICS
 from ..files import read_json, write_bytes
 from ..interop.load import load_autoencoder
 
@@ -66,8 +67,8 @@ def cell_rows(folder: Path, **names) -> list[dict]:
         "parameters": sum(tensor.numel() for tensor in tensors),
         **{key: results["pretrain"][key] for key in ("minutes", "epochs")},
         **probe_columns(scores),
-        **{metric: full[metric] for metric in ("mse", "psnr", "ssim")},
-        **{f"{metric}_masked": masked[metric] for metric in ("mse", "psnr", "ssim") if masked},
+        **{metric: value for metric, value in full.items() if metric in RECONSTRUCTION_METRICS},
+        **{f"{metric}_masked": value for metric, value in masked.items() if metric in RECONSTRUCTION_METRICS},
         "mask_ratio": results["evaluate"].get("mask_ratio"), "folder": str(folder),
     }  # fmt: skip
     if "finetune" in results:
