@@ -1,6 +1,6 @@
 """Which parts of the encoder does a masked autoencoder of small images need? Variants of ViT-Tiny/4 at equal computing.
 
-    python benchmarks/architecture.py                           # about two hours of one CPU core
+    python benchmarks/architecture.py                           # about two and a half hours of one CPU core
     python benchmarks/architecture.py --variants "depth 4"      # one of them; others can run beside it
 
 Each variant learns to reconstruct CIFAR-10's training images from random weights until it has computed as much as the

@@ -97,14 +97,14 @@ def group_of_two(**environment: str) -> list[dict[str, str]]:
 
 def start_calls(log: Path, calls: list[tuple[str, dict]], **environment: str) -> BaseProcess:
     """Commands as Python functions, one after the other in a process of its own."""
-    process = PROCESSES.Process(target=call_in_turn, args=(log, calls, environment))
+    process = PROCESSES.Process(target=call_in_turn, args=(log, calls, environment, torch.get_num_threads()))
     process.start()
     return process
 
 
-def call_in_turn(log: Path, calls: list[tuple[str, dict]], environment: dict) -> None:
+def call_in_turn(log: Path, calls: list[tuple[str, dict]], environment: dict, threads: int) -> None:
     """What `start_calls` has its process do."""
-    set_up(log, environment)
+    set_up(log, environment, threads)
     for name, settings in calls:
         getattr(tinymae, name)(**settings)
 
@@ -114,15 +114,17 @@ def work(
 ) -> None:
     """What `start` has its process do."""
     os.chdir(folder)
-    set_up(log, environment)
-    torch.set_num_threads(threads)
+    set_up(log, environment, threads)
     if killed is not None:
         Run.report = signal_in_step(*killed)
     cli.main(command)
 
 
-def set_up(log: Path, environment: dict) -> None:
-    """What a process prints goes to `log`; its figures are bare tiles, and its probes search shortly."""
+def set_up(log: Path, environment: dict, threads: int) -> None:
+    """What a process prints goes to `log`; its figures are bare tiles, and its probes search shortly. It has as many
+    threads as the tests: others would wait for those that the process it was forked from had.
+    """
+    torch.set_num_threads(threads)
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
