@@ -28,7 +28,7 @@ from tinymae.evaluation.neighbours import knn_predict
 from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
 from tinymae.files import read_json, write_json
 from tinymae.models import mae
-from tinymae.models.flops import training_flops
+from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import create_vit
 from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
 
@@ -96,12 +96,6 @@ def create_with(arguments: dict, *args, **sizes):
     return create_vit(*args, **sizes | arguments)
 
 
-def count_flops(model: MaskedAutoencoder) -> float:
-    """Of one image, forward and backward."""
-    images = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8)
-    return training_flops(lambda: model.training_losses(images)["loss"]) / 2
-
-
 def learn(args: argparse.Namespace, model: MaskedAutoencoder, train: Dataset, steps: int, name: str) -> None:
     """Reconstruct, as `tinymae pretrain` does."""
     asked = pretrain.PretrainSettings(
@@ -150,14 +144,13 @@ def main(args: argparse.Namespace) -> None:
     train, val = (load_dataset("cifar10", split, data_dir=args.data_dir) for split in ("train", "val"))
     mean, std = train.statistics
     known = pick(train, args.labels)
-    budget = args.steps * count_flops(build("plain", args.seed, mean, std))
+    budget = args.steps * reconstruction_flops(build("plain", args.seed, mean, std))
     for name in args.variants:
         path = args.output_dir / f"{name}, seed {args.seed}.json"
         if path.exists():
             continue
         model = build(name, args.seed, mean, std)
-        flops = count_flops(model)
-        model.zero_grad()
+        flops = reconstruction_flops(model)
         steps = round(budget / flops)
         learn(args, model, train, steps, name)
         parameters = sum(parameter.numel() for parameter in model.encoder.parameters())

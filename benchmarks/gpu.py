@@ -41,7 +41,7 @@ from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import write_json
 from tinymae.models.base import Autoencoder
-from tinymae.models.flops import training_flops
+from tinymae.models.flops import reconstruction_flops
 from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws
 from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
@@ -323,8 +323,7 @@ def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict)
         report.add("speed", f"matrix products in {dtype}", tflops=flops / 1e12)
     precision = torch.bfloat16 if large else torch.float32
     alone = FAMILIES["mae"](**sizes["model"])
-    flops = training_flops(lambda: alone.training_losses(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["loss"]) / 2
-    alone = alone.to(device)
+    flops, alone = reconstruction_flops(alone), alone.to(device)
     own = data | sizes["model"] | {"epochs": 1}
     for batch_size in sizes["batch_sizes"]:
         step = step_alone(alone, device, batch_size, precision)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import keep_freed_memory
+from tinymae.training.device import fused_is_faster, keep_freed_memory
 from tinymae.training.loop import parameter_groups
 
 
@@ -104,8 +104,8 @@ def create_step(args: argparse.Namespace, build: Callable[..., nn.Module], *, bf
     torch.manual_seed(0)
     model = build(args).to(args.device).train()
     ours = build is our_mae
-    if ours:  # as `choose_attention` has it
-        set_fused_attention(model, not (bf16 and args.device == "cpu"))
+    if ours:
+        set_fused_attention(model, fused_is_faster(torch.device(args.device), "bf16" if bf16 else "no"))
     parameters = parameter_groups(model, weight_decay=0.05) if ours else model.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True if ours else None)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
-from tinymae.models.flops import training_flops
+from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import keep_freed_memory
+from tinymae.training.device import fused_is_faster, keep_freed_memory
 from tinymae.training.loop import parameter_groups
 
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
@@ -73,11 +73,6 @@ CHANGES = {
 }
 
 
-def count_flops(model: nn.Module, images: Tensor) -> float:
-    """Of one image."""
-    return training_flops(lambda: model.training_losses(images)["loss"]) / len(images)
-
-
 def variants(args: argparse.Namespace) -> dict[str, dict]:
     settings, table, changes = dict(BASE), {}, dict(CHANGES)
     if args.compile:
@@ -97,8 +92,8 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
         args.encoder, image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
         decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **STATISTICS,
     ).to(device)  # fmt: skip
-    slow = device.type == "cpu" and settings["precision"] == "bf16"  # as `choose_attention` has it
-    set_fused_attention(model, settings["attention"] == "fused" or not slow)
+    faster = fused_is_faster(device, settings["precision"])
+    set_fused_attention(model, settings["attention"] == "fused" or faster)
     groups = parameter_groups(model, weight_decay=0.05)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=settings["fused_adamw"])
     shape = (args.batch_size, 3, args.image_size, args.image_size)
@@ -142,10 +137,9 @@ def main(args: argparse.Namespace) -> dict:
         return {}
 
     steps, flops = {}, {}
-    eight = argparse.Namespace(**(vars(args) | {"batch_size": 8}))  # the count is the same for every image
     for name, settings in tqdm(table.items(), desc="peak memory, warm-up", leave=False):
         step, *_ = create_step(args, settings)
-        flops[name] = count_flops(*create_step(eight, settings | {"compile": False})[1:])
+        flops[name] = reconstruction_flops(create_step(args, settings | {"compile": False})[1])
         steps[name] = step
         for _ in range(2):
             step()

@@ -55,7 +55,7 @@ from tinymae.files import digest, read_json, read_metrics, read_tensors, write_j
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier
 from tinymae.models.drops import draw_drops, find_drops, set_drops
-from tinymae.models.flops import training_flops
+from tinymae.models.flops import reconstruction_flops, training_flops
 from tinymae.models.weights import halve
 from tinymae.randomness import Draws
 from tinymae.study.stages import Extra, parse_extra, require_distinct, run_stage
@@ -337,7 +337,7 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
     set_drops(drops, draw_drops(drops, Draws(0, 0, 1, torch.arange(1), "cpu")))
     images = torch.zeros(1, autoencoder.in_channels, *autoencoder.image_size, dtype=torch.uint8)
     return {
-        "pretraining": training_flops(lambda: autoencoder.training_losses(images)["loss"]),
+        "pretraining": reconstruction_flops(autoencoder),
         "fine-tuning": training_flops(lambda: classifier(images).sum()),
     }
 

@@ -22,7 +22,7 @@ from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
 from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
-from ..models.flops import training_flops
+from ..models.flops import reconstruction_flops
 from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
 from ..models.pca import PrincipalComponents
@@ -396,10 +396,7 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
         return
     run.print_summary(model, depth=2)
     model.eval()  # a codebook learns from what it sees in training
-    images = torch.zeros(2, *train_set.image_shape, dtype=torch.uint8)  # of one, a norm over a group may have one value
-    flops = training_flops(lambda: model.training_losses(images)["loss"])
-    model.zero_grad()
-    run.print(f"{flops / 2e9:.3f} GFLOP an image or view, forward and backward")
+    run.print(f"{reconstruction_flops(model) / 1e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
     for part in parts:
         views = part.phase.views

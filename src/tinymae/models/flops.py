@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .base import Autoencoder
+
 
 def training_flops(compute_loss: Callable[[], Tensor]) -> int:
     """FLOPs of one forward and backward pass, a multiplication and an addition being two; gradients are added up."""
@@ -16,3 +18,12 @@ def training_flops(compute_loss: Callable[[], Tensor]) -> int:
     with eager, plain, FlopCounterMode(display=False) as counter:
         compute_loss().backward()
     return counter.get_total_flops()
+
+
+def reconstruction_flops(model: Autoencoder) -> int:
+    """Those of an autoencoder's training pass, for each image; its gradients are cleared."""
+    # Of two, as a norm over one image's group may have one value.
+    images = torch.zeros(2, model.in_channels, *model.image_size, dtype=torch.uint8)
+    flops = training_flops(lambda: model.training_losses(images)["loss"])
+    model.zero_grad()
+    return flops // len(images)

@@ -1,5 +1,6 @@
 """Masked image modelling for a convolutional encoder: hide patches, keep them empty on the way up, predict them."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -82,9 +83,12 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
             raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {reason}") from None
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
-        for module in self.encoder.modules():
-            if type(module) is GlobalResponseNorm:
-                module.__class__ = VisibleResponseNorm
+        self.response_norms = [
+            [module for module in stage.modules() if type(module) is GlobalResponseNorm]
+            for stage in self.encoder.stages
+        ]
+        for norm in itertools.chain(*self.response_norms):
+            norm.__class__ = VisibleResponseNorm
         self.encoder.head.requires_grad_(False)  # its norm is for `encode`, which pretraining does without
         self.num_features = self.encoder.num_features
         channels = [info["num_chs"] for info in self.encoder.feature_info]
@@ -114,11 +118,10 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
             return x * self.shown_places(mask, x.shape[2:])
 
         x, maps = emptied(self.encoder.stem(emptied(images))), []
-        for stage in self.encoder.stages:
+        for stage, norms in zip(self.encoder.stages, self.response_norms, strict=True):
             for layer in stage.downsample.children():  # a norm, whose bias fills empty places, and a convolution
                 x = emptied(layer(x))
             shown = self.shown_places(mask, x.shape[2:])  # the blocks of a stage keep its size
-            norms = [module for module in stage.modules() if isinstance(module, VisibleResponseNorm)]
             for norm in norms:
                 norm.shown = shown
             for block in stage.blocks:

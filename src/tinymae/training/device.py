@@ -76,9 +76,13 @@ def leave_group() -> None:
 
 
 def choose_attention(model: nn.Module, accelerator: Accelerator) -> None:
-    """Take the faster way to compute attention: one kernel, but in bf16 on a CPU, where its backward pass is slow."""
-    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-    set_fused_attention(model, not slow)
+    """Take the faster way to compute attention."""
+    set_fused_attention(model, fused_is_faster(accelerator.device, accelerator.mixed_precision))
+
+
+def fused_is_faster(device: torch.device, precision: str) -> bool:
+    """Whether attention is faster as one kernel: but in bf16 on a CPU, where its backward pass is slow."""
+    return not (device.type == "cpu" and precision == "bf16")
 
 
 @functools.cache
