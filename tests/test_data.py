@@ -219,8 +219,8 @@ def test_labels_that_are_numbers_keep_them(labels):
         (pixels(3, 90, 80, 70), None, "neither side of it is 1 to 64 channels"),
         (pixels(10, 8, 8), [0] * 9, r"labels have shape \(9,\) for 10 images: give one label for each"),
         (pixels(10, 8, 8), np.full((10, 2), 2), r"labels have shape \(10, 2\) for 10 images: give one label for"),
-        (pixels(10, 8, 8), [0.5] * 10, r"labels are float64: give numbers from 0 \(-1 is no label\), or names"),
-        (pixels(10, 8, 8), [-2] * 10, r"labels are int64: give numbers from 0 \(-1 is no label\), or names"),
+        (pixels(10, 8, 8), [0.5] * 10, r"labels are float64: give numbers from 0 or names; -1 or"),
+        (pixels(10, 8, 8), [-2] * 10, r"labels are int64: give numbers from 0 or names; -1 or"),
         ("digits", [0] * 1797, "labels go with a tensor or an array of images; data digits has its own"),
     ],
 )

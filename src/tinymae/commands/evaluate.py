@@ -12,7 +12,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, has_several, require_channels
+from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -63,10 +63,12 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     model = load(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator)
     several = model.several if isinstance(model, Classifier) else False
-    dataset = settings.load(
+    (dataset,) = settings.load(
         settings.split, image_size=model.image_size, channels=model.in_channels,
         labelled=isinstance(model, Classifier), several=several,
-    )[0]  # fmt: skip
+    )  # fmt: skip
+    if isinstance(model, Classifier):
+        dataset = with_label(dataset)
     require_channels(dataset, model.in_channels)
     look: partial[dict]
     if isinstance(model, Classifier):

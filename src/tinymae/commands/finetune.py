@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch, MixedBatch
-from ..data.datasets import Dataset, has_several, require_channels
+from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -157,7 +157,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         settings.require_no_mixing()
     model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
-    chosen = settings.choose_labels(splits)
+    chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:

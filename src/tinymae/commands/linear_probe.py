@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.datasets import Dataset, has_several, require_channels
+from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.neighbours import knn_scores
@@ -94,7 +94,8 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     model = load_autoencoder(settings.weights).to(device).eval()
     model.require_pool(settings.pool)
     choose_attention(model, accelerator)
-    splits = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
+    loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
+    splits = {name: with_label(split) for name, split in loaded.items()}
     require_channels(splits["train"], model.in_channels)
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:

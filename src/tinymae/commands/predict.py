@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.datasets import require_channels
+from ..data.datasets import require_channels, with_label
 from ..data.sources.table import SEPARATOR
 from ..errors import InputError
 from ..evaluation.calibration import fit_temperature, probability_metrics
@@ -77,7 +77,7 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
     require_channels(dataset, model.in_channels)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
-    return JoinedSplits({"val": dataset.to(accelerator.device)})
+    return JoinedSplits({"val": with_label(dataset).to(accelerator.device)})
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:

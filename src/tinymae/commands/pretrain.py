@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
 from ..data.batches import Batch, chunks, pick
-from ..data.datasets import Dataset
+from ..data.datasets import Dataset, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -230,7 +230,8 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
-        look = partial(look_at, settings, model, run, pick(train_set, settings.probe_images), val_set)
+        known = pick(with_label(train_set), settings.probe_images)
+        look = partial(look_at, settings, model, run, known, val_set)
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)
         print_plan(run, model, train_set, parts)
@@ -430,12 +431,13 @@ def look_at(
     results, accelerator = {}, run.accelerator
     model.eval()
     with run.pause(), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-        if train_set.labels is not None and val_set.labels is not None:
+        asked = with_label(val_set)
+        if train_set.labels is not None and asked.labels is not None:
             encode = partial(map_together, model.encode, accelerator=accelerator, num_workers=settings.num_workers)
-            known, asked = (encode(dataset).to(accelerator.device) for dataset in (train_set, val_set))
+            known, queries = (encode(dataset).to(accelerator.device) for dataset in (train_set, asked))
             labels = train_set.labels.to(accelerator.device)
-            classes = knn_predict(known, labels, asked, num_classes=len(train_set.classes))
-            results["knn_val"] = accuracy(classes, val_set.labels)
+            classes = knn_predict(known, labels, queries, num_classes=len(train_set.classes))
+            results["knn_val"] = accuracy(classes, asked.labels)
         if run.is_main:
             results |= draw_pictures(settings, model, run, pick(val_set, pictures), step)
         run.progress.log(step, results)

@@ -252,8 +252,8 @@ class LabelSettings(RunSettings):
     no_test: bool = setting(False, "leave the test split out: for choosing on validation")
 
     def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
-        """Train, validation and, unless `no_test`, test; an image may have several labels. Raises InputError if a split
-        has none.
+        """Train, validation and, unless `no_test`, test; an image may have several labels or none. Raises InputError if
+        a split has no label.
         """
         names = SPLITS[:2] if self.no_test else SPLITS
         return self.load_splits(names, image_size=image_size, channels=channels, labelled=True, several=True)

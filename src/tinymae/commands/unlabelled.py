@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 from ..data.batches import Batch, join_batches
-from ..data.datasets import Dataset, Images, require_channels
+from ..data.datasets import Dataset, Images, require_channels, with_label
 from ..errors import InputError
 from ..randomness import derive_seed
 from .settings import LabelSettings, TrainingSettings, setting
@@ -36,7 +36,7 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         "them, so give --trivial-augment and --random-erasing 0.25 as well (arXiv 2001.07685, 2208.05688)",
     )  # fmt: skip
     unlabelled_data: Images | None = setting(
-        None, "folder of them (default: all training images, whose labels are not learned from)"
+        None, "folder of them (default: all training images, with a label that is not learned from or without)"
     )
     unlabelled_threshold: float = setting(
         0.7, "least probability of a class that counts as a label; label smoothing lowers all of them"
@@ -60,8 +60,8 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
 
     def load_unlabelled(self, train_set: Dataset) -> Dataset:
         """The images that are used without labels. Raises InputError for a folder that cannot be."""
-        if self.unlabelled_data is None:
-            return train_set
+        if self.unlabelled_data is None:  # without all labels, it is not known how many the teacher finds
+            return train_set if with_label(train_set) is train_set else train_set.without_labels()
         channels, height, width = train_set.image_shape
         source = replace(self, data=self.unlabelled_data, labels=None)
         (dataset,) = source.load("all", image_size=(height, width), channels=channels)

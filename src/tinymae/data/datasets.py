@@ -34,7 +34,7 @@ class ImageDataset:
 
     name: str
     images: Tensor  # uint8 or uint16 (N, C, H, W)
-    labels: Tensor | None  # int64 (N,), of several an image uint8 (N, classes), or None if unlabelled
+    labels: Tensor | None  # int64 (N,), -1 of none; of several an image uint8 (N, classes); None if none has any
     classes: list[str]
     skipped: list[str] = field(default_factory=list)  # unreadable images that were left out
     names: Sequence[str] = ()  # of each image: its path in the folder, or its row
@@ -123,9 +123,9 @@ class StreamedDataset:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """int64 (N,), of several an image uint8 (N, classes), or None if unlabelled."""
+        """int64 (N,), -1 of an image without; of several an image uint8 (N, classes); None if none has any."""
         labels = None if self.source.labels is None else self.source.labels[self.rows]
-        return None if labels is None or (labels < 0).any() else torch.from_numpy(labels)
+        return None if labels is None or (labels < 0).all() else torch.from_numpy(labels)
 
     @property
     def names(self) -> Sequence[str]:
@@ -257,7 +257,7 @@ def load_dataset(
             images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging Face Hub; a tensor or array
             (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
         split: train, val, test or all.
-        labels: (N,) of a tensor or array: numbers from 0 (-1 is no label), or names. Or (N, classes) of 0 and 1.
+        labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
         channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
         val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
@@ -298,8 +298,8 @@ def load_splits(
     a label, are held out like labelled ones. Labels (N, classes), of images that may have several, are left out unless
     `several` are asked for.
 
-    Raises InputError as well for images without labels, or with several that were not asked for, if they must be
-    `labelled`.
+    Raises InputError as well, if they must be `labelled`, for a split in which no image has a label, or for images with
+    several that were not asked for.
     """
     for split in splits:
         if split not in (*SPLITS, "all"):
@@ -328,13 +328,6 @@ def load_splits(
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
         size = 2 if source.depth == "uint16" else 1
         if labelled and dataset.labels is None:
-            assert source.labels is not None  # see above
-            hidden = int((source.labels[chosen] < 0).sum())
-            if hidden < len(dataset):
-                raise InputError(
-                    f"data set {source.name} has {hidden:,} images without a label (-1) of {len(dataset):,} in {split}"
-                    ": label them, or leave them out"
-                )
             raise no_labels(source.name, split)
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
         loaded[split] = dataset.in_memory() if in_memory else dataset
@@ -382,6 +375,8 @@ def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
     classes = ", no labels"
     if source.labels is not None:
         classes = f" in {len(source.classes):,} classes" + ", several an image" * (source.labels.ndim == 2)
+        if unlabelled := int((source.labels < 0).sum()):
+            classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:
         shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
@@ -426,10 +421,18 @@ def has_several(dataset: Dataset) -> bool:
     return dataset.labels is not None and dataset.labels.ndim == 2
 
 
+def with_label(dataset: Dataset) -> Dataset:
+    """Those of the images that have a label, all if an image may have several; the dataset itself if none lacks one."""
+    if dataset.labels is None or dataset.labels.ndim == 2 or (dataset.labels >= 0).all():
+        return dataset
+    return dataset.subset((dataset.labels >= 0).nonzero()[:, 0])
+
+
 def no_labels(name: str, split: str) -> InputError:
+    without = ", or for linear-probe and finetune --no-test" if split == "test" else ""
     return InputError(
         f"data set {name} has no labels in {split}: sort its images into class sub-folders, or give a table with a "
-        "column of labels"
+        f"column of labels{without}"
     )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset
+from ..data.datasets import Dataset, with_label
 from ..evaluation.figures import Channels, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
@@ -70,7 +70,8 @@ def data_section(rows: Sequence[dict], load: Callable[..., Dataset], channels: C
     models = {row["name"]: load_autoencoder(Path(row["folder"]) / "pretrain") for row in cells}
     run = read_json(Path(cells[0]["folder"]) / "pretrain" / "args.json")
     first = next(iter(models.values()))
-    test_set = load(run["arguments"]["data"], "test", image_size=first.image_size, channels=first.in_channels)
+    loaded = load(run["arguments"]["data"], "test", image_size=first.image_size, channels=first.in_channels)
+    test_set = with_label(loaded)
     seeds = sorted({row["seed"] for row in trained})
     best = find_best(trained)
     return {

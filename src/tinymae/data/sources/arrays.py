@@ -204,7 +204,8 @@ def find_pair(arrays: dict[str, Any], prefix: str) -> tuple[Any, Any]:
 
 
 def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None]:
-    """The names of the classes, and labels as `Source.labels` has them; classes that are numbers from 0 keep them.
+    """The names of the classes, and labels as `Source.labels` has them; classes that are numbers from 0 keep them. A
+    number of -1 or a blank name is no label.
 
     Raises InputError for labels that are neither one number or name of each image, nor 0 and 1 for each class.
     """
@@ -223,6 +224,9 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
         classes = [str(number) for number in range(int(given.max()) + 1)]
         return classes, given.astype(np.int64) if classes else None  # all -1: none has a label
     if np.issubdtype(given.dtype, np.str_):
-        names, numbers = np.unique(given, return_inverse=True)
-        return [str(name) for name in names], numbers.astype(np.int64)
-    raise InputError(f"labels are {given.dtype}: give numbers from 0 (-1 is no label), or names")
+        blank = np.char.strip(given) == ""
+        names, numbers = np.unique(given[~blank], return_inverse=True)
+        labels = np.full(count, -1)
+        labels[~blank] = numbers
+        return [str(name) for name in names], labels if len(names) else None
+    raise InputError(f'labels are {given.dtype}: give numbers from 0 or names; -1 or "" is no label')

@@ -16,7 +16,7 @@ from ..splits import hash_rows
 from .arrays import number_labels
 from .files import SPLIT_NAMES
 from .source import PartedSource
-from .table import LABEL_COLUMNS
+from .table import LABEL_COLUMNS, label_values
 
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
@@ -56,17 +56,8 @@ class ArrowSource(PartedSource):
         """Class numbers, without decoding an image."""
         columns = [part.select_columns([column]).with_format("arrow")[:].column(column) for part in parts.values()]
         values = pa.chunked_array([chunk for each in columns for chunk in each.chunks])
-        if values.null_count:
-            raise InputError(
-                f"data {self.name}, column {column}: row {values.is_null().to_numpy().argmax()} has no label"
-            )
         known = getattr(feature, "names", None)
-        self.classes, self.labels = number_labels(
-            values.to_numpy()
-            if pa.types.is_integer(values.type)
-            else np.array(values.cast(pa.large_string()).to_pylist()),
-            len(self),
-        )
+        self.classes, self.labels = number_labels(label_values(values), len(self))
         if known and self.labels is not None:
             if len(self.classes) > len(known):
                 raise InputError(f"data {self.name} has label {len(self.classes) - 1}, but {len(known)} classes")

@@ -20,6 +20,8 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+UNLABELLED_NAMES = ("unlabelled", "unlabeled")  # what a folder of images without labels may be called, in any case
+UNLABELLED = ""  # their class
 Layout = tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]  # labels, classes, splits
 LOOKED_AT = 16  # headers that decide on the depth and describe the images
 
@@ -149,24 +151,27 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
     """(labels, classes, splits) of images in a folder, from where they stand.
 
     Folders named as splits are splits where all images are in one, and then have classes of their own below. A split
-    without class folders has the labels -1; with none anywhere there are no labels.
+    without class folders has the labels -1; with none anywhere there are no labels. Nor has a folder that is called
+    unlabelled, beside the classes or, with images of train, beside the splits.
     """
     heads = [path.split("/", 1)[0] if "/" in path else None for path in paths]
     splits: dict[str, np.ndarray] = {}
     depth = 0
-    if all(head is not None and head.lower() in SPLIT_NAMES for head in heads):
-        parts = np.array([SPLIT_NAMES[str(head).lower()] for head in heads])
+    lower = {head.lower() if head else None for head in heads}
+    if lower & {*SPLIT_NAMES} and lower <= {*SPLIT_NAMES, *UNLABELLED_NAMES}:
+        parts = np.array([SPLIT_NAMES.get(str(head).lower(), "train") for head in heads])
         splits = {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
-        folders = {split: sorted({str(heads[row]) for row in rows}) for split, rows in splits.items()}
+        named = sorted({str(head) for head in heads})
+        folders = {split: [head for head in named if SPLIT_NAMES.get(head.lower()) == split] for split in splits}
         if doubled := next((names for names in folders.values() if len(names) > 1), None):
             raise InputError(f"folder {root} has {' and '.join(doubled)} for the same split: keep one")
         depth = 1
-    names = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]  # of classes
+    names = [name_class(path, depth) for path in paths]
     for rows in splits.values() or [np.arange(len(paths))]:
         require_one_kind(root, paths, names, rows)
     learned = splits.get("train", range(len(paths)))  # the rows whose folders name the classes
     classes = sorted({name for row in learned if (name := names[row])})
-    number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1}
+    number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1, UNLABELLED: -1}
     for path, name in zip(paths, names, strict=True):
         if name not in number:
             raise InputError(
@@ -177,6 +182,18 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
         require_images(root, classes)
     labels = np.array([number[name] for name in names], dtype=np.int64)
     return (labels if classes else None), classes, splits
+
+
+def name_class(path: str, depth: int) -> str | None:
+    """The class of an image from the folder that it is in at a depth; None where there is no folder.
+
+    >>> name_class("train/cat/1.png", 1), name_class("unlabelled/2/3.png", 1) == UNLABELLED, name_class("4.png", 0)
+    ('cat', True, None)
+    """
+    folders = path.split("/")[:-1][: depth + 1]
+    if any(folder.lower() in UNLABELLED_NAMES for folder in folders):
+        return UNLABELLED
+    return folders[depth] if len(folders) > depth else None
 
 
 def require_one_kind(root: Path, paths: list[str], names: list[str | None], rows: np.ndarray) -> None:
@@ -190,5 +207,6 @@ def require_one_kind(root: Path, paths: list[str], names: list[str | None], rows
 def require_images(root: Path, classes: list[str]) -> None:
     """Raises InputError for a class folder without images: a slip that would otherwise cost a class."""
     for folder in sorted(root.iterdir()) if classes else []:
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes:
+        named = folder.name in classes or folder.name.lower() in UNLABELLED_NAMES
+        if folder.is_dir() and not folder.name.startswith(".") and not named:
             raise InputError(f"class folder {folder} holds no images ({', '.join(EXTENSIONS)})")

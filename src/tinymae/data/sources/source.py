@@ -19,7 +19,7 @@ class Source:
         name: of the data set.
         image_shape: (channels, height, width) of what `read` gives.
         classes: names of the classes; labels are their numbers.
-        labels: int64 (N,), or None of images without labels; -1 of those in a split that has none. Where an image may
+        labels: int64 (N,), -1 of an image without a label, or None if there are none at all. Where an image may
             have several classes, uint8 (N, classes): 1 of those that it has.
         splits: the rows of each split that the data come with; those that are missing are held out of "train".
         held_out: sizes of the parts that a fixed seed takes out of "train", of the sets with a published protocol.

@@ -25,7 +25,8 @@ def open_table(
 ) -> FilesSource:  # fmt: skip
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
 
-    Raises InputError: no such file or column, an empty path, a label that is missing, a split of another name.
+    A row whose label is empty has none. Raises InputError: no such file or column, an empty path, a split of another
+    name.
     """
     table = read_table(path)
     column = choose_column(table, path, image_column, PATH_COLUMNS, "image")
@@ -42,7 +43,7 @@ def open_table(
             raise InputError(f"table {path}, line {row}: image {path.parent / name} does not exist")
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
     if label := choose_column(table, path, label_column, LABEL_COLUMNS, "label"):
-        source.classes, source.labels = settle_labels(read_labels(table, label, path))
+        source.classes, source.labels = settle_labels(label_values(table.column(label)))
     if split := choose_column(table, path, split_column, SPLIT_COLUMNS, "split"):
         source.splits = read_splits(strings(table, split, path), path, split)
     return source
@@ -74,26 +75,20 @@ def strings(table: pa.Table, column: str, path: Path) -> list[str]:
     """A column as strings. Raises InputError for a row without a value."""
     values = table.column(column)
     if values.null_count:
-        raise empty_cell(path, values.is_null().to_numpy().argmax(), column)
+        row = values.is_null().to_numpy().argmax()
+        raise InputError(f"table {path}, line {row + 2}: column {column} is empty: fill it in, or leave the row out")
     return values.cast(pa.large_string()).to_pylist()
 
 
-def empty_cell(path: Path, row: int, column: str) -> InputError:
-    return InputError(f"table {path}, line {row + 2}: column {column} is empty: fill it in, or leave the row out")
+def label_values(column: pa.ChunkedArray) -> np.ndarray:
+    """Labels (N,) as a column has them, numbers from 0 or names; -1 or "" where a cell is empty.
 
-
-def read_labels(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    """Labels as the table has them: names, or numbers from 0. Raises InputError for a row without one, unless rows may
-    have several: then it has none of the classes.
+    >>> label_values(pa.chunked_array([[3, None]])), label_values(pa.chunked_array([["cat", None]]))
+    (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
-    values = table.column(column)
-    if pa.types.is_integer(values.type) and not values.null_count:
-        return values.to_numpy()
-    names = strings(table, column, path)
-    blank = [not name.strip() for name in names]  # in CSV an empty text is not null
-    if any(blank) and not any(SEPARATOR in name for name in names):
-        raise empty_cell(path, blank.index(True), column)
-    return np.array(names)
+    if pa.types.is_integer(column.type):
+        return column.fill_null(-1).to_numpy()
+    return np.array(column.cast(pa.large_string()).fill_null("").to_pylist())
 
 
 def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray | None]:
