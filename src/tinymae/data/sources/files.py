@@ -171,7 +171,8 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
         require_one_kind(root, paths, names, rows)
     learned = splits.get("train", range(len(paths)))  # the rows whose folders name the classes
     classes = sorted({name for row in learned if (name := names[row])})
-    number: dict[str | None, int] = {name: place for place, name in enumerate(classes)} | {None: -1, UNLABELLED: -1}
+    number: dict[str | None, int] = {None: -1, UNLABELLED: -1}
+    number |= {name: place for place, name in enumerate(classes)}
     for path, name in zip(paths, names, strict=True):
         if name not in number:
             raise InputError(
