@@ -27,7 +27,7 @@ PRETRAIN = {
     "batch_size": 128, "base_lr": 6e-3, "optimizer": "adamw", "epochs": 400, "contrast_epochs": 0, "warmup_epochs": 20,
     "flip": False, "crop": "none",
 }  # fmt: skip
-FINETUNE = {"flip": False, "patch_drop": 0.0}
+FINETUNE = {"recipe": "light", "flip": False, "patch_drop": 0.0}
 LABELS = {"all labels": 1.0, "10 % of the labels": 0.1}
 LENGTH = {
     1.0: {"batch_size": 128, "epochs": 150, "warmup_epochs": 10, "eval_every": 50, "base_lr": 4e-3, "ema_decay": 0.99},

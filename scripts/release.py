@@ -2,7 +2,7 @@
 
     python scripts/release.py --output-dir runs/release                        # the recipe, for a GPU
     python scripts/release.py --output-dir runs/release --max-minutes 9        # in slots: exit code 75, repeat it
-    python scripts/release.py --output-dir runs/release --epochs 130 --contrast-epochs 100 --finetune-epochs 15
+    python scripts/release.py --output-dir runs/release --finetune-epochs 15 --extra "finetune: --recipe light"
 
 Pretrains, first by reconstruction alone, then on contrasted views as well; writes the weights in half precision,
 and takes every figure from that file: probes with all, 10 % and 1 % of the labels, fine-tuning likewise, for each
@@ -70,9 +70,10 @@ KINDS = {
 }  # fmt: skip
 STARTS: dict[str, dict] = {  # what each kind of training adds to the recipe
     "finetune": {},
-    "unlabelled": {"unlabelled": 3, "trivial_augment": True, "random_erasing": 0.25, "mixup": 0.0, "cutmix": 0.0},
+    "unlabelled": {"unlabelled": 3},
     "scratch": {"from_scratch": True},
 }
+FEW = {"recipe": "light", "trivial_augment": True, "random_erasing": 0.25}  # what it adds with few labels
 NUM_FIXED = 1000  # of the test images, for tests that cannot look at all
 
 
@@ -87,11 +88,11 @@ class ReleaseSettings(Settings):
     publish_dir: str | Path = setting(".", "gets weights/, logs/ and assets/")
     name: str = setting("vit-t", "what the names begin with")
     weights: str | Path | None = setting(None, "a finished pretraining run, instead of a new one")
-    epochs: int = setting(1000, "of pretraining")
-    contrast_epochs: int = setting(200, "how many of these, the last ones, contrast views")
-    finetune_epochs: int = setting(100, "with all labels")
+    epochs: int = with_default(PretrainSettings, "epochs", PretrainSettings.epochs)
+    contrast_epochs: int | None = with_default(PretrainSettings, "contrast_epochs", None)
+    finetune_epochs: int = setting(FinetuneSettings.epochs, "with all labels")
     scratch_epochs: int | None = setting(None, "with all labels (default: what costs as much in all)")
-    few_images: int = setting(1_000_000, "seen in a run with few labels, unlabelled ones included")
+    few_images: int = setting(2_000_000, "seen in a run with few labels, unlabelled ones included")
     extra: Extra = setting((), f"WHERE is one of {', '.join(PLACES)}", append='"WHERE: FLAGS"')
     max_minutes: float | None = setting(None, "save and exit with code 75 then; the same command goes on")
     trainings: tuple[Literal["finetune", "unlabelled", "scratch"], ...] = setting(
@@ -133,10 +134,10 @@ def run(settings: ReleaseSettings) -> dict:
     require_same_weights(pretrained, runs)
     halve(pretrained, mae)
     pretrainings = list_pretrainings(pretrained)
-    cost = count_cost(settings, mae, pretrainings)
     config = read_json(mae / "config.json")
     pictures = {"data_dir": settings.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
     train, test = (load_dataset(settings.data, split, **pictures) for split in ("train", "test"))
+    cost = count_cost(settings, mae, train, pretrainings)
 
     planned = plan(settings, mae, len(train), cost["scratch_epochs"])
     if unknown := sorted({*settings.stages} - {"pretrain", "reconstruction", *planned}):
@@ -173,7 +174,7 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
         some = {"weights": mae, "label_fraction": ratio}
         lengths, batch = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}, {}
         if ratio < 1:
-            batch = {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
+            batch = FEW | {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
             epochs = max(1, round(settings.few_images / (ratio * num_images)))
             with_others = max(1, epochs // (1 + STARTS["unlabelled"]["unlabelled"]))
             lengths |= {"finetune": epochs, "unlabelled": with_others, "scratch": epochs}
@@ -314,10 +315,11 @@ def summarise(settings: ReleaseSettings, results: dict[str, dict]) -> dict[str, 
     return found
 
 
-def count_cost(settings: ReleaseSettings, mae: Path, pretrainings: list[Path]) -> dict:
+def count_cost(settings: ReleaseSettings, mae: Path, train: Dataset, pretrainings: list[Path]) -> dict:
     """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
-    recipe = FinetuneSettings(from_scratch=True, **settings.extra_of("finetune", "all"))
-    flops = count_flops(mae, patch_drop=recipe.patch_drop)
+    own = {"epochs": settings.finetune_epochs} | settings.extra_of("finetune", "all")
+    recipe = FinetuneSettings(from_scratch=True, **own).settle_for(train)
+    flops = count_flops(mae, patch_drop=recipe.patch_drop or 0.0)
     if recipe.final_epochs:  # on all patches
         whole, ratio = count_flops(mae, patch_drop=0.0)["fine-tuning"], recipe.final_epochs / settings.finetune_epochs
         flops["fine-tuning"] = round(flops["fine-tuning"] * (1 - ratio) + whole * ratio)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch, MixedBatch
-from ..data.datasets import Dataset, has_several, require_channels, with_label
+from ..data.datasets import Dataset, has_several, knows_colour, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -35,26 +35,56 @@ from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
-from .families import complete
+from .families import complete, show
 from .features import map_together
-from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, setting, with_default
+from .settings import (
+    EncoderSettings,
+    Result,
+    TrainingSettings,
+    batch_for,
+    keywords_of,
+    peak_rate,
+    setting,
+    with_default,
+)  # fmt: skip
 from .several import report_several
 from .unlabelled import Stage, UnlabelledSettings
+
+# What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an
+# hour of a CPU and many labels: it sees more images in the time, and learns more from each.
+RECIPES: dict[str, dict[str, Any]] = {
+    "strong": {
+        "largest_batch": 512, "patch_drop": 0.25, "layer_decay": 0.9, "trivial_augment": True, "random_erasing": 0.25,
+        "mixup": 0.8, "cutmix": 1.0, "final_ratio": 3 / 16,
+    },
+    "light": {
+        "largest_batch": 128, "patch_drop": 0.5, "layer_decay": 0.75, "trivial_augment": False, "random_erasing": 0.0,
+        "mixup": 0.0, "cutmix": 0.0, "final_ratio": 0.0,
+    },
+}  # fmt: skip
+
+
+def by_recipe(name: str) -> str:
+    """A default as help texts say it."""
+    return "; ".join(f"{recipe}: {show(values[name])}" for recipe, values in RECIPES.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(UnlabelledSettings, EncoderSettings):
-    """Settings of fine-tuning. The defaults are for a CPU; docs/results.md has the released recipe."""
+    """Settings of fine-tuning. The defaults are the recipe of the released classifier: see docs/results.md."""
 
-    batch_range = (32, 128)
+    batch_range = (32, 512)
 
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
-    epochs: int = with_default(TrainingSettings, "epochs", 15)
-    batch_size: int | None = setting(
-        None, "labelled images a step, over all processes (default: 128; of fewer than 2,048 a sixteenth of them, as a "
-        "power of two, but at least 32)", group="training", positive=True,
+    recipe: Literal["strong", "light"] = setting(
+        "strong", "what else is not given follows from this: strong regularisation and augmentation, or light ones for "
+        "an hour of a CPU and many labels", group="training",
     )  # fmt: skip
-    base_lr: float = with_default(TrainingSettings, "base_lr", 2e-3)
+    epochs: int = with_default(TrainingSettings, "epochs", 80)
+    batch_size: int | None = setting(
+        None, f"labelled images a step, over all processes (default: {by_recipe('largest_batch')}; of few images a "
+        "sixteenth of them, as a power of two, but at least 32)", group="training", positive=True,
+    )  # fmt: skip
 
     weights: str | Path | Model | None = setting(
         None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
@@ -63,72 +93,92 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
-    layer_decay: float = setting(
-        0.75, "learning rate of a ViT's layer over that of the one above; 1 from scratch", group="regularisation"
-    )
+    layer_decay: float | None = setting(
+        None, f"learning rate of a ViT's layer over that of the one above (default: {by_recipe('layer_decay')}; 1 from "
+        "scratch)", group="regularisation",
+    )  # fmt: skip
     drop_path: float = setting(
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
         group="regularisation",
     )
-    patch_drop: float = setting(0.5, "ratio of patches a ViT does not see in training", group="regularisation")
+    patch_drop: float | None = setting(
+        None, f"ratio of patches a ViT does not see in training (default: {by_recipe('patch_drop')})",
+        group="regularisation",
+    )  # fmt: skip
     label_smoothing: float = setting(
         0.1, "ratio of each target that is spread over all classes", group="regularisation"
     )
-    mixup: float = setting(
-        0.0,
-        "alpha of the Beta distribution that blends two images (arXiv 1710.09412); 0 is off",
-        group="regularisation",
-    )
-    cutmix: float = setting(
-        0.0, "the same, of a rectangle of another image (arXiv 1905.04899); 0 is off", group="regularisation"
-    )
+    mixup: float | None = setting(
+        None, "alpha of the Beta distribution that blends two images (arXiv 1710.09412); 0 is off (default: "
+        f"{by_recipe('mixup')}; 0 with several labels an image or none)", group="regularisation",
+    )  # fmt: skip
+    cutmix: float | None = setting(
+        None, "the same, of a rectangle of another image (arXiv 1905.04899; default: "
+        f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation",
+    )  # fmt: skip
     ema_decay: float = setting(0.999, "of the moving average of the weights; 0 is off", group="regularisation")
 
     crop_padding: int = setting(4, "pixels", group="augmentation")
     flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
-    trivial_augment: bool = setting(False, "arXiv 2103.10158", group="augmentation")
-    random_erasing: float = setting(0.0, "probability", group="augmentation")
-    final_epochs: int = setting(
-        0, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
-        "--trivial-augment and --random-erasing", group="augmentation",
+    trivial_augment: bool | None = setting(
+        None, f"arXiv 2103.10158 (default: {by_recipe('trivial_augment')}; no unless images are grey or RGB of 8 bits)",
+        group="augmentation",
+    )  # fmt: skip
+    random_erasing: float | None = setting(
+        None, f"probability (default: {by_recipe('random_erasing')})", group="augmentation"
+    )
+    final_epochs: int | None = setting(
+        None, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
+        "--trivial-augment and --random-erasing (default: 3 of 16; light: 0)", group="augmentation",
     )  # fmt: skip
 
     def resolve(self) -> Self:
-        """See `RunSettings.resolve`."""
+        """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
         if self.weights is None and not self.from_scratch:
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
-        if not 0 <= self.patch_drop < 1:
+        if not 0 <= (self.patch_drop or 0) < 1:
             raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
-        if not 0 <= self.final_epochs < self.epochs:
+        if not 0 <= (self.final_epochs or 0) < self.epochs:
             raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {self.epochs - 1}")
-        if self.batch_size and self.batch_size % 2 and (self.mixup or self.cutmix):
-            raise InputError(
-                f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
-            )
         self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
         if self.weights is not None:
             return settled
         return replace(settled, **complete("mae", self.constructor_settings))
 
+    def settle_for(self, train_set: Dataset) -> Self:
+        """The recipe's values in place of None, as far as the images allow. Raises InputError for given ones that they
+        do not.
+        """
+        several, recipe = has_several(train_set), dict(RECIPES[self.recipe])
+        if several and (self.mixup or self.cutmix or self.unlabelled):
+            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
+        if several or self.unlabelled:
+            recipe |= {"mixup": 0.0, "cutmix": 0.0}
+        if not knows_colour(train_set):
+            recipe["trivial_augment"] = False
+        recipe["batch_size"] = batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
+        recipe["final_epochs"] = round(recipe.pop("final_ratio") * self.epochs)
+        settled = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+        if settled.batch_size and settled.batch_size % 2 and (settled.mixup or settled.cutmix):
+            raise InputError(
+                f"batch_size {settled.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
+            )
+        return settled
+
     def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
         """See `UnlabelledSettings.plan_stages`; the last stage is cut in two where the final epochs begin."""
         steps_per_epoch, stages = super().plan_stages(accelerator, chosen)
         if self.final_epochs:
             last = stages.pop()
-            begin = (self.epochs - self.final_epochs) / self.epochs
+            begin = 1 - self.final_epochs / self.epochs
             stages += [replace(last, until=begin), replace(last, is_final=True)]
         return steps_per_epoch, stages
 
     def without_distortion(self) -> Self:
         """These settings in the final epochs."""
         return replace(self, patch_drop=0.0, mixup=0.0, cutmix=0.0, trivial_augment=False, random_erasing=0.0)
-
-    def require_no_mixing(self) -> None:
-        """Raises InputError for what only images with one label each can have."""
-        if self.mixup or self.cutmix or self.unlabelled:
-            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
 
     @property
     def start(self) -> str:
@@ -153,11 +203,10 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
     splits = settings.load_labelled(image_size=size, channels=channels)
-    if has_several(splits["train"]):
-        settings.require_no_mixing()
-    model = create_model(settings, splits["train"], start)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
+    settings = settings.settle_for(chosen["train"])
+    model = create_model(settings, splits["train"], start)
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:
@@ -199,7 +248,7 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
     require_channels(train_set, start.in_channels)
     model = build_classifier(
         start, classes=train_set.classes, several=has_several(train_set), pool=settings.pool,
-        drop_path=settings.drop_path, patch_drop=settings.patch_drop,
+        drop_path=settings.drop_path, patch_drop=settings.patch_drop or 0.0,
     )  # fmt: skip
     if settings.gradient_checkpointing:
         model.encoder.save_memory()
@@ -213,14 +262,16 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
-    batch_size = settings.choose_batch_size(chosen["train"])
+    batch_size = settings.batch_size
+    assert batch_size is not None  # settled
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
     run.print(f"{settings.epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
-    layer_decay = settings.layer_decay if model.vit is not None and not settings.from_scratch else 1.0
+    pretrained = model.vit is not None and not settings.from_scratch
+    layer_decay = settings.layer_decay or 1.0 if pretrained else 1.0
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=layer_decay)
     optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.999))
     # Around the model, as what is prepared computes in mixed precision for good, and so would the result.
@@ -229,8 +280,9 @@ def train(
     judged = ema.module if ema else model
 
     assert settings.warmup_epochs is not None  # resolved
+    peak = peak_rate(settings.base_lr, batch_size)
     schedule = Schedule(
-        peak=settings.base_lr * batch_size / 256, last_step=settings.epochs * steps_per_epoch,
+        peak=peak, last_step=settings.epochs * steps_per_epoch,
         warmup=settings.warmup_epochs / settings.epochs,
         minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
     )  # fmt: skip
@@ -248,7 +300,7 @@ def train(
     for stage in stages:
         if stage.is_final:
             settings = settings.without_distortion()
-            set_patch_drop(model, settings.patch_drop)
+            set_patch_drop(model, 0.0)
         mix = create_mixing(settings, model)
         draw_inputs = partial(prepare_inputs, settings, model, mix)
         compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
@@ -270,7 +322,7 @@ def train(
     found = validate()
     run.progress.log(step, found)
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
-    return judged, found | length | {"batch_size": batch_size}
+    return judged, found | length | {"base_lr": peak * 256 / batch_size}
 
 
 def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:
@@ -296,7 +348,10 @@ def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None
     if not (settings.mixup or settings.cutmix):
         return None
     return Mixup(
-        settings.mixup, settings.cutmix, label_smoothing=settings.label_smoothing, num_classes=len(model.classes)
+        settings.mixup or 0.0,
+        settings.cutmix or 0.0,
+        label_smoothing=settings.label_smoothing,
+        num_classes=len(model.classes),
     )
 
 

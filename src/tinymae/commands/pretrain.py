@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
 from ..data.batches import Batch, chunks, pick
-from ..data.datasets import Dataset, with_label
+from ..data.datasets import Dataset, knows_colour, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -36,21 +36,32 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete, defaults_of
 from .features import map_together
-from .settings import EncoderSettings, Result, SheetSettings, TrainingSettings, keywords_of, setting, with_default
+from .settings import (
+    EncoderSettings,
+    Result,
+    SheetSettings,
+    TrainingSettings,
+    keywords_of,
+    peak_rate,
+    setting,
+    with_default,
+)
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
-CONTRAST_RATIO = 100 / 130  # of the epochs of an MAE
-FINAL = 0.2  # ratio of the contrast that is its end, where masks may hide less
+CONTRAST_RATIO = 2 / 3  # of the epochs of an MAE
+FINAL = 0.2  # ratio of the contrast that is its end, where masks hide less
+FINAL_MASK_RATIO = 0.5
+JITTER = 0.5  # of the contrast's views
 BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
-    """Settings of pretraining. The defaults are for a CPU as well; docs/results.md has the released recipe."""
+    """Settings of pretraining. The defaults are the recipe of the released weights: see docs/results.md."""
 
     heading = "model"
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/pretrain")
-    epochs: int = with_default(TrainingSettings, "epochs", 130)
+    epochs: int = with_default(TrainingSettings, "epochs", 126)
     optimizer: Literal["adamw", "muon"] = with_default(TrainingSettings, "optimizer", "muon")
 
     model: Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca"] = setting(
@@ -78,7 +89,7 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     color_jitter: float = setting(0.0, "strength of SimCLR's colour distortion", group="augmentation")
 
     contrast_epochs: int | None = setting(
-        None, "how many of the epochs, the last ones, contrast views (default: 10 of 13; 0 of other families)",
+        None, "how many of the epochs, the last ones, contrast views (default: two of three; 0 of other families)",
         group="contrast of views (mae)",
     )  # fmt: skip
     contrast_weight: float = setting(0.5, "of its loss beside the reconstruction's", group="contrast of views (mae)")
@@ -86,15 +97,19 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     decoded_views: int = setting(1, "how many of them are reconstructed", group="contrast of views (mae)")
     temperature: float = setting(0.2, "of its softmax", group="contrast of views (mae)")
     contrast_batch_size: int | None = setting(
-        None, "images a step then (default: as --batch-size, but at most 256)", group="contrast of views (mae)",
-        positive=True,
-    )  # fmt: skip
-    contrast_base_lr: float = setting(1.5e-3, "base_lr then", group="contrast of views (mae)")
+        None, "images a step then (default: as --batch-size)", group="contrast of views (mae)", positive=True
+    )
+    contrast_base_lr: float | None = setting(
+        None, "base_lr then (default: as --base-lr)", group="contrast of views (mae)"
+    )
     contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
-    contrast_color_jitter: float = setting(0.5, "color_jitter then", group="contrast of views (mae)")
+    contrast_color_jitter: float | None = setting(
+        None, f"color_jitter then (default: {JITTER}, of images other than grey or RGB of 8 bits 0)",
+        group="contrast of views (mae)",
+    )  # fmt: skip
     final_mask_ratio: float | None = setting(
-        None, "mask_ratio in the last fifth of the contrast (default: as before), nearer to whole images, which probes "
-        "and classifiers see", group="contrast of views (mae)",
+        None, "mask_ratio in the last fifth of the contrast, nearer to whole images, which probes and classifiers see "
+        f"(default: {FINAL_MASK_RATIO}, or --mask-ratio where that is less)", group="contrast of views (mae)",
     )  # fmt: skip
 
     probe_every: int = setting(20, "epochs between k-NN accuracies and images", group="watching", positive=True)
@@ -118,6 +133,8 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
         own = self.constructor_settings
         own = complete(self.model, own) if start is None else self.read_architecture(start, own)
         settled = replace(settled, contrast_epochs=contrast_epochs, **own)
+        if contrast_epochs and self.final_mask_ratio is None and settled.mask_ratio is not None:
+            settled = replace(settled, final_mask_ratio=min(FINAL_MASK_RATIO, settled.mask_ratio))
         settled.check_contrast()
         return settled
 
@@ -148,7 +165,7 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     def check_contrast(self) -> None:
         """Raises InputError for settings that do not go with a contrastive loss."""
         for name in ("contrast_weight", "color_jitter", "contrast_color_jitter"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name} {getattr(self, name)} is negative: give 0 for none, or a positive number")
         if not 0 <= (self.contrast_epochs or 0) <= self.epochs:
             raise InputError(f"contrast_epochs {self.contrast_epochs} is not within 0 and the {self.epochs} epochs")
@@ -168,15 +185,18 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
         contrast, batch_size = self.contrast_epochs or 0, self.choose_batch_size(dataset)
+        jitter = self.contrast_color_jitter
+        if jitter is None:
+            jitter = JITTER if knows_colour(dataset) else 0.0
         first = Phase(
-            epochs=self.epochs - contrast, first_epoch=0, batch_setting="batch_size", batch_size=batch_size,
-            base_lr=self.base_lr, crop=self.crop, color_jitter=self.color_jitter, views=1,
+            epochs=self.epochs - contrast, first_epoch=0, prefix="", batch_size=batch_size, base_lr=self.base_lr,
+            crop=self.crop, color_jitter=self.color_jitter, views=1,
         )  # fmt: skip
         second = Phase(
-            epochs=contrast, first_epoch=self.epochs - contrast,
-            batch_setting="contrast_batch_size", batch_size=self.contrast_batch_size or min(batch_size, 256),
-            base_lr=self.contrast_base_lr, crop=self.contrast_crop, color_jitter=self.contrast_color_jitter,
-            views=self.views,
+            epochs=contrast, first_epoch=self.epochs - contrast, prefix="contrast_",
+            batch_size=self.contrast_batch_size or batch_size,
+            base_lr=self.base_lr if self.contrast_base_lr is None else self.contrast_base_lr,
+            crop=self.contrast_crop, color_jitter=jitter, views=self.views,
         )  # fmt: skip
         return [phase for phase in (first, second) if phase.epochs]
 
@@ -187,12 +207,24 @@ class Phase:
 
     epochs: int
     first_epoch: int
-    batch_setting: str  # whose value the next one is, if it was given
+    prefix: str  # of the names of its settings
     batch_size: int
-    base_lr: float
+    base_lr: float | None
     crop: str
     color_jitter: float
     views: int  # 1: reconstruction alone
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        return peak_rate(self.base_lr, self.batch_size)
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """What settings that may be left open came to."""
+        found = {"batch_size": self.batch_size, "base_lr": self.peak * 256 / self.batch_size}
+        found |= {"color_jitter": self.color_jitter} if self.prefix else {}
+        return {f"{self.prefix}{name}": value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -268,7 +300,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
-        run.start(stretch, step=step, batch=(phase.batch_setting, phase.batch_size))
+        run.start(stretch, step=step, batch=(f"{phase.prefix}batch_size", phase.batch_size))
         if step == 0:
             look(0)
         for state in train_steps(
@@ -296,8 +328,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         del prepared, optimizer
         accelerator.free_memory()  # a second wrapper of the same weights must not meet the first
     length = {"epochs": epoch} | ({"contrast_epochs": contrasted} if settings.contrast_epochs else {})
-    sizes = {part.phase.batch_setting: part.phase.batch_size for part in parts}
-    return length | {"steps": step, "minutes": run.clock.minutes} | sizes | look(step)
+    settled = {name: value for part in parts for name, value in part.phase.settled.items()}
+    return length | {"steps": step, "minutes": run.clock.minutes} | settled | look(step)
 
 
 def draw_inputs(
@@ -379,8 +411,8 @@ def plan_parts(
         limit = settings.max_minutes
         assert settings.warmup_epochs is not None  # resolved
         schedule = Schedule(
-            peak=phase.base_lr * phase.batch_size / 256, first_step=step,
-            last_step=step + phase.epochs * steps_per_epoch, warmup=settings.warmup_epochs / settings.epochs,
+            peak=phase.peak, first_step=step, last_step=step + phase.epochs * steps_per_epoch,
+            warmup=settings.warmup_epochs / settings.epochs,
             minutes=None if limit is None else (begin * limit, end * limit),
         )  # fmt: skip
         stretch = Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end)

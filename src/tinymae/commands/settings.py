@@ -28,6 +28,7 @@ from ..training.trackers import require_installed
 
 Size = int | tuple[int, int]  # one number, or height and width
 WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
+PEAK = 2e-3  # learning rate at batch size 512
 WORTH_COMPILING = 5_000  # steps: what torch.compile takes at the start comes back within them (docs/gpu.md)
 WORTH_MINUTES = 3.0
 M = TypeVar("M")
@@ -289,7 +290,10 @@ class TrainingSettings(RunSettings):
         None, "images a step, over all processes (default: 512; of fewer than 8,192 training images a sixteenth of "
         "them, as a power of two, but at least 64)", positive=True,
     )  # fmt: skip
-    base_lr: float = setting(1e-3, "learning rate = base_lr x batch_size / 256")
+    base_lr: float | None = setting(
+        None, "learning rate = base_lr x batch_size / 256 (default: what makes it 2e-3 at batch size 512, and lets it "
+        "change with the root of the batch size)",
+    )  # fmt: skip
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices, and AdamW for the rest")
     weight_decay: float = setting(0.05, "of matrices, decoupled")
     clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
@@ -380,6 +384,16 @@ class TrainingSettings(RunSettings):
             parts=parts[accelerator.process_index :: accelerator.num_processes], num_workers=self.num_workers,
             first_epoch=first_epoch,
         )  # fmt: skip
+
+
+def peak_rate(base_lr: float | None, batch_size: int) -> float:
+    """The highest learning rate: base_lr x batch_size / 256, as papers give it; or without one the rate of the recipes
+    at 512, scaled by the root of the batch size, as fits Adam (Malladi et al., arXiv 2205.10287).
+
+    >>> [peak_rate(base_lr, batch_size) for base_lr in (1e-3, None) for batch_size in (512, 128)]
+    [0.002, 0.0005, 0.002, 0.001]
+    """
+    return PEAK * (batch_size / 512) ** 0.5 if base_lr is None else base_lr * batch_size / 256
 
 
 def batch_for(images: int, limits: tuple[int, int]) -> int:

@@ -33,7 +33,7 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
     unlabelled: int = setting(
         0, "this many for each labelled image of a step; 0 is off. The moving average of the weights labels them as "
         "cropped and flipped; the model learns these labels from what further augmentation and --patch-drop leave of "
-        "them, so give --trivial-augment and --random-erasing 0.25 as well (arXiv 2001.07685, 2208.05688)",
+        "them (arXiv 2001.07685, 2208.05688)",
     )  # fmt: skip
     unlabelled_data: Images | None = setting(
         None, "folder of them (default: all training images, with a label that is not learned from or without)"

@@ -428,6 +428,11 @@ def with_label(dataset: Dataset) -> Dataset:
     return dataset.subset((dataset.labels >= 0).nonzero()[:, 0])
 
 
+def knows_colour(dataset: Dataset) -> bool:
+    """Whether operations on colours are defined for the images: grey or RGB ones of 8 bits."""
+    return dataset.image_shape[0] in (1, 3) and dataset[torch.tensor([0])][0].dtype == torch.uint8
+
+
 def no_labels(name: str, split: str) -> InputError:
     without = ", or for linear-probe and finetune --no-test" if split == "test" else ""
     return InputError(

@@ -255,7 +255,7 @@ def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
     """Those of every fine-tuning."""
     assert isinstance(settings.extra, dict)  # resolved
     length = training_length(settings.finetune_minutes, settings.finetune_epochs)
-    return settings.common | length | {"eval_every": NO_END} | settings.extra["finetune"]
+    return settings.common | length | {"eval_every": NO_END, "recipe": "light"} | settings.extra["finetune"]
 
 
 def score_pixels(settings: CompareSettings, data: str) -> dict:
