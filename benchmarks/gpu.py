@@ -244,11 +244,12 @@ def pretraining(device: torch.device, **settings) -> Iterator:
 def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Iterator:
     """The steps of the fine-tuning command, from scratch, without its folder."""
     encoder = {name: value for name, value in sizes["model"].items() if not name.startswith("decoder")}
-    asked = finetune.FinetuneSettings(**data, **encoder, **settings, from_scratch=True)
+    asked = finetune.FinetuneSettings(**data, **encoder, **settings, recipe="light", from_scratch=True)
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
     with contextlib.redirect_stdout(io.StringIO()):
         train_set = asked.load("train", image_size=None, channels=3)[0]
+    asked = asked.settle_for(train_set)
     model = finetune.create_model(asked, train_set, None)
     _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)
     optimizer = create_optimizer("adamw", parameter_groups(model.vit, weight_decay=0.05), betas=(0.9, 0.999))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
+from tinymae.commands.settings import peak_rate
+from tinymae.data.datasets import load_splits
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 
+LOGS = Path(__file__).parent.parent / "logs"
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
 MIXED = {"mixup": 0.8, "cutmix": 1.0, "trivial_augment": True, "random_erasing": 0.5}
 
@@ -36,7 +40,7 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
     encoder = {name: MODEL[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
     start = {"from_scratch": True, **encoder} if scratch else {"weights": pretrained}
     recipe = {"epochs": 10, "batch_size": 128, "base_lr": 2e-2, "ema_decay": 0.9, "crop_padding": 0, "patch_drop": 0.0,
-              "eval_every": 5}  # fmt: skip
+              "eval_every": 5, "recipe": "light"}  # fmt: skip
     run = tinymae.finetune(**DIGITS | SHORT | recipe, **start, output_dir=tmp_path / "run")
     assert run.results["accuracy_test"] > 60 and np.sum(run.results["confusion_matrix"]) == 360
     assert [row["step"] for row in metrics(run.folder) if "accuracy_val" in row] == [50, 100]
@@ -50,14 +54,42 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
         torch.testing.assert_close(stock(images), run.model(images))
 
 
-def test_the_defaults_are_light():
-    settings = FinetuneSettings(weights="somewhere")
-    assert (settings.epochs, settings.base_lr, settings.patch_drop) == (15, 2e-3, 0.5)
-    sizes = {2048: 128, 2047: 64, 480: 32, 46: 32, 20: 16}  # by the number of labelled images
-    for images, size in sizes.items():
-        dataset = load_dataset(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), "all")
-        assert settings.choose_batch_size(dataset) == size
-    assert (settings.mixup, settings.cutmix, settings.random_erasing, settings.trivial_augment) == (0, 0, 0, False)
+def blank(images: int, *, channels: int = 3, several: bool = False):
+    """Labelled images, all black."""
+    labels = np.zeros((images, 2) if several else images, dtype=np.int64)
+    pixels = torch.zeros(images, channels, 8, 8, dtype=torch.uint8)
+    return load_splits(pixels, ["all"], labels=labels, several=True)["all"]
+
+
+def test_the_defaults_are_the_recipe_of_the_released_classifier():
+    recorded = json.loads((LOGS / "vit-t-classifier-pretrained" / "args.json").read_text())["arguments"]
+    settings = FinetuneSettings(weights="weights/vit-t-mae").settle_for(blank(48_000)).record()
+    assert peak_rate(None, 512) == recorded["base_lr"] * 512 / 256
+    chosen = {"warmup_epochs", "base_lr", "max_minutes", "compile", "mixed_precision", "eval_every", "precision"}
+    assert {name: settings[name] for name in recorded if name not in chosen} == {
+        name: value for name, value in recorded.items() if name not in chosen
+    }
+    assert recorded["warmup_epochs"] == 80 / 20
+
+
+def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
+    def settle(dataset, **settings) -> dict:
+        return FinetuneSettings(weights="somewhere", **settings).settle_for(dataset).record()
+
+    sizes = {8192: 512, 2048: 128, 2047: 64, 480: 32, 46: 32, 20: 16}  # by the number of labelled images
+    assert {images: settle(blank(images))["batch_size"] for images in sizes} == sizes
+    light = settle(blank(8192), recipe="light", epochs=10, mixup=0.2)
+    assert (light["batch_size"], light["patch_drop"], light["layer_decay"]) == (128, 0.5, 0.75)
+    assert (light["trivial_augment"], light["random_erasing"], light["final_epochs"]) == (False, 0.0, 0)
+    assert (light["mixup"], light["cutmix"]) == (0.2, 0.0)
+    assert settle(blank(99), epochs=10)["final_epochs"] == 2
+    for settled in (settle(blank(99, several=True)), settle(blank(99), unlabelled=3)):
+        assert (settled["mixup"], settled["cutmix"], settled["trivial_augment"]) == (0.0, 0.0, True)
+    assert not settle(blank(99, channels=5))["trivial_augment"]
+    with pytest.raises(InputError, match="several labels an image: leave out mixup, cutmix, unlabelled"):
+        settle(blank(99, several=True), mixup=0.8)
+    with pytest.raises(InputError, match="batch_size 9 is odd"):
+        settle(blank(99), batch_size=9)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

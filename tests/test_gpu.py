@@ -93,7 +93,8 @@ def test_a_pretraining_by_cuda_graph_is_the_same(gpu, tmp_path, name):
 
 @pytest.mark.parametrize("name", [*FINETUNINGS, "unlabelled"])
 def test_a_finetuning_by_cuda_graph_is_the_same(gpu, tmp_path, name):
-    unlabelled = FINETUNINGS["finetune"] | {"unlabelled": 1, "epochs": 4, "ema_decay": 0.9, "unlabelled_threshold": 0.1}
+    teacher = {"unlabelled": 1, "epochs": 4, "ema_decay": 0.9, "unlabelled_threshold": 0.1, "recipe": "light"}
+    unlabelled = FINETUNINGS["finetune"] | teacher
     settings = unlabelled if name == "unlabelled" else FINETUNINGS[name]
     in_two_parts = "unlabelled" in settings or "final_epochs" in settings
     require_same_by_graph(gpu, tinymae.finetune, settings, tmp_path, kinds=1 + in_two_parts)

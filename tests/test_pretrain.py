@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,25 @@ def test_cifar10_trains_with_the_recipe(cifar10_dir, tmp_path):
 # ---- two phases
 
 
+def test_the_defaults_are_the_recipe_of_the_released_weights():
+    """But for the lengths, which a clock cut short; and for a limit to gradients that acted in the first step alone."""
+    folder = Path(__file__).parent.parent / "logs" / "vit-t-mae"
+    recorded = json.loads((folder / "args.json").read_text())["arguments"]
+    settings = PretrainSettings().resolve()
+    images = torch.zeros(48_000, 3, 1, 1, dtype=torch.uint8)
+    phases = settings.plan_phases(load_dataset(images, "all"))
+    plain, contrast = (settled for phase in phases for settled in [phase.settled | {"epochs": phase.epochs}])
+    used = settings.record() | contrast | plain
+    lengths = {"epochs", "contrast_epochs", "warmup_epochs", "max_minutes", "probe_every"}
+    other = lengths | {"clip_grad", "compile", "mixed_precision"}
+    assert {name: used[name] for name in recorded if name not in other} == {
+        name: value for name, value in recorded.items() if name not in other
+    }
+    assert (plain["epochs"], contrast["epochs"]) == (42, 84)
+    norms = [row["grad_norm"] for row in metrics(folder) if "grad_norm" in row]
+    assert norms[0] > recorded["clip_grad"] > max(norms[1:])
+
+
 def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path):
     run = tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=tmp_path)
     assert run.results["steps"] == 4 + 2 * 2 and run.results["epochs"] == 3
@@ -176,9 +196,11 @@ def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path
         parts = losses[step]["reconstruction_loss"] + 0.5 * losses[step]["contrastive_loss"]
         assert losses[step]["loss"] == pytest.approx(parts, rel=1e-4)
     rates = [losses[step]["learning_rate"] for step in range(1, 9)]
-    for phase, base_lr, batch_size in ((rates[:4], PretrainSettings().base_lr, 16), (rates[4:], 1e-3, 32)):
+    for phase, peak in ((rates[:4], 2e-3 * (16 / 512) ** 0.5), (rates[4:], 1e-3 * 32 / 256)):
         cosine = [0.5 * (1 + np.cos(np.pi * (k / 4 - 0.05) / 0.95)) for k in (1, 2, 3)]  # warm-up is a twentieth
-        assert phase == pytest.approx([0, *(base_lr * batch_size / 256 * value for value in cosine)], rel=1e-4)
+        assert phase == pytest.approx([0, *(peak * value for value in cosine)], rel=1e-4)
+    assert run.results["base_lr"] == pytest.approx(1e-3 * (512 / 16) ** 0.5)
+    assert run.results["contrast_base_lr"] == 1e-3 and run.results["contrast_batch_size"] == 32
     assert [row["step"] for row in metrics(tmp_path) if "knn_val" in row] == [0, 4, 6, 8]
 
 
@@ -215,19 +237,21 @@ def test_weights_are_kept_on_the_way(quick_figures, tmp_path):
 
 def test_the_defaults_share_the_epochs_as_the_released_recipe_does():
     defaults = PretrainSettings().resolve()
-    assert (defaults.epochs, defaults.contrast_epochs) == (130, 100)
+    assert (defaults.epochs, defaults.contrast_epochs) == (126, 84)
     images = torch.zeros(48_000, 1, 1, 1, dtype=torch.uint8)
     phases = defaults.plan_phases(load_dataset(images, "all"))
-    assert [(phase.epochs, phase.views, phase.batch_size) for phase in phases] == [(30, 1, 512), (100, 4, 256)]
-    assert PretrainSettings(epochs=13).resolve().contrast_epochs == 10
+    assert [(phase.epochs, phase.views, phase.batch_size) for phase in phases] == [(42, 1, 512), (84, 4, 512)]
+    assert PretrainSettings(epochs=12).resolve().contrast_epochs == 8
+    ratios = [PretrainSettings(**given).resolve().final_mask_ratio for given in ({}, {"mask_ratio": 0.4})]
+    assert ratios == [0.5, 0.4] and PretrainSettings(contrast_epochs=0).resolve().final_mask_ratio is None
     assert [phase.views for phase in PretrainSettings(model="vae").resolve().plan_phases(load_dataset("digits"))] == [1]
 
 
 @pytest.mark.parametrize(
     ("images", "given", "sizes"),
     [
-        (8192, {}, [512, 256]), (8191, {}, [256, 256]), (2000, {}, [64, 64]), (60, {}, [32, 32]), (1, {}, [1, 1]),
-        (2000, {"batch_size": 1000}, [1000, 256]), (2000, {"batch_size": 48}, [48, 48]),
+        (8192, {}, [512, 512]), (8191, {}, [256, 256]), (2000, {}, [64, 64]), (60, {}, [32, 32]), (1, {}, [1, 1]),
+        (2000, {"batch_size": 48}, [48, 48]),
         (2000, {"contrast_batch_size": 2000}, [64, 2000]),
     ],
 )  # fmt: skip

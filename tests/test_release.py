@@ -51,11 +51,10 @@ def test_a_setting_that_a_stage_would_refuse_is_refused_before_pretraining(tmp_p
 def test_every_stage_has_its_own_settings(released):
     folder, summary = released
     assert len(list((folder / "runs").glob("*/results.json"))) == 15  # none is left out
-    decays = {
-        labels: read(folder / "runs" / f"finetune_{labels}" / "args.json")["arguments"]["layer_decay"]
-        for labels in ("all", "10")
-    }
-    assert decays == {"all": 0.75, "10": 0.8}
+    runs = {labels: folder / "runs" / f"finetune_{labels}" for labels in ("all", "10")}
+    found = {labels: read(run / "args.json")["arguments"] for labels, run in runs.items()}
+    assert (found["all"]["recipe"], found["10"]["recipe"], found["10"]["trivial_augment"]) == ("strong", "light", True)
+    assert (read(runs["all"] / "results.json")["layer_decay"], found["10"]["layer_decay"]) == (0.9, 0.8)
     seen = {start: summary["results"][f"{start}_10"]["steps"] for start in release.STARTS}
     assert seen["finetune"] == seen["scratch"] > seen["unlabelled"] > 0 and "unlabelled_all" not in summary["test"]
     assert summary["pretraining_passes"] == 5  # one epoch of one view, one of four

@@ -527,9 +527,7 @@ def test_images_of_any_depth_and_channels_train(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (40, 5, 8, 8), dtype=np.uint16)
     common = {"image_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
               "decoder_depth": 1, "epochs": 2, "batch_size": 16, "log_with": ()}  # fmt: skip
-    run = pretrain(
-        values, output_dir=tmp_path / "run", **common, contrast_color_jitter=0.0, views=2, contrast_batch_size=16
-    )
+    run = pretrain(values, output_dir=tmp_path / "run", **common, views=2, contrast_batch_size=16)
     assert run.model.in_channels == 5 and (tmp_path / "run" / "reconstructions.png").exists()
     with pytest.raises(
         InputError, match="color_jitter is defined for grey and RGB images of 8 bits, not for 5 channels"

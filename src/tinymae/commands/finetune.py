@@ -172,7 +172,7 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
         steps_per_epoch, stages = super().plan_stages(accelerator, chosen)
         if self.final_epochs:
             last = stages.pop()
-            begin = 1 - self.final_epochs / self.epochs
+            begin = (self.epochs - self.final_epochs) / self.epochs
             stages += [replace(last, until=begin), replace(last, is_final=True)]
         return steps_per_epoch, stages
 
@@ -205,20 +205,22 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     splits = settings.load_labelled(image_size=size, channels=channels)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
-    settings = settings.settle_for(chosen["train"])
+    asked, settings = settings, settings.settle_for(chosen["train"])
     model = create_model(settings, splits["train"], start)
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:
         splits["unlabelled"] = chosen["unlabelled"]
     settings.plan_stages(accelerator, chosen)
-    with settings.open_run(accelerator, splits=splits, weights=start) as run:
+    with asked.open_run(accelerator, splits=splits, weights=start) as run:
         chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
         with deterministic_algorithms(settings.deterministic):
             judged, results = train(settings, model, run, chosen)
         last = "val" if settings.no_test else "test"
         results |= score(settings, judged, run, chosen[last], split=last)
         results |= {"num_labels": len(chosen["train"]), "num_val_labels": len(chosen["val"])}
+        open_ones = {name: value for name, value in settings.record().items() if getattr(asked, name) is None}
+        results |= {name: value for name, value in open_ones.items() if value is not None}
         if run.is_main:
             save_classifier(judged, run.folder)
             panels = {
