@@ -9,7 +9,7 @@ and a limit of time: docs/own_images.md.
     python scripts/finetune.py --weights runs/mae --from-scratch ...       # the same architecture, random weights
     python scripts/finetune.py --weights runs/mae --recipe light --max-minutes 60 ...
     python scripts/finetune.py --weights runs/mae --label-fraction 0.1 ...
-    python scripts/finetune.py --weights runs/mae --label-fraction 0.01 --unlabelled 3 ...      # and three images without
+    python scripts/finetune.py --weights runs/mae --label-fraction 0.01 --unlabelled 3 ...  # and three images without
 
 Repeating a command resumes it. The result is a stock timm VisionTransformer. Watch the validation accuracy while it
 trains; test is scored once, on the final weights (their moving average with --ema-decay), or with --no-test not even
