@@ -3,7 +3,7 @@
     python scripts/export.py --weights weights/vit-t-mae --format web --output-dir runs/page
     python -m http.server --directory runs/page            # then open http://localhost:8000
 
-    python scripts/export.py --weights runs/mae --format onnx --output-dir runs/onnx       # pip install 'tinymae[onnx]'
+    python scripts/export.py --weights runs/mae --format onnx --output-dir runs/onnx       # needs onnx, onnxscript
     python scripts/export.py --weights runs/finetune --format torch --output-dir runs/pt2
     python scripts/export.py --weights runs/mae --format timm --output-dir runs/timm
 

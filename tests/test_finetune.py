@@ -193,3 +193,11 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         with pytest.raises(InputError, match=message):
             tinymae.finetune(**TUNE | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", [{"depth": 7}, {"image_size": 16}, {"in_channels": 3}])
+def test_sizes_that_the_weights_have_are_refused(setting, tmp_path):
+    ((name, value),) = setting.items()
+    with pytest.raises(InputError, match=f"{name} {value} goes with --from-scratch alone: weights have their own"):
+        tinymae.finetune(**TUNE, **setting, weights=small_model(), output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

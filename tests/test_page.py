@@ -19,7 +19,7 @@ from tinymae.interop.page import fetch_runtime, read_samples, write_page
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 
-pytest.importorskip("onnxscript", reason="pip install 'tinymae[onnx]'")
+pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
 ROWS, COLUMNS = 4, 6
 CLASSES = ["cat", "dog", "owl"]
 

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tinymae.commands import finetune, pretrain
 from tinymae.files import lock_folder
 from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.training import run as run_module
+from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.progress import Diverged, Stopped
 from tinymae.training.run import Run
 
@@ -293,3 +295,27 @@ def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(tmp_path):
             pass
     with pytest.raises(InputError, match="data was 'photos/', now 'photos2'"):
         Run(tmp_path / "one", Accelerator(cpu=True), arguments={"data": "photos2"}).claim()
+
+
+@pytest.mark.parametrize("command", [tinymae.pretrain, partial(tinymae.finetune, from_scratch=True)])
+def test_a_time_limit_that_leaves_no_step_gives_no_weights(command, tmp_path):
+    """Untrained ones would pass for trained ones."""
+    given = {name: value for name, value in QUICK.items() if name != "contrast_epochs" and "decoder" not in name}
+    del given["mask_ratio"]
+    with pytest.raises(
+        InputError, match="max_minutes 1e-09 was over before the first step: give more, and --overwrite"
+    ):
+        command(**given, max_minutes=1e-9, output_dir=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
+    saved, save = [], Checkpoints.save
+
+    def noted(self, state, *, step):
+        saved.append(step)
+        save(self, state, step=step)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    tinymae.pretrain(**QUICK, checkpoint_minutes=0, output_dir=tmp_path)
+    assert saved == list(range(1, 9))

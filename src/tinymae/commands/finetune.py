@@ -143,9 +143,13 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {self.epochs - 1}")
         self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
-        if self.weights is not None:
-            return settled
-        return replace(settled, **complete("mae", self.constructor_settings))
+        if self.weights is None:
+            return replace(settled, **complete("mae", self.constructor_settings))
+        sizes = self.constructor_settings | {"image_size": self.image_size, "in_channels": self.in_channels}
+        for name, value in sizes.items():
+            if value is not None:
+                raise InputError(f"{name} {value} goes with --from-scratch alone: weights have their own; leave it out")
+        return settled
 
     def settle_for(self, train_set: Dataset) -> Self:
         """The recipe's values in place of None, as far as the images allow. Raises InputError for given ones that they
@@ -320,7 +324,7 @@ def train(
                 with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
                     run.progress.log(step, validate())
             run.report(state)
-    run.end_stretch()
+    run.end_stretch(step)
     found = validate()
     run.progress.log(step, found)
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}

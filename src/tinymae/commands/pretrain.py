@@ -322,7 +322,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
                 if run.is_main:
                     save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
             run.report(state)
-        run.end_stretch()
+        run.end_stretch(step)
         epoch = stretch.epoch(step)
         contrasted = 0.0 if phase.views == 1 else epoch - stretch.first_epoch
         del prepared, optimizer

@@ -168,13 +168,13 @@ def export_torch(graph: Graph, path: str | Path) -> None:
 def export_onnx(graph: Graph, path: str | Path) -> None:
     """Write the graph as one ONNX file (opset 18), its inputs and output named as in the graph's docstring.
 
-    Raises InputError without the packages of `pip install tinymae[onnx]`.
+    Raises InputError without the packages onnx and onnxscript.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise InputError(f"an ONNX file needs the package {error.name}: pip install 'tinymae[onnx]'") from None
+        raise InputError(f"an ONNX file needs the package {error.name}: pip install onnx onnxscript") from None
     program = torch.onnx.export(
         trace(graph), input_names=list(graph.inputs), output_names=[graph.output], opset_version=OPSET, dynamo=True,
         verbose=False,

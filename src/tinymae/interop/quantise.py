@@ -24,7 +24,7 @@ def quantise_onnx(path: str | Path, output: str | Path, batches: Iterable[dict[s
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError:
-        raise InputError("an int8 file needs the package onnxruntime: pip install 'tinymae[onnx]'") from None
+        raise InputError("an int8 file needs the package onnxruntime: pip install onnx onnxruntime") from None
 
     class Reader(CalibrationDataReader):
         def __init__(self, batches: Iterator[dict[str, np.ndarray]]):

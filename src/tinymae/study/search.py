@@ -15,7 +15,7 @@ def require_optuna():
     try:
         import optuna
     except ImportError:
-        raise InputError("search optuna needs the package: pip install 'tinymae[search]'") from None
+        raise InputError("search optuna needs the package: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -46,7 +46,7 @@ def write_card(
         front_matter(name, data=data, classifies=classifies, scores=scores, licence=licence),
         f"# {name}",
         f"{config['architecture']}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
-        usage(folder.absolute().name, classifies=classifies),
+        usage(name if folder.is_absolute() else folder.as_posix(), classifies=classifies),
         textwrap.fill(f"Settings: {told}.", 118, break_long_words=False, break_on_hyphens=False),
         cost(results, recorded),
         score_table(scores),

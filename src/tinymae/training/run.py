@@ -71,6 +71,7 @@ class Run:
         self.lock: BaseFileLock | None = None
         self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
         self.reported: int | None = None  # the last step of this stretch
+        self.saved: int | None = None  # the last step of a checkpoint
         self.batch: tuple[str, int] | None = None  # the setting that its batch size is of, and that
         self.trackers_started = self.complete = False
 
@@ -199,6 +200,7 @@ class Run:
                 name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in self.parts.items()
             }
             self.checkpoints.save(state | {"step": step, "minutes": self.clock.minutes}, step=step)
+        self.saved = step
         self.last_saved = time.monotonic()
 
     # ---- the steps
@@ -292,12 +294,15 @@ class Run:
         yield
         self.progress.leave_out(time.monotonic() - began)
 
-    def end_stretch(self) -> None:
-        """The schedule has ended: check the last step and keep its state."""
+    def end_stretch(self, step: int) -> None:
+        """The schedule has ended after `step`: check it and keep its state. Raises InputError if there was no step."""
+        if not step:
+            limit = self.arguments["max_minutes"]
+            raise InputError(f"max_minutes {limit:g} was over before the first step: give more, and --overwrite")
         self.settle()
-        if self.reported is not None:
-            self.save_checkpoint(self.reported)
-            self.reported = None
+        if self.reported not in (None, self.saved):
+            self.save_checkpoint(step)
+        self.reported = None
 
     def finish(self, results: dict, shown: Sequence[Path]) -> None:
         """Write results.json and say where everything is."""

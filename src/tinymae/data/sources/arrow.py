@@ -137,7 +137,7 @@ def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:
     try:
         import datasets
     except ImportError:
-        raise InputError(f'data {data[0]} needs Hugging Face datasets: pip install "tinymae[hub]"') from None
+        raise InputError(f"data {data[0]} needs Hugging Face datasets: pip install datasets") from None
     first = data[0]
     # Only what the library says on the way is silenced; its own setting stays as it was.
     bars = datasets.are_progress_bars_disabled()
