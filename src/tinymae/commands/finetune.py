@@ -298,10 +298,14 @@ def train(
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
 
-    def validate() -> dict[str, float]:
+    def validate(epoch: float) -> dict[str, float]:
         assert val_set.labels is not None
-        name = "mean_ap_val" if model.several else "accuracy_val"
-        return {name: label_score(predict(settings, judged, val_set, run), val_set.labels.cpu())}
+        name, words = ("mean_ap_val", "mean average precision") if model.several else ("accuracy_val", "accuracy")
+        with run.pause():
+            found = {name: label_score(predict(settings, judged, val_set, run), val_set.labels.cpu())}
+        run.progress.log(step, found)
+        run.print(f"epoch {epoch:.3g}: {words} {found[name]:.2f} % on validation")
+        return found
 
     for stage in stages:
         if stage.is_final:
@@ -321,12 +325,10 @@ def train(
             step = state.step
             if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
                 run.settle(state)
-                with run.pause():  # before the step's checkpoint: a run that stops there will not see this step again
-                    run.progress.log(step, validate())
+                validate(stretch.epoch(step))  # before the step's checkpoint: who stops there will not see it again
             run.report(state)
     run.end_stretch(step)
-    found = validate()
-    run.progress.log(step, found)
+    found = validate(stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
     return judged, found | length | {"base_lr": peak * 256 / batch_size}
 

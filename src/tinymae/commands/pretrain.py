@@ -470,6 +470,8 @@ def look_at(
             labels = train_set.labels.to(accelerator.device)
             classes = knn_predict(known, labels, queries, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, asked.labels)
+            epoch = run.progress.stretch.epoch(step)
+            run.print(f"epoch {epoch:.3g}: k-NN accuracy {results['knn_val']:.2f} % on validation")
         if run.is_main:
             results |= draw_pictures(settings, model, run, pick(val_set, pictures), step)
         run.progress.log(step, results)
