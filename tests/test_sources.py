@@ -13,7 +13,9 @@ from PIL import Image
 from pyarrow import parquet
 from test_data import as_set, picture, pixels
 
+import tinymae
 from tinymae import InputError, load_dataset, pretrain
+from tinymae.commands.features import JoinedSplits
 from tinymae.data import datasets
 from tinymae.data.batches import chunks, split_batch, step_batches
 from tinymae.data.datasets import StreamedDataset
@@ -523,16 +525,37 @@ def test_many_channels_from_tiff_and_npy(tmp_path):
         load_dataset(tmp_path, image_size=8, channels=6)
 
 
-def test_images_of_any_depth_and_channels_train(tmp_path):
-    values = np.random.default_rng(0).integers(0, 65536, (40, 5, 8, 8), dtype=np.uint16)
-    common = {"image_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
-              "decoder_depth": 1, "epochs": 2, "batch_size": 16, "log_with": ()}  # fmt: skip
-    run = pretrain(values, output_dir=tmp_path / "run", **common, views=2, contrast_batch_size=16)
+def test_images_of_any_depth_and_channels_go_through_every_command(tmp_path, quick_figures, quick_probes):
+    """By the plain commands: what is for colours of 8 bits is left out where there are none."""
+    values = np.random.default_rng(0).integers(0, 65536, (60, 5, 8, 8), dtype=np.uint16)
+    data = {"data": values, "labels": np.arange(60) % 2, "mixed_precision": "no"}
+    sizes = {"image_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
+             "decoder_depth": 1, "batch_size": 16, "log_with": ()}  # fmt: skip
+    run = tinymae.pretrain(**data, **sizes, epochs=3, output_dir=tmp_path / "run")
     assert run.model.in_channels == 5 and (tmp_path / "run" / "reconstructions.png").exists()
+    assert run.results["contrast_color_jitter"] == 0.0 and run.results["contrast_epochs"] == 2
+    given = data | {"weights": run.model}
+    tuned = tinymae.finetune(**given, epochs=2, log_with=(), output_dir=tmp_path / "tuned")
+    assert not tuned.results["trivial_augment"] and tuned.results["random_erasing"] == 0.25
+    for command in (tinymae.linear_probe, tinymae.evaluate, tinymae.embed, tinymae.inspect):
+        command(**given, output_dir=tmp_path / command.__name__)
+    tinymae.predict(**data | {"weights": tuned.model}, output_dir=tmp_path / "predict")
     with pytest.raises(
-        InputError, match="color_jitter is defined for grey and RGB images of 8 bits, not for 5 channels"
+        InputError, match="color_jitter 0.5 is for grey and RGB images of 8 bits, and data array has 5 ch"
     ):
-        pretrain(values, output_dir=tmp_path / "colour", **common, contrast_epochs=0, color_jitter=0.5)
+        tinymae.pretrain(**data, **sizes, color_jitter=0.5, output_dir=tmp_path / "colour")
+    with pytest.raises(InputError, match="trivial_augment is for grey and RGB images of 8 bits, and data array has"):
+        tinymae.finetune(**given, trivial_augment=True, output_dir=tmp_path / "colour")
+    assert not (tmp_path / "colour").exists()
+
+
+def test_images_of_several_splits_are_read_in_the_order_that_is_asked():
+    values = np.random.default_rng(0).integers(0, 65536, (60, 5, 8, 8), dtype=np.uint16)
+    parts = load_splits(values, test_fraction=0.1)
+    joined = JoinedSplits(parts)
+    everything = torch.cat([part.images for part in parts.values()])
+    order = torch.tensor([59, 3, 50, 50, 0, 31])
+    assert torch.equal(joined[order], everything[order]) and torch.equal(joined[order[:1]], everything[order[:1]])
 
 
 def test_large_jpegs_are_decoded_small(tmp_path):

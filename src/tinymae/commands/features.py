@@ -101,16 +101,16 @@ class JoinedSplits:
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Images uint8 (B, C, H, W) at `indices` (B,)."""
         where = self.find(indices)
-        found = torch.empty(0)
-        for number, part in enumerate(self.parts.values()):
-            here = (where == number).nonzero()[:, 0]
-            if len(here):
-                images = part[indices[here] - self.starts[number]][0]
-                if len(here) == len(indices):
-                    return images
-                found = found if len(found) else images.new_empty(len(indices), *images.shape[1:])
-                found[here.to(images.device)] = images
-        return found
+        places = [(where == number).nonzero()[:, 0] for number in range(len(self.parts))]
+        found = [
+            part[indices[here] - start][0]
+            for part, start, here in zip(self.parts.values(), self.starts, places, strict=False)
+            if len(here)
+        ]
+        if len(found) == 1:
+            return found[0]
+        images = torch.cat(found)
+        return images[torch.cat(places).argsort().to(images.device)]  # not written into: uint16 cannot be
 
     def view(self, indices: Tensor) -> Tensor:
         """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU."""

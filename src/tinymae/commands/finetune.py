@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch, MixedBatch
-from ..data.datasets import Dataset, has_several, knows_colour, require_channels, with_label
+from ..data.datasets import Dataset, has_several, knows_colour, no_colour, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -162,6 +162,8 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             recipe |= {"mixup": 0.0, "cutmix": 0.0}
         if not knows_colour(train_set):
             recipe["trivial_augment"] = False
+            if self.trivial_augment:
+                raise no_colour("trivial_augment", train_set)
         recipe["batch_size"] = batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
         recipe["final_epochs"] = round(recipe.pop("final_ratio") * self.epochs)
         settled = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
 from ..data.batches import Batch, chunks, pick
-from ..data.datasets import Dataset, knows_colour, with_label
+from ..data.datasets import Dataset, knows_colour, no_colour, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -185,9 +185,12 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
     def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
         contrast, batch_size = self.contrast_epochs or 0, self.choose_batch_size(dataset)
-        jitter = self.contrast_color_jitter
+        jitter, has_colour = self.contrast_color_jitter, knows_colour(dataset)
         if jitter is None:
-            jitter = JITTER if knows_colour(dataset) else 0.0
+            jitter = JITTER if has_colour else 0.0
+        for name, strength in (("color_jitter", self.color_jitter), ("contrast_color_jitter", jitter)):
+            if strength and not has_colour:
+                raise no_colour(f"{name} {strength:g}", dataset)
         first = Phase(
             epochs=self.epochs - contrast, first_epoch=0, prefix="", batch_size=batch_size, base_lr=self.base_lr,
             crop=self.crop, color_jitter=self.color_jitter, views=1,
@@ -435,7 +438,9 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
         views = part.phase.views
         what = "reconstruction" if views == 1 else f"reconstruction and contrast of {views} views"
         steps = f"{part.stretch.steps_per_epoch} steps of {part.phase.batch_size} images"
-        run.print(f"{part.phase.epochs} epochs of {steps}: {what}")
+        limit = part.stretch.schedule.minutes
+        within = "" if limit is None else f", or what of them {limit[1] - limit[0]:.3g} minutes allow"
+        run.print(f"{part.phase.epochs} epochs of {steps}: {what}{within}")
 
 
 def fit_components(

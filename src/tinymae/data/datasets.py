@@ -433,6 +433,14 @@ def knows_colour(dataset: Dataset) -> bool:
     return dataset.image_shape[0] in (1, 3) and dataset[torch.tensor([0])][0].dtype == torch.uint8
 
 
+def no_colour(setting: str, dataset: Dataset) -> InputError:
+    kind = str(dataset[torch.tensor([0])][0].dtype).removeprefix("torch.")
+    return InputError(
+        f"{setting} is for grey and RGB images of 8 bits, and data {dataset.name} has {dataset.image_shape[0]} "
+        f"channels of {kind}: leave it out"
+    )
+
+
 def no_labels(name: str, split: str) -> InputError:
     without = ", or for linear-probe and finetune --no-test" if split == "test" else ""
     return InputError(
