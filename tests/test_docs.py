@@ -211,7 +211,7 @@ def test_the_released_scores_are_those_of_the_log(log, row, keys):
 def test_the_program_of_a_card_loads_its_weights_and_the_checksum_is_theirs(card, monkeypatch):
     text = card.read_text()
     assert hashlib.sha256((card.parent / "model.safetensors").read_bytes()).hexdigest() in text
-    monkeypatch.chdir(card.parent.parent)
+    monkeypatch.chdir(ROOT)
     names = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1), names)
     model = names.get("classifier") or names["model"]
