@@ -306,7 +306,7 @@ class TrainingSettings(RunSettings):
     cuda_graph: bool | None = setting(
         None, "launch each step as one CUDA graph (default: a ViT's, on one GPU)", free=True
     )
-    deterministic: bool = setting(False, "the same bits each time on a GPU as well, where that is slower")
+    deterministic: bool = setting(False, "meant to give the same bits each time on a GPU as well, where that is slower")
     log_every: int = setting(
         20, "steps between lines of metrics.jsonl and points of the curves", group="watching", free=True, positive=True
     )

@@ -114,7 +114,7 @@ class Cell:
 
 
 def run(settings: CompareSettings) -> Result[None]:
-    """Compare families of autoencoders: `.results` has the rows of comparison.csv.
+    """Compare families of autoencoders: `.results["rows"]` has those of comparison.csv.
 
     Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an
     MLP, fine-tuned and evaluated, each in a folder of its own. Repeating a call resumes: what is finished is read and
