@@ -78,6 +78,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
 
     sizes = {8192: 512, 2048: 128, 2047: 64, 480: 32, 46: 32, 20: 16}  # by the number of labelled images
     assert {images: settle(blank(images))["batch_size"] for images in sizes} == sizes
+    assert {images: settle(blank(images))["epochs"] for images in (8192, 480, 161)} == {8192: 94, 480: 100, 161: 300}
     light = settle(blank(8192), recipe="light", epochs=10, mixup=0.2)
     assert (light["batch_size"], light["patch_drop"], light["layer_decay"]) == (128, 0.5, 0.75)
     assert (light["trivial_augment"], light["random_erasing"], light["final_epochs"]) == (False, 0.0, 0)

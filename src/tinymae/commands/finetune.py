@@ -1,7 +1,8 @@
 """Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from ..data.batches import Batch, MixedBatch
+from ..data.batches import Batch, MixedBatch, count_steps
 from ..data.datasets import Dataset, has_several, knows_colour, no_colour, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
@@ -52,6 +53,7 @@ from .unlabelled import Stage, UnlabelledSettings
 
 # What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an
 # hour of a CPU and many labels: it sees more images in the time, and learns more from each.
+EPOCHS, LEAST_STEPS = 80, 1_500
 RECIPES: dict[str, dict[str, Any]] = {
     "strong": {
         "largest_batch": 512, "patch_drop": 0.25, "layer_decay": 0.9, "trivial_augment": True, "random_erasing": 0.25,
@@ -80,7 +82,10 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
         "strong", "what else is not given follows from this: strong regularisation and augmentation, or light ones for "
         "an hour of a CPU and many labels", group="training",
     )  # fmt: skip
-    epochs: int = with_default(TrainingSettings, "epochs", 80)
+    epochs: int | None = setting(
+        None, f"passes over the labelled images (default: {EPOCHS}; of few images what makes {LEAST_STEPS:,} steps)",
+        group="training", positive=True,
+    )  # fmt: skip
     batch_size: int | None = setting(
         None, f"labelled images a step, over all processes (default: {by_recipe('largest_batch')}; of few images a "
         "sixteenth of them, as a power of two, but at least 32)", group="training", positive=True,
@@ -139,8 +144,8 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
         if not 0 <= (self.patch_drop or 0) < 1:
             raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
-        if not 0 <= (self.final_epochs or 0) < self.epochs:
-            raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {self.epochs - 1}")
+        if self.epochs is not None:
+            self.check_lengths(self.epochs)
         self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
         if self.weights is None:
@@ -150,6 +155,12 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             if value is not None:
                 raise InputError(f"{name} {value} goes with --from-scratch alone: weights have their own; leave it out")
         return settled
+
+    def check_lengths(self, epochs: int) -> None:
+        """Raises InputError for a part that is longer than all the epochs."""
+        if not 0 <= (self.final_epochs or 0) < epochs:
+            raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {epochs - 1}")
+        self.warmup_of(epochs)
 
     def settle_for(self, train_set: Dataset) -> Self:
         """The recipe's values in place of None, as far as the images allow. Raises InputError for given ones that they
@@ -164,9 +175,12 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             recipe["trivial_augment"] = False
             if self.trivial_augment:
                 raise no_colour("trivial_augment", train_set)
-        recipe["batch_size"] = batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
-        recipe["final_epochs"] = round(recipe.pop("final_ratio") * self.epochs)
-        settled = replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
+        batch = self.batch_size or batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
+        epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / count_steps(train_set, batch)))
+        recipe |= {"batch_size": batch, "epochs": epochs, "final_epochs": round(recipe["final_ratio"] * epochs)}
+        self.check_lengths(epochs)
+        names = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in recipe]
+        settled = replace(self, **{name: recipe[name] for name in names})
         if settled.batch_size and settled.batch_size % 2 and (settled.mixup or settled.cutmix):
             raise InputError(
                 f"batch_size {settled.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
@@ -177,6 +191,7 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
         """See `UnlabelledSettings.plan_stages`; the last stage is cut in two where the final epochs begin."""
         steps_per_epoch, stages = super().plan_stages(accelerator, chosen)
         if self.final_epochs:
+            assert self.epochs is not None  # settled
             last = stages.pop()
             begin = (self.epochs - self.final_epochs) / self.epochs
             stages += [replace(last, until=begin), replace(last, is_final=True)]
@@ -270,11 +285,11 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
-    batch_size = settings.batch_size
-    assert batch_size is not None  # settled
+    batch_size, epochs = settings.batch_size, settings.epochs
+    assert batch_size is not None and epochs is not None  # settled
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
-    run.print(f"{settings.epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
+    run.print(f"{epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
@@ -287,11 +302,10 @@ def train(
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     judged = ema.module if ema else model
 
-    assert settings.warmup_epochs is not None  # resolved
     peak = peak_rate(settings.base_lr, batch_size)
     schedule = Schedule(
-        peak=peak, last_step=settings.epochs * steps_per_epoch,
-        warmup=settings.warmup_epochs / settings.epochs,
+        peak=peak, last_step=epochs * steps_per_epoch,
+        warmup=settings.warmup_of(epochs),
         minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
     )  # fmt: skip
     if settings.compiles(accelerator, is_vit=model.vit is not None, steps=schedule.last_step):

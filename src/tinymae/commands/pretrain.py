@@ -61,7 +61,7 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
 
     heading = "model"
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/pretrain")
-    epochs: int = with_default(TrainingSettings, "epochs", 126)
+    epochs: int = setting(126, "passes over the training images", group="training", positive=True)
     optimizer: Literal["adamw", "muon"] = with_default(TrainingSettings, "optimizer", "muon")
 
     model: Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca"] = setting(
@@ -136,6 +136,7 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
         if contrast_epochs and self.final_mask_ratio is None and settled.mask_ratio is not None:
             settled = replace(settled, final_mask_ratio=min(FINAL_MASK_RATIO, settled.mask_ratio))
         settled.check_contrast()
+        settled.warmup_of(settled.epochs)
         return settled
 
     def settle(self) -> Self:
@@ -412,10 +413,9 @@ def plan_parts(
         )
         begin, end = done, done + work / sum(works)
         limit = settings.max_minutes
-        assert settings.warmup_epochs is not None  # resolved
         schedule = Schedule(
             peak=phase.peak, first_step=step, last_step=step + phase.epochs * steps_per_epoch,
-            warmup=settings.warmup_epochs / settings.epochs,
+            warmup=settings.warmup_of(settings.epochs),
             minutes=None if limit is None else (begin * limit, end * limit),
         )  # fmt: skip
         stretch = Stretch(schedule, steps_per_epoch, phase.batch_size, phase.first_epoch, begin, end)

@@ -280,7 +280,6 @@ class TrainingSettings(RunSettings):
 
     heading = "training"
     batch_range = (64, 512)  # of the default
-    epochs: int = setting(100, "passes over the training images", positive=True)
     warmup_epochs: float | None = setting(None, "the learning rate rises in them (default: a twentieth of --epochs)")
     max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")
     pause_after_minutes: float | None = setting(
@@ -321,12 +320,15 @@ class TrainingSettings(RunSettings):
         require_installed(self.log_with)
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise InputError(f"max_minutes {self.max_minutes:g} is not above 0: leave it out for no limit")
-        settled = super().resolve()
+        return super().resolve()
+
+    def warmup_of(self, epochs: int) -> float:
+        """What ratio of so many epochs is warm-up. Raises InputError for more than all."""
         if self.warmup_epochs is None:
-            return replace(settled, warmup_epochs=WARMUP * self.epochs)
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise InputError(f"warmup_epochs {self.warmup_epochs:g} is not within 0 and the {self.epochs} epochs")
-        return settled
+            return WARMUP
+        if not 0 <= self.warmup_epochs < epochs:
+            raise InputError(f"warmup_epochs {self.warmup_epochs:g} is not within 0 and the {epochs} epochs")
+        return self.warmup_epochs / epochs
 
     def create_accelerator(self) -> Accelerator:
         """Accelerate, with the run's precision and gradient accumulation."""
