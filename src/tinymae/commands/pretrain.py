@@ -112,7 +112,10 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
         f"(default: {FINAL_MASK_RATIO}, or --mask-ratio where that is less)", group="contrast of views (mae)",
     )  # fmt: skip
 
-    probe_every: int = setting(20, "epochs between k-NN accuracies and images", group="watching", positive=True)
+    probe_every: int = setting(
+        20, "epochs between k-NN accuracies and images; without --max-minutes also at the start", group="watching",
+        positive=True,
+    )  # fmt: skip
     probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", positive=True)
     keep_every: int | None = setting(
         None, "epochs between weights kept in epochs/ (default: none)", group="watching", positive=True, free=True
@@ -305,7 +308,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
         run.start(stretch, step=step, batch=(f"{phase.prefix}batch_size", phase.batch_size))
-        if step == 0:
+        if step == 0 and settings.max_minutes is None:  # it would take minutes of the first phase
             look(0)
         for state in train_steps(
             prepared, optimizer, partial(draw_inputs, settings, phase, model), prepared,
