@@ -43,6 +43,7 @@ from tinymae.commands.evaluate import EvaluateSettings
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.linear_probe import LinearProbeSettings
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.commands.recipes import EPOCHS
 from tinymae.commands.settings import RunSettings, Settings, setting, with_default
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
@@ -90,7 +91,7 @@ class ReleaseSettings(Settings):
     weights: str | Path | None = setting(None, "a finished pretraining run, instead of a new one")
     epochs: int = with_default(PretrainSettings, "epochs", PretrainSettings.epochs)
     contrast_epochs: int | None = with_default(PretrainSettings, "contrast_epochs", None)
-    finetune_epochs: int = setting(finetune.EPOCHS, "with all labels")
+    finetune_epochs: int = setting(EPOCHS, "with all labels")
     scratch_epochs: int | None = setting(None, "with all labels (default: what costs as much in all)")
     few_images: int = setting(2_000_000, "seen in a run with few labels, unlabelled ones included")
     extra: Extra = setting((), f"WHERE is one of {', '.join(PLACES)}", append='"WHERE: FLAGS"')

@@ -91,6 +91,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
         settle(blank(99, several=True), mixup=0.8)
     with pytest.raises(InputError, match="batch_size 9 is odd"):
         settle(blank(99), batch_size=9)
+    assert settle(blank(99), batch_size=9, recipe="light")["batch_size"] == 9
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

@@ -1,11 +1,10 @@
 """Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from ..data.batches import Batch, MixedBatch, count_steps
-from ..data.datasets import Dataset, has_several, knows_colour, no_colour, require_channels, with_label
+from ..data.batches import Batch, MixedBatch
+from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy
@@ -36,60 +35,18 @@ from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
-from .families import complete, show
+from .families import complete
 from .features import map_together
-from .settings import (
-    EncoderSettings,
-    Result,
-    TrainingSettings,
-    batch_for,
-    keywords_of,
-    peak_rate,
-    setting,
-    with_default,
-)  # fmt: skip
+from .recipes import RecipeSettings
+from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, peak_rate, setting, with_default
 from .several import report_several
-from .unlabelled import Stage, UnlabelledSettings
-
-# What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an
-# hour of a CPU and many labels: it sees more images in the time, and learns more from each.
-EPOCHS, LEAST_STEPS = 80, 1_500
-RECIPES: dict[str, dict[str, Any]] = {
-    "strong": {
-        "largest_batch": 512, "patch_drop": 0.25, "layer_decay": 0.9, "trivial_augment": True, "random_erasing": 0.25,
-        "mixup": 0.8, "cutmix": 1.0, "final_ratio": 3 / 16,
-    },
-    "light": {
-        "largest_batch": 128, "patch_drop": 0.5, "layer_decay": 0.75, "trivial_augment": False, "random_erasing": 0.0,
-        "mixup": 0.0, "cutmix": 0.0, "final_ratio": 0.0,
-    },
-}  # fmt: skip
-
-
-def by_recipe(name: str) -> str:
-    """A default as help texts say it."""
-    return "; ".join(f"{recipe}: {show(values[name])}" for recipe, values in RECIPES.items())
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(UnlabelledSettings, EncoderSettings):
+class FinetuneSettings(RecipeSettings, EncoderSettings):
     """Settings of fine-tuning. The defaults are the recipe of the released classifier: see docs/results.md."""
 
-    batch_range = (32, 512)
-
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
-    recipe: Literal["strong", "light"] = setting(
-        "strong", "what else is not given follows from this: strong regularisation and augmentation, or light ones for "
-        "an hour of a CPU and many labels", group="training",
-    )  # fmt: skip
-    epochs: int | None = setting(
-        None, f"passes over the labelled images (default: {EPOCHS}; of few images what makes {LEAST_STEPS:,} steps)",
-        group="training", positive=True,
-    )  # fmt: skip
-    batch_size: int | None = setting(
-        None, f"labelled images a step, over all processes (default: {by_recipe('largest_batch')}; of few images a "
-        "sixteenth of them, as a power of two, but at least 32)", group="training", positive=True,
-    )  # fmt: skip
 
     weights: str | Path | Model | None = setting(
         None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
@@ -98,54 +55,23 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
     eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
-    layer_decay: float | None = setting(
-        None, f"learning rate of a ViT's layer over that of the one above (default: {by_recipe('layer_decay')}; 1 from "
-        "scratch)", group="regularisation",
-    )  # fmt: skip
     drop_path: float = setting(
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
         group="regularisation",
     )
-    patch_drop: float | None = setting(
-        None, f"ratio of patches a ViT does not see in training (default: {by_recipe('patch_drop')})",
-        group="regularisation",
-    )  # fmt: skip
     label_smoothing: float = setting(
         0.1, "ratio of each target that is spread over all classes", group="regularisation"
     )
-    mixup: float | None = setting(
-        None, "alpha of the Beta distribution that blends two images (arXiv 1710.09412); 0 is off (default: "
-        f"{by_recipe('mixup')}; 0 with several labels an image or none)", group="regularisation",
-    )  # fmt: skip
-    cutmix: float | None = setting(
-        None, "the same, of a rectangle of another image (arXiv 1905.04899; default: "
-        f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation",
-    )  # fmt: skip
     ema_decay: float = setting(0.999, "of the moving average of the weights; 0 is off", group="regularisation")
 
     crop_padding: int = setting(4, "pixels", group="augmentation")
     flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
-    trivial_augment: bool | None = setting(
-        None, f"arXiv 2103.10158 (default: {by_recipe('trivial_augment')}; no unless images are grey or RGB of 8 bits)",
-        group="augmentation",
-    )  # fmt: skip
-    random_erasing: float | None = setting(
-        None, f"probability (default: {by_recipe('random_erasing')})", group="augmentation"
-    )
-    final_epochs: int | None = setting(
-        None, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
-        "--trivial-augment and --random-erasing (default: 3 of 16; light: 0)", group="augmentation",
-    )  # fmt: skip
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
         if self.weights is None and not self.from_scratch:
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
-        if not 0 <= (self.patch_drop or 0) < 1:
-            raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
-        if self.epochs is not None:
-            self.check_lengths(self.epochs)
         self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
         if self.weights is None:
@@ -155,51 +81,6 @@ class FinetuneSettings(UnlabelledSettings, EncoderSettings):
             if value is not None:
                 raise InputError(f"{name} {value} goes with --from-scratch alone: weights have their own; leave it out")
         return settled
-
-    def check_lengths(self, epochs: int) -> None:
-        """Raises InputError for a part that is longer than all the epochs."""
-        if not 0 <= (self.final_epochs or 0) < epochs:
-            raise InputError(f"final_epochs {self.final_epochs} is not within 0 and {epochs - 1}")
-        self.warmup_of(epochs)
-
-    def settle_for(self, train_set: Dataset) -> Self:
-        """The recipe's values in place of None, as far as the images allow. Raises InputError for given ones that they
-        do not.
-        """
-        several, recipe = has_several(train_set), dict(RECIPES[self.recipe])
-        if several and (self.mixup or self.cutmix or self.unlabelled):
-            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
-        if several or self.unlabelled:
-            recipe |= {"mixup": 0.0, "cutmix": 0.0}
-        if not knows_colour(train_set):
-            recipe["trivial_augment"] = False
-            if self.trivial_augment:
-                raise no_colour("trivial_augment", train_set)
-        batch = self.batch_size or batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
-        epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / count_steps(train_set, batch)))
-        recipe |= {"batch_size": batch, "epochs": epochs, "final_epochs": round(recipe["final_ratio"] * epochs)}
-        self.check_lengths(epochs)
-        names = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in recipe]
-        settled = replace(self, **{name: recipe[name] for name in names})
-        if settled.batch_size and settled.batch_size % 2 and (settled.mixup or settled.cutmix):
-            raise InputError(
-                f"batch_size {settled.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
-            )
-        return settled
-
-    def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
-        """See `UnlabelledSettings.plan_stages`; the last stage is cut in two where the final epochs begin."""
-        steps_per_epoch, stages = super().plan_stages(accelerator, chosen)
-        if self.final_epochs:
-            assert self.epochs is not None  # settled
-            last = stages.pop()
-            begin = (self.epochs - self.final_epochs) / self.epochs
-            stages += [replace(last, until=begin), replace(last, is_final=True)]
-        return steps_per_epoch, stages
-
-    def without_distortion(self) -> Self:
-        """These settings in the final epochs."""
-        return replace(self, patch_drop=0.0, mixup=0.0, cutmix=0.0, trivial_augment=False, random_erasing=0.0)
 
     @property
     def start(self) -> str:
