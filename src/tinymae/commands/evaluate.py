@@ -193,7 +193,8 @@ def show_errors(
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
         image = figures.viewable(dataset[torch.tensor([row])][0], settings.show_channels)[0]
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
-    return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
+    title = f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction" if tiles else "no errors"
+    return write_sheet(in_rows(tiles), path, title)
 
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:

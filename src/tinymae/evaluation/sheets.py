@@ -1,5 +1,6 @@
 """Sheets of images with a caption under each: to look at what a search or a check has found."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +35,8 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
     lines = max((len(tile.lines) for row in rows for tile in row), default=0)
     cell = (side + GAP, side + GAP + lines * (TEXT + 3))
     top = TEXT + 2 * GAP if title else GAP
-    size = (max(columns * cell[0] + GAP, 200), max(top + len(rows) * cell[1], 40))
+    width = min(math.ceil(font().getlength(title)), 600) + 2 * GAP  # a few tiles are narrower than their title
+    size = (max(columns * cell[0] + GAP, width), max(top + len(rows) * cell[1], 40))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP // 2), cut(title, size[0] - 2 * GAP), fill="black", font=font())
