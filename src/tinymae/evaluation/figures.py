@@ -1,5 +1,6 @@
 """Every figure. Functions write one PNG, atomically, and return its path."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomically
 from ..tensors import LEVELS, to_unit
+from .fonts import installed
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
 NAMED = 120  # classes whose names have room beside a confusion matrix
@@ -19,8 +22,13 @@ COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG."""
-    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
+    """Write a figure as PNG. A letter that no installed font has becomes a box, without a warning."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontfamily([*text.get_fontfamily(), *installed()])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
     return Path(path)
 
 
@@ -146,7 +154,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
     """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
     panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
     panels = {name: metrics for name, metrics in panels.items() if metrics} or {"no metrics": []}
-    figure = Figure(figsize=(4.2 * len(panels), 3))
+    figure = Figure(figsize=(4.2 * len(panels), 3), layout="tight")  # when it is saved, with the fonts of `save`
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
         for metric, colour in zip(metrics, COLOURS, strict=False):
@@ -159,7 +167,6 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
         if len(metrics) > 1:
             axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     return save(figure, path)
 
 
@@ -196,7 +203,7 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     """Accuracy against confidence, and how many images have it; `bins` as `calibration.reliability` gives them."""
     count = len(bins["images"])
     middles = [(number + 0.5) / count for number in range(count)]
-    figure = Figure(figsize=(4.2, 4.8))
+    figure = Figure(figsize=(4.2, 4.8), layout="tight")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     upper.bar(middles, bins["accuracy"], width=0.92 / count, color=COLOURS[0], label="accuracy")
     seen = [number for number in range(count) if bins["images"][number]]
@@ -207,7 +214,6 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     upper.legend(fontsize=8, loc="upper left")
     lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    figure.tight_layout()
     return save(figure, path)
 
 
