@@ -271,9 +271,8 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
             results = train(settings, model, run, parts, look)
         if run.is_main:
             save_autoencoder(model, run.folder)
-            panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
             title = f"pretraining on {settings.data_name}"
-            figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
+            figures.pretraining_curves(run.progress.metrics, run.folder / "curves.png", title)
         names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
         run.finish(results, [run.folder / name for name in names])
     return Result(model.eval(), results, run.folder)

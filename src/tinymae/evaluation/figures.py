@@ -170,6 +170,19 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
     return save(figure, path)
 
 
+def pretraining_curves(rows: Sequence[dict], path: str | Path, title: str = "") -> Path:
+    """`training_curves` of pretraining. Where a contrast is learned as well, each loss has its panel: their sum would
+    jump where the contrast begins.
+    """
+    losses = {"loss": ["loss"]}
+    if any("contrastive_loss" in row for row in rows):
+        losses = {"reconstruction loss": ["reconstruction_loss"], "contrastive loss": ["contrastive_loss"]}
+        # Before the contrast begins, the reconstruction's is the only loss.
+        rows = [{"reconstruction_loss": row["loss"]} | row if "loss" in row else row for row in rows]
+    panels = losses | {"k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
+    return training_curves(rows, panels, path, title)
+
+
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
     """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
