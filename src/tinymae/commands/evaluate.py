@@ -187,14 +187,16 @@ def show_errors(
     labels = dataset.labels.cpu()
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
+    if not len(wrong):
+        return write_sheet([], path, "no errors")
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:ERRORS]]
+    images = dataset[worst][0].cpu()
+    images = figures.viewable(images, settings.show_channels, figures.display_limits(images, settings.show_channels))
     tiles = []
-    for row in worst.tolist():
+    for row, image in zip(worst.tolist(), images, strict=True):
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
-        image = figures.viewable(dataset[torch.tensor([row])][0], settings.show_channels)[0]
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
-    title = f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction" if tiles else "no errors"
-    return write_sheet(in_rows(tiles), path, title)
+    return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
 
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:
@@ -263,7 +265,10 @@ def evaluate_autoencoder(
         title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
     sheet = run.folder / "reconstructions.png"
     if run.is_main:
-        columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
+        limits = figures.display_limits(some, settings.show_channels)
+        columns = {
+            name: figures.viewable(column, settings.show_channels, limits) for name, column in shown.columns.items()
+        }
         figures.reconstruction_sheet(columns, sheet, title, groups=4)
     run.finish(results, [sheet])
     return results

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.datasets import Dataset, require_channels
-from ..evaluation.figures import Channels, viewable
+from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
 from ..interop.load import Model, load
@@ -23,6 +24,8 @@ from .settings import SheetSettings, setting
 
 M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
+
+LIMITS_OF = 64  # images that what is seen as black and white is found by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +104,26 @@ class JoinedSplits:
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Images uint8 (B, C, H, W) at `indices` (B,)."""
         where = self.find(indices)
-        found = torch.empty(0)
-        for number, part in enumerate(self.parts.values()):
-            here = (where == number).nonzero()[:, 0]
-            if len(here):
-                images = part[indices[here] - self.starts[number]][0]
-                if len(here) == len(indices):
-                    return images
-                found = found if len(found) else images.new_empty(len(indices), *images.shape[1:])
-                found[here.to(images.device)] = images
-        return found
+        places = [(where == number).nonzero()[:, 0] for number in range(len(self.parts))]
+        found = [
+            part[indices[here] - start][0]
+            for part, start, here in zip(self.parts.values(), self.starts, places, strict=False)
+            if len(here)
+        ]
+        if len(found) == 1:
+            return found[0]
+        # Not written into one tensor, which torch cannot do with uint16.
+        return torch.cat(found)[torch.cat(places).argsort().to(found[0].device)]
 
     def view(self, indices: Tensor) -> Tensor:
-        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU."""
-        return viewable(self[indices].cpu(), self.channels)
+        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU, all stretched alike."""
+        return viewable(self[indices].cpu(), self.channels, self.limits)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What is seen as black and white, by some of the images."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), LIMITS_OF)).long()
+        return display_limits(self[some], self.channels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -17,6 +17,8 @@ from ..tensors import LEVELS, to_unit
 from .fonts import installed
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
+Limits = tuple[float, float]  # the values, in [0, 1], that are shown as black and as white
+FULL: Limits = (0.0, 1.0)
 NAMED = 120  # classes whose names have room beside a confusion matrix
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
@@ -41,24 +43,48 @@ def require_shown(channels: Channels | None, count: int) -> None:
         )
 
 
-def viewable(images: Tensor, channels: Channels | None = None) -> Tensor:
+def viewable(images: Tensor, channels: Channels | None = None, limits: Limits = FULL) -> Tensor:
     """Images (N, C, H, W), pixels or floats in [0, 1], as RGB to look at: uint8 (N, 3, H, W).
 
     `channels` are shown as red, green and blue. Without them these are the first three; of one or two channels the
-    first is shown in grey.
+    first is shown in grey. The values between `limits`, see `display_limits`, are stretched from black to white.
 
     >>> viewable(torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0]).view(1, 5, 1, 1), (4, 0, 1)).flatten().tolist()
     [255, 0, 51]
 
     Raises InputError for channels that the images do not have.
     """
+    chosen = choose_channels(images, channels)
+    if chosen.dtype == torch.uint8 and limits == FULL:
+        return chosen
+    low, high = limits
+    unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float()
+    return (255 * ((unit - low) / (high - low)).clamp(0, 1)).round().to(torch.uint8)
+
+
+def choose_channels(images: Tensor, channels: Channels | None) -> Tensor:
+    """The three channels (N, 3, H, W) of images (N, C, H, W) that are to be seen."""
     count = images.shape[1]
     require_shown(channels, count)
-    chosen = images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
-    if chosen.dtype == torch.uint8:
-        return chosen
-    unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float().clamp(0, 1)
-    return (255 * unit).round().to(torch.uint8)
+    return images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
+
+
+def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
+    """Which values, in [0, 1], of pixels (N, C, H, W) are to be seen as black and as white.
+
+    Of grey or RGB images of 8 bits these are all. Others may fill a small part of their range, as those of a camera of
+    12 bits in uint16 do, and would look black: the limits are the 1st and the 99th percentile of the channels that are
+    seen, together. Give all parts of a sheet the same.
+
+    >>> dark = torch.arange(100).view(1, 1, 10, 10)
+    >>> display_limits(dark.to(torch.uint8)), [round(65535 * limit) for limit in display_limits(dark.to(torch.uint16))]
+    ((0.0, 1.0), [1, 98])
+    """
+    if images.dtype not in LEVELS or (images.dtype == torch.uint8 and images.shape[1] in (1, 3)):
+        return FULL
+    values = to_unit(choose_channels(images, channels)).flatten().cpu().numpy()
+    low, high = np.percentile(values, (1, 99)).tolist()
+    return (low, high) if high > low else FULL
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
@@ -113,7 +139,7 @@ def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = No
     heat_maps = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
     if images is None:
         return heat_maps
-    grey = to_unit(viewable(images).cpu()).mean(dim=1, keepdim=True)
+    grey = to_unit(viewable(images, limits=display_limits(images)).cpu()).mean(dim=1, keepdim=True)
     return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
 
 
