@@ -293,10 +293,7 @@ def join_metrics(pretrainings: list[Path]) -> list[dict]:
     """The lines of metrics.jsonl of all parts of pretraining, as if they were one run."""
     rows, before = [], 0.0
     for run in reversed(pretrainings):
-        for row in read_metrics(run / "metrics.jsonl"):
-            if "loss" in row:
-                row.setdefault("reconstruction_loss", row["loss"])
-            rows.append(row | {"epoch": before + row["epoch"]})
+        rows += [row | {"epoch": before + row["epoch"]} for row in read_metrics(run / "metrics.jsonl")]
         before = rows[-1]["epoch"]
     return rows
 
@@ -369,12 +366,7 @@ def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
 def copy_evidence(settings: ReleaseSettings, pretrainings: list[Path]) -> None:
     """The logs behind the released weights, their control and few labels, and the images, into the repository."""
     runs, root, data = Path(settings.output_dir), Path(settings.publish_dir), Path(settings.data).name
-    panels = {
-        "k-NN accuracy on validation, %": ["knn_val"], "reconstruction loss": ["reconstruction_loss"],
-        "contrastive loss": ["contrastive_loss"], "learning rate": ["learning_rate"],
-    }  # fmt: skip
-    title = f"pretraining on {data}"
-    figures.training_curves(join_metrics(pretrainings), panels, runs / "curves.png", title)
+    figures.pretraining_curves(join_metrics(pretrainings), runs / "curves.png", f"pretraining on {data}")
     sources = {
         "linear-probe": runs / "probe_all", "classifier-pretrained": runs / "finetune_all",
         "scratch": runs / "scratch_all", "mae": pretrainings[0],

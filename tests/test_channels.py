@@ -21,7 +21,7 @@ from tinymae.models.classifier import build_classifier
 from tinymae.models.weights import save_classifier
 from tinymae.study import report
 
-LEVELS = (20, 75, 130, 185, 240)  # what each channel's values are close to
+LEVELS, NOISE = (20, 75, 130, 185, 240), 8  # what each channel's values are close to, and how close
 SHOWN = (4, 0, 2)
 SIZES = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mixed_precision": "no"}
 
@@ -30,7 +30,7 @@ SIZES = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_hea
 def bands(tmp_path_factory):
     """A folder of two classes of images of five channels."""
     folder = tmp_path_factory.mktemp("bands")
-    noise = np.random.default_rng(0).integers(-8, 9, (40, 8, 8, 5))
+    noise = np.random.default_rng(0).integers(-NOISE, NOISE + 1, (40, 8, 8, 5))
     for number, image in enumerate((np.array(LEVELS) + noise).astype(np.uint8)):
         place = folder / "ab"[number % 2] / f"{number:02}.npy"
         place.parent.mkdir(exist_ok=True)
@@ -56,10 +56,13 @@ def classifier(model, tmp_path_factory):
 
 
 def counted(picture, channels) -> int:
-    """How many pixels of a picture have a colour that these channels of an image would give."""
+    """How many pixels of a picture have a colour that these channels of an image would give, which are stretched from
+    the least to the greatest of their values.
+    """
     pixels = np.asarray(Image.open(picture).convert("RGB"))
-    colour = np.array([LEVELS[channel] for channel in channels])
-    return int((abs(pixels.astype(int) - colour) <= 14).all(axis=-1).sum())
+    levels = np.array([LEVELS[channel] for channel in channels])
+    low, high = levels.min() - NOISE, levels.max() + NOISE
+    return int((abs(low + pixels * (high - low) / 255 - levels) <= NOISE + 1).all(axis=-1).sum())
 
 
 def in_page(page) -> io.BytesIO:

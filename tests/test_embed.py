@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -157,10 +158,14 @@ def test_every_kind_of_weights_gives_features():
 def test_splits_in_one_row_are_found_in_any_order():
     parts = {split: load_dataset("digits", split) for split in SPLITS}
     joined = JoinedSplits(parts)
+    deep = JoinedSplits({
+        name: replace(part, images=(257 * part.images.int()).to(torch.uint16)) for name, part in parts.items()
+    })  # fmt: skip
     every = torch.cat([part.images for part in parts.values()])
     assert len(joined) == len(every) == 1797 and joined.image_shape == (1, 8, 8)
     for indices in (torch.tensor([1796, 0, 1300, 1299, 5]), torch.arange(20), torch.tensor([1436, 1437])):
         assert torch.equal(joined[indices], every[indices])
+        assert torch.equal(deep[indices].int(), 257 * every[indices].int())
     assert joined.splits(torch.tensor([0, 1299, 1300, 1436, 1437])) == ["train", "train", "val", "val", "test"]
 
 

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from tinymae import load_dataset
-from tinymae.evaluation.metrics import accuracy, map_dataset, reconstruction_metrics
+from tinymae.evaluation.metrics import accuracy, map_dataset, reconstruction_metrics, wilson_interval
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.evaluation.probes import (
     L2_GRID,
@@ -109,3 +110,9 @@ def test_scores_are_those_of_full_precision_under_autocast(pixels):
 
 def test_accuracy_is_in_percent():
     assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (9, 19), (19, 19), (9000, 10000)])
+def test_the_interval_of_an_accuracy_is_scipys(right, count):
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson_interval(100 * right / count, count) == pytest.approx((100 * expected.low, 100 * expected.high))

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from running import DIGITS, FEW
+from sklearn.metrics import f1_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands.evaluate import EvaluateSettings, evaluate_classifier
+from tinymae.data import datasets
 from tinymae.models.classifier import build_classifier
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -88,3 +91,24 @@ def test_images_too_small_for_ssim_are_evaluated_without_it(tmp_path):
     images = {**FEW, "data": FEW["data"][:, :, :2]}
     results = tinymae.evaluate(**images, weights=model, output_dir=tmp_path / "run").results
     assert results["full"].keys() == {"mse", "psnr"} and "ssim" not in results["masked"]
+
+
+def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
+    digits = load_dataset("digits")
+    labels = digits.labels[:100].clamp(max=7)  # of the ten that the model knows, these images show eight
+    torch.manual_seed(0)
+    model = small_model([*"0123456789"])
+    torch.nn.init.normal_(model.head.weight)
+    dataset = datasets.ImageDataset("some", digits.images[:100], labels, [*"0123456789"])
+    settings = EvaluateSettings(**FEW, weights=model, split="train", output_dir=tmp_path)
+    with settings.open_run(settings.create_accelerator(), splits={"train": dataset}, weights=model) as run:
+        scores = evaluate_classifier(settings, model, run, dataset)
+    with torch.no_grad():
+        predictions = model(dataset.images).argmax(dim=1)
+    assert (predictions > 7).any() and scores["classes_judged"] == 8
+    expected = f1_score(labels, predictions, labels=range(8), average="macro", zero_division=0)
+    assert scores["macro_f1"] == pytest.approx(100 * expected)
+    assert scores["report"]["macro avg"]["f1-score"] == pytest.approx(expected)
+    assert "2 of the 10 classes have no train image, and are not judged" in capsys.readouterr().out
+    rows = [line.split(",") for line in (tmp_path / "per_class.csv").read_text().splitlines()]
+    assert rows[-1] == ["9", "", "", "", "0"] and all(rows[1])

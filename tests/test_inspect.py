@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 import tinymae
 from tinymae import MaskedAutoencoder
 from tinymae.commands.features import JoinedSplits
-from tinymae.data.datasets import load_splits
+from tinymae.commands.inspect import show_group
+from tinymae.data.datasets import ImageDataset, load_splits
 from tinymae.evaluation.inspection import (
     CANDIDATES,
     aligned_correlation,
@@ -111,6 +112,26 @@ def test_every_labelled_image_is_ranked_and_the_page_shows_three_sheets(inspecte
     page = (run.folder / "index.html").read_text()
     for name in ("duplicates", "outliers", "doubtful_labels"):
         assert f'src="{name}.png"' in page and f'href="{name}.csv"' in page and (run.folder / f"{name}.png").exists()
+
+
+def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp_path, inspected):
+    images = photographs(60)
+    images[40:] = images[3]
+    labels = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(0))
+    run = tinymae.inspect(images, labels=labels, weights=inspected[2], mixed_precision="no", output_dir=tmp_path)
+    rows = rows_of(tmp_path / "doubtful_labels.csv")
+    assert run.results["held_out_accuracy"] == pytest.approx(100 * np.mean([r["guess"] == r["label"] for r in rows]))
+    assert run.results["held_out_accuracy"] < 50 and run.results["duplicate_images"] == 21
+    remarks = ("too rarely for this list to mean much", "raise --least-correlation, which is 0.86 here")
+    assert all(remark in (tmp_path / "index.html").read_text() for remark in remarks)
+    assert remarks[1] not in (inspected[0].folder / "index.html").read_text()  # 6 of 100 images
+
+
+def test_a_large_group_says_how_many_it_does_not_show():
+    images = JoinedSplits({"train": ImageDataset("some", photographs(20), None, [])})
+    tiles = show_group(images, torch.arange(15), 1, frame="red")
+    assert [tile.lines[0] for tile in tiles] == [str(row) for row in range(12)] and tiles[-1].lines[-1] == "+3 more"
+    assert "more" not in show_group(images, torch.arange(12), 1, frame="red")[-1].lines[-1]
 
 
 def test_without_labels_there_are_two_sheets(tmp_path):

@@ -34,7 +34,8 @@ def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
         score = 100 * float((predictions == test.labels).double().mean())
         assert score == pytest.approx(results["probe_test"], abs=0.3)
     assert np.asarray(Image.open(tmp_path / "confusion_matrix.png")).std() > 10
-    assert np.sum(results["confusion_matrix"]) == 360 and results["classes"] == test.classes
+    assert np.sum(results["confusion_matrix"]) == results["num_test_labels"] == 360
+    assert results["classes"] == test.classes
 
 
 def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):

@@ -121,4 +121,4 @@ def test_captions_fit_their_image():
     assert sheets.cut("short", 96) == "short" and sheets.cut("two\nlines", 96) == "two lines"
     shortened = sheets.cut("a/very/long/path/of/an/image.png", 96)
     assert shortened.startswith("a/very") and shortened.endswith("age.png") and "…" in shortened
-    assert sheets.font().getlength(shortened) <= 96
+    assert sheets.font_for(shortened).getlength(shortened) <= 96

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 
 import tinymae
 from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands.predict import describe
 from tinymae.evaluation.calibration import fit_temperature, probability_metrics, reliability
 from tinymae.models.classifier import build_classifier
 from tinymae.models.weights import save_classifier
@@ -42,7 +43,7 @@ def logits_of(classifier, images) -> torch.Tensor:
         return classifier(images)
 
 
-def test_new_images_without_labels_are_classified(classifier, tmp_path):
+def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     images = load_dataset("digits", "test").images[:60]
     for number, image in enumerate(images):
         (tmp_path / "new").mkdir(exist_ok=True)
@@ -62,6 +63,27 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path):
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
     assert run.results["temperature"] == 1
+    assert run.results["median_confidence"] == pytest.approx(probabilities.max(dim=1).values.median().item(), abs=1e-4)
+    frequent = f"{int(counted.argmax())}: {int(counted.max())}"
+    assert f"60 images ({frequent}, " in capsys.readouterr().out
+
+
+def test_a_sheet_has_the_name_of_its_class_in_any_script(tmp_path):
+    model = build_classifier(classifier_of_two(), classes=["鳥 birds", "кошка/cat"]).eval()
+    images = load_dataset("digits", "test").images[:60]
+    torch.nn.init.normal_(model.head.weight, std=5, generator=torch.Generator().manual_seed(0))
+    run = tinymae.predict(images, weights=model, mixed_precision="no", output_dir=tmp_path)
+    names = {"鳥 birds": "000_鳥_birds.png", "кошка/cat": "001_кошка_cat.png"}
+    found = {names[name] for name, count in run.results["by_class"].items() if count}
+    assert {path.name for path in (tmp_path / "classes").iterdir()} == found
+
+
+def test_many_classes_are_summed_up():
+    results = {"images": 78, "by_class": {f"class {n}": n for n in range(13)}, "median_confidence": 0.5}
+    line = describe(results)
+    assert line.startswith("78 images (class 12: 12, class 11: 11, ")
+    assert ", class 3: 3, 2 other classes: 3), " in line
+    assert ", no class: 7), " in describe(results | {"images_without_class": 7})
 
 
 def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path):

@@ -153,12 +153,14 @@ def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(ta
     found = tinymae.evaluate(table, weights=run.folder, mixed_precision="no", output_dir=tmp_path / "evaluate").results
     assert found["mean_ap"] == pytest.approx(run.results["mean_ap_test"], abs=0.01)
 
-    tinymae.predict(table, weights=run.folder, split=("test",), mixed_precision="no", output_dir=tmp_path / "predict")
+    settings = {"split": ("test",), "mixed_precision": "no", "output_dir": tmp_path / "predict"}
+    predicted = tinymae.predict(table, weights=run.folder, **settings)
     rows = list(csv.DictReader((tmp_path / "predict" / "predictions.csv").open()))
     probabilities = np.array([[float(row[name]) for name in test.classes] for row in rows])
     assert np.abs(probabilities - scores.sigmoid().numpy()).max() < 1e-3
     for row, chances in zip(rows, probabilities, strict=True):
         assert row["classes"] == ";".join(np.array(test.classes)[chances >= 0.5])
+    assert predicted.results["images_without_class"] == sum(row["classes"] == "" for row in rows)
 
 
 def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures, tmp_path):

@@ -16,7 +16,13 @@ from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import RECONSTRUCTION_METRICS, accuracy, reconstruction_metrics
+from ..evaluation.metrics import (
+    RECONSTRUCTION_METRICS,
+    accuracy,
+    describe_absent,
+    describe_accuracy,
+    reconstruction_metrics,
+)
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, load
@@ -32,6 +38,7 @@ from .settings import Result, keywords_of, setting, with_default
 from .several import report_several
 
 ERRORS = 40  # on a sheet
+REPORTED = ("precision", "recall", "f1-score")  # of each class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +122,31 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         labels, predictions, labels=range(len(numbers)), target_names=numbers, output_dict=True, zero_division=0
     )
     by_class = {name: report.pop(number) for name, number in zip(model.classes, numbers, strict=True)}
+    present = labels.unique().tolist()
+    by_class = {name: row if row["support"] else row | dict.fromkeys(REPORTED) for name, row in by_class.items()}
+    report["macro avg"] |= mean_of([row for row in by_class.values() if row["support"]])
     text = classification_report(
-        labels, predictions, labels=range(len(numbers)), target_names=model.classes, digits=4, zero_division=0
-    )
+        labels, predictions, labels=present, target_names=[model.classes[number] for number in present], digits=4,
+        zero_division=0,
+    )  # fmt: skip
     matrix = confusion_matrix(labels, predictions, labels=range(len(numbers)))
     probabilities = logits.softmax(dim=1)
     results = {
         "accuracy": accuracy(predictions, labels), "images": len(dataset),
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
-        "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
+        "classes_judged": len(present), "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
-    run.print(f"accuracy {results['accuracy']:.2f} % of {len(dataset)} {settings.split} images\n\n{text}")
+    run.print(f"accuracy {describe_accuracy(results['accuracy'], len(dataset), settings.split)}\n\n{text}")
+    if absent := describe_absent(labels, len(numbers), settings.split):
+        run.print(absent)
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
     run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
     return results
+
+
+def mean_of(rows: list[dict]) -> dict[str, float]:
+    """The mean of precision, recall and F1 over some classes' rows of a report."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in REPORTED}
 
 
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -137,6 +155,8 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
+    if absent := describe_absent(dataset.labels, len(model.classes), settings.split):
+        run.print(absent)
     results = found | {"images": len(dataset)}
     run.finish(results, [table])
     return results
@@ -167,19 +187,25 @@ def show_errors(
     labels = dataset.labels.cpu()
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
+    if not len(wrong):
+        return write_sheet([], path, "no errors")
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:ERRORS]]
+    images = dataset[worst][0].cpu()
+    images = figures.viewable(images, settings.show_channels, figures.display_limits(images, settings.show_channels))
     tiles = []
-    for row in worst.tolist():
+    for row, image in zip(worst.tolist(), images, strict=True):
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
-        image = figures.viewable(dataset[torch.tensor([row])][0], settings.show_channels)[0]
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
     return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
 
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:
-    """A line of CSV for each class."""
-    columns = ("precision", "recall", "f1-score", "support")
-    rows = ([name, *(f"{row[column]:.4g}" for column in columns)] for name, row in by_class.items())
+    """A line of CSV for each class; one that no image has is not judged, and has empty cells."""
+    columns = (*REPORTED, "support")
+    rows = (
+        [name, *(None if row[column] is None else f"{row[column]:.4g}" for column in columns)]
+        for name, row in by_class.items()
+    )
     return write_csv(path, ["class", *columns], rows)
 
 
@@ -239,7 +265,10 @@ def evaluate_autoencoder(
         title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
     sheet = run.folder / "reconstructions.png"
     if run.is_main:
-        columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
+        limits = figures.display_limits(some, settings.show_channels)
+        columns = {
+            name: figures.viewable(column, settings.show_channels, limits) for name, column in shown.columns.items()
+        }
         figures.reconstruction_sheet(columns, sheet, title, groups=4)
     run.finish(results, [sheet])
     return results

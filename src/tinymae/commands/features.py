@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.datasets import Dataset, require_channels
-from ..evaluation.figures import Channels, viewable
+from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
 from ..interop.load import Model, load
@@ -23,6 +24,8 @@ from .settings import SheetSettings, setting
 
 M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
+
+LIMITS_OF = 64  # images that what is seen as black and white is found by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,14 @@ class JoinedSplits:
         return images[torch.cat(places).argsort().to(images.device)]  # not written into: uint16 cannot be
 
     def view(self, indices: Tensor) -> Tensor:
-        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU."""
-        return viewable(self[indices].cpu(), self.channels)
+        """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU, all stretched alike."""
+        return viewable(self[indices].cpu(), self.channels, self.limits)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What is seen as black and white, by some of the images."""
+        some = torch.linspace(0, len(self) - 1, min(len(self), LIMITS_OF)).long()
+        return display_limits(self[some], self.channels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy
+from ..evaluation.metrics import accuracy, describe_absent, describe_accuracy
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
@@ -234,18 +234,21 @@ def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dat
     """Accuracy and confusion matrix on the split that judges; of several labels an image, scores by class."""
     logits = predict(settings, judged, dataset, run)
     assert dataset.labels is not None
+    count = {f"num_{split}_labels": len(dataset)}
+    if absent := describe_absent(dataset.labels, len(judged.classes), split):
+        run.print(absent)
     if judged.several:
         found, _ = report_several(run, logits, dataset.labels.cpu(), judged.classes)
-        run.print(f"mean average precision {found['mean_ap']:.2f} % on the {split} images")
-        return {f"{name}_{split}": value for name, value in found.items()}
+        run.print(f"mean average precision {found['mean_ap']:.2f} % on the {len(dataset):,} {split} images")
+        return {f"{name}_{split}": value for name, value in found.items()} | count
     predictions = logits.argmax(dim=1)
     result = accuracy(predictions, dataset.labels)
     matrix: np.ndarray = confusion_matrix(dataset.labels.cpu(), predictions, labels=range(len(judged.classes)))
     if run.is_main:
         title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
         figures.confusion_matrix(matrix, judged.classes, run.folder / "confusion_matrix.png", title)
-    run.print(f"{result:.2f} % of the {split} images")
-    return {f"accuracy_{split}": result, "confusion_matrix": matrix.tolist()}
+    run.print(describe_accuracy(result, len(dataset), split))
+    return {f"accuracy_{split}": result, "confusion_matrix": matrix.tolist()} | count
 
 
 def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None:

@@ -17,7 +17,9 @@ from ..evaluation.inspection import (
     find_duplicates,
     group_pairs,
     held_out_probabilities,
+    is_weak,
 )
+from ..evaluation.metrics import accuracy
 from ..evaluation.neighbours import kth_distance
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
@@ -30,7 +32,8 @@ from .settings import Result, keywords_of, setting, with_default
 
 SHOWN = 60  # images on a sheet, or groups
 LARGEST_GROUP = 12  # images of a group on a sheet
-ACROSS, WITHIN = "#d1495b", "#2f6690"  # frames of duplicates
+# Frames of duplicates: groups that stand side by side have the two tones in turn.
+ACROSS, WITHIN = ("#c1121f", "#f2a0a8"), ("#1d4e79", "#9cc3e6")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +130,24 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
             for name, split, label, correlation in about
         ]
         if number <= SHOWN:
-            shown.append(show_group(images, group[:LARGEST_GROUP], ACROSS if across[old] else WITHIN))
+            tones = ACROSS if across[old] else WITHIN
+            shown.append(show_group(images, group, number, frame=tones[number % 2]))
     table = write_csv(
         folder / "duplicates.csv", ["group", "across_splits", "name", "split", "label", "correlation"], rows
     )
-    sheet = write_sheet(in_columns(shown), folder / "duplicates.png", "near-duplicates; red: across splits")
+    title = "groups of near-duplicates, by number; red: across splits" if groups else "no near-duplicates were found"
+    sheet = write_sheet(in_columns(shown), folder / "duplicates.png", title)
     numbers = {
         "duplicate_groups": len(groups), "duplicate_images": len(rows), "groups_across_splits": sum(across),
     }  # fmt: skip
     text = f"{len(groups)} groups of {len(rows)} images in all, {sum(across)} of them across splits"
+    if not groups:
+        text = "none were found"
+    if len(rows) > len(images) / 10:
+        text += (
+            f". So many suggest images that resemble each other by nature, as drawings do: raise --least-correlation, "
+            f"which is {settings.least_correlation:g} here"
+        )
     return Part("Near-duplicates", text, numbers, [table, sheet])
 
 
@@ -147,10 +159,14 @@ def strongest(pairs: Pairs, count: int) -> Tensor:
     return best
 
 
-def show_group(images: JoinedSplits, group: Tensor, frame: str) -> list[Tile]:
-    """The tiles of a group."""
-    about = zip(images.view(group), images.names(group), images.splits(group), images.label_names(group), strict=True)
-    return [Tile(image, (name, f"{split} {label or ''}"), frame) for image, name, split, label in about]
+def show_group(images: JoinedSplits, group: Tensor, number: int, *, frame: str) -> list[Tile]:
+    """The tiles of a group, the last of which says how many images are not shown."""
+    some = group[:LARGEST_GROUP]
+    about = zip(images.view(some), images.names(some), images.splits(some), images.label_names(some), strict=True)
+    tiles = [Tile(image, (name, f"{number}: {split} {label or ''}"), frame) for image, name, split, label in about]
+    if len(group) > len(some):
+        tiles[-1].lines = (*tiles[-1].lines, f"+{len(group) - len(some)} more")
+    return tiles
 
 
 def in_columns(groups: Sequence[list[Tile]], width: int = 12) -> list[list[Tile]]:
@@ -215,8 +231,12 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     ]
     title = f"the {len(tiles)} labels that a probe of other images doubts most"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)
-    numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum())}
-    return Part("Doubtful labels", f"{int(issues.sum())} of {len(labels)}", numbers, [table, sheet])
+    right = accuracy(guess, labels)
+    text = f"{int(issues.sum())} of {len(labels)}; a probe of the others is right about {right:.0f} % of them"
+    if is_weak(right, labels):
+        text += ", which is too rarely for this list to mean much"
+    numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum()), "held_out_accuracy": right}
+    return Part("Doubtful labels", text, numbers, [table, sheet])
 
 
 def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> None:

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from ..data.datasets import Dataset, has_several, require_channels, with_label
 from ..errors import InputError
 from ..evaluation import figures
+from ..evaluation.metrics import describe_absent, describe_accuracy
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
 from ..files import digest, write_tensors
@@ -134,13 +135,19 @@ def probe(
         encoded = extract(feature_function(untrained, pool=settings.pool))
         controls["untrained"] = score(settings, encoded, splits, run)[0]
     judged = list(splits)[-1]
-    what = "mean average precision on" if has_several(splits["train"]) else "of"
     for name, row in {"pretrained": scores, **controls}.items():
+        neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
+        if has_several(splits["train"]):
+            what = f"{found:.2f} % mean average precision on the {count:,} {judged} images"
+        else:
+            what = describe_accuracy(found, count, judged)
         run.print(
-            f"{name:12} k-NN {row[f'knn_{judged}']:.2f} %, {settings.head} {row[f'probe_{judged}']:.2f} % {what} the "
-            f"{judged} images ({row['num_features']} features, {row['num_labels']} labels, hyper-parameter "
-            f"{row['chosen']:g})"
+            f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
+            f"{row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g}"
         )
+    labels = splits[judged].labels
+    if labels is not None and (absent := describe_absent(labels, len(splits[judged].classes), judged)):
+        run.print(absent)
     proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
     return scores | proof | controls, head, logits
 
@@ -171,12 +178,12 @@ def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: di
             logits = head(features[split])
         figures_of[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
         figures_of[f"probe_{split}"] = label_score(logits, labels[split])
+        figures_of[f"num_{split}_labels"] = len(labels[split])
     figures_of |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
         "num_features": features["train"].shape[1],
         "num_labels": len(labels["train"]),
-        "num_val_labels": len(labels["val"]),
     }
     return figures_of, head, logits
 

@@ -96,6 +96,7 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
         about = zip(images.view(near), images.names(near), images.label_names(near), row, strict=True)
         found = [Tile(image, (name, f"{cosine:.3f} {label or ''}")) for image, name, label, cosine in about]
-        rows.append([Tile(viewable(query[None], images.channels)[0], (file.name, "query"), "#2f6690"), *found])
+        shown = viewable(query[None], images.channels, images.limits)[0]
+        rows.append([Tile(shown, (file.name, "query"), "#2f6690"), *found])
     more = f", the first {SHOWN}" if len(files) > SHOWN else ""
     return write_sheet(rows, path, f"queries{more}, and their nearest images of {len(images):,}, by cosine")

@@ -22,6 +22,8 @@ from .features import JoinedSettings, JoinedSplits, Split, map_images
 from .settings import Result, RunSettings, keywords_of, setting, with_default
 
 SHOWN = 40  # images on a sheet
+LEAST_SURE = "#d1495b"  # their frame
+NAMED = 10  # classes that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
-        results["by_class"] = dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True))
+        results |= summarise(probabilities, found, model)
+        run.print(describe(results))
         run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
     return Result(model, results, run.folder)
 
@@ -92,6 +95,31 @@ def find_classes(probabilities: Tensor, *, several: bool) -> Tensor:
     if several:
         return probabilities >= 0.5
     return nn.functional.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
+
+
+def summarise(probabilities: Tensor, found: Tensor, model: Classifier) -> dict:
+    """Images by class, the median of each image's largest probability, and how many have none of several classes."""
+    results = {
+        "by_class": dict(zip(model.classes, found.sum(dim=0).tolist(), strict=True)),
+        "median_confidence": float(probabilities.max(dim=1).values.median()),
+    }
+    return results | ({"images_without_class": int((~found.any(dim=1)).sum())} if model.several else {})
+
+
+def describe(results: dict) -> str:
+    """The summary as it is printed; of many classes those of most images.
+
+    >>> describe({"images": 3, "by_class": {"cat": 1, "dog": 2, "owl": 0}, "median_confidence": 0.8})
+    '3 images (dog: 2, cat: 1), median confidence 80 %'
+    """
+    ranked = sorted(((count, name) for name, count in results["by_class"].items() if count), key=lambda each: -each[0])
+    parts = [f"{name}: {count:,}" for count, name in ranked[:NAMED]]
+    if len(ranked) > NAMED:
+        parts.append(f"{len(ranked) - NAMED} other classes: {sum(count for count, _ in ranked[NAMED:]):,}")
+    if "images_without_class" in results:
+        parts.append(f"no class: {results['images_without_class']:,}")
+    median = f"median confidence {100 * results['median_confidence']:.0f} %"
+    return f"{results['images']:,} images ({', '.join(parts)}), {median}"
 
 
 def write(images: JoinedSplits, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path) -> list[Path]:
@@ -143,9 +171,12 @@ def write_sheets(
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
         about = zip(images.view(some), images.names(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, name, sure in about]
-        title = f"{classes[number]}: {len(members):,} images"
-        title += f", the surest {SHOWN // 2} and the least sure" if len(members) > SHOWN else ", the surest first"
-        # Of a class's name only what every file system takes; the number keeps two of them apart.
-        file = f"{number:03}_{re.sub(r'[^A-Za-z0-9-]+', '_', classes[number])[:40]}.png"
-        written.append(write_sheet(in_rows(tiles), folder / file, title))
+        title = f"{classes[number]}: {len(members):,} images, the surest first"
+        if len(members) > SHOWN:
+            title = f"{classes[number]}: {len(members):,} images, the surest {SHOWN // 2} and, framed, the least sure"
+            for tile in tiles[SHOWN // 2 :]:
+                tile.frame = LEAST_SURE
+        # Of a class's name only letters and digits, of any script; the number keeps two of them apart.
+        name = re.sub(r"[^\w-]+", "_", classes[number])[:40]
+        written.append(write_sheet(in_rows(tiles), folder / f"{number:03}_{name}.png", title))
     return written

@@ -278,9 +278,8 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
             results = train(settings, model, run, parts, look)
         if run.is_main:
             save_autoencoder(model, run.folder)
-            panels = {"loss": ["loss"], "k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
             title = f"pretraining on {settings.data_name}"
-            figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
+            figures.pretraining_curves(run.progress.metrics, run.folder / "curves.png", title)
         names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
         run.finish(results, [run.folder / name for name in names])
     return Result(model.eval(), results, run.folder)
@@ -491,14 +490,15 @@ def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, data
     """A sheet of reconstructions of fixed images under fixed masks, and samples of a family that has them."""
     results = {}
     images, _ = dataset[torch.arange(len(dataset))]
+    channels, limits = settings.show_channels, figures.display_limits(images, settings.show_channels)
     shown = model.reconstruct(images.to(run.accelerator.device), generator=torch.Generator().manual_seed(0))
     results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
     if model.samples:
         drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
-        samples = figures.grid(figures.viewable(drawn, settings.show_channels), run.folder / "samples.png")
+        samples = figures.grid(figures.viewable(drawn, channels, limits), run.folder / "samples.png")
         run.progress.log_picture("samples", samples, step)
     note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
-    columns = {name: figures.viewable(column, settings.show_channels) for name, column in shown.columns.items()}
+    columns = {name: figures.viewable(column, channels, limits) for name, column in shown.columns.items()}
     sheet = figures.reconstruction_sheet(
         columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
     )

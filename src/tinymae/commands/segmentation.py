@@ -136,8 +136,9 @@ def write_sheet(
 ) -> Path:
     """Some images beside their masks and the predicted ones."""
     rows = torch.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).long()
+    images, channels = dataset[rows][0].cpu(), settings.show_channels
     columns = {
-        "image": figures.viewable(dataset[rows][0].cpu(), settings.show_channels),
+        "image": figures.viewable(images, channels, figures.display_limits(images, channels)),
         "mask": figures.viewable(figures.colour_classes(masks[rows.to(masks.device)])),
         "predicted": figures.viewable(figures.colour_classes(predictions[rows.to(masks.device)])),
     }

@@ -1,5 +1,6 @@
 """Every figure. Functions write one PNG, atomically, and return its path."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,20 +8,29 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomically
 from ..tensors import LEVELS, to_unit
+from .fonts import installed
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
+Limits = tuple[float, float]  # the values, in [0, 1], that are shown as black and as white
+FULL: Limits = (0.0, 1.0)
 NAMED = 120  # classes whose names have room beside a confusion matrix
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG."""
-    write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
+    """Write a figure as PNG. A letter that no installed font has becomes a box, without a warning."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontfamily([*text.get_fontfamily(), *installed()])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        write_atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=150, bbox_inches="tight"))
     return Path(path)
 
 
@@ -33,24 +43,48 @@ def require_shown(channels: Channels | None, count: int) -> None:
         )
 
 
-def viewable(images: Tensor, channels: Channels | None = None) -> Tensor:
+def viewable(images: Tensor, channels: Channels | None = None, limits: Limits = FULL) -> Tensor:
     """Images (N, C, H, W), pixels or floats in [0, 1], as RGB to look at: uint8 (N, 3, H, W).
 
     `channels` are shown as red, green and blue. Without them these are the first three; of one or two channels the
-    first is shown in grey.
+    first is shown in grey. The values between `limits`, see `display_limits`, are stretched from black to white.
 
     >>> viewable(torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0]).view(1, 5, 1, 1), (4, 0, 1)).flatten().tolist()
     [255, 0, 51]
 
     Raises InputError for channels that the images do not have.
     """
+    chosen = choose_channels(images, channels)
+    if chosen.dtype == torch.uint8 and limits == FULL:
+        return chosen
+    low, high = limits
+    unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float()
+    return (255 * ((unit - low) / (high - low)).clamp(0, 1)).round().to(torch.uint8)
+
+
+def choose_channels(images: Tensor, channels: Channels | None) -> Tensor:
+    """The three channels (N, 3, H, W) of images (N, C, H, W) that are to be seen."""
     count = images.shape[1]
     require_shown(channels, count)
-    chosen = images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
-    if chosen.dtype == torch.uint8:
-        return chosen
-    unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float().clamp(0, 1)
-    return (255 * unit).round().to(torch.uint8)
+    return images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
+
+
+def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
+    """Which values, in [0, 1], of pixels (N, C, H, W) are to be seen as black and as white.
+
+    Of grey or RGB images of 8 bits these are all. Others may fill a small part of their range, as those of a camera of
+    12 bits in uint16 do, and would look black: the limits are the 1st and the 99th percentile of the channels that are
+    seen, together. Give all parts of a sheet the same.
+
+    >>> dark = torch.arange(100).view(1, 1, 10, 10)
+    >>> display_limits(dark.to(torch.uint8)), [round(65535 * limit) for limit in display_limits(dark.to(torch.uint16))]
+    ((0.0, 1.0), [1, 98])
+    """
+    if images.dtype not in LEVELS or (images.dtype == torch.uint8 and images.shape[1] in (1, 3)):
+        return FULL
+    values = to_unit(choose_channels(images, channels)).flatten().cpu().numpy()
+    low, high = np.percentile(values, (1, 99)).tolist()
+    return (low, high) if high > low else FULL
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
@@ -105,7 +139,7 @@ def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = No
     heat_maps = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
     if images is None:
         return heat_maps
-    grey = to_unit(viewable(images).cpu()).mean(dim=1, keepdim=True)
+    grey = to_unit(viewable(images, limits=display_limits(images)).cpu()).mean(dim=1, keepdim=True)
     return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
 
 
@@ -146,7 +180,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
     """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
     panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
     panels = {name: metrics for name, metrics in panels.items() if metrics} or {"no metrics": []}
-    figure = Figure(figsize=(4.2 * len(panels), 3))
+    figure = Figure(figsize=(4.2 * len(panels), 3), layout="tight")  # when it is saved, with the fonts of `save`
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
         for metric, colour in zip(metrics, COLOURS, strict=False):
@@ -159,8 +193,20 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
         if len(metrics) > 1:
             axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     return save(figure, path)
+
+
+def pretraining_curves(rows: Sequence[dict], path: str | Path, title: str = "") -> Path:
+    """`training_curves` of pretraining. Where a contrast is learned as well, each loss has its panel: their sum would
+    jump where the contrast begins.
+    """
+    losses = {"loss": ["loss"]}
+    if any("contrastive_loss" in row for row in rows):
+        losses = {"reconstruction loss": ["reconstruction_loss"], "contrastive loss": ["contrastive_loss"]}
+        # Before the contrast begins, the reconstruction's is the only loss.
+        rows = [{"reconstruction_loss": row["loss"]} | row if "loss" in row else row for row in rows]
+    panels = losses | {"k-NN accuracy, %": ["knn_val"], "learning rate": ["learning_rate"]}
+    return training_curves(rows, panels, path, title)
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
@@ -196,7 +242,7 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     """Accuracy against confidence, and how many images have it; `bins` as `calibration.reliability` gives them."""
     count = len(bins["images"])
     middles = [(number + 0.5) / count for number in range(count)]
-    figure = Figure(figsize=(4.2, 4.8))
+    figure = Figure(figsize=(4.2, 4.8), layout="tight")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     upper.bar(middles, bins["accuracy"], width=0.92 / count, color=COLOURS[0], label="accuracy")
     seen = [number for number in range(count) if bins["images"][number]]
@@ -207,7 +253,6 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     upper.legend(fontsize=8, loc="upper left")
     lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    figure.tight_layout()
     return save(figure, path)
 
 

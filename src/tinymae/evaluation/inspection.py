@@ -129,6 +129,20 @@ def held_out_probabilities(
     return probabilities
 
 
+def is_weak(accuracy: float, labels: Tensor) -> bool:
+    """Whether a probe of that held-out accuracy, in percent, is too often wrong to judge the labels (N,).
+
+    It is, if it makes more than half of the errors that the most frequent class as constant guess makes: what it doubts
+    then is its own errors rather than those of the labels. So it needs more than 50 % of many classes, 75 % of two.
+
+    >>> labels = torch.tensor([0, 1] * 50)
+    >>> is_weak(74.0, labels), is_weak(76.0, labels)
+    (True, False)
+    """
+    most_frequent = 100 * float(labels.bincount().max()) / len(labels)
+    return accuracy < (100 + most_frequent) / 2
+
+
 def confident_issues(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Whether each label (N,) is probably wrong, by confident learning (Northcutt et al., arXiv 1911.00068).
 

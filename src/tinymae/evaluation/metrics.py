@@ -46,6 +46,49 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
 
 
+def wilson_interval(percent: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy of `percent` among `count` images, in percent.
+
+    Wilson, *Probable inference, the law of succession, and statistical inference* (1927). It says what other images of
+    the same kind might have given, not what another training would have.
+
+    >>> [round(bound) for bound in wilson_interval(100 * 9 / 19, 19)]
+    [27, 68]
+    """
+    ratio, z = percent / 100, 1.959964
+    scale = 100 / (1 + z**2 / count)
+    middle = ratio + z**2 / (2 * count)
+    half = z * (ratio * (1 - ratio) / count + z**2 / (4 * count**2)) ** 0.5
+    return scale * (middle - half), scale * (middle + half)
+
+
+def describe_accuracy(percent: float, count: int, split: str) -> str:
+    """An accuracy as it is printed, with its 95 % interval; of few images with fewer digits.
+
+    >>> describe_accuracy(100 * 9 / 19, 19, "test")
+    '47.4 % of the 19 test images (95 % interval 27 to 68)'
+    """
+    digits = 1 if count < 1000 else 2
+    low, high = (f"{bound:.{digits - 1}f}" for bound in wilson_interval(percent, count))
+    kind = "" if split == "all" else f"{split} "
+    return f"{percent:.{digits}f} % of the {count:,} {kind}images (95 % interval {low} to {high})"
+
+
+def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
+    """How many classes none of the images has, of labels (N,) or (N, classes); None if each class has one.
+
+    >>> describe_absent(torch.tensor([0, 2, 2]), 4, "test")
+    '2 of the 4 classes have no test image, and are not judged'
+    """
+    counts = labels.bincount(minlength=num_classes) if labels.ndim == 1 else labels.long().sum(dim=0)
+    absent = int((counts == 0).sum())
+    if not absent:
+        return None
+    verbs = ("has", "is") if absent == 1 else ("have", "are")
+    kind = "" if split == "all" else f"{split} "
+    return f"{absent} of the {num_classes} classes {verbs[0]} no {kind}image, and {verbs[1]} not judged"
+
+
 def several_metrics(scores: Tensor, labels: Tensor) -> dict:
     """Of images that have several labels: average precision and ROC-AUC in percent, by class and in the mean.
 

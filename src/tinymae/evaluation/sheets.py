@@ -1,16 +1,17 @@
 """Sheets of images with a caption under each: to look at what a search or a check has found."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..files import write_atomically
 from .figures import thumbnails
+from .fonts import file_for
 
 GAP, TEXT = 8, 11  # pixels: between tiles, and of the captions
 FRAME = 3
@@ -34,10 +35,15 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
     lines = max((len(tile.lines) for row in rows for tile in row), default=0)
     cell = (side + GAP, side + GAP + lines * (TEXT + 3))
     top = TEXT + 2 * GAP if title else GAP
-    size = (max(columns * cell[0] + GAP, 200), max(top + len(rows) * cell[1], 40))
+    width = min(math.ceil(font_for(title).getlength(title)), 600) + 2 * GAP  # a few tiles are narrower than their title
+    size = (max(columns * cell[0] + GAP, width), max(top + len(rows) * cell[1], 40))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP // 2), cut(title, size[0] - 2 * GAP), fill="black", font=font())
+
+    def write(where: tuple[int, int], text: str, width: int) -> None:
+        draw.text(where, cut(text, width), fill="black", font=font_for(text))
+
+    write((GAP, GAP // 2), title, size[0] - 2 * GAP)
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             place = (GAP + column * cell[0], top + row * cell[1])
@@ -46,8 +52,7 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
                 draw.rectangle(outer, fill=tile.frame)
             sheet.paste(to_image(tile.image, side), place)
             for number, line in enumerate(tile.lines):
-                where = (place[0], place[1] + side + 2 + number * (TEXT + 3))
-                draw.text(where, cut(line, side), fill="black", font=font())
+                write((place[0], place[1] + side + 2 + number * (TEXT + 3)), line, side)
     write_atomically(path, lambda beside: sheet.save(beside, format="png"))
     return Path(path)
 
@@ -58,19 +63,25 @@ def to_image(image: Tensor, side: int) -> Image.Image:
 
 
 @cache
-def font() -> ImageFont.FreeTypeFont:
-    """matplotlib's own, which has Latin, Greek and Cyrillic letters, and is there on every machine."""
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT)
+def open_font(file: str) -> ImageFont.FreeTypeFont:
+    """A font at the size of captions."""
+    return ImageFont.truetype(file, TEXT)
+
+
+def font_for(text: str) -> ImageFont.FreeTypeFont:
+    """The font that has the letters of a text, if one is installed."""
+    return open_font(file_for(text))
 
 
 def cut(text: str, width: int) -> str:
     """The text, with its middle left out if it is wider than `width` pixels."""
     text = " ".join(text.split())
-    if font().getlength(text) <= width:
+    font = font_for(text)
+    if font.getlength(text) <= width:
         return text
     for keep in range(len(text) - 1, 0, -1):
         shortened = text[: keep // 2] + "…" + text[len(text) - (keep + 1) // 2 :]
-        if font().getlength(shortened) <= width:
+        if font.getlength(shortened) <= width:
             return shortened
     return "…"
 

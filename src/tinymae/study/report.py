@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, with_label
-from ..evaluation.figures import Channels, tile, viewable
+from ..evaluation.figures import Channels, display_limits, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
 from ..files import read_json, read_metrics, write_atomically
@@ -276,10 +276,12 @@ class Sheet:
 def strips(models: dict, test_set: Dataset, channels: Channels | None) -> dict:
     """The same test images through every model, a line each."""
     images = test_set[torch.tensor(first_of_each_class(test_set))][0]
+    limits = display_limits(images, channels)
     shown = []
     for name, kind, sheet in [("original", "", images), *reconstructions(models, images)]:
         alt = f"{name or 'the same model'} {kind}: {len(images)} test images"
-        shown.append({"name": name, "kind": kind, "alt": alt, "sheet": Sheet.of(viewable(sheet, channels), SHOWN)})
+        strip = Sheet.of(viewable(sheet, channels, limits), SHOWN)
+        shown.append({"name": name, "kind": kind, "alt": alt, "sheet": strip})
     return {
         "shown": shown,
         "columns": SHOWN,

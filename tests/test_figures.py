@@ -1,0 +1,71 @@
+"""Figures: letters of any script, images of any depth, and the losses of pretraining."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinymae
+from tinymae import MaskedAutoencoder
+from tinymae.evaluation import figures
+from tinymae.evaluation.figures import display_limits, viewable
+
+
+def test_names_in_scripts_that_no_font_has_draw_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.confusion_matrix(np.eye(2), ["\ue001 鳥", "кошка"], tmp_path / "matrix.png", "漢字 \ue001")
+        rows = [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2)]
+        figures.training_curves(rows, {"loss": ["loss"]}, tmp_path / "curves.png", "漢字 \ue001")
+    for name in ("matrix", "curves"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_deep_images_are_seen_alike_however_much_of_their_range_they_fill(channels):
+    pixels = torch.randint(0, 256, (4, channels, 16, 16))
+    dark, bright = (pixels * 2 + 100).to(torch.uint16), (pixels * 200).to(torch.uint16)
+    seen = [viewable(images, limits=display_limits(images)).int() for images in (dark, bright)]
+    assert (seen[0] - seen[1]).abs().max() <= 1
+    assert np.percentile(seen[0], 2) < 10 and np.percentile(seen[0], 98) > 245
+
+
+def test_eight_bits_are_seen_as_they_are_and_so_is_an_image_without_contrast():
+    for channels in (1, 3):
+        assert display_limits(torch.randint(50, 60, (2, channels, 4, 4), dtype=torch.uint8)) == (0, 1)
+    assert display_limits(torch.full((2, 1, 4, 4), 700, dtype=torch.uint16)) == (0, 1)
+
+
+def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeypatch):
+    images = (torch.rand(24, 1, 8, 8) * 4095).to(torch.uint16)
+    shown = {}
+    monkeypatch.setattr(figures, "reconstruction_sheet", lambda columns, path, *_, **__: shown.update(columns) or path)
+    statistics = {"mean": [0.03], "std": [0.02]}
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+                              **statistics).eval()  # fmt: skip
+    tinymae.evaluate(images, weights=model, split="all", mixed_precision="no", output_dir=tmp_path)
+    assert torch.equal(shown["original"], viewable(images, limits=display_limits(images)))
+    assert shown["original"].float().std() > 60  # not black
+    pasted = (shown["reconstruction"] == shown["original"]).all(dim=1).float().mean()
+    assert pasted >= 1 - model.mask_ratio  # the visible patches
+
+
+def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkeypatch):
+    drawn = {}
+
+    def record(rows, panels, path, title=""):
+        drawn.update(
+            {name: [(row["epoch"], row[key]) for row in rows if key in row] for name, (key,) in panels.items()}
+        )
+
+    monkeypatch.setattr(figures, "training_curves", record)
+    first = [{"epoch": 1, "loss": 0.9}, {"epoch": 1, "knn_val": 30.0}, {"epoch": 2, "loss": 0.8}]
+    figures.pretraining_curves(first, tmp_path / "curves.png")
+    assert drawn["loss"] == [(1, 0.9), (2, 0.8)] and len(drawn) == 3
+    drawn.clear()
+    second = [{"epoch": 3, "loss": 2.7, "reconstruction_loss": 0.7, "contrastive_loss": 2.0}]
+    figures.pretraining_curves(first + second, tmp_path / "curves.png")
+    assert drawn["reconstruction loss"] == [(1, 0.9), (2, 0.8), (3, 0.7)] and "loss" not in drawn
+    assert drawn["contrastive loss"] == [(3, 2.0)]
