@@ -42,7 +42,9 @@ def test_data_without_labels_say_where_they_might_be(tmp_path):
         picture(tmp_path / "two" / "b" / f"{number}.png")
     folders = [tmp_path / "one", tmp_path / "two"]
     assert "(several folders, read without labels): 8 images, no labels" in describe(folders)
-    with pytest.raises(InputError, match="no labels in train: several folders are read without; give one folder"):
+    with pytest.raises(
+        InputError, match="no labels in train: several folders are read without labels; give one folder"
+    ):
         load_splits(folders, ["train"], labelled=True)
 
 

@@ -158,8 +158,8 @@ def open_folders(
     if len(folders) > 1:
         source.kind = "several folders, read without labels"
         source.label_remedy = (
-            "several folders are read without; give one folder with class sub-folders, or a table with a column of "
-            "labels"
+            "several folders are read without labels; give one folder with class sub-folders, or a table with a "
+            "column of labels"
         )
     return source
 
