@@ -168,7 +168,7 @@ BAD = {
     "warm-up": ("pretrain", "--epochs 2 --warmup-epochs 2", "warmup_epochs 2 is not within 0 and the 2 epochs"),
     "an odd batch": ("finetune", "--from-scratch --batch-size 33 --mixup 0.8", "batch_size 33 is odd"),
     "heads": ("pretrain", "--patch-size 2 --num-heads 0", "num_heads 0 is below 1"),
-    "unknown data": ("pretrain", "--data nothing_here", "nothing_here is neither one of digits"),
+    "unknown data": ("pretrain", "--data nothing_here", "data nothing_here does not exist: give a folder"),
     "batch too large": ("pretrain", "--patch-size 2 --batch-size 5000 --contrast-epochs 0",
                         "batch_size 5000 is not within 1 and the data set's 1300 images"),
     "patch size": ("pretrain", "--patch-size 3", "image_size (8, 8) is not a multiple of patch_size 3"),

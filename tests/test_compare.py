@@ -269,7 +269,7 @@ def test_the_grid_gives_each_family_what_it_has():
         (["--epochs", "1", "--seeds", "0", "0"], "seeds 0 0: one is given twice"),
         (["--epochs", "1", "--extra", 'mae: --data "x'], "cannot be split into flags .No closing quotation"),
         ([*GRID, "--losses", "mse", "nonsense"], "loss 'nonsense' is not a sum of"),
-        ([*GRID, "--data", "digits", "nowhere"], "nowhere is neither one of"),
+        ([*GRID, "--data", "digits", "nowhere"], "data nowhere does not exist"),
         (
             [*GRID, "--models", "vae", "pca", "--latent-dims", "65"],
             "pca on digits: latent_dim 65 is not within 1",

@@ -139,7 +139,9 @@ def test_any_picture_becomes_the_asked_shape(tmp_path, size, mode, channels):
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
-    with pytest.raises(InputError, match=r"cifar11 is neither one of digits, cifar10.*, nor a folder"):
+    with pytest.raises(
+        InputError, match=r"data cifar11 does not exist \(did you mean cifar10\?\): give a folder, image files"
+    ):
         load_dataset("cifar11")
     with pytest.raises(InputError, match="split 'dev'"):
         load_dataset("digits", "dev")
@@ -213,6 +215,7 @@ def test_labels_that_are_numbers_keep_them(labels):
         (np.array([["a"]]), None, "data is <U1: give"),
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
+        (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
         (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),

@@ -332,7 +332,7 @@ def test_medmnist_names_its_splits(tmp_path):
         (
             "x.npz",
             lambda path: np.savez(path, weights=np.zeros(3)),
-            "has neither images nor train_images, only weights",
+            "has neither images nor train_images or x_train, only weights",
         ),
         ("x.npy", lambda path: path.write_bytes(b"none"), r"x\.npy cannot be read"),
         (
@@ -479,12 +479,15 @@ def test_sixteen_bits_are_shown_as_eight():
     assert torch.equal(thumbnails((images.int() * 257).to(torch.uint16), 4), thumbnails(images, 4))
 
 
-def test_one_deep_image_among_others_is_refused(tmp_path):
+@pytest.mark.parametrize(("place", "met"), [(0, True), (101, False)])  # the first is among the headers looked at
+def test_one_deep_image_among_others_is_read_as_they_are(tmp_path, place, met):
     for number in range(200):
         Image.new("L", (4, 4), number).save(tmp_path / f"{number:03}.png")
-    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "101.png")
-    with pytest.raises(InputError, match=r"101\.png has 16-bit pixels, unlike the others"):
-        load_dataset(tmp_path, "all", image_size=4, channels=1)
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / f"{place:03}.png")
+    dataset = load_dataset(tmp_path, "all", image_size=4, channels=1)
+    expected = [round(40_000 / 257) if number == place else number for number in range(200)]
+    assert dataset.images.dtype == torch.uint8 and dataset.images[:, 0, 0, 0].tolist() == expected
+    assert ("some of 16 bits, converted to 8" in dataset.description[2]) == met
 
 
 def test_floats_need_their_range(tmp_path):

@@ -104,7 +104,7 @@ def test_what_does_not_go_with_them_is_refused_before_a_folder_is_made(tmp_path)
         ({"ema_decay": 0.0}, "unlabelled needs the moving average of the weights: give an ema_decay above 0"),
         ({"mixup": 0.8}, "unlabelled does not go with mixup and cutmix: make both 0"),
         ({"unlabelled": 0, "unlabelled_data": "photos"}, "unlabelled_data without a ratio is not used"),
-        ({"unlabelled_data": "photos"}, "data photos is neither"),
+        ({"unlabelled_data": "photos"}, "data photos does not exist"),
         ({"unlabelled_data": torch.zeros(90, 3, 8, 8, dtype=torch.uint8)}, "has 3 channels, the weights want 1"),
     ]:
         with pytest.raises(InputError, match=message):

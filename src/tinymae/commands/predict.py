@@ -36,6 +36,11 @@ class PredictSettings(JoinedSettings):
         None, "labelled data, as --data: its validation images set the temperature of the probabilities"
     )
 
+    @property
+    def further_data(self) -> str | Path | None:
+        """See `RunSettings.further_data`."""
+        return self.calibrate
+
 
 def run(settings: PredictSettings) -> Result[Classifier]:
     """Classify images, which need no labels.
@@ -76,7 +81,8 @@ predict = keywords_of(run, PredictSettings)
 def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
     """The labelled validation images that set the temperature, read as the others are."""
     assert settings.calibrate is not None
-    source = RunSettings(data=settings.calibrate, **settings.reading)
+    reading = settings.reading_for(settings.calibrate, beside=settings.data)
+    source = RunSettings(data=settings.calibrate, **reading)
     (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
     require_channels(dataset, model.in_channels)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)

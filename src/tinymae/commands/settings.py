@@ -17,6 +17,8 @@ from typing_extensions import Self
 
 from ..data.batches import Batch, count_steps, split_batch, step_batches
 from ..data.datasets import Dataset, Images, load_splits
+from ..data.sources.open import COLUMNS, has_columns
+from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
@@ -127,18 +129,25 @@ class DataSettings(Settings):
         None, "held out where the data have no test split (default: 0.1, without labels 0)"
     )
     pixel_range: tuple[float, float] | None = setting(
-        None, "values of black and white of float or 32-bit pixels", nargs=2
+        None,
+        "values of black and white: of float or 32-bit pixels, and of 16-bit ones that use fewer (12 bits: 0 4095)",
+        nargs=2,
     )
-    image_column: str | None = setting(None, "of a table (default: path, file, filename, image)")
-    label_column: str | None = setting(None, "of a table (default: label, class, target)")
-    split_column: str | None = setting(None, "of a table (default: split, set, subset)")
-    skip_unreadable: bool = setting(False, "leave out images that do not decode")
+    image_column: str | None = setting(None, f"of a table (default: {', '.join(PATH_COLUMNS)})")
+    label_column: str | None = setting(None, f"of a table (default: {', '.join(LABEL_COLUMNS)})")
+    split_column: str | None = setting(None, f"of a table (default: {', '.join(SPLIT_COLUMNS)})")
+    skip_unreadable: bool = setting(False, "leave out images that do not decode, or that are missing")
 
     @property
     def reading(self) -> dict[str, Any]:
         """These, as `load_dataset` takes them."""
         own = (f.name for f in fields(DataSettings) if f.name != "output_dir")
         return {name: getattr(self, name) for name in own}
+
+    def reading_for(self, data: Any, *, beside: Any) -> dict[str, Any]:
+        """`reading` for one of two data: columns are those of the other if that alone is a table."""
+        of_other = has_columns(beside) and not has_columns(data)
+        return self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +156,8 @@ class RunSettings(DataSettings):
 
     data: Images = setting(
         "cifar10",
-        "a folder of images or several; a table of paths (.csv, .tsv, .parquet); .npy, .npz or .h5; Parquet or "
-        "save_to_disk of Hugging Face, hf:owner/name; or a name: digits, cifar10, mnist, ...",
+        "a folder of images, or several without labels; image files; a table of paths (.csv, .tsv, .parquet); .npy, "
+        ".npz or .h5; Parquet or save_to_disk of Hugging Face, hf:owner/name; or a name: digits, cifar10, mnist, ...",
         group="data", positional=True, several=True,
     )  # fmt: skip
     labels: Any = setting(None, "of a tensor or array", python=True)
@@ -178,12 +187,17 @@ class RunSettings(DataSettings):
         return self.resolve()
 
     @property
+    def further_data(self) -> Any:
+        """Other data that are read alike, or None."""
+        return None
+
+    @property
     def data_name(self) -> str:
         """The data's name, or its folder's."""
         if isinstance(self.data, str | Path):
             return Path(self.data).name
         if isinstance(self.data, list | tuple):
-            return ", ".join(Path(each).name for each in self.data)
+            return ", ".join([Path(each).name for each in self.data[:3]] + ["..."] * (len(self.data) > 3))
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
     def load(self, *splits: str, image_size: Size | None, channels: int, **options: bool) -> list[Dataset]:
@@ -194,7 +208,8 @@ class RunSettings(DataSettings):
 
     def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
         """The same by name; see `data.datasets.load_splits` for the options."""
-        loaded = load_splits(self.data, splits, labels=self.labels, **options, **self.reading)
+        reading = self.reading_for(self.data, beside=self.further_data)
+        loaded = load_splits(self.data, splits, labels=self.labels, **options, **reading)
         if PartialState().is_main_process and loaded:
             print(*next(iter(loaded.values())).description, sep="\n", flush=True)
         return loaded

@@ -44,6 +44,11 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
     unlabelled_weight: float = setting(1.0, "of their loss")
     unlabelled_warmup: float = setting(0.2, "ratio of the training that comes first, on the labelled images alone")
 
+    @property
+    def further_data(self) -> Images | None:
+        """See `RunSettings.further_data`."""
+        return self.unlabelled_data
+
     def check_unlabelled(self, *, ema_decay: float, mixes: bool) -> None:
         """Raises InputError for settings that do not go together."""
         if self.unlabelled < 0:
@@ -63,7 +68,7 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         if self.unlabelled_data is None:  # without all labels, it is not known how many the teacher finds
             return train_set if with_label(train_set) is train_set else train_set.without_labels()
         channels, height, width = train_set.image_shape
-        source = replace(self, data=self.unlabelled_data, labels=None)
+        source = replace(self, data=self.unlabelled_data, unlabelled_data=self.data, labels=None)
         (dataset,) = source.load("all", image_size=(height, width), channels=channels)
         require_channels(dataset, channels)
         return dataset.without_labels()  # of a folder of its own: they may number other classes

@@ -253,17 +253,19 @@ def load_dataset(
 
     Args:
         data: a name (`digits`, `cifar10`, ... as in `sources.named`; torchvision downloads to `data_dir`); a folder, or
-            several; a table of paths (.csv, .tsv, .parquet); an array file (.npy, .npz, .h5); Parquet files of encoded
-            images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging Face Hub; a tensor or array
-            (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
+            several, read without labels; image files; a table of paths (.csv, .tsv, .parquet); an array file (.npy,
+            .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging
+            Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
         channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
         val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
             labels 0.05 and 0.
-        pixel_range: the values of black and white of float or 32-bit pixels.
-        image_column, label_column, split_column: of tables, where they have other names than the usual ones.
+        pixel_range: the values of black and white, of float or 32-bit pixels and of 16-bit ones that do not use all
+            their values.
+        image_column, label_column, split_column: of tables, where they have other names than the usual ones, in any
+            case.
         memory_limit_gb: larger data are read batch by batch.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
@@ -304,18 +306,19 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
-    source = open_source(data, labels, Reading(**reading))
-    if source.labels is not None and source.labels.ndim == 2 and not several:
+    source = open_source(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
+    unused = source.labels is not None and source.labels.ndim == 2 and not several
+    if unused:
         if labelled:
             raise InputError(
                 f"data {source.name} has several labels an image, this command or its weights know one: give others"
             )
         source.labels = None
     if labelled and source.labels is None:
-        raise no_labels(source.name, splits[0])
+        raise no_labels(source, splits[0])
     everything = np.arange(len(source))
     rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction, masked=masked)
-    description = describe(source, rows)
+    description = describe(source, rows, unused_labels=unused)
     loaded: dict[str, Dataset] = {}
     for split in splits:
         if present and split != "all" and split not in rows:
@@ -328,7 +331,7 @@ def load_splits(
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
         size = 2 if source.depth == "uint16" else 1
         if labelled and dataset.labels is None:
-            raise no_labels(source.name, split)
+            raise no_labels(source, split)
         in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
         loaded[split] = dataset.in_memory() if in_memory else dataset
     return loaded
@@ -370,9 +373,9 @@ def cut(
     }
 
 
-def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
-    """Three lines: what was found, how it is split, and what the images become."""
-    classes = ", no labels"
+def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool = False) -> list[str]:
+    """Three lines: what was found, how it is split, and what the images become; and the notes, if there are any."""
+    classes = ", several labels an image, which are not used here" if unused_labels else ", no labels"
     if source.labels is not None:
         classes = f" in {len(source.classes):,} classes" + ", several an image" * (source.labels.ndim == 2)
         if unlabelled := int((source.labels < 0).sum()):
@@ -387,7 +390,26 @@ def describe(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
         f"data {source.name} ({source.kind}): {len(source):,} images{classes}{left_out}",
         f"splits: {', '.join(f'{name} {len(part):,}' for name, part in rows.items())}{describe_choice(source, rows)}",
         f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
+        *source.notes,
+        *describe_classes(source),
     ]
+
+
+def describe_classes(source: Source) -> list[str]:
+    """What is odd about the classes: that some have no image, or that there are almost as many as images."""
+    if source.labels is None:
+        return []
+    several = source.labels.ndim == 2
+    count = len(source.classes)
+    found = source.labels.sum(axis=0) if several else np.bincount(source.labels[source.labels >= 0], minlength=count)
+    empty = [source.classes[number] for number in np.flatnonzero(found[:count] == 0)]
+    lines = []
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        lines.append(f"classes: {len(empty):,} of {count:,} without any image ({shown})")
+    if not several and 2 * (count - len(empty)) > (labelled := int(found.sum())) > 20:
+        lines.append(f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?")
+    return lines
 
 
 def describe_choice(source: Source, rows: dict[str, np.ndarray]) -> str:
@@ -441,12 +463,9 @@ def no_colour(setting: str, dataset: Dataset) -> InputError:
     )
 
 
-def no_labels(name: str, split: str) -> InputError:
+def no_labels(source: Source, split: str) -> InputError:
     without = ", or for linear-probe and finetune --no-test" if split == "test" else ""
-    return InputError(
-        f"data set {name} has no labels in {split}: sort its images into class sub-folders, or give a table with a "
-        f"column of labels{without}"
-    )
+    return InputError(f"data set {source.name} has no labels in {split}: {source.label_remedy}{without}")
 
 
 def require_channels(dataset: Dataset, in_channels: int) -> None:

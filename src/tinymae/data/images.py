@@ -48,23 +48,20 @@ def unreadable(name: str, error: Exception) -> Exception:
 
 def read_image(
     source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth = "uint8", pixel_range: Range | None = None,
-    may_reduce: bool = True, name: str | None = None,
+    name: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Decode an image file, or its bytes, to pixels (C, H, W): the shorter side resized, then centre-cropped.
 
     One channel is grey, three are RGB, any other number is what a multi-band TIFF or an .npy file (H, W, C) or
-    (C, H, W) holds. `depth` "uint8" scales 16-bit files down, unless it `may_reduce` none, "uint16" scales 8-bit files
-    up. 32-bit and float files need a `pixel_range`. Only the first image of a file with several is read.
+    (C, H, W) holds. `depth` "uint8" scales 16-bit files down, "uint16" scales 8-bit files up. 32-bit and float files
+    need a `pixel_range`. Only the first image of a file with several is read.
 
-    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, for
-    16 bits that may not be reduced, or for a number of channels that its format does not give.
+    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
+    for a number of channels that its format does not give.
     """
     name = name or str(source if isinstance(source, Path) else "of bytes")
     try:
         pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape, name)
-        deep = pixels.mode.startswith("I;16") if isinstance(pixels, Image.Image) else pixels.dtype == np.uint16
-        if deep and depth == "uint8" and pixel_range is None and not may_reduce:
-            raise InputError(f"image {name} has 16-bit pixels, unlike the others: convert it to 8 bits, or them to 16")
         if isinstance(pixels, Image.Image):
             return from_pillow(pixels, shape, depth, pixel_range, name)
         return fit_array(to_depth(pixels, depth, pixel_range, name), shape, name)
@@ -146,9 +143,7 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
     """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
     assert isinstance(path, Path)
     if path.suffix.lower() == ".npy":
-        mapped = np.load(path, allow_pickle=False, mmap_mode="r")  # which sees whether the file is as long as it says
-        if not (isinstance(mapped, np.ndarray) and mapped.size and mapped.dtype.kind in "buif"):
-            raise UnreadableImage(str(path), "it holds no array of pixels")
+        mapped = map_array(path)  # which sees whether the file is as long as it says
         values = np.load(path, allow_pickle=False).astype(mapped.dtype.newbyteorder("="), copy=False)
     else:
         try:
@@ -170,13 +165,21 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
     return values
 
 
+def map_array(path: Path) -> np.ndarray:
+    """The values of an .npy file where they are. Raises UnreadableImage for what cannot be pixels."""
+    mapped = np.load(path, allow_pickle=False, mmap_mode="r")
+    if not (isinstance(mapped, np.ndarray) and mapped.size and mapped.dtype.kind in "buif"):
+        raise UnreadableImage(str(path), "it holds no array of pixels")
+    return mapped
+
+
 def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: str) -> np.ndarray:
     """Values of any type -> uint8 or uint16.
 
     >>> to_depth(np.array([-1.0, 0.0, 1.0]), "uint16", (-1, 1), "scan.tif")
     array([    0, 32768, 65535], dtype=uint16)
 
-    Raises InputError for floats or more than 16 bits without a range.
+    Raises InputError for floats or more than 16 bits without a range, UnreadableImage for NaN and infinity.
     """
     top = {"uint8": 255, "uint16": 65535}[depth]
     if values.dtype == bool:
@@ -195,7 +198,28 @@ def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: 
         )
     low, high = pixel_range
     scaled = (values.astype(np.float64) - low) / (high - low) * top
-    return np.nan_to_num(scaled).round().clip(0, top).astype(depth)
+    if not np.isfinite(scaled).all():
+        raise UnreadableImage(name, "NaN or infinity among its values")
+    return scaled.round().clip(0, top).astype(depth)
+
+
+def remark_on_range(values: np.ndarray, pixel_range: Range | None) -> str:
+    """In brackets, what is worth knowing of some images' values: how many a range clips, or that they fill no range.
+
+    >>> remark_on_range(np.array([-1.0, 0.0, 0.5, 2.0]), (0, 1))
+    ' (50 % of the values lie outside 0 to 1 and are clipped)'
+    >>> remark_on_range(np.array([17, 4001], dtype=np.uint16), None)
+    ' (values up to 4,001: give --pixel-range 0 4095 to use the whole range)'
+    """
+    if pixel_range is not None:
+        low, high = pixel_range
+        outside = 100 * float(((values < low) | (values > high)).mean())
+        return f" ({outside:.2g} % of the values lie outside {low:g} to {high:g} and are clipped)" if outside else ""
+    largest = int(values.max())
+    if values.dtype != np.uint16 or not 0 < largest < 65536 // 4:
+        return ""
+    top = 2 ** largest.bit_length() - 1
+    return f" (values up to {largest:,}: give --pixel-range 0 {top} to use the whole range)"
 
 
 def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Tensor:
@@ -221,23 +245,26 @@ def resize(pixels: Tensor, size: tuple[int, int], *, chunk: int = 1000) -> Tenso
 def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
     """(channels, height, width, type of values) of an image file, without decoding it where that can be.
 
-    Raises UnreadableImage.
+    Raises one of UNREADABLE.
     """
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return *describe_shape(array.shape, channels), str(array.dtype)
-        if is_array(path, channels):
-            import tifffile
+    if path.suffix.lower() == ".npy":
+        array = map_array(path)
+        return *describe_shape(array.shape, channels), str(array.dtype)
+    if is_array(path, channels):
+        import tifffile
 
-            with tifffile.TiffFile(path) as file:
-                return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype)
-        with Image.open(path) as file:
-            deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
-            kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
-            return len(file.getbands()), file.height, file.width, kind
-    except UNREADABLE as error:
-        raise unreadable(str(path), error) from None
+        with tifffile.TiffFile(path) as file:
+            return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype)
+    with Image.open(path) as file:
+        deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
+        kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
+        return len(file.getbands()), file.height, file.width, kind
+
+
+def largest_value(path: Path, shape: tuple[int, int, int]) -> int:
+    """Of an image file's values as they are stored. Raises one of UNREADABLE."""
+    values = open_array(path, shape[0]) if is_array(path, shape[0]) else np.asarray(decode(path, shape, str(path)))
+    return int(values.max())
 
 
 def describe_shape(shape: tuple[int, ...], channels: int) -> tuple[int, int, int]:

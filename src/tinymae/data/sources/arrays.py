@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
 from ...tensors import pair
-from ..images import MAX_CHANNELS, Range, resize, to_depth
-from .source import PartedSource
+from ..images import MAX_CHANNELS, Range, UnreadableImage, cover, remark_on_range, resize, to_depth
+from .source import PartedSource, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+LOOKED_AT = 1000  # images whose values the description is of, and fewer
+LOOKED_AT_BYTES = 2**26  # where they are large
 
 
 class ArraySource(PartedSource):
@@ -50,6 +52,12 @@ class ArraySource(PartedSource):
                 f"data {name} is {first.dtype}: give uint8 or uint16 pixels, or pixel_range LOW HIGH, the values of "
                 "black and white"
             )
+        if pixel_range is not None or first.dtype == np.uint16:
+            fitting = LOOKED_AT_BYTES // (int(np.prod(first.shape[1:])) * first.dtype.itemsize)
+            looked_at = some_rows(len(self), max(1, min(LOOKED_AT, fitting)))
+            self.shown += remark_on_range(self.stored(looked_at), pixel_range)
+        if cover((height, width), self.size, name)[0] != self.size:
+            self.shown += ", resized and centre-cropped"
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
         """The values of these rows as the arrays have them."""
@@ -68,8 +76,16 @@ class ArraySource(PartedSource):
             values = values[:, None]
         elif self.channels_last:
             values = np.moveaxis(values, 3, 1)
-        pixels = torch.from_numpy(np.ascontiguousarray(to_depth(values, self.depth, self.pixel_range, self.name)))
-        return pixels if tuple(pixels.shape[2:]) == self.size else resize(pixels, self.size)
+        try:
+            scaled = to_depth(values, self.depth, self.pixel_range, self.name)
+        except UnreadableImage:
+            first = rows[~np.isfinite(values).reshape(len(values), -1).all(axis=1)][0]
+            raise InputError(f"data {self.name}, row {first}: NaN or infinity among its values: replace them") from None
+        pixels = torch.from_numpy(np.ascontiguousarray(scaled))
+        if tuple(pixels.shape[2:]) == self.size:
+            return pixels
+        (height, width), (top, left) = cover((pixels.shape[2], pixels.shape[3]), self.size, self.name)
+        return resize(pixels, (height, width))[..., top : top + self.size[0], left : left + self.size[1]].contiguous()
 
     def digest(self, rows: np.ndarray) -> str:
         """Of all values and labels, as they are stored: resizing them to know them would take as long as an epoch."""
@@ -93,6 +109,11 @@ def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, 
     """(C, H, W) of an array (N, ...) of images. Raises InputError for one that has no such shape."""
     if len(shape) not in (3, 4) or not all(shape):
         raise InputError(f"data has shape {tuple(shape)}: give images (N, C, H, W), (N, H, W, C) or (N, H, W)")
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[2] < min(shape[:2]):
+        raise InputError(
+            f"data has shape {tuple(shape)}, which looks like one image (H, W, C): add an axis, images[None]; or, if "
+            "they are grey images (N, H, W), images[:, None]"
+        )
     if len(shape) == 3:
         return (1, *shape[1:])
     channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
@@ -115,7 +136,7 @@ def open_array(images: Any, labels: Any, *, image_size=None, pixel_range: Range 
 
 def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:
     """An .npy file of images, or an .npz or HDF5 file of `images` and `labels`, or of `train_images`,
-    `train_labels`, `val_images` and so on, as MedMNIST names them.
+    `train_labels`, `val_images` and so on, as MedMNIST names them, or `x_train`, `y_train`, as Keras does.
 
     Raises InputError for a file without them, or that is damaged.
     """
@@ -128,10 +149,12 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
             arrays = open_hdf5(path)
     except (OSError, ValueError, EOFError) as error:
         raise refusal(error, f"data {path} cannot be read: {first_line(error)}") from None
-    pairs = {"": find_pair(arrays, "")} | {split: find_pair(arrays, f"{split}_") for split in ("train", "val", "test")}
+    pairs = {split: find_pair(arrays, split) for split in ("", "train", "val", "test")}
     found = {split: pair for split, pair in pairs.items() if pair[0] is not None}
     if not found:
-        raise InputError(f"data {path} has neither images nor train_images, only {', '.join(sorted(arrays))}")
+        raise InputError(
+            f"data {path} has neither images nor train_images or x_train, only {', '.join(sorted(arrays))}"
+        )
     source = ArraySource(
         path.stem, [images for images, _ in found.values()], image_size=image_size, pixel_range=pixel_range
     )
@@ -194,13 +217,22 @@ class Hdf5Array:
         return self[np.arange(len(self))]
 
 
-def find_pair(arrays: dict[str, Any], prefix: str) -> tuple[Any, Any]:
+def find_pair(arrays: dict[str, Any], split: str) -> tuple[Any, Any]:
     """Images and labels of a split, None for what is missing."""
     images, labels = (
-        next((arrays[prefix + key] for key in keys if prefix + key in arrays), None)
+        next((arrays[name] for key in keys for name in names_of(key, split) if name in arrays), None)
         for keys in (IMAGE_KEYS, LABEL_KEYS)
     )
     return images, labels
+
+
+def names_of(key: str, split: str) -> list[str]:
+    """What the array of a split may be called.
+
+    >>> names_of("x", "train"), names_of("x", "")
+    (['train_x', 'x_train'], ['x'])
+    """
+    return [f"{split}_{key}", f"{key}_{split}"] if split else [key]
 
 
 def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None]:

@@ -13,10 +13,17 @@ from torch import Tensor
 from ...errors import InputError, first_line, refusal
 from ..images import Range, UnreadableImage, read_image
 from ..splits import hash_rows
-from .arrays import number_labels
 from .files import SPLIT_NAMES
 from .source import PartedSource
-from .table import LABEL_COLUMNS, label_values
+from .table import (
+    LABEL_COLUMNS,
+    SPLIT_COLUMNS,
+    choose_column,
+    describe_columns,
+    read_splits,
+    strings,
+    take_labels,
+)  # fmt: skip
 
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
@@ -26,12 +33,13 @@ class ArrowSource(PartedSource):
 
     Args:
         parts: Hugging Face `Dataset`s by the name of their split; "" for one that is not split.
-        image_column, label_column: None is the only column of images, and the only one of class labels.
+        image_column, label_column, split_column: None is the only column of images, the first of class labels, and
+            the first that names splits.
     """
 
     def __init__(
         self, name: str, parts: dict[str, Any], *, shape: tuple[int, int, int], pixel_range: Range | None = None,
-        image_column: str | None = None, label_column: str | None = None,
+        image_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
     ):  # fmt: skip
         from datasets import Image
 
@@ -40,28 +48,43 @@ class ArrowSource(PartedSource):
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, image_column)
         label = choose_label_column(name, features, label_column)
+        split = self.read_splits(parts, split_column)
         self.parts = [
             part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
         ]
         if not len(self):
             raise InputError(f"data {name} has no rows")
-        if label:
-            self.read_labels(parts, features[label], label)
+        label = take_labels(
+            self, self.read_column(parts, label) if label else None, label, [*features],
+            given=label_column is not None, classes=class_names(features[label]) if label else (),
+        )  # fmt: skip
         if list(parts) != [""]:
             self.split_by_parts(parts)
         self.split_names = list(parts)
-        self.shown = f"encoded images, column {self.column}"
+        self.shown = "encoded images"
+        self.notes.append(describe_columns(images=self.column, labels=label, splits=split))
 
-    def read_labels(self, parts: dict[str, Any], feature: Any, column: str) -> None:
-        """Class numbers, without decoding an image."""
+    def read_column(self, parts: dict[str, Any], column: str) -> pa.ChunkedArray:
+        """A column of all parts, without decoding an image."""
         columns = [part.select_columns([column]).with_format("arrow")[:].column(column) for part in parts.values()]
-        values = pa.chunked_array([chunk for each in columns for chunk in each.chunks])
-        known = getattr(feature, "names", None)
-        self.classes, self.labels = number_labels(label_values(values), len(self))
-        if known and self.labels is not None:
-            if len(self.classes) > len(known):
-                raise InputError(f"data {self.name} has label {len(self.classes) - 1}, but {len(known)} classes")
-            self.classes = list(known)
+        return pa.chunked_array([chunk for each in columns for chunk in each.chunks])
+
+    def read_splits(self, parts: dict[str, Any], given: str | None) -> str | None:
+        """The splits that a column names, of data that come as one, and the column: a usual one only if it names splits
+        and nothing else.
+        """
+        features = next(iter(parts.values())).features
+        column = choose_column([*features], f"data {self.name}", given, SPLIT_COLUMNS, "split")
+        if column is None or (given is None and list(parts) != [""]):
+            return None
+        if list(parts) != [""]:
+            raise InputError(f"split_column {given}: data {self.name} has the splits {', '.join(parts)}; leave it out")
+        values = self.read_column(parts, column)
+        if given is None and not ("string" in str(values.type) and names_splits(values.unique().to_pylist())):
+            return None
+        where = f"data {self.name}, row"
+        self.splits = read_splits(strings(values, column, where, first=0), column, where, first=0)
+        return column
 
     def names(self, rows: np.ndarray) -> Sequence[str]:
         """The split and the row in it: train/17."""
@@ -105,9 +128,7 @@ def choose_image_column(name: str, features: Any, given: str | None) -> str:
     if not columns:  # a Parquet file that another program wrote: bytes, or bytes and a path
         columns = [column for column, feature in features.items() if holds_bytes(feature)]
     if given is not None:
-        if given not in features:
-            raise InputError(f"image_column {given} is none of data {name}'s columns, {', '.join(features)}")
-        return given
+        return str(choose_column([*features], f"data {name}", given, (), "image"))
     if len(columns) != 1:
         found = f"{len(columns)} columns of images" if columns else "no column of images"
         raise InputError(f"data {name} has {found}, only {', '.join(columns or features)}: give --image-column")
@@ -123,10 +144,18 @@ def holds_bytes(feature: Any) -> bool:
 
 def choose_label_column(name: str, features: Any, given: str | None) -> str | None:
     """The column of class labels, or None. Raises InputError for a given one that is not there."""
-    if given is not None and given not in features:
-        raise InputError(f"label_column {given} is none of data {name}'s columns, {', '.join(features)}")
-    labels = [column for column, feature in features.items() if hasattr(feature, "names")]
-    return given or next((column for column in [*labels, *LABEL_COLUMNS] if column in features), None)
+    labels = [column for column, feature in features.items() if class_names(feature)]
+    return choose_column([*features], f"data {name}", given, [*labels, *LABEL_COLUMNS], "label")
+
+
+def names_splits(names: Sequence[str | None]) -> bool:
+    """Whether all are names of splits."""
+    return all(name is not None and name.lower() in SPLIT_NAMES for name in names)
+
+
+def class_names(feature: Any) -> Sequence[str]:
+    """Of a column of class labels, or of lists of them; none of another one."""
+    return getattr(getattr(feature, "feature", feature), "names", None) or ()
 
 
 def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:

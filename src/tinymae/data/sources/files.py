@@ -1,5 +1,6 @@
 """Images in files of their own: a folder, several folders, or a table of paths."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -12,8 +13,17 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import EXTENSIONS, Range, UnreadableImage, look_at_header, read_image
-from .source import Source
+from ..images import (
+    EXTENSIONS,
+    UNREADABLE,
+    Range,
+    cover,
+    largest_value,
+    look_at_header,
+    read_image,
+    remark_on_range,
+)  # fmt: skip
+from .source import Source, some_rows
 
 # What folders of the splits may be called, in any case.
 SPLIT_NAMES = {
@@ -57,7 +67,7 @@ class FilesSource(Source):
     def digest(self, rows: np.ndarray) -> str:
         """Of names, sizes in bytes, and labels."""
         names = self.names(rows)
-        sizes = np.array([os.stat(self.root / name).st_size for name in names], dtype="<i8")
+        sizes = np.array([size_of(self.root / name) for name in names], dtype="<i8")
         return hashlib.sha256(super().digest(rows).encode() + sizes.tobytes()).hexdigest()
 
     def read(self, rows: np.ndarray) -> Tensor:
@@ -65,24 +75,53 @@ class FilesSource(Source):
         return torch.stack([
             read_image(
                 self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range,
-                may_reduce=False, name=str(self.root / name),
+                name=str(self.root / name),
             )
             for name in self.names(rows)
         ])  # fmt: skip
 
     def look_at_headers(self) -> None:
-        """Settle the depth, and how to describe the images, by some of them."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), LOOKED_AT)).round().astype(int))
-        sizes: Counter[str] = Counter()
-        for name in self.names(rows):
-            try:
-                channels, height, width, values = look_at_header(self.root / name, self.image_shape[0])
-            except UnreadableImage:
-                continue  # met, and refused or left out, when it is read
-            sizes[f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {values}"] += 1
-            if values != "uint8":
-                self.depth = "uint16"
+        """Settle the depth, which is that of most images, and how to describe them, by some of them."""
+        names = self.names(some_rows(len(self), LOOKED_AT))
+        headers = {name: header for name in names if (header := self.look_at_header(name))}
+        sizes = Counter(
+            f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {values}"
+            for channels, height, width, values in headers.values()
+        )
         self.shown = ", ".join(shown for shown, _ in sizes.most_common(2)) + (" and others" if len(sizes) > 2 else "")
+        bits = [8 * np.dtype(values).itemsize for *_, values in headers.values()]
+        if (deep := sum(each > 8 for each in bits)) and 2 * deep >= len(bits):
+            self.depth = "uint16"
+        kept = 8 * np.dtype(self.depth).itemsize
+        if odd := [each for each in bits if (each > 8) != (kept > 8)]:
+            self.shown += f", some of {odd[0]} bits, converted to {kept}"
+        if self.depth == "uint16" and self.pixel_range is None:
+            deep_ones = [name for name, (*_, values) in headers.items() if values == "uint16"]
+            self.shown += remark_on_range(self.largest_values(deep_ones), None)
+        size = self.image_shape[1:]
+        if any(cover((height, width), size, self.name)[0] != size for _, height, width, _ in headers.values()):
+            self.shown += ", resized and centre-cropped"
+
+    def look_at_header(self, name: str) -> tuple[int, int, int, str] | None:
+        """Of one image, None if it cannot be read: it is met, and refused or left out, when it is."""
+        with contextlib.suppress(*UNREADABLE):
+            header = look_at_header(self.root / name, self.image_shape[0])
+            cover(header[1:3], self.image_shape[1:], name)
+            return header
+        return None
+
+    def largest_values(self, names: Sequence[str]) -> np.ndarray:
+        """Of 16-bit images, uint16; 0 of one that cannot be read."""
+        values = [0]
+        for name in names:
+            with contextlib.suppress(*UNREADABLE):
+                values.append(largest_value(self.root / name, self.image_shape))
+        return np.array(values, dtype=np.uint16)
+
+
+def size_of(path: Path) -> int:
+    """Of a file in bytes, -1 of one that is missing, which a table may name."""
+    return os.stat(path).st_size if path.is_file() else -1
 
 
 # ---- folders
@@ -95,9 +134,10 @@ def open_folders(
 
     Raises InputError: a missing or empty folder, images beside class folders, a class that train lacks.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"folder {folder} does not exist")
+    if missing := [folder for folder in folders if not folder.exists()]:
+        raise InputError(f"data {missing[0]} does not exist: several data are folders, or image files")
+    if files := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"data {files[0]} is no folder, as others are: give folders, or image files")
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
     found: list[str] = []
     left_out: list[str] = []
@@ -115,7 +155,27 @@ def open_folders(
     source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
     source.labels, source.classes, source.splits = layout
     source.left_out = left_out
+    if len(folders) > 1:
+        source.kind = "several folders, read without labels"
+        source.label_remedy = (
+            "several folders are read without labels; give one folder with class sub-folders, or a table with a "
+            "column of labels"
+        )
     return source
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether there is a file whose name is that of an image."""
+    return path.name.lower().endswith(EXTENSIONS) and path.is_file()
+
+
+def open_images(files: Sequence[Path], *, shape: tuple[int, int, int], pixel_range: Range | None = None) -> FilesSource:
+    """Single image files, without labels."""
+    resolved = {file.resolve() for file in files}
+    root = Path(os.path.commonpath([file.parent for file in resolved]))
+    paths = sorted(file.relative_to(root).as_posix() for file in resolved)
+    name = files[0].name if len(files) == 1 else root.name
+    return FilesSource(name, "images", root, paths, shape=shape, pixel_range=pixel_range)
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Which reader a user's data need."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from ...tensors import pair
 from ..images import MAX_CHANNELS, Range
 from .arrays import ARRAYS, open_array, open_array_file
 from .arrow import HUB, open_arrow
-from .files import open_folders
+from .files import is_image_file, open_folders, open_images
 from .named import NAMED, open_named
 from .source import Source
 from .table import TABLES, open_table, read_table
 from .torch_dataset import TorchSource
 
+COLUMNS = ("image_column", "label_column", "split_column")
 FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
 
 
@@ -33,6 +35,7 @@ class Reading:
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    skip_unreadable: bool = False
 
     def __post_init__(self):
         if not 1 <= self.channels <= MAX_CHANNELS:
@@ -51,15 +54,21 @@ class Reading:
         """What readers of tables want to know."""
         return {
             "shape": self.shape, "pixel_range": self.pixel_range, "image_column": self.image_column,
-            "label_column": self.label_column,
+            "label_column": self.label_column, "split_column": self.split_column,
         }  # fmt: skip
 
 
 def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     """The reader of a name, a path, an array, or a torch Dataset.
 
-    Raises InputError for what is none of them, or cannot be read.
+    Raises InputError for what is none of them, or cannot be read, and for columns of data that have none.
     """
+    given = next((name for name in COLUMNS if getattr(reading, name) is not None), None)
+    if given and not has_columns(data):
+        what = data if isinstance(data, str | Path | list | tuple) else type(data).__name__
+        raise InputError(
+            f"{given} {getattr(reading, given)} is of tables, and data {what} has no columns: leave it out"
+        )
     sized: dict[str, Any] = {"image_size": reading.image_size, "pixel_range": reading.pixel_range}
     if isinstance(data, Tensor | np.ndarray):
         return open_array(data, labels, **sized)
@@ -67,10 +76,12 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
         raise InputError(f"labels go with a tensor or an array of images; data {data} has its own")
     if isinstance(data, list | tuple) and len(data) == 1:
         return open_source(data[0], labels, reading)
+    shaped: dict[str, Any] = {"shape": reading.shape, "pixel_range": reading.pixel_range}
     if isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data):
         if all(str(each).endswith(".parquet") for each in data):
             return open_arrow(list(map(str, data)), **reading.columns)
-        return open_folders([Path(each) for each in data], shape=reading.shape, pixel_range=reading.pixel_range)
+        paths = list(map(Path, data))
+        return open_images(paths, **shaped) if all(map(is_image_file, paths)) else open_folders(paths, **shaped)
     if not isinstance(data, str | Path):
         if isinstance(data, Sequence) or not hasattr(data, "__getitem__"):
             open_array(data, None)  # says what to give
@@ -87,13 +98,30 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     if path.suffix.lower() in ARRAYS and path.is_file():
         return open_array_file(path, **sized)
     if path.suffix.lower() in TABLES and path.is_file():
-        return open_table(path, split_column=reading.split_column, **reading.columns)
+        return open_table(path, skip_unreadable=reading.skip_unreadable, **reading.columns)
+    if is_image_file(path):
+        return open_images([path], **shaped)
     if not path.is_dir():
-        raise InputError(
-            f"data {name} is neither one of digits, {', '.join(NAMED)}, nor a folder, a table ({', '.join(TABLES)}) "
-            f"or an array file ({', '.join(ARRAYS)}) that exists, nor {HUB}owner/name"
-        )
-    return open_folders([path], shape=reading.shape, pixel_range=reading.pixel_range)
+        raise no_such_data(name)
+    return open_folders([path], **shaped)
+
+
+def no_such_data(name: str) -> InputError:
+    """Of a name that is no data set's, and no path to data."""
+    known = ["digits", *NAMED]
+    close = difflib.get_close_matches(name, known, n=1)
+    wrong = "is of no known kind" if Path(name).exists() else "does not exist"
+    return InputError(
+        f"data {name} {wrong}{f' (did you mean {close[0]}?)' if close else ''}: give a folder, image files, a table "
+        f"({', '.join(TABLES)}), an array file ({', '.join(ARRAYS)}), {HUB}owner/name, or one of {', '.join(known)}"
+    )
+
+
+def has_columns(data: Any) -> bool:
+    """Whether data are a table, of paths or of images."""
+    if isinstance(data, list | tuple):
+        return bool(data) and all(map(has_columns, data))
+    return isinstance(data, str | Path) and (Path(data).suffix.lower() in TABLES or is_arrow(str(data)))
 
 
 def is_arrow(name: str) -> bool:

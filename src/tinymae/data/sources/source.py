@@ -26,6 +26,8 @@ class Source:
         depth: of the pixels that `read` gives.
         left_out: what was found beside the images, and is not read.
         shown: an image's size and depth as stored, for the user to read.
+        notes: further lines for the user to read.
+        label_remedy: what to do for labels where there are none.
     """
 
     kind = ""
@@ -38,9 +40,12 @@ class Source:
     held_out: dict[str, int]
     left_out: list[str]
     shown: str
+    notes: list[str]
+    label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
 
     def __init__(self, name: str):
         self.name, self.classes, self.splits, self.held_out, self.left_out, self.shown = name, [], {}, {}, [], ""
+        self.notes = []
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -78,6 +83,11 @@ class Source:
                 images.append(None)
                 bad += self.names(one)
         return images, bad
+
+
+def some_rows(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` rows, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int)
 
 
 class PartedSource(Source):

@@ -1,5 +1,6 @@
 """A table of image paths: CSV, TSV or Parquet."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,42 +11,50 @@ from ...errors import InputError, first_line, refusal
 from ..images import Range
 from .arrays import number_labels
 from .files import SPLIT_NAMES, FilesSource
+from .source import Source
 
 TABLES = (".csv", ".tsv", ".parquet")
 # What a column may be called, unless it is named by a flag.
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
-LABEL_COLUMNS = ("label", "class", "target", "category")
+LABEL_COLUMNS = ("label", "class", "target", "category", "labels", "classes")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 SEPARATOR = ";"  # of the classes of an image that has several
 
 
 def open_table(
     path: Path, *, shape: tuple[int, int, int], pixel_range: Range | None = None, image_column: str | None = None,
-    label_column: str | None = None, split_column: str | None = None,
+    label_column: str | None = None, split_column: str | None = None, skip_unreadable: bool = False,
 ) -> FilesSource:  # fmt: skip
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
 
-    A row whose label is empty has none. Raises InputError: no such file or column, an empty path, a split of another
-    name.
+    A row whose label is empty has none. With `skip_unreadable`, a missing file is an unreadable image. Raises
+    InputError: no such file or column, an empty path, a split of another name, an image in two splits.
     """
-    table = read_table(path)
-    column = choose_column(table, path, image_column, PATH_COLUMNS, "image")
+    table, where = read_table(path), f"table {path}"
+    names = table.column_names
+    column = choose_column(names, where, image_column, PATH_COLUMNS, "image")
     if column is None:
         raise InputError(
-            f"table {path} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(table.column_names)}: "
-            "give --image-column"
+            f"{where} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(names)}: give --image-column"
         )
-    paths = strings(table, column, path)
+    paths = strings(table.column(column), column, f"{where}, line", first=2)
     if not paths:
-        raise InputError(f"table {path} has no rows")
-    for row, name in enumerate(paths, start=2):  # as an editor counts the lines of a file with a header
+        raise InputError(f"{where} has no rows")
+    for row, name in enumerate(paths if not skip_unreadable else (), start=2):
         if not (path.parent / name).is_file():
-            raise InputError(f"table {path}, line {row}: image {path.parent / name} does not exist")
+            raise InputError(
+                f"{where}, line {row}: image {path.parent / name} does not exist: leave the row out, or give "
+                "--skip-unreadable"
+            )
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
-    if label := choose_column(table, path, label_column, LABEL_COLUMNS, "label"):
-        source.classes, source.labels = settle_labels(label_values(table.column(label)))
-    if split := choose_column(table, path, split_column, SPLIT_COLUMNS, "split"):
-        source.splits = read_splits(strings(table, split, path), path, split)
+    label = choose_column(names, where, label_column, LABEL_COLUMNS, "label")
+    label = take_labels(source, table.column(label) if label else None, label, names, given=label_column is not None)
+    if split := choose_column(names, where, split_column, SPLIT_COLUMNS, "split"):
+        source.splits = read_splits(
+            strings(table.column(split), split, f"{where}, line", first=2), split, f"{where}, line", first=2
+        )
+        require_one_split(paths, source.splits, where)
+    source.notes.append(describe_columns(images=column, labels=label, splits=split))
     return source
 
 
@@ -58,59 +67,166 @@ def read_table(path: Path) -> pa.Table:
             return parquet.read_table(path)
         from pyarrow import csv
 
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=find_delimiter(path)))
     except (pa.ArrowException, OSError) as error:
         raise refusal(error, f"table {path} cannot be read: {first_line(error)}") from None
 
 
-def choose_column(table: pa.Table, path: Path, given: str | None, known: Sequence[str], what: str) -> str | None:
-    """The column of this name, or the first of the known ones that the table has."""
-    if given is not None and given not in table.column_names:
-        raise InputError(f"{what}_column {given} is none of table {path}'s columns, {', '.join(table.column_names)}")
-    return given or next((name for name in known if name in table.column_names), None)
+def find_delimiter(path: Path) -> str:
+    """What separates columns: the most frequent one in the first line."""
+    with open(path, errors="replace") as file:
+        header = file.readline()
+    return max("\t,;" if path.suffix.lower() == ".tsv" else ",;\t", key=header.count)
 
 
-def strings(table: pa.Table, column: str, path: Path) -> list[str]:
-    """A column as strings. Raises InputError for a row without a value."""
-    values = table.column(column)
+# ---- columns
+
+
+def choose_column(
+    columns: Sequence[str], where: str, given: str | None, known: Sequence[str], what: str
+) -> str | None:  # fmt: skip
+    """The column of the given name, or the first of the known ones that there is: exactly so, or else in another case.
+
+    >>> choose_column(["filename", "Label"], "table a.csv", None, ("label", "class"), "label")
+    'Label'
+    """
+    wanted = known if given is None else [given]
+    lower = {column.lower(): column for column in reversed(columns)}
+    found = [name for name in wanted if name in columns]
+    found += [lower[name.lower()] for name in wanted if name.lower() in lower]
+    if given is not None and not found:
+        raise InputError(f"{what}_column {given} is none of {where}'s columns, {', '.join(columns)}")
+    return found[0] if found else None
+
+
+def describe_columns(**columns: str | None) -> str:
+    """Which columns are used, for the user to read.
+
+    >>> describe_columns(images="filename", labels="Label", splits=None)
+    'columns: images from filename, labels from Label'
+    """
+    return "columns: " + ", ".join(f"{what} from {column}" for what, column in columns.items() if column)
+
+
+def strings(values: pa.ChunkedArray, column: str, where: str, *, first: int) -> list[str]:
+    """A column as strings. Raises InputError for a row without a value; the first row is number `first`."""
     if values.null_count:
         row = values.is_null().to_numpy().argmax()
-        raise InputError(f"table {path}, line {row + 2}: column {column} is empty: fill it in, or leave the row out")
-    return values.cast(pa.large_string()).to_pylist()
+        raise InputError(f"{where} {row + first}: column {column} is empty: fill it in, or leave the row out")
+    try:
+        return values.cast(pa.large_string()).to_pylist()
+    except pa.ArrowException:
+        raise InputError(f"{where} {first}: column {column} is of type {values.type}: give one of strings") from None
 
 
-def label_values(column: pa.ChunkedArray) -> np.ndarray:
+def read_splits(names: Sequence[str], column: str, where: str, *, first: int) -> dict[str, np.ndarray]:
+    """The rows of each split that a column names."""
+    for row, name in enumerate(names, start=first):
+        if name.lower() not in SPLIT_NAMES:
+            raise InputError(f"{where} {row}: {column} {name!r} is none of train, val and test")
+    parts = np.array([SPLIT_NAMES[name.lower()] for name in names])
+    return {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+
+
+def require_one_split(paths: Sequence[str], splits: dict[str, np.ndarray], where: str) -> None:
+    """Raises InputError for an image that is in two splits."""
+    seen: dict[str, str] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            other = seen.setdefault(os.path.normpath(paths[row]), split)
+            if other != split:
+                raise InputError(f"{where}: image {paths[row]} is in {other} and in {split}: keep one of its rows")
+
+
+# ---- labels
+
+
+def take_labels(
+    source: Source, values: pa.ChunkedArray | None, column: str | None, columns: Sequence[str], *, given: bool,
+    classes: Sequence[str] = (),
+) -> str | None:  # fmt: skip
+    """Let a source have the labels of a column, if there is one: numbers of `classes`, where these are known.
+
+    Returns the column, or None if it holds no labels. Raises InputError for such a column if the user has named it.
+    """
+    others = f"give --label-column, one of its columns {', '.join(columns)}"
+    if values is None:
+        source.label_remedy = others
+        return None
+    if can_be_labels(values.type):
+        source.classes, source.labels = read_labels(values, classes)
+        source.label_remedy = f"fill in its column {column}"
+        return column
+    wrong = f"column {column} is of type {values.type}, and labels are numbers from 0, names, or lists of them"
+    if given:
+        raise InputError(f"label_column {column}: {wrong}")
+    source.notes.append(f"labels: none, as {wrong}")
+    source.label_remedy = f"{wrong}; {others}"
+    return None
+
+
+def can_be_labels(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold labels.
+
+    >>> can_be_labels(pa.list_(pa.string())), can_be_labels(pa.struct([("name", pa.string())]))
+    (True, False)
+    """
+    kind = kind.value_type if holds_lists(kind) else kind
+    return not (pa.types.is_nested(kind) or "binary" in str(kind))
+
+
+def holds_lists(kind: pa.DataType) -> bool:
+    """Whether a cell of a column of this type holds a list."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def read_labels(column: pa.ChunkedArray, known: Sequence[str] = ()) -> tuple[list[str], np.ndarray | None]:
+    """The classes, and each row's number (N,); or of a column of lists, or if a row names several, "cat;dog", which
+    classes it has: uint8 (N, classes). Numbers may be those of `known` classes.
+
+    >>> read_labels(pa.chunked_array([["dog", "cat; dog", None]]))[1].tolist()
+    [[0, 1], [1, 1], [0, 0]]
+
+    Raises InputError for what are no labels, or a number beyond the known classes.
+    """
+    if holds_lists(column.type):
+        classes, labels = read_lists(column.combine_chunks())
+    elif (given := label_values(column)).dtype.kind == "U" and any(SEPARATOR in label for label in given):
+        named = [[name.strip() for name in label.split(SEPARATOR)] for label in given]
+        classes, labels = read_lists(pa.array(named))
+    else:
+        classes, labels = number_labels(given, len(given))
+    if not known or labels is None:
+        return classes, labels
+    if len(classes) > len(known):
+        raise InputError(f"labels go up to {len(classes) - 1}, but there are {len(known)} classes")
+    if labels.ndim == 2:
+        labels = np.pad(labels, ((0, 0), (0, len(known) - len(classes))))
+    return list(known), labels
+
+
+def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Labels (N,) as a column has them, numbers from 0 or names; -1 or "" where a cell is empty.
 
     >>> label_values(pa.chunked_array([[3, None]])), label_values(pa.chunked_array([["cat", None]]))
     (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
     if pa.types.is_integer(column.type):
-        return column.fill_null(-1).to_numpy()
-    return np.array(column.cast(pa.large_string()).fill_null("").to_pylist())
+        return np.asarray(column.fill_null(-1))
+    return np.array(column.cast(pa.large_string()).fill_null("").to_pylist(), dtype=np.str_)
 
 
-def settle_labels(labels: np.ndarray) -> tuple[list[str], np.ndarray | None]:
-    """The classes, and each row's number (N,); or if a row names several, "cat;dog", which it has: uint8 (N, classes).
+def read_lists(lists: pa.Array) -> tuple[list[str], np.ndarray | None]:
+    """The classes, and which of them each row lists: uint8 (N, classes)."""
+    from pyarrow import compute
 
-    >>> settle_labels(np.array(["dog", "cat; dog", ""]))[1].tolist()
-    [[0, 1], [1, 1], [0, 0]]
-    """
-    if labels.dtype.kind == "U" and any(SEPARATOR in label for label in labels):
-        from sklearn.preprocessing import MultiLabelBinarizer
-
-        binarizer = MultiLabelBinarizer()
-        named = ([name.strip() for name in label.split(SEPARATOR) if name.strip()] for label in labels)
-        several = binarizer.fit_transform(named).astype(np.uint8)
-        return binarizer.classes_.tolist(), several
-    return number_labels(labels, len(labels))
-
-
-def read_splits(names: list[str], path: Path, column: str) -> dict[str, np.ndarray]:
-    """The rows of each split that a column names."""
-    for row, name in enumerate(names, start=2):
-        if name.lower() not in SPLIT_NAMES:
-            raise InputError(f"table {path}, line {row}: {column} {name!r} is none of train, val and test")
-    parts = np.array([SPLIT_NAMES[name.lower()] for name in names])
-    return {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+    flat = label_values(compute.list_flatten(lists))
+    if not len(flat):
+        return [], None
+    classes, numbers = number_labels(flat, len(flat))
+    if numbers is None:
+        return [], None
+    named = numbers >= 0
+    several = np.zeros((len(lists), len(classes)), dtype=np.uint8)
+    several[np.asarray(compute.list_parent_indices(lists))[named], numbers[named]] = 1
+    return classes, several
