@@ -176,3 +176,14 @@ def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
     assert "holds another run (layers was [-1], now [0]" in refused(capsys, "embed", **settings, layers=(0,))
     shutil.rmtree(tmp_path / "run")
     assert "layers [7] must name some of this encoder's 2" in refused(capsys, "embed", **settings, layers=(7,))
+
+
+@pytest.mark.parametrize("given", [{}, {"pixel_range": (0, 4095)}])
+def test_images_of_quite_another_contrast_than_those_of_training_are_remarked_on(given, tmp_path, capsys):
+    """Values of 12 bits, read by the range of 16 or by their own."""
+    values = np.random.default_rng(0).integers(0, 4096, (40, 1, 8, 8), dtype=np.uint16)
+    mean, std = load_dataset(values, "all", pixel_range=(0, 4095)).statistics
+    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = MaskedAutoencoder(**sizes, mean=mean, std=std).eval()
+    tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path, **given)
+    assert ("were these read with another --pixel-range?" in capsys.readouterr().out) == (not given)

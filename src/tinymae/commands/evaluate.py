@@ -12,7 +12,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, has_several, require_channels, with_label
+from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -33,7 +33,7 @@ from ..models.masking import count_hidden, random_mask
 from ..randomness import seeded
 from ..training.device import choose_attention
 from ..training.run import Run
-from .features import Split, WeightsSettings, map_together, whole_batches
+from .features import Split, WeightsSettings, map_together, require_fit, whole_batches
 from .settings import Result, keywords_of, setting, with_default
 from .several import report_several
 
@@ -76,7 +76,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     )  # fmt: skip
     if isinstance(model, Classifier):
         dataset = with_label(dataset)
-    require_channels(dataset, model.in_channels)
+    require_fit(model, dataset)
     look: partial[dict]
     if isinstance(model, Classifier):
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)

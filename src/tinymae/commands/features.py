@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 
+from ..data.batches import pick
 from ..data.datasets import Dataset, require_channels
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
@@ -22,6 +23,8 @@ from ..randomness import derive_seed
 from ..training.device import choose_attention, gather_parts
 from .settings import SheetSettings, setting
 
+LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
+UNLIKE = 4.0  # times it
 M = TypeVar("M", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
@@ -54,7 +57,7 @@ class JoinedSettings(WeightsSettings):
         size, channels = model.image_size, model.in_channels
         loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
         for dataset in loaded.values():
-            require_channels(dataset, channels)
+            require_fit(model, dataset)
         on_device = {name: dataset.to(accelerator.device) for name, dataset in loaded.items()}
         return JoinedSplits(on_device, self.show_channels)
 
@@ -77,6 +80,20 @@ class FeatureSettings(JoinedSettings):
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
         return model, encode
+
+
+def require_fit(model: Model, dataset: Dataset) -> None:
+    """Raises InputError unless the images have the weights' channels. Says so where their contrast is quite another
+    than in training: read with another range, images look black or white to the weights.
+    """
+    require_channels(dataset, model.in_channels)
+    some = pick(dataset, LOOKED_AT)
+    contrast = float(model.normalise(some[torch.arange(len(some))][0]).std(dim=(0, 2, 3)).mean())  # 1 in training
+    if not 1 / UNLIKE < contrast < UNLIKE and PartialState().is_main_process:
+        print(
+            f"data {dataset.name}: the images have {contrast:.2g} times the contrast of those that the weights were "
+            "trained on: were these read with another --pixel-range?"
+        )
 
 
 class JoinedSplits:

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
 from ..data.batches import Batch, MixedBatch
-from ..data.datasets import Dataset, has_several, require_channels, with_label
+from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, describe_absent, describe_accuracy
@@ -36,7 +36,7 @@ from ..training.loop import Schedule, create_optimizer, parameter_groups, train_
 from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
-from .features import map_together
+from .features import map_together, require_fit
 from .recipes import RecipeSettings
 from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, peak_rate, setting, with_default
 from .several import report_several
@@ -147,9 +147,10 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
         mean, std = train_set.statistics
         data: dict[str, Any] = {"image_size": train_set.image_shape[1:], "in_channels": train_set.image_shape[0]}
         start = MaskedAutoencoder(**settings.constructor_settings, **data, mean=mean, std=std)
-    elif settings.from_scratch:
-        start = type(start)(**start.config)
-    require_channels(train_set, start.in_channels)
+    else:
+        require_fit(start, train_set)
+        if settings.from_scratch:
+            start = type(start)(**start.config)
     model = build_classifier(
         start, classes=train_set.classes, several=has_several(train_set), pool=settings.pool,
         drop_path=settings.drop_path, patch_drop=settings.patch_drop or 0.0,

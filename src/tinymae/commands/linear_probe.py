@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.datasets import Dataset, has_several, require_channels, with_label
+from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import describe_absent, describe_accuracy
@@ -27,7 +27,7 @@ from ..models.weights import save_classifier
 from ..tensors import to_unit
 from ..training.device import choose_attention
 from ..training.run import Run
-from .features import WeightsSettings, require_unchanged, split_features, untrained_twin
+from .features import WeightsSettings, require_fit, require_unchanged, split_features, untrained_twin
 from .segmentation import probe_segmentation
 from .settings import LabelSettings, Result, keywords_of, setting, with_default
 from .several import report_several
@@ -97,7 +97,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     choose_attention(model, accelerator)
     loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     splits = {name: with_label(split) for name, split in loaded.items()}
-    require_channels(splits["train"], model.in_channels)
+    require_fit(model, splits["train"])
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         splits = {name: split.to(device) for name, split in chosen.items()}

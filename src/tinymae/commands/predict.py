@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.datasets import require_channels, with_label
+from ..data.datasets import with_label
 from ..data.sources.table import SEPARATOR
 from ..errors import InputError
 from ..evaluation.calibration import fit_temperature, probability_metrics
@@ -18,7 +18,7 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import choose_attention
 from .evaluate import require_same_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images
+from .features import JoinedSettings, JoinedSplits, Split, map_images, require_fit
 from .settings import Result, RunSettings, keywords_of, setting, with_default
 
 SHOWN = 40  # images on a sheet
@@ -84,7 +84,7 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     reading = settings.reading_for(settings.calibrate, beside=settings.data)
     source = RunSettings(data=settings.calibrate, **reading)
     (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
-    require_channels(dataset, model.in_channels)
+    require_fit(model, dataset)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
     return JoinedSplits({"val": with_label(dataset).to(accelerator.device)})
 

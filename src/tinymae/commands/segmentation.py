@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Dataset, StreamedDataset, require_channels
+from ..data.datasets import Dataset, StreamedDataset
 from ..data.masks import IGNORED, read_masks
 from ..data.splits import SPLITS
 from ..errors import InputError
@@ -28,7 +28,7 @@ from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.device import choose_attention
 from ..training.run import Run
-from .features import require_unchanged, split_features, untrained_twin
+from .features import require_fit, require_unchanged, split_features, untrained_twin
 from .settings import Result
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     choose_attention(model, accelerator)
     names = SPLITS[:2] if settings.no_test else SPLITS
     splits = settings.load_splits(names, image_size=model.image_size, channels=model.in_channels, masked=True)
-    require_channels(splits["train"], model.in_channels)
+    require_fit(model, splits["train"])
     splits = settings.choose_labels(splits)
     masks, num_classes = load_masks(settings, splits)
     fingerprint = hashlib.sha256(b"".join(part.numpy().tobytes() for part in masks.values())).hexdigest()
