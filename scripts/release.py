@@ -82,6 +82,7 @@ class ReleaseSettings(Settings):
     """Settings of a release. The lengths are for a GPU."""
 
     heading = "release"
+    resumes = True
     data: str = setting("cifar10", "name of a data set, or a folder with classes")
     data_dir: str | Path = with_default(RunSettings, "data_dir", "data")
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/release")

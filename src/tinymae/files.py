@@ -195,6 +195,14 @@ def lock_folder(folder: Path) -> BaseFileLock:
     return lock
 
 
+def unwritable(folder: Path, error: OSError, *, resumes: bool = False) -> InputError:
+    """What to tell the user when a file of an output folder could not be read or written."""
+    return InputError(
+        f"output_dir {folder} cannot be written to ({error.strerror or error}): mend that, then repeat the command"
+        + ", which resumes" * resumes
+    )
+
+
 def is_about(error: BaseException | None, folder: Path) -> TypeGuard[OSError]:
     """Whether an error is the system's about a file in `folder`, or about a disk that is full or broken."""
     if not isinstance(error, OSError):

@@ -36,6 +36,7 @@ SPRITE = 8192  # pixels a side, the most that the projector shows
 class EmbedSettings(FeatureSettings):
     """Settings of a table of features."""
 
+    resumes = True
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/embed")
     formats: tuple[Literal["npz", "projector", "map"], ...] = setting(
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True

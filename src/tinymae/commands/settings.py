@@ -64,6 +64,7 @@ class Settings:
     """What all commands share."""
 
     heading = "run"
+    resumes = False  # whether a command that was stopped goes on where it was
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 
     def __post_init__(self) -> None:
@@ -279,6 +280,7 @@ class TrainingSettings(RunSettings):
     """What pretraining and fine-tuning share."""
 
     heading = "training"
+    resumes = True
     batch_range = (64, 512)  # of the default
     epochs: int = setting(100, "passes over the training images", positive=True)
     warmup_epochs: float | None = setting(None, "the learning rate rises in them (default: a twentieth of --epochs)")

@@ -41,6 +41,7 @@ class CompareSettings(DataSettings):
     """Settings of a comparison."""
 
     heading = "grid"
+    resumes = True
     data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positional=True)
     models: tuple[str, ...] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)", choices=(*MODELS,))
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
