@@ -241,7 +241,7 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
     run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
     del kept
-    run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
+    run_stage(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         try:
