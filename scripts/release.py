@@ -83,6 +83,7 @@ class ReleaseSettings(Settings):
     """Settings of a release. The lengths are for a GPU."""
 
     heading = "release"
+    resumes = True
     data: str = setting("cifar10", "name of a data set, or a folder with classes")
     data_dir: str | Path = with_default(RunSettings, "data_dir", "data")
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/release")
@@ -143,7 +144,7 @@ def run(settings: ReleaseSettings) -> dict:
     planned = plan(settings, mae, len(train), cost["scratch_epochs"])
     if unknown := sorted({*settings.stages} - {"pretrain", "reconstruction", *planned}):
         raise InputError(f"stages {' '.join(unknown)}: choose among pretrain, reconstruction, {', '.join(planned)}")
-    results = {"reconstruction": stage(evaluate, EvaluateSettings, "reconstruction", weights=mae)}
+    results = {"reconstruction": stage(evaluate, EvaluateSettings, "reconstruction", weights=mae, split="test")}
     for name, (command, own) in planned.items():
         kind = LinearProbeSettings if command is linear_probe else FinetuneSettings
         results[name] = stage(command, kind, name, **own)
@@ -155,7 +156,7 @@ def run(settings: ReleaseSettings) -> dict:
     write_json(mae / "scores.json", scores | score_autoencoder(mae, train, first))
     for folder, source in ((probe, "probe_all"), (tuned, "finetune_all")):
         halve(runs / source, folder)
-        scores = stage(evaluate, EvaluateSettings, f"evaluate_{folder.name}", weights=folder)
+        scores = stage(evaluate, EvaluateSettings, f"evaluate_{folder.name}", weights=folder, split="test")
         fixed = accuracy(predict(folder, first), first.labels)
         write_json(folder / "scores.json", {"accuracy_test": scores["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed})
         results[folder.name] = scores

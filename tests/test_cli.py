@@ -7,8 +7,10 @@ import shutil
 import sys
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from conftest import SCRIPTS
 from PIL import Image
@@ -107,6 +109,40 @@ def test_flags_become_settings_of_the_right_types():
 def test_from_python_the_choices_are_those_of_the_command_line(settings, given, message):
     with pytest.raises(InputError, match=message):
         settings(**given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (PretrainSettings, {"epochs": "3"}, "epochs '3' is of type str: give a whole number"),
+        (PretrainSettings, {"epochs": 3.0}, "epochs 3.0 is of type float: give a whole number"),
+        (PretrainSettings, {"epochs": True}, "epochs True is of type bool: give a whole number"),
+        (PretrainSettings, {"max_minutes": "1"}, "max_minutes '1' is of type str: give a number"),
+        (PretrainSettings, {"flip": 1}, "flip 1 is of type int: give True or False"),
+        (PretrainSettings, {"encoder": 3}, "encoder 3 is of type int: give a text"),
+        (
+            SETTINGS["neighbours"],
+            {"weights": "w", "query": np.zeros((1, 3))},
+            "query array.* is of type ndarray: give a text",
+        ),
+        (
+            SETTINGS["neighbours"],
+            {"weights": "w", "query": [np.zeros(3)]},
+            "query array.* is of type ndarray: give a text",
+        ),
+        (SETTINGS["embed"], {"weights": "w", "layers": ("1",)}, "layers '1' is of type str: give a whole number"),
+    ],
+)
+def test_from_python_a_value_of_another_type_is_refused_in_one_line(settings, given, message):
+    with pytest.raises(InputError, match=message) as refused:
+        settings(**given)
+    assert "\n" not in str(refused.value)
+
+
+def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():
+    assert PretrainSettings(max_minutes=1, warmup_epochs=np.float64(0.5)).max_minutes == 1
+    assert SETTINGS["neighbours"](weights="w", query=[Path("a"), "b"]).query == [Path("a"), "b"]
+    assert PretrainSettings(epochs=3, max_minutes=None, flip=False).epochs == 3
 
 
 def test_from_python_one_value_may_stand_for_several_and_true_for_a_flag():

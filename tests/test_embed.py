@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -136,6 +137,36 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
         shown = [labels[colouring][value] for value in values[colouring]]
         given = dict(zip(table["name"], table[column], strict=True))
         assert shown == [given[name] for name in data["names"]]
+
+
+def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others(tmp_path, monkeypatch, capsys):
+    settings = FEW | {"weights": small_model(), "formats": ("projector", "map"), "output_dir": tmp_path}
+    said = f"laying out the map of 80 images by {command.layout_method()}\n"
+
+    def laid_out(**options) -> bool:
+        tinymae.embed(**settings, **options)
+        return said in capsys.readouterr().out
+
+    assert laid_out() and not laid_out() and laid_out(clusters=3) and not laid_out(clusters=3)
+    assert laid_out(clusters=3, show_channels=(0, 0, 0))
+    tinymae.embed(**settings | {"formats": ()}, clusters=3)  # which says nothing of the map
+    assert laid_out(clusters=3)
+    (tmp_path / "embeddings.parquet").unlink()
+    os.utime(tmp_path / "map.html", (0, 0))
+    assert laid_out(clusters=3)
+    (tmp_path / "map.html").unlink()
+    assert laid_out(clusters=3)
+
+
+def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(tmp_path, capfd):
+    settings = FEW | {"weights": small_model(), "formats": ("projector",), "output_dir": tmp_path}
+    files = []
+    for _ in range(2):
+        tinymae.embed(**settings)
+        files.append({path.relative_to(tmp_path) for path in tmp_path.glob("projector/*/*/*")})
+    assert files[0] == files[1] and len(files[0]) == 3
+    out, err = capfd.readouterr()
+    assert "Embedding dir exists" not in out + err
 
 
 def test_every_kind_of_weights_gives_features():

@@ -74,6 +74,20 @@ def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
     assert told["statistics"] == "target" and told["masked"]["psnr"] > scores["masked"]["psnr"]
 
 
+def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(tmp_path):
+    unlabelled, model = FEW | {"labels": None}, small_model()  # of the former none are held out for test
+    for data, split in ((FEW, "test"), (unlabelled, "val")):
+        found = tinymae.evaluate(**data, weights=model, output_dir=tmp_path / split)
+        asked = tinymae.evaluate(**data, weights=model, split=split, output_dir=tmp_path / split)  # the same
+        assert (
+            found.results["images"]
+            == asked.results["images"]
+            == len(load_dataset(data["data"], split, labels=data["labels"]))
+        )
+    with pytest.raises(InputError, match="has no images for val, only"):
+        tinymae.evaluate(**unlabelled, val_fraction=0, weights=model, output_dir=tmp_path / "none")
+
+
 def test_another_ratio_of_patches_may_be_hidden(tmp_path):
     model = small_model()
     scores = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, output_dir=tmp_path / "run").results

@@ -1,8 +1,12 @@
 """Exported graphs give torch's numbers, in ONNX Runtime and as torch.export programs, for batches of any size."""
 
+import errno
 import json
 import math
+import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from running import refused
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, unpatchify
+from tinymae.commands.export import ExportSettings, calibration_batches
 from tinymae.interop.graphs import (
     ClassifierGraph,
     EncoderGraph,
@@ -220,6 +225,52 @@ def test_int8_is_smaller_and_near_the_floats(tmp_path):
     assert not (tmp_path / "torch").exists()
 
 
+def test_int8_of_images_of_16_bits_is_refused_unless_they_are_normalised(folders, tmp_path):
+    images = np.random.default_rng(0).integers(0, 60_000, (20, 8, 8, 3), dtype=np.uint16)
+    np.save(tmp_path / "deep.npy", images)
+    settings = {"format": "onnx", "int8": tmp_path / "deep.npy", "output_dir": tmp_path / "out"}
+    for weights, remedy in zip(folders, ("leave int8 out, or give normalised", "leave int8 out"), strict=True):
+        with pytest.raises(InputError, match=f"deep.npy has images of 16 bits, but .* takes uint8 .*: {remedy}$"):
+            tinymae.export(weights, **settings)
+    assert not (tmp_path / "out").exists()
+    given = ExportSettings(weights=folders[0], **settings, normalised=True)
+    (batch,) = calibration_batches(given, tinymae.load(folders[0]))
+    assert batch["images"].dtype == np.float32
+
+
+def test_what_a_graph_takes_is_printed(folders, tmp_path, capsys):
+    for normalised, kind in ((False, "uint8"), (True, "float32")):
+        tinymae.export(folders[0], format="torch", normalised=normalised, output_dir=tmp_path / kind)
+        lines = {Path(line.split("  ")[0]).name: line for line in capsys.readouterr().out.splitlines()}
+        assert lines["encoder.pt2"].endswith(f"MB, takes images {kind} (B, 3, 8, 8)")
+        assert lines["reconstruction.pt2"].endswith("MB, takes images uint8 (B, 3, 8, 8), mask bool (B, 16)")
+        assert lines["config.json"].endswith("MB")
+
+
+@pytest.mark.parametrize("form", ["timm", "onnx", "torch", "web"])
+def test_a_folder_that_cannot_be_written_to_is_one_line(form, folders, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tinymae.interop.page.fetch_runtime", full)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        InputError, match=r"output_dir .*out cannot be written to \(No space left on device\): mend that"
+    ):
+        tinymae.export(folders[0], format=form, samples=sample_folder(tmp_path), output_dir=tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/out cannot be written to \(Not a directory\)"):
+        tinymae.export(folders[0], format="timm", output_dir=tmp_path / "file" / "out")
+
+
+def sample_folder(tmp_path) -> Path:
+    """With one black image."""
+    (tmp_path / "samples").mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "samples" / "black.png")
+    return tmp_path / "samples"
+
+
 def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
     mae, classifier = folders
     save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
@@ -241,10 +292,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monke
 
 
 def test_a_page_needs_npm_or_the_archive(folders, tmp_path, monkeypatch, capsys):
-    samples = tmp_path / "samples"
-    samples.mkdir()
-    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(samples / "black.png")
-    page = {"weights": folders[0], "format": "web", "samples": samples, "output_dir": tmp_path / "page"}
+    page = {"weights": folders[0], "format": "web", "samples": sample_folder(tmp_path), "output_dir": tmp_path / "page"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "needs npm once" in refused(capsys, "export", **page)
@@ -259,7 +307,9 @@ def test_a_page_refuses_what_it_cannot_show(folders, tmp_path):
     sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
     with pytest.raises(InputError, match=r"classifier takes images of \(3, 8, 8\), the weights take \(3, 16, 16\)"):
         write_page(MaskedAutoencoder(**sizes), tmp_path / "page", samples=[], classifier=classifier)
-    with pytest.raises(InputError, match="weights want 2 channels"):
-        write_page(MaskedAutoencoder(**sizes, in_channels=2), tmp_path / "page", samples=[])
+    for write in (partial(write_page, folder=tmp_path / "page", samples=[]),
+                  partial(tinymae.export, format="web", output_dir=tmp_path / "page")):  # fmt: skip
+        with pytest.raises(InputError, match="weights want 2 channels, but a page shows images of 1 .grey. or 3"):
+            write(MaskedAutoencoder(**sizes, in_channels=2))
     with pytest.raises(InputError, match="samples folder .* does not exist"):
         read_samples(tmp_path / "none", MaskedAutoencoder(**sizes))

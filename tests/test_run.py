@@ -11,16 +11,18 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from running import FEW, MODEL, QUICK, TWO_PHASES, metrics, same_files
+from running import FEW, MODEL, QUICK, TWO_PHASES, flags, metrics, same_files
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
-from tinymae.commands import finetune, pretrain
+from tinymae.commands import cli, embed, evaluate, export, finetune, inspect, linear_probe, pretrain
 from tinymae.files import lock_folder
 from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
+from tinymae.models.pca import PrincipalComponents
 from tinymae.training import run as run_module
 from tinymae.training.checkpoints import Checkpoints
-from tinymae.training.progress import Diverged, Stopped
+from tinymae.training.loop import Schedule
+from tinymae.training.progress import Diverged, Stopped, Stretch
 from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -191,12 +193,82 @@ def test_ctrl_c_saves_the_step_it_came_in(tmp_path, monkeypatch):
     assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
 
 
+def test_ctrl_c_after_the_last_step_keeps_it_and_stops(tmp_path, monkeypatch):
+    end = Run.end_stretch
+
+    def interrupted(run, step):
+        signal.raise_signal(signal.SIGINT)
+        end(run, step)
+
+    monkeypatch.setattr(Run, "end_stretch", interrupted)
+    with pytest.raises(Stopped, match="stopped by SIGINT after step 8"):
+        tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000008"]
+
+
+@pytest.mark.parametrize("place", ["save_autoencoder", "write_card"])
+def test_ctrl_c_while_a_finished_training_is_written_loses_nothing(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        module = pretrain if hasattr(pretrain, place) else run_module
+        patch.setattr(module, place, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
+    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
+    assert same_files(tmp_path / "run", tmp_path / "whole")
+
+
+def test_ctrl_c_stops_what_has_no_steps_at_once(tmp_path, monkeypatch):
+    """The components of a PCA are fitted by one call."""
+    monkeypatch.setattr(PrincipalComponents, "fit", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tinymae.pretrain(**FEW, model="pca", latent_dim=4, output_dir=tmp_path)
+    lock_folder(tmp_path).release()
+
+
+STEPLESS = {
+    "embed": (embed, "map_chunks", "resumes"),
+    "linear-probe": (linear_probe, "split_features", "starts again"),
+    "evaluate": (evaluate, "map_together", "starts again"),
+    "inspect": (inspect, "map_images", "starts again"),
+    "export": (export, "export_timm", "starts again"),
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("command", STEPLESS)
+def test_a_signal_stops_a_command_without_steps_in_one_line(command, number, tmp_path, monkeypatch, capsys):
+    small_model().save_pretrained(tmp_path / "weights")
+    settings = {"weights": tmp_path / "weights", "output_dir": tmp_path / "run"}
+    settings |= {"format": "timm"} if command == "export" else {"data": "digits", "mixed_precision": "no"}
+    module, function, remedy = STEPLESS[command]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(module, function, lambda *_, **__: signal.raise_signal(number))
+        cli.main([command, *flags(**settings)])
+    assert stop.value.code == 128 + number
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"tinymae {command}: stopped by {number.name}; the same command {remedy}"
+    lock_folder(tmp_path / "run").release()
+
+
+def test_a_signal_before_there_is_a_run_is_one_line(tmp_path, monkeypatch, capsys):
+    """While modules are imported, and later."""
+    for place in ("import_module", "create_parser"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(cli, place, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+            cli.main(["embed"])
+        assert stop.value.code == 128 + signal.SIGTERM
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tinymae embed: stopped by SIGTERM")
+
+
 def test_everything_is_given_back_even_if_a_tracker_fails_to_end(tmp_path, monkeypatch):
     accelerator, kept = Accelerator(cpu=True), []
     monkeypatch.setattr(run_module, "keep_freed_memory", lambda keep=True: kept.append(keep))
     run = Run(tmp_path, accelerator, arguments={})
     with pytest.raises(ConnectionError), run:
         monkeypatch.setattr(run.progress, "close", lambda **_: (_ for _ in ()).throw(ConnectionError()))
+        run.start(Stretch(Schedule(peak=0.0, last_step=1, warmup=0.0), 1, 4), step=0, batch=("batch_size", 4))
         assert signal.getsignal(signal.SIGINT) == run.signals.note
     assert kept == [True, False]
     lock_folder(tmp_path).release()
@@ -211,8 +283,8 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
 
 def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
     accelerator = Accelerator(cpu=True)
-    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}):
-        pass
+    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}) as run:
+        run.finish({}, [])
     content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for arguments, inputs, message in [
         ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]"),
@@ -227,6 +299,78 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         Run(tmp_path / "file", accelerator, arguments={}).__enter__()
     with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
         pass
+
+
+LEFT = {"args.json", ".lock", "metrics.jsonl", "tensorboard/events", "reconstructions.png", "inputs/train.txt"}
+
+
+def leave(folder, names, step: int = 0) -> None:
+    """What a run with a wrong seed left in its folder."""
+    for path in (folder / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text({"args.json": '{"arguments": {"seed": 1}}', "metrics.jsonl": f'{{"step": {step}}}'}
+                        .get(path.name, "1.png"))  # fmt: skip
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_took_no_step_leaves_its_folder_to_the_corrected_command(overwrite, tmp_path):
+    leave(tmp_path / "run", LEFT)
+    with Run(tmp_path / "run", Accelerator(cpu=True), arguments={"seed": 2}, overwrite=overwrite):
+        pass
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["arguments"] == {"seed": 2}
+    assert not (tmp_path / "run" / "inputs").exists()  # of the other run
+    assert [*tmp_path.iterdir()] == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step-000000001-0.pt", "parts/000000.parquet", "results.json", "model.safetensors", "notes"]
+)
+def test_a_run_that_left_anything_is_not_taken_over(name, tmp_path):
+    leave(tmp_path, LEFT | {name})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="seed was 1, now 2"):
+        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_took_a_step_is_not_taken_over(tmp_path):
+    leave(tmp_path, LEFT, step=1)
+    with pytest.raises(InputError, match="seed was 1, now 2"):
+        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+
+
+def test_a_folder_whose_run_is_about_to_begin_is_not_taken_over(tmp_path):
+    with (
+        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 1}),
+        pytest.raises(InputError, match="in use by another process"),
+    ):
+        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+    assert json.loads((tmp_path / "args.json").read_text())["arguments"] == {"seed": 1}
+
+
+def test_a_message_of_many_differences_is_short_and_has_numbers_as_people_write_them(tmp_path):
+    digests = "0123456789abcdef" * 4, "f" * 64
+    olds, news = ({"warmup_epochs": 0.05 * n, "weights": digest} | {f"flag{k}": k * n for k in range(1, 5)}
+                  for n, digest in ((41, digests[0]), (42, digests[1])))  # fmt: skip
+    with Run(tmp_path, Accelerator(cpu=True), arguments=olds) as run:
+        run.finish({}, [])
+    with pytest.raises(InputError) as refused:
+        Run(tmp_path, Accelerator(cpu=True), arguments=news).claim()
+    assert (
+        "(warmup_epochs was 2.05, now 2.1, weights was '0123456789abcdef', now 'ffffffffffffffff', flag1 was 41, "
+        "now 42, and 3 more)" in str(refused.value)
+    )
+
+
+def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
+    for results in ({"accuracy_test": 91.234, "knn_val": 50.0}, {"images": 3}):
+        folder = tmp_path / str(len(results))
+        for _ in range(2):
+            assert "is finished" not in capsys.readouterr().out
+            with Run(folder, Accelerator(cpu=True), arguments={}) as run:
+                run.finish(results, [])
+        score = "accuracy, test 91.23 %; " * ("accuracy_test" in results)
+        assert f"{folder} is finished: {score}repeating the command changes nothing\n" in capsys.readouterr().out
 
 
 def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(tmp_path, monkeypatch):
@@ -291,8 +435,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeyp
 def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(tmp_path):
     for data in ("photos/", "photos", ["photos", "more/"], ["photos/", "more"]):
         folder = tmp_path / ("several" if isinstance(data, list) else "one")
-        with Run(folder, Accelerator(cpu=True), arguments={"data": data}):
-            pass
+        with Run(folder, Accelerator(cpu=True), arguments={"data": data}) as run:
+            run.finish({}, [])
     with pytest.raises(InputError, match="data was 'photos/', now 'photos2'"):
         Run(tmp_path / "one", Accelerator(cpu=True), arguments={"data": "photos2"}).claim()
 
@@ -302,11 +446,11 @@ def test_a_time_limit_that_leaves_no_step_gives_no_weights(command, tmp_path):
     """Untrained ones would pass for trained ones."""
     given = {name: value for name, value in QUICK.items() if name != "contrast_epochs" and "decoder" not in name}
     del given["mask_ratio"]
-    with pytest.raises(
-        InputError, match="max_minutes 1e-09 was over before the first step: give more, and --overwrite"
-    ):
+    with pytest.raises(InputError, match="max_minutes 1e-09 was over before the first step: give more"):
         command(**given, max_minutes=1e-9, output_dir=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
+    given["epochs"] = 1
+    assert command(**given, output_dir=tmp_path).results["steps"] == 4  # in the same folder
 
 
 def test_a_last_step_is_saved_once(tmp_path, monkeypatch):

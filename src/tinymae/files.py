@@ -195,11 +195,22 @@ def lock_folder(folder: Path) -> BaseFileLock:
     return lock
 
 
+def unwritable(folder: Path, error: OSError, *, resumes: bool = False) -> InputError:
+    """What to tell the user when a file of an output folder could not be read or written."""
+    return InputError(
+        f"output_dir {folder} cannot be written to ({error.strerror or error}): mend that, then repeat the command"
+        + ", which resumes" * resumes
+    )
+
+
 def is_about(error: BaseException | None, folder: Path) -> TypeGuard[OSError]:
-    """Whether an error is the system's about a file in `folder`, or about a disk that is full or broken."""
+    """Whether an error is the system's about a file in `folder` or a folder above it, which could not be made, or about
+    a disk that is full or broken.
+    """
     if not isinstance(error, OSError):
         return False
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         return True
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
-    return any(Path(os.path.abspath(os.fsdecode(name))).is_relative_to(folder.absolute()) for name in names)
+    paths, own = [Path(os.path.abspath(os.fsdecode(name))) for name in names], folder.absolute()
+    return any(path.is_relative_to(own) or own.is_relative_to(path) for path in paths)

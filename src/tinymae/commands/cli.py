@@ -1,12 +1,18 @@
 """The command line: `tinymae COMMAND --flags`, and the same for the scripts. Nothing heavy is imported for --help."""
 
 import argparse
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 # Each command: the module with its `run`, the name of its settings there, and a line of help.
 COMMANDS = {
@@ -86,19 +92,42 @@ def run_command(
 ) -> None:
     """Parse and run; a user's error is one line on stderr and exit code 2."""
     module_name, settings_name, _ = COMMANDS[command]
-    module = import_module(f"tinymae.{module_name}")
+    with stopping(prog or Path(sys.argv[0]).name):
+        module = import_module(f"tinymae.{module_name}")
     run_main(
         module.run, getattr(module, settings_name), arguments, prog=prog, description=description or module.__doc__
     )
 
 
-def run_main(run, settings: type, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None):
+def run_main(
+    run, settings: "type[Settings]", arguments: Sequence[str], *, prog: str | None = None,
+    description: str | None = None,
+) -> None:  # fmt: skip
     """The same for any function of any settings."""
+    prog = prog or Path(sys.argv[0]).name
+    with stopping(prog, f"; the same command {'resumes' if settings.resumes else 'starts again'}"):
+        call(run, settings, create_parser(settings, prog=prog, description=description), arguments)
+
+
+@contextlib.contextmanager
+def stopping(prog: str, remedy: str = "") -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what is inside with one line and 128 + the signal's number as the exit code."""
+    from ..training.signals import Interrupted, interrupting
+
+    try:
+        with interrupting():
+            yield
+    except Interrupted as stop:
+        print(f"{prog}: stopped by {signal.Signals(stop.number).name}{remedy}", file=sys.stderr)
+        sys.exit(128 + stop.number)
+
+
+def call(run, settings: type, parser: Parser, arguments: Sequence[str]) -> None:
+    """Parse and run; what may go wrong is one line."""
     from ..errors import InputError, ran_out_of_memory
     from ..training.device import explain_memory, leave_group
     from ..training.progress import Stopped
 
-    parser = create_parser(settings, prog=prog, description=description)
     chosen = None
     try:
         chosen = settings(**parse(parser, arguments))

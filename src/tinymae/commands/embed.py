@@ -19,7 +19,7 @@ from torch import Tensor
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from ..interop.load import Model
 from ..training.device import on_main
 from ..training.run import Run
@@ -36,6 +36,7 @@ SPRITE = 8192  # pixels a side, the most that the projector shows
 class EmbedSettings(FeatureSettings):
     """Settings of a table of features."""
 
+    resumes = True
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/embed")
     formats: tuple[Literal["npz", "projector", "map"], ...] = setting(
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
@@ -67,7 +68,9 @@ def run(settings: EmbedSettings) -> Result[Model]:
             "num_features": width, "seconds": seconds,
         }  # fmt: skip
         run.print(f"{len(images)} images, {results['num_features']} features each")
-        run.finish(results, [table, *write_others(settings, table, images, run.folder)] if run.is_main else [])
+        if "map" in settings.formats:
+            results["map"] = map_options(settings)
+        run.finish(results, write_others(settings, table, images, run) if run.is_main else [])
     return Result(model, results, run.folder)
 
 
@@ -100,16 +103,42 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
     return path
 
 
-def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
-    """The other formats that are wanted."""
-    written = []
+def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run: Run) -> list[Path]:
+    """The other formats that are wanted; all files, the table first."""
+    written, folder = [table], run.folder
     if "npz" in settings.formats:
         written.append(write_npz(table, folder / "embeddings.npz", images))
     if "projector" in settings.formats:
         written.append(write_projector(table, folder / "projector", images))
     if "map" in settings.formats:
-        written.append(write_page(settings, table, images, folder / "map.html"))
+        page = folder / "map.html"
+        if not has_map(settings, table, page):
+            run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
+            write_page(settings, table, images, page)
+        written.append(page)
     return written
+
+
+def layout_method() -> str:
+    """How a map is laid out here."""
+    return "UMAP" if has_umap() else "t-SNE"
+
+
+def map_options(settings: EmbedSettings) -> dict:
+    """What a map depends on beside the table, as results.json keeps it."""
+    channels = None if settings.show_channels is None else list(settings.show_channels)
+    return {"method": layout_method(), "clusters": settings.clusters, "show_channels": channels}
+
+
+def has_map(settings: EmbedSettings, table: Path, page: Path) -> bool:
+    """Whether a finished run has laid out this map already: it takes minutes."""
+    results = page.with_name("results.json")
+    if not (page.exists() and results.exists()):
+        return False
+    written = [path.stat().st_mtime for path in (table, page, results)]
+    if written != sorted(written):  # of another table, or the run that laid it out was stopped
+        return False
+    return read_json(results).get("map") == map_options(settings)
 
 
 def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:
@@ -166,6 +195,7 @@ def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
     side = min(max(images.image_shape[1:]), SPRITE // math.ceil(len(chosen) ** 0.5))
     names, splits, labels = images.names(chosen), images.splits(chosen), images.label_names(chosen)
     rows = [[name, split, label or ""] for name, split, label in zip(names, splits, labels, strict=True)]
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, about which TensorBoard would warn
     writer = SummaryWriter(str(folder))
     writer.add_embedding(
         torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],
@@ -189,11 +219,10 @@ def write_page(settings: EmbedSettings, table: Path, images: JoinedSplits, path:
         colourings.insert(0, Colouring("class", classes, images.labels.numpy() % len(classes)))
     if len(images.parts) > 1:
         colourings.append(Colouring("split", list(images.parts), images.find(every).numpy()))
-    method = "UMAP" if has_umap() else "t-SNE"
     return write_map(
         path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.view,
         side=max(images.image_shape[1:]), colourings=colourings, title=f"{settings.data_name}: {len(images):,} images",
-        subtitle=f"{method} of {features.shape[1]} features: similar images are close",
+        subtitle=f"{layout_method()} of {features.shape[1]} features: similar images are close",
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,9 @@ class EvaluateSettings(WeightsSettings):
 
     heading = "weights"
     output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/evaluate")
-    split: Split = setting("test", "which images", group="data")
+    split: Split | None = setting(
+        None, "which images (default: test, or val where the data have no test images)", group="data"
+    )
     mask_ratio: float | None = setting(None, "ratio of patches hidden (default: the model's)", group="reconstruction")
     statistics: Literal["visible", "target"] = setting(
         "visible", "after norm_pix_loss, whose brightness and contrast hidden patches get; target leaks",
@@ -70,8 +72,8 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     model = load(settings.weights).to(accelerator.device).eval()
     choose_attention(model, accelerator)
     several = model.several if isinstance(model, Classifier) else False
-    (dataset,) = settings.load(
-        settings.split, image_size=model.image_size, channels=model.in_channels,
+    dataset, settings = load_images(
+        settings, image_size=model.image_size, channels=model.in_channels,
         labelled=isinstance(model, Classifier), several=several,
     )  # fmt: skip
     if isinstance(model, Classifier):
@@ -83,6 +85,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
+    assert settings.split is not None  # settled
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
     with opened as run, torch.no_grad(), accelerator.autocast():
         results = look(run, dataset.to(accelerator.device))
@@ -90,6 +93,17 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 
 
 evaluate = keywords_of(run, EvaluateSettings)
+
+
+def load_images(settings: EvaluateSettings, **options: Any) -> tuple[Dataset, EvaluateSettings]:
+    """The images, and the settings with their split: by default test or, of data that have none, val."""
+    if settings.split is None:
+        found = settings.load_splits(["test"], present=True, **options)
+        settings = replace(settings, split="test" if found else "val")
+        if found:
+            return found["test"], settings
+    assert settings.split is not None
+    return settings.load_splits([settings.split], **options)[settings.split], settings
 
 
 def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: object) -> None:

@@ -10,10 +10,10 @@ import torch
 from ..data.batches import pick
 from ..data.datasets import load_dataset, require_channels
 from ..errors import InputError
-from ..files import write_json
+from ..files import is_about, unwritable, write_json
 from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
 from ..interop.load import Model, load, load_autoencoder, load_classifier
-from ..interop.page import SAMPLES, read_samples, write_page
+from ..interop.page import SAMPLES, read_samples, require_shown, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
@@ -61,20 +61,15 @@ def run(settings: ExportSettings) -> Result[Model]:
         raise InputError(f"classifier {settings.classifier} is for --format web; here give it as --weights")
     if settings.int8 is not None and settings.format != "onnx":
         raise InputError(f"int8 {settings.int8} is for --format onnx: leave it out")
-    if settings.format == "web":
-        model: Model = (autoencoder := load_autoencoder(settings.weights))
-        classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, autoencoder)
-        write_page(autoencoder, folder, samples=samples, classifier=classifier)
-    else:
-        model = load(settings.weights)
-        if settings.format == "timm":
-            export_timm(model, folder)
-        else:
-            write_graphs(settings, model, folder)
+    try:
+        model, takes = write_files(settings, folder)
+    except OSError as error:
+        if is_about(error, folder):
+            raise unwritable(folder, error) from error
+        raise
     written = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, size in written.items():
-        print(f"{path}  {size / 1e6:.1f} MB")
+        print(f"{path}  {size / 1e6:.1f} MB{takes.get(path.name, '')}")
     if settings.format == "web":
         print(f"to look at it: python -m http.server --directory {folder}, then open http://localhost:8000")
     return Result(model, {"bytes": {str(path.relative_to(folder)): size for path, size in written.items()}}, folder)
@@ -83,8 +78,26 @@ def run(settings: ExportSettings) -> Result[Model]:
 export = keywords_of(run, ExportSettings)
 
 
-def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
-    """What the weights can do, a file each, and config.json with mean, std and class names."""
+def write_files(settings: ExportSettings, folder: Path) -> tuple[Model, dict[str, str]]:
+    """Write what is asked for: the model, and what each graph takes, in words."""
+    if settings.format == "web":
+        require_shown(autoencoder := load_autoencoder(settings.weights))
+        classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+        samples = read_samples(SAMPLES if settings.samples is None else settings.samples, autoencoder)
+        write_page(autoencoder, folder, samples=samples, classifier=classifier)
+        return autoencoder, {}
+    model = load(settings.weights)
+    if settings.format == "timm":
+        export_timm(model, folder)
+        return model, {}
+    return model, write_graphs(settings, model, folder)
+
+
+def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[str, str]:
+    """A file of each thing that the weights can do, and config.json with mean, std and class names.
+
+    Returns what each file takes, in words.
+    """
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
         graphs = {"classifier": ClassifierGraph(model)}
@@ -94,7 +107,10 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
         graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}
         config = {"architecture": type(model).__name__, **model.config}
     batches = None if settings.int8 is None else calibration_batches(settings, model)
+    takes: dict[str, str] = {}
     for name, graph in graphs.items():
+        words = ", ".join(f"{given} {describe(example)}" for given, example in graph.inputs.items())
+        takes |= {f"{name}{ending}": f", takes {words}" for ending in (".onnx", ".int8.onnx", ".pt2")}
         if settings.format == "onnx":
             export_onnx(graph, folder / f"{name}.onnx")
             if batches is not None and name != "reconstruction":  # whose hidden tokens are closed by a huge number
@@ -104,6 +120,17 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> None:
     encoder_of = model.encoder if isinstance(model, Classifier) else model
     statistics = {name: getattr(encoder_of, name).flatten().tolist() for name in ("mean", "std")}
     write_json(folder / "config.json", config | statistics)
+    return takes
+
+
+def describe(example: torch.Tensor) -> str:
+    """An input's type and shape, for a batch of any size.
+
+    >>> describe(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    'uint8 (B, 3, 32, 32)'
+    """
+    kind = str(example.dtype).removeprefix("torch.")
+    return f"{kind} (B, {', '.join(map(str, example.shape[1:]))})"
 
 
 def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str, np.ndarray]]:
@@ -118,4 +145,9 @@ def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str
     images, _ = dataset[torch.arange(len(dataset))]
     if settings.normalised and not isinstance(model, Classifier):
         images = model.normalise(images).cpu()
+    elif images.dtype != torch.uint8:
+        remedy = "leave int8 out" if isinstance(model, Classifier) else "leave int8 out, or give normalised"
+        raise InputError(
+            f"int8 {settings.int8} has images of 16 bits, but what is exported takes uint8 ones of 8 bits: {remedy}"
+        )
     return [{"images": part.numpy()} for part in images.split(32)]

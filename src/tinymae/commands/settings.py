@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import partial, update_wrapper
@@ -22,7 +23,7 @@ from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.splits import SPLITS, balanced, few_labels
 from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
-from ..files import digest
+from ..files import digest, is_of_type
 from ..interop.load import Model
 from ..training.device import Precision, can_compile, create_accelerator, settle_precision
 from ..training.run import Run
@@ -33,6 +34,7 @@ WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
 PEAK = 2e-3  # learning rate at batch size 512
 WORTH_COMPILING = 5_000  # steps: what torch.compile takes at the start comes back within them (docs/gpu.md)
 WORTH_MINUTES = 3.0
+PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}  # types, and their words
 M = TypeVar("M")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
@@ -66,11 +68,12 @@ class Settings:
     """What all commands share."""
 
     heading = "run"
+    resumes = False  # whether a command that was stopped goes on where it was
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 
     def __post_init__(self) -> None:
-        """Let one value stand for a tuple of it. Raises InputError for a value that is none of a field's choices: the
-        command line knows no others, Python would go on with them.
+        """Let one value stand for a tuple of it. Raises InputError for a value that is none of a field's choices, or is
+        not of its type: the command line knows no others, Python would go on with them.
         """
         hints = get_type_hints(type(self))
         for f in fields(self):
@@ -82,17 +85,28 @@ class Settings:
                 if isinstance(value, str | Path | int):
                     object.__setattr__(self, f.name, (value,))
                 choices, values = get_args(choices)[0], getattr(self, f.name)
+                if not isinstance(values, list | tuple):
+                    values = [values]  # which is none of them
             elif value is True and "const" in f.metadata:  # a flag without a value
                 object.__setattr__(self, f.name, f.metadata["const"])
                 continue
             for each in values if get_origin(choices) is Literal else ():
                 if each not in get_args(choices):
                     raise InputError(f"{f.name} {each!r} is none of {', '.join(map(str, get_args(choices)))}")
+            if choices in PLAIN:
+                require_plain(f.name, values, choices)
 
     def record(self) -> dict:
         """What args.json keeps: the settings that decide what a run computes, as JSON."""
         kept = (f for f in fields(self) if not f.metadata.get("free"))
         return {f.name: describe_value(getattr(self, f.name)) for f in kept}
+
+
+def require_plain(name: str, values: Sequence[Any], wanted: type) -> None:
+    """Raises InputError unless all values are of a plain type; a path may stand for a text."""
+    for value in values:
+        if not is_of_type(value, str | Path if wanted is str else wanted):
+            raise InputError(f"{name} {reprlib.repr(value)} is of type {type(value).__name__}: give {PLAIN[wanted]}")
 
 
 def alternatives(kind: Any) -> list[Any]:
@@ -294,6 +308,7 @@ class TrainingSettings(RunSettings):
     """What pretraining and fine-tuning share."""
 
     heading = "training"
+    resumes = True
     batch_range = (64, 512)  # of the default
     warmup_epochs: float | None = setting(None, "the learning rate rises in them (default: a twentieth of --epochs)")
     max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")

@@ -73,8 +73,7 @@ def write_page(
     Raises InputError if the channels or the classifier do not fit, or if onnxruntime-web cannot be had.
     """
     folder = Path(folder)
-    if model.in_channels not in (1, 3):
-        raise InputError(f"weights want {model.in_channels} channels; a page shows images of 1 (grey) or 3 (RGB)")
+    require_shown(model)
     shape = (model.in_channels, *model.image_size)
     if classifier is not None and (wanted := (classifier.in_channels, *classifier.image_size)) != shape:
         raise InputError(f"classifier takes images of {wanted}, the weights take {shape}: they must be the same")
@@ -106,6 +105,15 @@ def write_page(
     write_bytes(folder / "README.md", describe_space(model).encode())
     for source in resources.files(__package__).joinpath("web").iterdir():
         write_bytes(folder / source.name, source.read_bytes())
+
+
+def require_shown(model: Autoencoder) -> None:
+    """Raises InputError unless a browser can show the model's images."""
+    if model.in_channels not in (1, 3):
+        raise InputError(
+            f"weights want {model.in_channels} channels, but a page shows images of 1 (grey) or 3 (RGB): give another "
+            "format"
+        )
 
 
 def describe_space(model: Autoencoder) -> str:

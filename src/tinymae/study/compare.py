@@ -41,6 +41,7 @@ class CompareSettings(DataSettings):
     """Settings of a comparison."""
 
     heading = "grid"
+    resumes = True
     data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positional=True)
     models: tuple[str, ...] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)", choices=(*MODELS,))
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
@@ -240,7 +241,7 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
     run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
     del kept
-    run_stage(evaluate, evaluate.EvaluateSettings(**shown, output_dir=folder / "evaluate"))
+    run_stage(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         try:

@@ -1,13 +1,28 @@
 """What a run was started with: whether a folder holds the same run, and if not, what differs."""
 
+import re
+import reprlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import read_json, write_atomically
+from ..files import read_json, read_metrics, write_atomically
 
 MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came or went
+MOST_SHOWN = 3  # differences in a message
+# What a run may leave that ends before its first step.
+EARLY = {"args.json", "inputs", ".lock", "tensorboard", "metrics.jsonl", "reconstructions.png", "samples.png"}
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds anything but what a run leaves that ended before its first step."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if any(path.parts[0] not in EARLY for path in files):
+        return True
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and any(row["step"] for row in read_metrics(metrics))
 
 
 def require_same_run(
@@ -15,9 +30,10 @@ def require_same_run(
 ) -> None:
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
-    `inputs` are compared where both are known; of files in `datasets` it says which came or went.
+    `inputs` are compared where both are known; of files in `datasets` it says which came or went. What ended before its
+    first step is no run: the corrected command may have its folder.
     """
-    if not (folder / "args.json").exists():
+    if not (folder / "args.json").exists() or not has_begun(folder):
         return
     recorded = read_json(folder / "args.json")
     changes = [*differences(recorded["arguments"], arguments)]
@@ -26,6 +42,8 @@ def require_same_run(
     if changes:
         found = (changed_names(folder, split, dataset) for split, dataset in (datasets or {}).items())
         changes += filter(None, found)
+        if (more := len(changes) - MOST_SHOWN) > 0:
+            changes[MOST_SHOWN:] = [f"and {more} more"]
         raise InputError(
             f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
         )
@@ -33,8 +51,27 @@ def require_same_run(
 
 def differences(old: dict, new: dict) -> list[str]:
     """What was and what is, for each name whose value differs."""
-    names = [name for name in {**old, **new} if plain(old.get(name)) != plain(new.get(name))]
-    return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    return [
+        f"{name} was {brief(was)}, now {brief(now)}" for name, (was, now) in pairs.items() if plain(was) != plain(now)
+    ]
+
+
+class Brief(reprlib.Repr):
+    """Values as people write them: 2.05, not 2.0500000000000003; of a long digest the first digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_float(self, value: float, level: int) -> str:
+        return f"{value:.6g}"
+
+    def repr_str(self, value: str, level: int) -> str:
+        return super().repr_str(re.sub(r"\b([0-9a-f]{16})[0-9a-f]{16,}\b", r"\1", value), level)
+
+
+brief = Brief().repr
 
 
 def plain(value: Any) -> Any:
@@ -45,7 +82,8 @@ def plain(value: Any) -> Any:
 
 
 def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:
-    """Keep the names of the files of each split."""
+    """Keep the names of the files of each split, in place of others."""
+    shutil.rmtree(folder / "inputs", ignore_errors=True)
     for split, dataset in datasets.items():
         if dataset.of_files and len(dataset) <= MOST_NAMES:
             text = "".join(f"{name}\n" for name in dataset.names)

@@ -18,12 +18,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import InputError, first_line, ran_out_of_memory, refusal
-from ..files import is_about, lock_folder, write_atomically, write_json
-from .cards import write_card
+from ..files import is_about, lock_folder, read_json, unwritable, write_atomically, write_json
+from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
 from .device import agree, environment, explain_memory, keep_freed_memory, on_main
-from .inputs import require_same_run, write_names
+from .inputs import has_begun, require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
@@ -78,7 +78,7 @@ class Run:
     def __enter__(self) -> "Run":
         on_main(self.accelerator, self.claim)
         keep_freed_memory()
-        self.signals.__enter__()
+        self.tell_finished()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -91,7 +91,7 @@ class Run:
             told = explain_memory(size, name=name, gradient_checkpointing=self.gradient_checkpointing)
             raise InputError(told) from error
         if is_about(error, self.folder):
-            raise self.unwritable(error) from error
+            raise unwritable(self.folder, error, resumes=True) from error
         if kind is None and error is not None:
             raise error
 
@@ -111,27 +111,29 @@ class Run:
         """Make the folder this run's own. Raises InputError if it cannot be."""
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"output_dir {self.folder} is a file")
-        if self.overwrite:
+        if self.overwrite and has_begun(self.folder):
             move_aside(self.folder)
         self.lock = lock_folder(self.folder)
         try:
             require_same_run(self.folder, self.arguments, self.inputs, self.datasets)
-            if not (self.folder / "args.json").exists():
+            if not has_begun(self.folder) or not (self.folder / "args.json").exists():
                 write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
         except BaseException as error:
             self.lock.release()
             if is_about(error, self.folder):
-                raise self.unwritable(error) from error
+                raise unwritable(self.folder, error, resumes=True) from error
             raise
 
-    def unwritable(self, error: OSError) -> InputError:
-        """What to tell the user when a file of the folder could not be read or written."""
-        return InputError(
-            f"output_dir {self.folder} cannot be written to ({error.strerror or error}): mend that, then repeat the "
-            "command, which resumes"
-        )
+    def tell_finished(self) -> None:
+        """Say that there is nothing left to do, and what came of it."""
+        if not self.is_main or not (self.folder / "results.json").exists():
+            return
+        with contextlib.suppress(InputError):  # damaged: it is written again
+            results = read_json(self.folder / "results.json")
+            scores = [f"{name} {results[key]:.2f} %; " for key, name in SCORES.items() if key in results]
+            self.print(f"{self.folder} is finished: {''.join(scores[:1])}repeating the command changes nothing")
 
     @property
     def processes(self) -> str:
@@ -206,8 +208,15 @@ class Run:
     # ---- the steps
 
     def start(self, stretch: Stretch, *, step: int, batch: tuple[str, int] | None = None) -> None:
-        """Begin a stretch of steps, or go on with it. `batch` is the setting of its batch size, and that."""
+        """Begin a stretch of steps, or go on with it. `batch` is the setting of its batch size, and that; None of what
+        is fitted at once.
+
+        From here to the stretch's end a signal is noted, for `report` to save the step that it came in. Elsewhere there
+        is nothing to save, and it acts at once.
+        """
         self.batch = batch
+        if batch is not None:
+            self.signals.__enter__()
         if not self.trackers_started:
             begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
             metrics = self.progress.metrics
@@ -295,14 +304,20 @@ class Run:
         self.progress.leave_out(time.monotonic() - began)
 
     def end_stretch(self, step: int) -> None:
-        """The schedule has ended after `step`: check it and keep its state. Raises InputError if there was no step."""
+        """The schedule has ended after `step`: check it and keep its state.
+
+        Raises InputError if there was no step, Stopped after a signal.
+        """
         if not step:
             limit = self.arguments["max_minutes"]
-            raise InputError(f"max_minutes {limit:g} was over before the first step: give more, and --overwrite")
+            raise InputError(f"max_minutes {limit:g} was over before the first step: give more")
         self.settle()
         if self.reported not in (None, self.saved):
             self.save_checkpoint(step)
         self.reported = None
+        self.signals.__exit__()
+        if stop := agree(self.accelerator, self.signals.code):  # it came after the last step
+            raise Stopped(stop, step)
 
     def finish(self, results: dict, shown: Sequence[Path]) -> None:
         """Write results.json and say where everything is."""

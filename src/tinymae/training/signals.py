@@ -1,28 +1,41 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step."""
+"""Ctrl-C and SIGTERM: while steps run a request to stop after the step, elsewhere in a command an exception."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
-class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is noted in `code` (128 + its number); a second one acts as before.
+def handle(handler: Callable[[int, Any], None]) -> dict:
+    """Let a function handle both signals; what handled them before, for `put_back`.
 
     In other threads than the main one, which Python keeps signals from, nothing is caught.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def put_back(before: dict) -> None:
+    """Let the signals be handled as they were."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT is noted in `code` (128 + its number); a second one acts as before."""
 
     def __init__(self):
         self.code: int | None = None
         self.before: dict = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGTERM, signal.SIGINT)
-            self.before = {number: signal.signal(number, self.note) for number in numbers}
+        self.before = self.before or handle(self.note)
         return self
 
     def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        put_back(self.before)
         self.before = {}
 
     def note(self, number: int, frame) -> None:
@@ -31,3 +44,25 @@ class StopSignals:
             self.__exit__()
             signal.raise_signal(number)
         self.code = 128 + number
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came, anywhere. Its `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """While entered, SIGTERM and SIGINT raise Interrupted, so that what is open is closed."""
+
+    def interrupt(number: int, frame) -> None:
+        raise Interrupted(number)
+
+    before = handle(interrupt)
+    try:
+        yield
+    finally:
+        put_back(before)
