@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, require_channels
+from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
@@ -83,10 +83,12 @@ class FeatureSettings(JoinedSettings):
 
 
 def require_fit(model: Model, dataset: Dataset) -> None:
-    """Raises InputError unless the images have the weights' channels. Says so where their contrast is quite another
-    than in training: read with another range, images look black or white to the weights.
+    """Raises InputError unless the images have the weights' channels. Says so where the contrast of images in memory is
+    quite another than in training: read with another range, they look black or white to the weights.
     """
     require_channels(dataset, model.in_channels)
+    if isinstance(dataset, StreamedDataset):  # nothing is decoded twice
+        return
     some = pick(dataset, LOOKED_AT)
     contrast = float(model.normalise(some[torch.arange(len(some))][0]).std(dim=(0, 2, 3)).mean())  # 1 in training
     if not 1 / UNLIKE < contrast < UNLIKE and PartialState().is_main_process:
