@@ -41,7 +41,6 @@ CROPS = {("finetune", 1.0): 1, ("scratch", 1.0): 1, ("finetune", 0.1): 0, ("scra
 class DemoSettings(Settings):
     """Settings of the demo."""
 
-    resumes = True
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/demo")
     seed: int = with_default(RunSettings, "seed", 0)
 

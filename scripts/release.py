@@ -71,7 +71,7 @@ KINDS = {
 }  # fmt: skip
 STARTS: dict[str, dict] = {  # what each kind of training adds to the recipe
     "finetune": {},
-    "unlabelled": {"unlabelled": 3},
+    "unlabelled": {"unlabelled": 3, "mixup": 0.0, "cutmix": 0.0},
     "scratch": {"from_scratch": True},
 }
 FEW = {"recipe": "light", "trivial_augment": True, "random_erasing": 0.25}  # what it adds with few labels

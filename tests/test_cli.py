@@ -143,6 +143,9 @@ def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():
     assert PretrainSettings(max_minutes=1, warmup_epochs=np.float64(0.5)).max_minutes == 1
     assert SETTINGS["neighbours"](weights="w", query=[Path("a"), "b"]).query == [Path("a"), "b"]
     assert PretrainSettings(epochs=3, max_minutes=None, flip=False).epochs == 3
+    computed = PretrainSettings(epochs=np.int64(3), base_lr=np.float32(0.5), flip=np.True_).record()
+    assert json.loads(json.dumps(computed)) | {"epochs": 3, "base_lr": 0.5, "flip": True} == computed
+    assert SETTINGS["compare"](minutes=1, seeds=range(3)).seeds == (0, 1, 2)
 
 
 def test_from_python_one_value_may_stand_for_several_and_true_for_a_flag():

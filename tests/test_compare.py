@@ -384,6 +384,17 @@ def test_what_a_search_proposes_is_a_model(family):
     assert "base_lr" not in search.search_space(family, values=64, given=["base_lr"])
 
 
+def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(compare, "search", lambda objective, space, recipe, **_: begun.append((space, recipe)))
+    arguments = ["--data", "digits", "--models", "conv_ae", "--epochs", "1", "--search", "optuna", "--trials", "1"]
+    settings = settings_of(*arguments, "--output-dir", str(tmp_path)).resolve()
+    compare.tune(settings, "digits", "conv_ae")
+    ((space, recipe),) = begun
+    assert recipe["base_lr"] == pytest.approx(2e-3 * (64 / 512) ** 0.5 * 256 / 64)  # 1,300 images: 64 a step
+    assert all(search.holds(space[name], recipe[name]) for name in space)
+
+
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
     space = search.search_space("vae", values=64)
     recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}

@@ -93,6 +93,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
     with pytest.raises(InputError, match="batch_size 9 is odd"):
         settle(blank(99), batch_size=9)
     assert settle(blank(99), batch_size=9, recipe="light")["batch_size"] == 9
+    assert settle(blank(99))["eval_every"] == 31 and settle(blank(99), epochs=80)["eval_every"] == 5
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
@@ -204,3 +205,16 @@ def test_sizes_that_the_weights_have_are_refused(setting, tmp_path):
     with pytest.raises(InputError, match=f"{name} {value} goes with --from-scratch alone: weights have their own"):
         tinymae.finetune(**TUNE, **setting, weights=small_model(), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path):
+    settings = {name: value for name, value in TUNE.items() if name != "epochs"}
+    run = tinymae.finetune(**settings, weights=small_model(), max_minutes=0.05, output_dir=tmp_path / "vit")
+    assert run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
+    assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25
+    assert run.results["warmup_epochs"] == 375 / 20
+    conv = ConvAutoencoder(image_size=8, in_channels=1, width=8, depth=1).eval()
+    for name, start in {"conv": {"weights": conv}, "scratch": {"weights": small_model(), "from_scratch": True}}.items():
+        run = tinymae.finetune(**TUNE, **start, output_dir=tmp_path / name)
+        assert run.results["layer_decay"] == 1.0
+        assert run.results["patch_drop"] == (0.0 if name == "conv" else 0.25)

@@ -98,6 +98,16 @@ def test_where_no_image_has_a_label_there_are_none(files):
         load_splits(images, ["all"], labels=np.full(20, -1), labelled=True)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_few_labels_among_many_images_are_in_every_split(seed):
+    labels = np.full(1000, -1)
+    labels[np.random.default_rng(seed).permutation(1000)[:15]] = np.arange(15) % 3
+    splits = load_splits(pixels(1000, 1, 1), ["train", "val", "test"], labels=labels, labelled=True)
+    assert all({bool(label < 0) for label in split.labels} == {True, False} for split in splits.values())
+    assert sum(len(with_label(split)) for split in splits.values()) == 15
+    assert set(with_label(splits["train"]).labels.tolist()) == {0, 1, 2}
+
+
 # ---- commands
 
 

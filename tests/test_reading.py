@@ -71,7 +71,7 @@ def test_splits_of_an_arrow_table_may_stand_in_a_column(tmp_path, hub):  # noqa:
     images = [{"bytes": encode(image), "path": None} for image in pixels(12, 6, 6, 3)]
     parts = ["train", "Test", "valid"] * 4
     features = {"image": hub.Image(), "split": hub.Value("string"), "part": hub.Value("string")}
-    for name, split in [("named", parts), ("others", ["left", "train", None] * 4)]:
+    for name, split in [("named", parts), ("others", ["left", "right", None] * 4)]:
         stored = hub.Dataset.from_dict(
             {"image": images, "split": split, "part": parts}, features=hub.Features(features)
         )
@@ -262,3 +262,15 @@ def test_a_table_of_lists_is_written_by_parquet_as_by_pandas(tmp_path):
     table = pa.table({"path": ["1.png"], "label": pa.array([["b", "a"]], pa.large_list(pa.large_string()))})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert load_splits(tmp_path / "a.parquet", ["all"], several=True)["all"].labels.tolist() == [[1, 1]]
+
+
+def test_a_usual_column_that_names_no_split_is_left_alone(tmp_path):
+    rows = [{"path": f"{n}.png", "Set": f"fold{n % 3}"} for n in range(12)]
+    table = write_table(tmp_path, rows)
+    dataset = load_dataset(table, "train", image_size=8)
+    assert "columns: Set names none of train, val and test, and is left alone" in dataset.description
+    with pytest.raises(InputError, match="Set 'fold0' is none of train, val and test"):
+        load_dataset(table, image_size=8, split_column="Set")
+    rows[5]["Set"], rows[6]["Set"] = "train", "trian"  # one that names some has to name all
+    with pytest.raises(InputError, match="Set 'fold0' is none of train, val and test"):
+        load_dataset(write_table(tmp_path, rows), image_size=8)

@@ -8,9 +8,11 @@ import threading
 import weakref
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from running import FEW, MODEL, QUICK, TWO_PHASES, flags, metrics, same_files
 
 import tinymae
@@ -301,7 +303,7 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         pass
 
 
-LEFT = {"args.json", ".lock", "metrics.jsonl", "tensorboard/events", "reconstructions.png", "inputs/train.txt"}
+LEFT = {"args.json", ".lock", "metrics.jsonl", "tensorboard/events.out", "reconstructions.png", "inputs/train.txt"}
 
 
 def leave(folder, names, step: int = 0) -> None:
@@ -369,8 +371,8 @@ def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
             assert "is finished" not in capsys.readouterr().out
             with Run(folder, Accelerator(cpu=True), arguments={}) as run:
                 run.finish(results, [])
-        score = "accuracy, test 91.23 %; " * ("accuracy_test" in results)
-        assert f"{folder} is finished: {score}repeating the command changes nothing\n" in capsys.readouterr().out
+        score = ", accuracy, test 91.23 %" * ("accuracy_test" in results)
+        assert f"{folder} is finished{score}: its results stay as they are\n" in capsys.readouterr().out
 
 
 def test_memory_that_runs_out_is_one_line_with_a_remedy_and_the_remedy_resumes(tmp_path, monkeypatch):
@@ -463,3 +465,26 @@ def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", noted)
     tinymae.pretrain(**QUICK, checkpoint_minutes=0, output_dir=tmp_path)
     assert saved == list(range(1, 9))
+
+
+def test_what_is_not_a_runs_own_stays_in_its_folder(tmp_path):
+    """Images in a folder inputs/, where a run keeps the names of its files; tables of other programs."""
+    images = tmp_path / "inputs" / "cats"
+    images.mkdir(parents=True)
+    for number in range(24):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(images / f"{number}.png")
+    (tmp_path / "inputs" / "list.txt").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (tmp_path / "projector").mkdir()
+    (tmp_path / "projector" / "slides.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=3, embed_dim=16, depth=1, num_heads=2).eval()
+    tinymae.embed(tmp_path / "inputs", weights=model, mixed_precision="no", formats=["projector"], output_dir=tmp_path)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert (tmp_path / "inputs" / "train.txt").exists() and (tmp_path / "embeddings.parquet").exists()
+
+
+def test_results_of_another_program_are_no_finished_run(tmp_path):
+    (tmp_path / "results.json").write_text('{"accuracy_test": {"mean": 5}}')
+    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+        run.finish({"images": 1}, [])

@@ -213,4 +213,4 @@ def is_about(error: BaseException | None, folder: Path) -> TypeGuard[OSError]:
         return True
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     paths, own = [Path(os.path.abspath(os.fsdecode(name))) for name in names], folder.absolute()
-    return any(path.is_relative_to(own) or own.is_relative_to(path) for path in paths)
+    return any(path.is_relative_to(own) or (own.is_relative_to(path) and not path.is_dir()) for path in paths)

@@ -195,7 +195,8 @@ def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
     side = min(max(images.image_shape[1:]), SPRITE // math.ceil(len(chosen) ** 0.5))
     names, splits, labels = images.names(chosen), images.splits(chosen), images.label_names(chosen)
     rows = [[name, split, label or ""] for name, split, label in zip(names, splits, labels, strict=True)]
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, about which TensorBoard would warn
+    if (folder / "projector_config.pbtxt").exists():  # of an earlier run, about which TensorBoard would warn
+        shutil.rmtree(folder)
     writer = SummaryWriter(str(folder))
     writer.add_embedding(
         torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],

@@ -150,8 +150,8 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
         "classes_judged": len(present), "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
-    run.print(f"accuracy {describe_accuracy(results['accuracy'], len(dataset), settings.split)}\n\n{text}")
-    if absent := describe_absent(labels, len(numbers), settings.split):
+    run.print(f"accuracy {describe_accuracy(results['accuracy'], len(dataset), str(settings.split))}\n\n{text}")
+    if absent := describe_absent(labels, len(numbers), str(settings.split)):
         run.print(absent)
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
     run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
@@ -169,7 +169,7 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
-    if absent := describe_absent(dataset.labels, len(model.classes), settings.split):
+    if absent := describe_absent(dataset.labels, len(model.classes), str(settings.split)):
         run.print(absent)
     results = found | {"images": len(dataset)}
     run.finish(results, [table])

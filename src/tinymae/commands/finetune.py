@@ -52,7 +52,9 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
-    eval_every: int = setting(5, "epochs between validations", group="watching", positive=True)
+    eval_every: int | None = setting(
+        None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", positive=True
+    )
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
     drop_path: float = setting(
@@ -82,6 +84,13 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
                 raise InputError(f"{name} {value} goes with --from-scratch alone: weights have their own; leave it out")
         return settled
 
+    def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
+        """See `RecipeSettings.settle_for`; what only pretrained ViTs have is stated as not there elsewhere."""
+        settled = super().settle_for(train_set)
+        if self.layer_decay is None and (self.from_scratch or not is_vit):
+            settled = replace(settled, layer_decay=1.0)
+        return replace(settled, patch_drop=0.0) if self.patch_drop is None and not is_vit else settled
+
     @property
     def start(self) -> str:
         """What the training starts from, for titles."""
@@ -107,7 +116,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     splits = settings.load_labelled(image_size=size, channels=channels)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
-    asked, settings = settings, settings.settle_for(chosen["train"])
+    is_vit = start is None or isinstance(start, MaskedAutoencoder)
+    asked, settings = settings, settings.settle_for(chosen["train"], is_vit=is_vit)
     model = create_model(settings, splits["train"], start)
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
@@ -122,7 +132,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         results |= score(settings, judged, run, chosen[last], split=last)
         results |= {"num_labels": len(chosen["train"]), "num_val_labels": len(chosen["val"])}
         open_ones = {name: value for name, value in settings.record().items() if getattr(asked, name) is None}
-        results |= {name: value for name, value in open_ones.items() if value is not None}
+        results = {name: value for name, value in open_ones.items() if value is not None} | results
         if run.is_main:
             save_classifier(judged, run.folder)
             panels = {
@@ -167,8 +177,8 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
-    batch_size, epochs = settings.batch_size, settings.epochs
-    assert batch_size is not None and epochs is not None  # settled
+    batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
+    assert batch_size is not None and epochs is not None and every is not None  # settled
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
     run.print(f"{epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
@@ -221,7 +231,7 @@ def train(
             cuda_graph=settings.uses_graphs(accelerator, is_vit=model.vit is not None),
         ):  # fmt: skip
             step = state.step
-            if stretch.ends_epoch(step, settings.eval_every) and step < schedule.last_step:
+            if stretch.ends_epoch(step, every) and step < schedule.last_step:
                 run.settle(state)
                 validate(stretch.epoch(step))  # before the step's checkpoint: who stops there will not see it again
             run.report(state)

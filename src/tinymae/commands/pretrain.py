@@ -139,8 +139,7 @@ class PretrainSettings(TrainingSettings, SheetSettings, EncoderSettings):
         if contrast_epochs and self.final_mask_ratio is None and settled.mask_ratio is not None:
             settled = replace(settled, final_mask_ratio=min(FINAL_MASK_RATIO, settled.mask_ratio))
         settled.check_contrast()
-        settled.warmup_of(settled.epochs)
-        return settled
+        return replace(settled, warmup_epochs=settled.warmup_of(settled.epochs) * settled.epochs)
 
     def settle(self) -> Self:
         """See `RunSettings.settle`."""
@@ -273,7 +272,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
         look = partial(look_at, settings, model, run, known, val_set)
         if isinstance(model, PrincipalComponents):
             return fit_components(settings, model, run, train_set, look)
-        print_plan(run, model, train_set, parts)
+        print_plan(settings, run, model, train_set, parts)
         with deterministic_algorithms(settings.deterministic):
             results = train(settings, model, run, parts, look)
         if run.is_main:
@@ -428,7 +427,9 @@ def plan_parts(
     return parts
 
 
-def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Part"]) -> None:
+def print_plan(
+    settings: PretrainSettings, run: Run, model: Autoencoder, train_set: Dataset, parts: list["Part"]
+) -> None:
     """Layers, FLOPs and lengths, for the user to check."""
     if not run.is_main:
         return
@@ -439,6 +440,8 @@ def print_plan(run: Run, model: Autoencoder, train_set: Dataset, parts: list["Pa
     for part in parts:
         views = part.phase.views
         what = "reconstruction" if views == 1 else f"reconstruction and contrast of {views} views"
+        if views > 1 and settings.final_mask_ratio != settings.mask_ratio:
+            what += f", the last fifth with {settings.final_mask_ratio:.0%} hidden, which takes the most memory"
         steps = f"{part.stretch.steps_per_epoch} steps of {part.phase.batch_size} images"
         limit = part.stretch.schedule.minutes
         within = "" if limit is None else f", or what of them {limit[1] - limit[0]:.3g} minutes allow"

@@ -88,7 +88,22 @@ class RecipeSettings(UnlabelledSettings):
             raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
         if self.epochs is not None:
             self.check_lengths(self.epochs)
+        self.check_pairs()
         return super().resolve()
+
+    def check_pairs(self) -> None:
+        """Raises InputError for batches that mixup and cutmix cannot pair."""
+        if (self.batch_size or 0) % 2 and (self.mixup or self.cutmix):
+            raise InputError(
+                f"batch_size {self.batch_size} is odd, mixup and cutmix pair images: make it even, or both 0"
+            )
+
+    def check_images(self, dataset: Dataset) -> None:
+        """Raises InputError for given settings that do not go with such images."""
+        if has_several(dataset) and (self.mixup or self.cutmix or self.unlabelled):
+            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
+        if self.trivial_augment and not knows_colour(dataset):
+            raise no_colour("trivial_augment", dataset)
 
     def check_lengths(self, epochs: int) -> None:
         """Raises InputError for a part that is longer than all the epochs."""
@@ -100,23 +115,20 @@ class RecipeSettings(UnlabelledSettings):
         """The recipe's values in place of None, as far as the images allow. Raises InputError for given ones that they
         do not.
         """
-        several, recipe = has_several(train_set), dict(RECIPES[self.recipe])
-        if several and (self.mixup or self.cutmix or self.unlabelled):
-            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
-        if several or self.unlabelled:
+        self.check_images(train_set)
+        recipe = dict(RECIPES[self.recipe])
+        if has_several(train_set) or self.unlabelled:
             recipe |= {"mixup": 0.0, "cutmix": 0.0}
         if not knows_colour(train_set):
             recipe["trivial_augment"] = False
-            if self.trivial_augment:
-                raise no_colour("trivial_augment", train_set)
         batch = self.batch_size or batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
         epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / count_steps(train_set, batch)))
         recipe |= {"batch_size": batch, "epochs": epochs, "final_epochs": round(recipe["final_ratio"] * epochs)}
+        recipe |= {"eval_every": max(5, round(epochs / 16)), "warmup_epochs": self.warmup_of(epochs) * epochs}
         self.check_lengths(epochs)
         names = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in recipe]
         settled = replace(self, **{name: recipe[name] for name in names})
-        if batch % 2 and (settled.mixup or settled.cutmix):
-            raise InputError(f"batch_size {batch} is odd, mixup and cutmix pair images: make it even, or both 0")
+        settled.check_pairs()
         return settled
 
     def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:

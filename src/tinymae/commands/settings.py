@@ -78,6 +78,9 @@ class Settings:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value, kinds = getattr(self, f.name), alternatives(hints[f.name])
+            if isinstance(value, np.generic | range):  # as people compute numbers
+                value = value.item() if isinstance(value, np.generic) else tuple(value)
+                object.__setattr__(self, f.name, value)
             if value is None or len(kinds) > 1:
                 continue
             choices, values = kinds[0], [value]

@@ -55,6 +55,11 @@ class ImageDataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def depth(self) -> str:
+        """uint8 or uint16"""
+        return str(self.images.dtype).removeprefix("torch.")
+
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, of pixels in [0, 1]."""
@@ -116,6 +121,11 @@ class StreamedDataset:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         return self.source.image_shape
+
+    @property
+    def depth(self) -> str:
+        """uint8 or uint16"""
+        return self.source.depth
 
     @property
     def of_files(self) -> bool:
@@ -405,19 +415,18 @@ def with_label(dataset: Dataset) -> Dataset:
 
 def knows_colour(dataset: Dataset) -> bool:
     """Whether operations on colours are defined for the images: grey or RGB ones of 8 bits."""
-    return dataset.image_shape[0] in (1, 3) and dataset[torch.tensor([0])][0].dtype == torch.uint8
+    return dataset.image_shape[0] in (1, 3) and dataset.depth == "uint8"
 
 
 def no_colour(setting: str, dataset: Dataset) -> InputError:
-    kind = str(dataset[torch.tensor([0])][0].dtype).removeprefix("torch.")
     return InputError(
         f"{setting} is for grey and RGB images of 8 bits, and data {dataset.name} has {dataset.image_shape[0]} "
-        f"channels of {kind}: leave it out"
+        f"channels of {dataset.depth}: leave it out"
     )
 
 
 def no_labels(source: Source, split: str) -> InputError:
-    without = ", or for linear-probe and finetune --no-test" if split == "test" else ""
+    without = ", or leave test out: --no-test, or --split val of evaluate" if split == "test" else ""
     return InputError(f"data set {source.name} has no labels in {split}: {source.label_remedy}{without}")
 
 

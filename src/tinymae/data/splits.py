@@ -89,11 +89,18 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
 
     A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
     help small data: a class that train would lack keeps its row with the highest place there, and a split that would be
-    empty takes the row with the lowest place that train can spare.
+    empty takes the row with the lowest place that train can spare. Rows without a label, -1, are cut by themselves.
 
     >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
     {'train': array([1, 2, 3]), 'val': array([0])}
     """
+    if labels is not None and 0 < (labels >= 0).sum() < len(labels):  # each kind is in every split
+        kinds = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
+        cuts = [split_by_hash(places[rows], fractions, labels[rows]) for rows in kinds]
+        return {
+            name: np.sort(np.concatenate([rows[cut[name]] for rows, cut in zip(kinds, cuts, strict=True)]))
+            for name in cuts[0]
+        }
     code = np.zeros(len(places), dtype=np.int8)  # 0 is train
     low = 0.0
     for number, fraction in enumerate(fractions.values(), start=1):

@@ -167,10 +167,12 @@ def check(settings: CompareSettings) -> None:
                 "so give that to 'pretrain'"
             )
     if settings.finetune_epochs != 0:
-        finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
+        tuning = finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
     reading = sizes[0] | settings.reading
     val_sets = {data: load_splits(data, ["val"], labelled=True, **reading)["val"] for data in settings.data}
     for data, val_set in val_sets.items():
+        if settings.finetune_epochs != 0:
+            tuning.check_images(val_set)
         require_shown(settings.show_channels, val_set.image_shape[0])
         if not settings.overwrite:
             require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
@@ -276,7 +278,9 @@ def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
     """Search for a model's best settings by its linear probe on validation. None if all of them are given."""
     fixed = {name: values[0] for name, values in grid_of(settings, MODELS[model][0]).items()}
     recipe = next(cell.settings for cell in plan(settings, data, {}) if cell.model == model)
-    val_set = loader(settings)(data, "val", image_size=recipe.image_size, channels=recipe.in_channels or 3)
+    sized = {"image_size": recipe.image_size, "channels": recipe.in_channels or 3}
+    train_set, val_set = (loader(settings)(data, split, **sized) for split in ("train", "val"))
+    start = recipe.record() | recipe.plan_phases(train_set)[0].settled
     assert isinstance(settings.extra, dict)
     given = {*fixed, *settings.extra["pretrain"], *settings.extra[model]}
     space = search_space(MODELS[model][0], values=math.prod(val_set.image_shape), given=given)
@@ -297,7 +301,7 @@ def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
         return run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
 
     return search(
-        objective, space, recipe.record(), folder=folder, storage=Path(settings.output_dir) / "search.db",
+        objective, space, start, folder=folder, storage=Path(settings.output_dir) / "search.db",
         study_name=f"{Path(data).name}/{model}", trials=settings.trials, seed=seed,
     )  # fmt: skip
 

@@ -1,28 +1,31 @@
 """What a run was started with: whether a folder holds the same run, and if not, what differs."""
 
+import contextlib
 import re
 import reprlib
-import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from ..data.splits import SPLITS
 from ..errors import InputError
 from ..files import read_json, read_metrics, write_atomically
 
 MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came or went
 MOST_SHOWN = 3  # differences in a message
 # What a run may leave that ends before its first step.
-EARLY = {"args.json", "inputs", ".lock", "tensorboard", "metrics.jsonl", "reconstructions.png", "samples.png"}
+EARLY = ("args.json", ".lock", "inputs/*.txt", "tensorboard/events.*", "tensorboard/*/events.*", "metrics.jsonl",
+         "reconstructions.png", "samples.png")  # fmt: skip
 
 
 def has_begun(folder: Path) -> bool:
     """Whether a folder holds anything but what a run leaves that ended before its first step."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    if any(path.parts[0] not in EARLY for path in files):
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if any(not any(fnmatch(name, early) for early in EARLY) for name in files):
         return True
     metrics = folder / "metrics.jsonl"
-    return metrics.exists() and any(row["step"] for row in read_metrics(metrics))
+    return metrics.exists() and any(row.get("step", 1) for row in read_metrics(metrics))
 
 
 def require_same_run(
@@ -82,8 +85,11 @@ def plain(value: Any) -> Any:
 
 
 def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:
-    """Keep the names of the files of each split, in place of others."""
-    shutil.rmtree(folder / "inputs", ignore_errors=True)
+    """Keep the names of the files of each split, in place of others. The folder may hold what is not ours."""
+    for split in (*SPLITS, "all", "unlabelled"):
+        names_file(folder, split).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds something else
+        (folder / "inputs").rmdir()
     for split, dataset in datasets.items():
         if dataset.of_files and len(dataset) <= MOST_NAMES:
             text = "".join(f"{name}\n" for name in dataset.names)

@@ -132,8 +132,9 @@ class Run:
             return
         with contextlib.suppress(InputError):  # damaged: it is written again
             results = read_json(self.folder / "results.json")
-            scores = [f"{name} {results[key]:.2f} %; " for key, name in SCORES.items() if key in results]
-            self.print(f"{self.folder} is finished: {''.join(scores[:1])}repeating the command changes nothing")
+            found = {name: results.get(key) for key, name in SCORES.items()}
+            scores = [f", {name} {value:.2f} %" for name, value in found.items() if isinstance(value, int | float)]
+            self.print(f"{self.folder} is finished{''.join(scores[:1])}: its results stay as they are")
 
     @property
     def processes(self) -> str:
@@ -316,7 +317,10 @@ class Run:
             self.save_checkpoint(step)
         self.reported = None
         self.signals.__exit__()
-        if stop := agree(self.accelerator, self.signals.code):  # it came after the last step
+        codes = [self.signals.code]  # of a signal after the last step, which any process may have got
+        if self.accelerator.num_processes > 1:
+            codes = gather_object(codes)
+        if stop := next(filter(None, codes), None):
             raise Stopped(stop, step)
 
     def finish(self, results: dict, shown: Sequence[Path]) -> None:

@@ -20,6 +20,7 @@ from .table import (
     SPLIT_COLUMNS,
     choose_column,
     describe_columns,
+    names_splits,
     read_splits,
     strings,
     take_labels,
@@ -80,7 +81,7 @@ class ArrowSource(PartedSource):
         if list(parts) != [""]:
             raise InputError(f"split_column {given}: data {self.name} has the splits {', '.join(parts)}; leave it out")
         values = self.read_column(parts, column)
-        if given is None and not ("string" in str(values.type) and names_splits(values.unique().to_pylist())):
+        if given is None and not names_splits(values):
             return None
         where = f"data {self.name}, row"
         self.splits = read_splits(strings(values, column, where, first=0), column, where, first=0)
@@ -146,11 +147,6 @@ def choose_label_column(name: str, features: Any, given: str | None) -> str | No
     """The column of class labels, or None. Raises InputError for a given one that is not there."""
     labels = [column for column, feature in features.items() if class_names(feature)]
     return choose_column([*features], f"data {name}", given, [*labels, *LABEL_COLUMNS], "label")
-
-
-def names_splits(names: Sequence[str | None]) -> bool:
-    """Whether all are names of splits."""
-    return all(name is not None and name.lower() in SPLIT_NAMES for name in names)
 
 
 def class_names(feature: Any) -> Sequence[str]:

@@ -49,13 +49,24 @@ def open_table(
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
     label = choose_column(names, where, label_column, LABEL_COLUMNS, "label")
     label = take_labels(source, table.column(label) if label else None, label, names, given=label_column is not None)
-    if split := choose_column(names, where, split_column, SPLIT_COLUMNS, "split"):
+    split = choose_column(names, where, split_column, SPLIT_COLUMNS, "split")
+    if split and split_column is None and not names_splits(table.column(split)):
+        source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
+        split = None
+    if split:
         source.splits = read_splits(
             strings(table.column(split), split, f"{where}, line", first=2), split, f"{where}, line", first=2
         )
         require_one_split(paths, source.splits, where)
     source.notes.append(describe_columns(images=column, labels=label, splits=split))
     return source
+
+
+def names_splits(column: pa.ChunkedArray) -> bool:
+    """Whether any value is the name of a split: then the others have to be, too."""
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return False
+    return any((name or "").lower() in SPLIT_NAMES for name in column.unique().to_pylist())
 
 
 def read_table(path: Path) -> pa.Table:
