@@ -33,7 +33,10 @@ def test_an_error_is_about_the_folder_whose_file_it_names(tmp_path, monkeypatch)
     assert is_about(PermissionError(errno.EACCES, "denied", inside.encode()), folder)
     assert is_about(OSError(errno.EXDEV, "rename", other, None, inside), folder)  # the second name of a renaming
     assert is_about(NotADirectoryError(errno.ENOTDIR, "in the way", str(folder)), folder)
-    assert is_about(FileNotFoundError(errno.ENOENT, "cannot be made", str(tmp_path)), folder)
+    assert is_about(
+        FileNotFoundError(errno.ENOENT, "cannot be made", str(tmp_path / "runs")), tmp_path / "runs" / "one"
+    )
+    assert not is_about(PermissionError(errno.EACCES, "cannot be listed", str(tmp_path)), folder)  # it is there
     monkeypatch.chdir(tmp_path)
     assert is_about(PermissionError(errno.EACCES, "denied", "run/args.json"), folder)
     assert is_about(PermissionError(errno.EACCES, "denied", inside), folder.relative_to(tmp_path))

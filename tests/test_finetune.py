@@ -218,3 +218,9 @@ def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp
         run = tinymae.finetune(**TUNE, **start, output_dir=tmp_path / name)
         assert run.results["layer_decay"] == 1.0
         assert run.results["patch_drop"] == (0.0 if name == "conv" else 0.25)
+
+
+def test_who_has_no_gpu_is_told_of_the_light_recipe_before_hours_are_spent():
+    strong, light = (FinetuneSettings(weights="somewhere", recipe=recipe) for recipe in ("strong", "light"))
+    assert "3,840,000 images take hours: --recipe light" in strong.advise(3_840_000, "cpu")
+    assert not any([strong.advise(48_000, "cpu"), strong.advise(3_840_000, "cuda"), light.advise(3_840_000, "cpu")])

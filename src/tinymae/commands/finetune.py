@@ -181,6 +181,8 @@ def train(
     assert batch_size is not None and epochs is not None and every is not None  # settled
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
+    if advice := settings.advise(epochs * len(chosen["train"]), accelerator.device.type):
+        run.print(advice)
     run.print(f"{epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")

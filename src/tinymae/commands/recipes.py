@@ -17,6 +17,7 @@ from .unlabelled import Stage, UnlabelledSettings
 # What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an
 # hour of a CPU and many labels: it sees more images in the time, and learns more from each.
 EPOCHS, LEAST_STEPS = 80, 1_500
+LONG_ON_CPU = 500_000  # images in all, which are hours of a core
 RECIPES: dict[str, dict[str, Any]] = {
     "strong": {
         "largest_batch": 512, "patch_drop": 0.25, "layer_decay": 0.9, "trivial_augment": True, "random_erasing": 0.25,
@@ -140,6 +141,12 @@ class RecipeSettings(UnlabelledSettings):
             begin = (self.epochs - self.final_epochs) / self.epochs
             stages += [replace(last, until=begin), replace(last, is_final=True)]
         return steps_per_epoch, stages
+
+    def advise(self, images: int, device: str) -> str | None:
+        """What to say before so many images are trained on, if another recipe learns more in the time."""
+        if self.recipe == "light" or device != "cpu" or images < LONG_ON_CPU:
+            return None
+        return f"without a GPU {images:,} images take hours: --recipe light --max-minutes 60 learns more in such a time"
 
     def without_distortion(self) -> Self:
         """These settings in the final epochs."""
