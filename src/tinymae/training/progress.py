@@ -125,7 +125,7 @@ class Progress:
             eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left < 1e9 else "?"
             self.bar.n = done
             self.bar.set_postfix_str(
-                f"epoch {self.stretch.epoch(state.step):.2f}, loss {losses['loss']:.4f}, {rate:.0f} images/s, ETA {eta}"
+                f"epoch {self.stretch.epoch(state.step):.2f}, {show_losses(losses)}, {rate:.0f} images/s, ETA {eta}"
             )
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -159,3 +159,13 @@ class Progress:
             self.bar = None
             for tracker in self.accelerator.trackers:  # not end_training, which ends the processes' group as well
                 tracker.finish()
+
+
+def show_losses(losses: dict[str, float]) -> str:
+    """The loss, or its parts where it has any: their sum jumps where another part begins.
+
+    >>> show_losses({"loss": 0.5}), show_losses({"loss": 3.0, "reconstruction_loss": 0.5, "contrastive_loss": 5.0})
+    ('loss 0.5000', 'reconstruction loss 0.5000, contrastive loss 5.0000')
+    """
+    parts = {name: value for name, value in losses.items() if name.endswith("_loss")} or {"loss": losses["loss"]}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in parts.items())
