@@ -174,9 +174,9 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
     probes, trainings = {}, {}
     for labels, ratio in LABELS.items():
         some = {"weights": mae, "label_fraction": ratio}
-        lengths, batch = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}, {}
+        lengths, few = {"finetune": settings.finetune_epochs, "scratch": scratch_epochs}, {}
         if ratio < 1:
-            batch = FEW | {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
+            few = FEW | {"batch_size": max(2, min(128, round(ratio * num_images) // 8 * 2))}
             epochs = max(1, round(settings.few_images / (ratio * num_images)))
             with_others = max(1, epochs // (1 + STARTS["unlabelled"]["unlabelled"]))
             lengths |= {"finetune": epochs, "unlabelled": with_others, "scratch": epochs}
@@ -187,7 +187,7 @@ def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: 
                 probes[f"probe_{labels}{suffix}"] = linear_probe, some | controls | {"seed": seed}
             for start, epochs in lengths.items():
                 if start in settings.trainings and (is_first or (start, ratio) != ("scratch", 1)):
-                    own = some | batch | {"epochs": epochs, "seed": seed} | settings.extra_of("finetune", labels)
+                    own = some | few | {"epochs": epochs, "seed": seed} | settings.extra_of("finetune", labels)
                     own |= STARTS[start] | (settings.extra_of("unlabelled") if start == "unlabelled" else {})
                     trainings[f"{start}_{labels}{suffix}"] = finetune, own
     return probes | {name: trainings[name] for name in sorted(trainings, key="scratch_all".__eq__)}

@@ -92,7 +92,7 @@ def run_command(
 ) -> None:
     """Parse and run; a user's error is one line on stderr and exit code 2."""
     module_name, settings_name, _ = COMMANDS[command]
-    with stopping(prog or Path(sys.argv[0]).name):
+    with stopping(prog):
         module = import_module(f"tinymae.{module_name}")
     run_main(
         module.run, getattr(module, settings_name), arguments, prog=prog, description=description or module.__doc__
@@ -104,13 +104,12 @@ def run_main(
     description: str | None = None,
 ) -> None:  # fmt: skip
     """The same for any function of any settings."""
-    prog = prog or Path(sys.argv[0]).name
     with stopping(prog, f"; the same command {'resumes' if settings.resumes else 'starts again'}"):
         call(run, settings, create_parser(settings, prog=prog, description=description), arguments)
 
 
 @contextlib.contextmanager
-def stopping(prog: str, remedy: str = "") -> Iterator[None]:
+def stopping(prog: str | None, remedy: str = "") -> Iterator[None]:
     """Ctrl-C and SIGTERM end what is inside with one line and 128 + the signal's number as the exit code."""
     from ..training.signals import Interrupted, interrupting
 
@@ -118,7 +117,9 @@ def stopping(prog: str, remedy: str = "") -> Iterator[None]:
         with interrupting():
             yield
     except Interrupted as stop:
-        print(f"{prog}: stopped by {signal.Signals(stop.number).name}{remedy}", file=sys.stderr)
+        print(
+            f"{prog or Path(sys.argv[0]).name}: stopped by {signal.Signals(stop.number).name}{remedy}", file=sys.stderr
+        )
         sys.exit(128 + stop.number)
 
 

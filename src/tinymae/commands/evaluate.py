@@ -76,11 +76,10 @@ def run(settings: EvaluateSettings) -> Result[Model]:
         settings, image_size=model.image_size, channels=model.in_channels,
         labelled=isinstance(model, Classifier), several=several,
     )  # fmt: skip
-    if isinstance(model, Classifier):
-        dataset = with_label(dataset)
     require_fit(model, dataset)
     look: partial[dict]
     if isinstance(model, Classifier):
+        dataset = with_label(dataset)
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:

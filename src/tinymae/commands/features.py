@@ -56,7 +56,7 @@ class JoinedSettings(WeightsSettings):
         """The splits' images, sized for the model."""
         size, channels = model.image_size, model.in_channels
         loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
-        for dataset in loaded.values():
+        for dataset in [*loaded.values()][:1]:  # all are of one source
             require_fit(model, dataset)
         on_device = {name: dataset.to(accelerator.device) for name, dataset in loaded.items()}
         return JoinedSplits(on_device, self.show_channels)

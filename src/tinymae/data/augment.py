@@ -145,11 +145,16 @@ def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 def require_colour(images: Tensor, name: str) -> None:
     """Raises InputError for images that the operation `name` is not defined for."""
-    if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+    channels, depth = images.shape[1], str(images.dtype).removeprefix("torch.")
+    if not has_colour(channels, depth):
         raise InputError(
-            f"{name} is defined for grey and RGB images of 8 bits, not for {images.shape[1]} channels of "
-            f"{str(images.dtype).removeprefix('torch.')}: leave it out"
+            f"{name} is defined for grey and RGB images of 8 bits, not for {channels} channels of {depth}: leave it out"
         )
+
+
+def has_colour(channels: int, depth: str) -> bool:
+    """Whether operations on colours are defined for images: grey or RGB ones of 8 bits."""
+    return channels in (1, 3) and depth == "uint8"
 
 
 def resample(images: Tensor, matrix: Tensor, padding_mode: str = "zeros") -> Tensor:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..tensors import to_device
+from .augment import has_colour
 from .description import describe
 from .images import UnreadableImage
 from .sources.arrays import ArraySource
@@ -414,8 +415,8 @@ def with_label(dataset: Dataset) -> Dataset:
 
 
 def knows_colour(dataset: Dataset) -> bool:
-    """Whether operations on colours are defined for the images: grey or RGB ones of 8 bits."""
-    return dataset.image_shape[0] in (1, 3) and dataset.depth == "uint8"
+    """See `augment.has_colour`."""
+    return has_colour(dataset.image_shape[0], dataset.depth)
 
 
 def no_colour(setting: str, dataset: Dataset) -> InputError:

@@ -28,15 +28,19 @@ def has_begun(folder: Path) -> bool:
     return metrics.exists() and any(row.get("step", 1) for row in read_metrics(metrics))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run. What ended before its first step is none: the corrected command may have it."""
+    return (folder / "args.json").exists() and has_begun(folder)
+
+
 def require_same_run(
     folder: Path, arguments: dict, inputs: dict | None = None, datasets: Mapping[str, Any] | None = None
 ) -> None:
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
-    `inputs` are compared where both are known; of files in `datasets` it says which came or went. What ended before its
-    first step is no run: the corrected command may have its folder.
+    `inputs` are compared where both are known; of files in `datasets` it says which came or went.
     """
-    if not (folder / "args.json").exists() or not has_begun(folder):
+    if not holds_run(folder):
         return
     recorded = read_json(folder / "args.json")
     changes = [*differences(recorded["arguments"], arguments)]

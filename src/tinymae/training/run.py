@@ -23,7 +23,7 @@ from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
 from .device import agree, environment, explain_memory, keep_freed_memory, on_main
-from .inputs import has_begun, require_same_run, write_names
+from .inputs import has_begun, holds_run, require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
 from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
@@ -116,7 +116,7 @@ class Run:
         self.lock = lock_folder(self.folder)
         try:
             require_same_run(self.folder, self.arguments, self.inputs, self.datasets)
-            if not has_begun(self.folder) or not (self.folder / "args.json").exists():
+            if not holds_run(self.folder):
                 write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
