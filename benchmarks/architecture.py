@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
-from tinymae.commands import pretrain
+from tinymae.commands import phases
+from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
 from tinymae.evaluation.metrics import accuracy, map_dataset
@@ -30,7 +31,7 @@ from tinymae.files import read_json, write_json
 from tinymae.models import mae
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import create_vit
-from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
+from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 
 # What a variant has that the plain one has not: sizes, or arguments of timm's VisionTransformer.
 ARGUMENTS: dict[str, dict] = {
@@ -98,19 +99,19 @@ def create_with(arguments: dict, *args, **sizes):
 
 def learn(args: argparse.Namespace, model: MaskedAutoencoder, train: Dataset, steps: int, name: str) -> None:
     """Reconstruct, as `tinymae pretrain` does."""
-    asked = pretrain.PretrainSettings(
+    asked = PretrainSettings(
         contrast_epochs=0, epochs=10**4, batch_size=args.batch_size, base_lr=args.base_lr, seed=args.seed
     )
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
-    (part,) = pretrain.plan_parts(asked, accelerator, model, train)
+    (part,) = phases.plan_parts(asked, accelerator, model, train)
     groups = parameter_groups(part.learner, weight_decay=asked.weight_decay)
     optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(part.learner, optimizer)
-    schedule = pretrain.Schedule(peak=part.stretch.schedule.peak, last_step=steps, warmup=0.05)
+    schedule = Schedule(peak=part.stretch.schedule.peak, last_step=steps, warmup=0.05)
     for _ in tqdm(
         train_steps(
-            learner, optimizer, partial(pretrain.draw_inputs, asked, part.phase, model), learner,
+            learner, optimizer, partial(phases.draw_inputs, asked, part.phase, model), learner,
             part.batches(start_step=0), accelerator=accelerator, schedule=schedule, clock=None,
             batch_size=args.batch_size, seed=args.seed,
         ),

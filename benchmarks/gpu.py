@@ -34,8 +34,8 @@ from timing import product_seconds, synchronise
 from torch import Tensor, nn
 
 import tinymae
-from tinymae.commands import finetune, pretrain
-from tinymae.data.datasets import load_dataset
+from tinymae.commands import finetune, phases, pretrain
+from tinymae.data.load import load_dataset
 from tinymae.errors import first_line
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.neighbours import knn_predict
@@ -44,7 +44,7 @@ from tinymae.models.base import Autoencoder
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws
-from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
+from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from tinymae.training.numbers import StepNumbers
 from tinymae.training.progress import Stopped
 from tinymae.training.run import Run
@@ -226,11 +226,11 @@ def pretraining(device: torch.device, **settings) -> Iterator:
     with contextlib.redirect_stdout(io.StringIO()):
         train_set = asked.load("train", image_size=None, channels=3)[0]
     model = pretrain.create_model(asked, train_set, None)
-    part = pretrain.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
+    part = phases.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
     groups = parameter_groups(part.learner, weight_decay=0.05)
     optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(part.learner, optimizer)
-    draw_inputs = partial(pretrain.draw_inputs, asked, part.phase, model)
+    draw_inputs = partial(phases.draw_inputs, asked, part.phase, model)
     schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)
     states = train_steps(
         learner, optimizer, draw_inputs, learner, part.batches(start_step=0), accelerator=accelerator,
@@ -260,7 +260,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     yield from train_steps(
         prepared, optimizer, partial(finetune.prepare_inputs, asked, model, mix),
         finetune.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
-        accelerator=accelerator, schedule=pretrain.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
+        accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
         batch_size=asked.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from pyarrow import parquet
 from tinymae import MaskedAutoencoder
 from tinymae.data.augment import padded_crop, random_flip
 from tinymae.data.batches import Batch, split_batch, step_batches
-from tinymae.data.datasets import load_splits
+from tinymae.data.load import load_splits
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.randomness import Draws

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from torch.utils._pytree import tree_leaves
 
 from tinymae import MaskedAutoencoder, load_dataset
-from tinymae.commands import pretrain
+from tinymae.commands import phases, pretrain
 from tinymae.data.batches import split_batch, step_batches
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     groups = loop.parameter_groups(model, weight_decay=0.05)
     optimizer = loop.create_optimizer(args.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
     learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
-    forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", pretrain.augment)
+    forward, draw, augment = timed("forward", learner), timed("masks", model.draw), timed("augment", phases.augment)
 
     def draw_inputs(batch, draws, _progress):
         drawn = draw(draws)

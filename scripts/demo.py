@@ -15,7 +15,8 @@ import torch
 
 import tinymae
 from tinymae.commands.cli import run_main
-from tinymae.commands.settings import RunSettings, Settings, with_default
+from tinymae.commands.fields import Settings, with_default
+from tinymae.commands.settings import RunSettings
 from tinymae.data.images import read_image
 from tinymae.evaluation import figures
 from tinymae.files import write_json

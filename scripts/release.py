@@ -40,11 +40,12 @@ from tinymae import load_dataset
 from tinymae.commands import evaluate, finetune, linear_probe, pretrain
 from tinymae.commands.cli import run_main
 from tinymae.commands.evaluate import EvaluateSettings
+from tinymae.commands.fields import Settings, setting, with_default
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.linear_probe import LinearProbeSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.commands.recipes import EPOCHS
-from tinymae.commands.settings import RunSettings, Settings, setting, with_default
+from tinymae.commands.settings import RunSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
 from tinymae.data.splits import few_labels

@@ -66,5 +66,5 @@ def test_every_public_function_and_method_of_the_model_has_an_example():
     methods |= {f"tinymae.models.base.Autoencoder.{name}" for name in ("save_pretrained", "from_pretrained")}
     methods |= {f"tinymae.models.base.Encoder.{name}" for name in ("normalise", "denormalise")}
     classes = {"tinymae.models.mae.MaskedAutoencoder", "tinymae.evaluation.features.Features"}
-    assert {"tinymae.models.masking.patchify", "tinymae.data.datasets.load_dataset"} <= exported
+    assert {"tinymae.models.masking.patchify", "tinymae.data.load.load_dataset"} <= exported
     assert not (exported | methods | classes) - EXAMPLES.keys()

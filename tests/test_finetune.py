@@ -14,8 +14,8 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
-from tinymae.commands.settings import peak_rate
-from tinymae.data.datasets import load_splits
+from tinymae.commands.learning import peak_rate
+from tinymae.data.load import load_splits
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 

@@ -10,7 +10,7 @@ from running import FEW, QUICK, TWO_PHASES, metrics
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
-from tinymae.commands import finetune, linear_probe, pretrain, settings
+from tinymae.commands import finetune, learning, linear_probe, phases, pretrain
 from tinymae.evaluation import probes
 from tinymae.interop.graphs import EncoderGraph, trace
 from tinymae.models import mae, masked
@@ -173,9 +173,9 @@ def test_long_runs_by_cuda_graph_are_compiled_where_that_works(gpu, monkeypatch,
     accelerator, dataset = chosen.create_accelerator(), load_dataset(FEW["data"], "train")
     chosen = chosen.resolve()
     model, cores = pretrain.create_model(chosen, dataset, None), []
-    monkeypatch.setattr(settings, "can_compile", lambda _: works)
+    monkeypatch.setattr(learning, "can_compile", lambda _: works)
     monkeypatch.setattr(model, "compile_core", lambda: cores.append(model))
-    pretrain.plan_parts(chosen, accelerator, model, dataset)
+    phases.plan_parts(chosen, accelerator, model, dataset)
     assert bool(cores) == compiled
 
 

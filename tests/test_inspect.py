@@ -17,7 +17,8 @@ import tinymae
 from tinymae import MaskedAutoencoder
 from tinymae.commands.features import JoinedSplits
 from tinymae.commands.inspect import show_group
-from tinymae.data.datasets import ImageDataset, load_splits
+from tinymae.data.datasets import ImageDataset
+from tinymae.data.load import load_splits
 from tinymae.evaluation.inspection import (
     CANDIDATES,
     aligned_correlation,

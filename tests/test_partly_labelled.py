@@ -14,7 +14,8 @@ from test_unlabelled import TUNE, small_model
 
 import tinymae
 from tinymae import InputError, load_dataset
-from tinymae.data.datasets import load_splits, with_label
+from tinymae.data.datasets import with_label
+from tinymae.data.load import load_splits
 
 DIGITS = load_dataset("digits", "train")
 COUNTS = {"train": (64, 40), "val": (20, 5), "test": (20, 5)}  # images with a label, and without

@@ -12,8 +12,8 @@ from test_sources import encode, hub, write_table  # noqa: F401
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import RunSettings
 from tinymae.commands.unlabelled import UnlabelledSettings
-from tinymae.data.datasets import load_splits
 from tinymae.data.images import read_image
+from tinymae.data.load import load_splits
 
 # ---- columns
 

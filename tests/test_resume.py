@@ -261,7 +261,7 @@ def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp_path, monkeypatch):
     if streamed:
-        load_splits = tinymae.data.datasets.load_splits
+        load_splits = tinymae.data.load.load_splits
         monkeypatch.setattr(load_splits, "__kwdefaults__", load_splits.__kwdefaults__ | {"memory_limit_gb": 0})
     (tmp_path / "images").mkdir()
     for number, image in enumerate(load_dataset("digits").images[:40]):

@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
-from tinymae.data.datasets import load_splits
+from tinymae.data.load import load_splits
 from tinymae.data.masks import IGNORED, read_masks
 from tinymae.evaluation.segmentation import fit_segmentation, predict_masks, segmentation_metrics
 from tinymae.models.conv import ConvAutoencoder

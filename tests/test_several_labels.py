@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
-from tinymae.data.datasets import load_splits
+from tinymae.data.load import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits

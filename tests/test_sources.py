@@ -16,7 +16,7 @@ from test_data import as_set, picture, pixels
 import tinymae
 from tinymae import InputError, load_dataset, pretrain
 from tinymae.commands.features import JoinedSplits
-from tinymae.data import datasets
+from tinymae.data import load
 from tinymae.data.batches import chunks, split_batch, step_batches
 from tinymae.data.datasets import StreamedDataset
 from tinymae.data.images import read_image
@@ -266,7 +266,7 @@ def test_hidden_labels_of_a_split_leave_the_others(tmp_path, hub):
         assert loaded["val"].labels.tolist() == labels[12:20].tolist()
         assert len(loaded["test"]) == 10 and loaded["test"].labels is None
         with pytest.raises(InputError, match="has no labels in test"):
-            datasets.load_splits(data, SPLITS, labelled=True, memory_limit_gb=limit)
+            load.load_splits(data, SPLITS, labelled=True, memory_limit_gb=limit)
 
 
 def test_a_split_of_an_array_file_may_have_no_labels(tmp_path):
@@ -293,7 +293,7 @@ def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
             file["images"], file["labels"] = images, labels
     else:
         data, given = torch.from_numpy(images), {"labels": torch.from_numpy(labels)}
-    dataset = datasets.load_splits(data, ["all"], several=True, **given)["all"]
+    dataset = load.load_splits(data, ["all"], several=True, **given)["all"]
     assert dataset.labels.dtype == torch.uint8 and dataset.labels.tolist() == labels.tolist()
     assert dataset.classes == [str(number) for number in range(14)]
 

@@ -14,7 +14,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import map_together, whole_batches
-from tinymae.data import batches, datasets
+from tinymae.data import batches, load
 from tinymae.data.sources import files
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
@@ -170,7 +170,7 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "read_image", noted)
     monkeypatch.setattr(batches, "FEW", 0)
-    monkeypatch.setitem(datasets.load_splits.__kwdefaults__, "memory_limit_gb", 0)
+    monkeypatch.setitem(load.load_splits.__kwdefaults__, "memory_limit_gb", 0)
     return tmp_path / "images"
 
 
@@ -191,7 +191,7 @@ def test_workers_decode_what_is_larger_than_memory(name, num_workers, folder, tm
     function(folder, **common, num_workers=num_workers, output_dir=tmp_path / "streamed")
     readers = {path.name for path in (tmp_path / "readers").iterdir()}
     assert readers and (str(os.getpid()) in readers) == (num_workers == 0)
-    monkeypatch.setitem(datasets.load_splits.__kwdefaults__, "memory_limit_gb", 1)
+    monkeypatch.setitem(load.load_splits.__kwdefaults__, "memory_limit_gb", 1)
     function(folder, **common, output_dir=tmp_path / "whole")
     assert without_seconds(tmp_path / "streamed") == without_seconds(tmp_path / "whole")
     if name == "embed":

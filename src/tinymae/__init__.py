@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .commands.neighbours import neighbours
     from .commands.predict import predict
     from .commands.pretrain import pretrain
-    from .data.datasets import load_dataset
+    from .data.load import load_dataset
     from .errors import InputError
     from .evaluation.explain import anomaly_map, attention_maps
     from .evaluation.features import Features
@@ -74,7 +74,7 @@ HOMES = {
     "commands.neighbours": ["neighbours"],
     "commands.predict": ["predict"],
     "commands.pretrain": ["pretrain"],
-    "data.datasets": ["load_dataset"],
+    "data.load": ["load_dataset"],
     "errors": ["InputError"],
     "evaluation.explain": ["anomaly_map", "attention_maps"],
     "evaluation.features": ["Features"],

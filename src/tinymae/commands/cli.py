@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from .settings import Settings
+    from .fields import Settings
 
 # Each command: the module with its `run`, the name of its settings there, and a line of help.
 COMMANDS = {
@@ -202,7 +202,7 @@ def order_of(settings: type, f: Field) -> int:
 
 def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
     """The arguments of argparse's `add_argument` for a field of this type."""
-    from .settings import alternatives
+    from .fields import alternatives
 
     kinds = alternatives(kind)
     first = str if str in kinds else kinds[0]

@@ -34,7 +34,7 @@ from ..randomness import seeded
 from ..training.device import choose_attention
 from ..training.run import Run
 from .features import Split, WeightsSettings, map_together, require_fit, whole_batches
-from .settings import Result, keywords_of, setting, with_default
+from .fields import Result, keywords_of, setting, with_default
 from .several import report_several
 
 ERRORS = 40  # on a sheet

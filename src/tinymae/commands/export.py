@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..data.batches import pick
-from ..data.datasets import load_dataset, require_channels
+from ..data.datasets import require_channels
+from ..data.load import load_dataset
 from ..errors import InputError
 from ..files import is_about, unwritable, write_json
 from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
@@ -18,7 +19,7 @@ from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
 from ..models.weights import names_of
-from .settings import Result, Settings, keywords_of, setting
+from .fields import Result, Settings, keywords_of, setting
 
 CALIBRATION = 256  # images
 

@@ -21,7 +21,8 @@ from ..models.base import Autoencoder
 from ..models.encoding import feature_function
 from ..randomness import derive_seed
 from ..training.device import choose_attention, gather_parts
-from .settings import SheetSettings, setting
+from .fields import setting
+from .settings import SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 4.0  # times it

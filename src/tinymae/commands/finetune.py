@@ -37,8 +37,10 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
 from .features import map_together, require_fit
+from .fields import Result, keywords_of, setting, with_default
+from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
-from .settings import EncoderSettings, Result, TrainingSettings, keywords_of, peak_rate, setting, with_default
+from .settings import EncoderSettings
 from .several import report_several
 
 

@@ -28,7 +28,7 @@ from ..randomness import derive_seed
 from ..training.device import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
-from .settings import Result, keywords_of, setting, with_default
+from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 60  # images on a sheet, or groups
 LARGEST_GROUP = 12  # images of a group on a sheet

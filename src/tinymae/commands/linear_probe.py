@@ -28,8 +28,9 @@ from ..tensors import to_unit
 from ..training.device import choose_attention
 from ..training.run import Run
 from .features import WeightsSettings, require_fit, require_unchanged, split_features, untrained_twin
+from .fields import Result, keywords_of, setting, with_default
 from .segmentation import probe_segmentation
-from .settings import LabelSettings, Result, keywords_of, setting, with_default
+from .settings import LabelSettings
 from .several import report_several
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features

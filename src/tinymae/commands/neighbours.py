@@ -16,7 +16,7 @@ from ..evaluation.sheets import Tile, write_sheet
 from ..files import write_csv
 from ..interop.load import Model
 from .features import FeatureSettings, JoinedSplits, map_images
-from .settings import Result, keywords_of, setting, with_default
+from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 50  # queries on the sheet
 

@@ -19,7 +19,8 @@ from ..models.classifier import Classifier
 from ..training.device import choose_attention
 from .evaluate import require_same_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, require_fit
-from .settings import Result, RunSettings, keywords_of, setting, with_default
+from .fields import Result, keywords_of, setting, with_default
+from .settings import RunSettings
 
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame

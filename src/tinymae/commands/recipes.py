@@ -11,7 +11,8 @@ from ..data.batches import count_steps
 from ..data.datasets import Dataset, has_several, knows_colour, no_colour
 from ..errors import InputError
 from .families import show
-from .settings import batch_for, setting
+from .fields import setting
+from .learning import batch_for
 from .unlabelled import Stage, UnlabelledSettings
 
 # What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an

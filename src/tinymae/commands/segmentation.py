@@ -29,7 +29,7 @@ from ..models.mae import MaskedAutoencoder
 from ..training.device import choose_attention
 from ..training.run import Run
 from .features import require_fit, require_unchanged, split_features, untrained_twin
-from .settings import Result
+from .fields import Result
 
 if TYPE_CHECKING:
     from .linear_probe import LinearProbeSettings

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 from ..data.batches import Batch, join_batches
-from ..data.datasets import Dataset, Images, require_channels, with_label
+from ..data.datasets import Dataset, require_channels, with_label
+from ..data.load import Images
 from ..errors import InputError
 from ..randomness import derive_seed
-from .settings import LabelSettings, TrainingSettings, setting
+from .fields import setting
+from .learning import TrainingSettings
+from .settings import LabelSettings
 
 
 @dataclass(frozen=True)

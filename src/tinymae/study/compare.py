@@ -12,9 +12,11 @@ from accelerate import PartialState
 
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
+from ..commands.fields import Result, keywords_of, setting, with_default
 from ..commands.pretrain import PretrainSettings
-from ..commands.settings import DataSettings, Result, RunSettings, SheetSettings, keywords_of, setting, with_default
-from ..data.datasets import Dataset, load_dataset, load_splits
+from ..commands.settings import DataSettings, RunSettings, SheetSettings
+from ..data.datasets import Dataset
+from ..data.load import load_dataset, load_splits
 from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder, read_json
