@@ -224,7 +224,9 @@ def list_pretrainings(run: Path) -> list[Path]:
 
 
 def count_passes(run: Path) -> float:
-    """Epochs of a pretraining run; an epoch on V views counts as V (the projector's one percent is left out)."""
+    """Epochs of a pretraining run; an epoch on V views counts as V. With four views that is 2 % more than they compute:
+    the decoder sees one of them, and more is visible in the last fifth.
+    """
     arguments, results = read_json(run / "args.json")["arguments"], read_json(run / "results.json")
     epochs, contrast = results["epochs"], (arguments | results).get("contrast_epochs")
     if contrast is not None:
