@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 import tinymae
-from tinymae.commands.cli import COMMANDS, heading_of, options_of, order_of
+from tinymae.commands.cli import COMMANDS, heading_of, help_of, options_of, order_of
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")  # [text](target#anchor), but for addresses
@@ -86,13 +86,12 @@ def describe_commands() -> Iterator[str]:
             if heading != heading_of(settings, f):
                 heading = heading_of(settings, f)
                 yield f"\n### {heading} {{ #{name}-{re.sub(r'[^a-z]+', '-', heading)} }}\n"
-            yield describe_flag(settings, f, hints[f.name])
+            yield describe_flag(f, hints[f.name])
 
 
-def describe_flag(settings: type, f: Field, kind: object) -> str:
+def describe_flag(f: Field, kind: object) -> str:
     """A flag as an entry of a definition list: its values, its help and its default."""
-    options = options_of(settings, f, kind)
-    flag = f.metadata.get("flag") or f"--{f.name.replace('_', '-')}"
+    options, flag = options_of(f, kind), f"--{f.name.replace('_', '-')}"
     choices = options.get("choices") or next((get_args(each) for each in get_args(kind) if get_origin(each)), ())
     if choices and all(isinstance(choice, str) for choice in choices):
         value = "{" + ",".join(choices) + "}"
@@ -100,7 +99,7 @@ def describe_flag(settings: type, f: Field, kind: object) -> str:
         value = options.get("metavar", "")
     if options.get("nargs") == "+":
         value += " ..."
-    text = options["help"].replace("%%", "%").replace("<", "&lt;")
+    text = help_of(f).replace("%%", "%").replace("<", "&lt;")
     needed = " (required)" if f.default is MISSING else ""
     return f"`{flag}{' ' if value else ''}{value}`\n:   {text}{needed}\n"
 

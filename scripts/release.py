@@ -25,7 +25,6 @@ all, 10, 1: with that percentage of them; unlabelled: with unlabelled images bes
 """
 
 import shutil
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -61,6 +60,7 @@ from tinymae.models.flops import reconstruction_flops, training_flops
 from tinymae.models.weights import halve
 from tinymae.randomness import Draws
 from tinymae.study.stages import Extra, parse_extra, require_distinct, run_stage
+from tinymae.study.tables import mean_and_std
 from tinymae.training.cards import write_card
 
 LABELS = {"all": 1.0, "10": 0.1, "1": 0.01}  # percent of each class's labels
@@ -228,19 +228,13 @@ def count_passes(run: Path) -> float:
     the decoder sees one of them, and more is visible in the last fifth.
     """
     arguments, results = read_json(run / "args.json")["arguments"], read_json(run / "results.json")
-    epochs, contrast = results["epochs"], (arguments | results).get("contrast_epochs")
-    if contrast is not None:
-        return epochs + contrast * (arguments["views"] - 1)
-    return epochs * (arguments.get("views", 2) if arguments.get("contrast_weight") else 1)  # runs of older releases
+    return results["epochs"] + (arguments | results)["contrast_epochs"] * (arguments["views"] - 1)
 
 
 def tell_target(arguments: dict, results: dict) -> str:
     """What a pretraining run learned from."""
-    contrast, epochs = (arguments | results).get("contrast_epochs"), round(results["epochs"])
-    if contrast is None:  # runs of older releases
-        contrast = epochs if arguments.get("contrast_weight") else 0
-    contrast = round(contrast)
-    parts = {"reconstruction": epochs - contrast, f"contrast of {arguments.get('views', 2)} views": contrast}
+    epochs, contrast = round(results["epochs"]), round((arguments | results)["contrast_epochs"])
+    parts = {"reconstruction": epochs - contrast, f"contrast of {arguments['views']} views": contrast}
     return ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
 
 
@@ -312,8 +306,8 @@ def summarise(settings: ReleaseSettings, results: dict[str, dict]) -> dict[str, 
         values = [results[name][score] for name in names if name in results]
         if not values:
             continue  # with all labels none is left that has no label
-        std = statistics.stdev(values) if len(values) > 1 else None
-        found[f"{kind}_{labels}"] = {"n": len(values), "mean": statistics.mean(values), "std": std}
+        mean, std = mean_and_std(values)
+        found[f"{kind}_{labels}"] = {"n": len(values), "mean": mean, "std": std}
     return found
 
 

@@ -1,11 +1,13 @@
 """The command line: its help, its flags, what it refuses, and that it does what the functions do."""
 
+import itertools
 import json
+import math
 import re
 import runpy
 import shutil
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -20,6 +22,7 @@ import tinymae
 from tinymae import InputError
 from tinymae.commands import cli
 from tinymae.commands.families import defaults_of, describe_setting
+from tinymae.commands.fields import LIMITS
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.models.classifier import build_classifier
@@ -120,6 +123,16 @@ def test_from_python_the_choices_are_those_of_the_command_line(settings, given, 
         (PretrainSettings, {"max_minutes": "1"}, "max_minutes '1' is of type str: give a number"),
         (PretrainSettings, {"flip": 1}, "flip 1 is of type int: give True or False"),
         (PretrainSettings, {"encoder": 3}, "encoder 3 is of type int: give a text"),
+        (PretrainSettings, {"weights": 3}, "weights 3 is of type int: give a text, a path, Autoencoder or Classifier"),
+        (
+            PretrainSettings,
+            {"image_size": "8"},
+            "image_size '8' is of type str: give a whole number or 2",
+        ),
+        (PretrainSettings, {"image_size": 8.0}, "image_size 8.0 is of type float: give a whole number or 2"),
+        (PretrainSettings, {"pixel_range": 5}, "pixel_range 5 is of type int: give 2 numbers"),
+        (PretrainSettings, {"pixel_range": (0, "a")}, "pixel_range .*'a'.* is of type tuple: give 2 numbers"),
+        (PretrainSettings, {"show_channels": 1}, "show_channels 1 is of type int: give 3 whole numbers"),
         (
             SETTINGS["neighbours"],
             {"weights": "w", "query": np.zeros((1, 3))},
@@ -139,8 +152,30 @@ def test_from_python_a_value_of_another_type_is_refused_in_one_line(settings, gi
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("command", SETTINGS)
+def test_numbers_have_limits(command):
+    chosen = SETTINGS[command]
+    needed = {f.name: "runs/mae" for f in fields(chosen) if f.default is MISSING}
+    for f, limit in itertools.product(fields(chosen), LIMITS):
+        if limit in f.metadata:
+            edge = f.metadata[limit]
+            beyond = edge + {"least": -1, "most": 1}.get(limit, 0)
+            with pytest.raises(InputError, match=f"{f.name} {beyond} is (not )?(above|below) {edge}"):
+                chosen(**needed | {f.name: beyond})
+            if limit in ("least", "most"):
+                assert getattr(chosen(**needed | {f.name: edge}), f.name) == edge
+
+
+@pytest.mark.parametrize("name", ["base_lr", "weight_decay", "clip_grad", "mixup", "drop_path", "label_smoothing"])
+def test_no_number_of_training_is_negative_or_none(name):
+    for value in (-1.0, math.nan):
+        with pytest.raises(InputError, match=f"{name} {value:g} is (below|not above) 0"):
+            SETTINGS["finetune"](from_scratch=True, **{name: value})
+
+
 def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():
     assert PretrainSettings(max_minutes=1, warmup_epochs=np.float64(0.5)).max_minutes == 1
+    assert PretrainSettings(image_size=(np.int64(8), 16)).image_size == (8, 16)
     assert SETTINGS["neighbours"](weights="w", query=[Path("a"), "b"]).query == [Path("a"), "b"]
     assert PretrainSettings(epochs=3, max_minutes=None, flip=False).epochs == 3
     computed = PretrainSettings(epochs=np.int64(3), base_lr=np.float32(0.5), flip=np.True_).record()
@@ -220,15 +255,15 @@ BAD = {
     "unknown loss": ("pretrain", "--model conv_ae --loss huber", "loss 'huber' is not a sum of"),
     "memory": ("pretrain", "--model vae --gradient-checkpointing", "gradient_checkpointing is not available for"),
     "one view": ("pretrain", "--patch-size 2 --views 1", "views 1 leaves nothing to contrast"),
-    "temperature": ("pretrain", "--patch-size 2 --temperature 0", "temperature 0.0 is not positive"),
+    "temperature": ("pretrain", "--patch-size 2 --temperature 0", "temperature 0 is not above 0"),
     "no weights": ("linear-probe", "--weights not/there", "weights folder not/there does not exist"),
     "no start": ("finetune", "", "give --weights DIR"),
-    "no patch left": ("finetune", "--from-scratch --patch-drop 1", "patch_drop 1.0 is outside [0, 1)"),
+    "no patch left": ("finetune", "--from-scratch --patch-drop 1", "patch_drop 1 is not below 1"),
     "no weights to look at": ("evaluate", "--weights not/there", "weights folder not/there does not exist"),
     "weights left out": ("evaluate", "", "the following arguments are required: --weights"),
     "no such flag": ("pretrain", "--epoks 3", "unrecognized arguments: --epoks 3 (see tinymae pretrain --help)"),
     "no number": ("pretrain", "--epochs many", "argument --epochs: invalid int value: 'many'"),
-    "three sizes": ("pretrain", "--image-size 1 2 3", "--image-size takes one number, or height and width"),
+    "three sizes": ("pretrain", "--image-size 1 2 3", "image_size (1, 2, 3) is of type tuple: give a whole number"),
     "no such family": ("pretrain", "--model gan", "argument --model: invalid choice: 'gan'"),
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeyp
 def test_a_command_line_is_one_that_its_command_takes(line):
     name, words = COMMAND.search(line).groups()
     name = name.replace("_", "-")
-    parser = create_parser(SETTINGS[name], required=False, exits=False)
+    parser = create_parser(SETTINGS[name], partial=True)
     given = parse(parser, shlex.split(words, comments=True))
     if "extra" in given:
         parse_extra(given["extra"], PLACES[name])

@@ -186,7 +186,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
         ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
         ({"final_epochs": 2}, "final_epochs 2 is not within 0 and 1"),
-        ({"patch_drop": 1.0}, r"patch_drop 1.0 is outside \[0, 1\)"),
+        ({"patch_drop": 1.0}, "patch_drop 1 is not below 1"),
         ({"pool": "max"}, "pool 'max' is not"),
         ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
           "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
@@ -197,6 +197,25 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         with pytest.raises(InputError, match=message):
             tinymae.finetune(**TUNE | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_layer_decay_counts_from_scratch_as_well_where_it_is_given(quick_figures, tmp_path):
+    one_step = TUNE | {"epochs": 1, "batch_size": 64, "ema_decay": 0.0, "warmup_epochs": 0, "from_scratch": True}
+    decays = {"default": {}, "none": {"layer_decay": 1.0}, "half": {"layer_decay": 0.5}}
+    kernel = {
+        name: tinymae.finetune(**one_step | decay, weights=small_model(), output_dir=tmp_path / name).model
+        for name, decay in decays.items()
+    }  # fmt: skip
+    first = {name: model.vit.patch_embed.proj.weight for name, model in kernel.items()}
+    assert torch.equal(first["default"], first["none"]) and not torch.equal(first["none"], first["half"])
+
+
+@pytest.mark.parametrize("setting", [{"layer_decay": 0.5}, {"patch_drop": 0.25}])
+def test_what_only_vits_have_is_refused_elsewhere(setting, tmp_path):
+    ((name, value),) = setting.items()
+    model = ConvAutoencoder(image_size=8, in_channels=1, width=8)
+    with pytest.raises(InputError, match=f"{name} {value} is of ViTs, which these weights are not: leave it out"):
+        tinymae.finetune(**TUNE | {"patch_drop": None} | setting, weights=model, output_dir=tmp_path / "run")
 
 
 @pytest.mark.parametrize("setting", [{"depth": 7}, {"image_size": 16}, {"in_channels": 3}])

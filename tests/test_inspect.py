@@ -220,5 +220,5 @@ def test_settings_that_cannot_work_are_one_line(tmp_path, capsys):
     MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
     settings = {"weights": tmp_path / "weights", "data": "digits", "output_dir": tmp_path / "run"}
     assert "folds 1 is below 2" in refused(capsys, "inspect", **settings, folds=1)
-    assert "least_correlation 2.0 is outside" in refused(capsys, "inspect", **settings, least_correlation=2)
+    assert "least_correlation 2 is above 1" in refused(capsys, "inspect", **settings, least_correlation=2)
     assert not (tmp_path / "run").exists()

@@ -308,7 +308,7 @@ def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(qui
 def test_contrast_refuses_what_it_cannot_do(tmp_path):
     for settings, message in [
         ({"gradient_accumulation_steps": 2, "contrast_epochs": 1}, "gradient_accumulation_steps 2 would split"),
-        ({"contrast_weight": -1.0}, "contrast_weight -1.0 is negative"),
+        ({"contrast_weight": -1.0}, "contrast_weight -1 is below 0"),
         ({"contrast_epochs": 3}, "contrast_epochs 3 is not within 0 and the 2 epochs"),
         ({"contrast_epochs": 1, "views": 1}, "views 1 leaves nothing to contrast"),
         (

@@ -48,18 +48,9 @@ class Parser(argparse.ArgumentParser):
 
 
 class SeveralAction(argparse.Action):
-    """One text, or a tuple of several."""
+    """One value, or a tuple of several."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
-
-
-class SizeAction(argparse.Action):
-    """One number, or height and width: an int or a pair."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if len(values) > 2:
-            parser.error(f"{option_string} takes one number, or height and width")
         setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
 
 
@@ -161,16 +152,15 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str
 
 
 def create_parser(
-    settings: type, *, prog: str | None = None, description: str | None = None, required: bool = True,
-    exits: bool = True,
+    settings: type, *, prog: str | None = None, description: str | None = None, partial: bool = False
 ) -> Parser:  # fmt: skip
-    """A parser whose flags are the fields of a settings class, in groups. With `required=False` none must be given;
-    without `exits` a wrong one is an InputError.
+    """A parser whose flags are the fields of a settings class, in groups. Of `partial` ones none must be given, and a
+    wrong one is an InputError.
     """
     parser = Parser(
         prog=prog, usage="%(prog)s [--flags]", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
-        exits=exits,
+        exits=not partial,
     )  # fmt: skip
     groups: dict[str, Any] = {}
     hints = get_type_hints(settings)
@@ -179,11 +169,10 @@ def create_parser(
             heading = heading_of(settings, f)
             if heading not in groups:
                 groups[heading] = parser.add_argument_group(heading)
-            options = options_of(settings, f, hints[f.name])
-            if f.default is MISSING and required:
+            options = options_of(f, hints[f.name])
+            if f.default is MISSING and not partial:
                 options["required"] = True
-            flag = f.metadata.get("flag") or f"--{f.name.replace('_', '-')}"
-            groups[heading].add_argument(flag, dest=f.name, **options)
+            groups[heading].add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, help=help_of(f), **options)
     return parser
 
 
@@ -200,41 +189,35 @@ def order_of(settings: type, f: Field) -> int:
     return first.index(heading) if heading in first else len(first) + (heading == "watching")
 
 
-def options_of(settings: type, f: Field, kind: Any) -> dict[str, Any]:
+def options_of(f: Field, kind: Any) -> dict[str, Any]:
     """The arguments of argparse's `add_argument` for a field of this type."""
     from .fields import alternatives
 
     kinds = alternatives(kind)
     first = str if str in kinds else kinds[0]
-    text = help_of(settings, f)
     if "const" in f.metadata:
-        return {"nargs": "?", "const": f.metadata["const"], "choices": get_args(first), "help": text}
+        return {"nargs": "?", "const": f.metadata["const"], "choices": get_args(first)}
     if f.metadata.get("several"):
-        return {"nargs": "+", "action": SeveralAction, "metavar": METAVARS[str], "help": text}
+        return {"nargs": "+", "action": SeveralAction, "metavar": METAVARS[str]}
     if f.metadata.get("append"):
-        return {"action": "append", "metavar": f.metadata["append"], "help": text}
+        return {"action": "append", "metavar": f.metadata["append"]}
     if first is bool:
         on_off = f.default is not False
-        return {"action": argparse.BooleanOptionalAction if on_off else "store_true", "help": text}
+        return {"action": argparse.BooleanOptionalAction if on_off else "store_true"}
     if get_origin(first) is Literal:
-        return {"choices": get_args(first), "help": text}
+        return {"choices": get_args(first)}
     if first is int and any(get_origin(each) is tuple for each in kinds):
-        return {"nargs": "+", "type": int, "action": SizeAction, "metavar": "N", "help": text}
+        return {"nargs": "+", "type": int, "action": SeveralAction, "metavar": "N"}
     if get_origin(first) is tuple:
         element = get_args(first)[0]
         choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
         if "choices" in f.metadata:
             choices["choices"] = f.metadata["choices"]
-        return {
-            "nargs": f.metadata.get("nargs", "+"),
-            **choices,
-            "metavar": METAVARS.get(element, "NAME"),
-            "help": text,
-        }
-    return {"type": first, "metavar": METAVARS[first], "help": text}
+        return {"nargs": f.metadata.get("nargs", "+"), **choices, "metavar": METAVARS.get(element, "NAME")}
+    return {"type": first, "metavar": METAVARS[first]}
 
 
-def help_of(settings: type, f: Field) -> str:
+def help_of(f: Field) -> str:
     """A field's help, with its default, and % as argparse wants it."""
     text = f.metadata["help"]
     if f.metadata.get("constructor"):
@@ -243,6 +226,6 @@ def help_of(settings: type, f: Field) -> str:
         text = describe_setting(f.name)
     if "(default:" not in text and f.default is not None and f.default is not MISSING and f.default is not False:
         shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        shown = {True: "yes"}.get(shown, shown) if isinstance(shown, bool) else shown
+        shown = "yes" if shown is True else shown
         text = f"{text} (default: {shown})" if text else f"(default: {shown})"
     return re.sub(r"%", "%%", text)

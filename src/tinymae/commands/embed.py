@@ -41,7 +41,7 @@ class EmbedSettings(FeatureSettings):
     formats: tuple[Literal["npz", "projector", "map"], ...] = setting(
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
     )
-    clusters: int = setting(10, "colours of the map by k-means", positive=True, free=True)
+    clusters: int = setting(10, "colours of the map by k-means", least=1, free=True)
 
 
 def run(settings: EmbedSettings) -> Result[Model]:

@@ -38,7 +38,7 @@ class WeightsSettings(SheetSettings):
 
     heading = "weights"
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
-    batch_size: int = setting(256, "images in a forward pass", positive=True)
+    batch_size: int = setting(256, "images in a forward pass", least=1)
 
     @property
     def reading_options(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import operator
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -17,7 +18,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import digest, is_of_type
 
-PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}  # types, and their words
+WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}  # of types
+LIMITS = {
+    "least": (operator.ge, "below"), "above": (operator.gt, "not above"),
+    "most": (operator.le, "above"), "below": (operator.lt, "not below"),
+}  # fmt: skip
 M = TypeVar("M")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
@@ -35,8 +40,8 @@ class Result(Generic[M]):
 def setting(default: Any = MISSING, help: str = "", *, group: str = "", **metadata: Any) -> Any:
     """A field with its help text. `group` is its heading in --help: by default the class's.
 
-    Further metadata: `python=True` has no flag, `flag` and `key` name it otherwise, `free=True` does not change what is
-    computed and is not recorded, `const` is the value of a flag without one, `positive=True` is at least 1.
+    Further metadata: `python=True` has no flag, `free=True` does not change what is computed and is not recorded,
+    `const` is the value of a flag without one, and a number has limits: `least`, `above`, `most`, `below`.
     """
     return field(default=default, metadata={"help": help, "group": group, **metadata})
 
@@ -55,32 +60,10 @@ class Settings:
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 
     def __post_init__(self) -> None:
-        """Let one value stand for a tuple of it. Raises InputError for a value that is none of a field's choices, or is
-        not of its type: the command line knows no others, Python would go on with them.
-        """
+        """Raises InputError for a value that its field does not take: see `checked`."""
         hints = get_type_hints(type(self))
         for f in fields(self):
-            value, kinds = getattr(self, f.name), alternatives(hints[f.name])
-            if isinstance(value, np.generic | range):  # as people compute numbers
-                value = value.item() if isinstance(value, np.generic) else tuple(value)
-                object.__setattr__(self, f.name, value)
-            if value is None or len(kinds) > 1:
-                continue
-            choices, values = kinds[0], [value]
-            if get_origin(choices) is tuple and get_args(choices)[-1] is Ellipsis:
-                if isinstance(value, str | Path | int):
-                    object.__setattr__(self, f.name, (value,))
-                choices, values = get_args(choices)[0], getattr(self, f.name)
-                if not isinstance(values, list | tuple):
-                    values = [values]  # which is none of them
-            elif value is True and "const" in f.metadata:  # a flag without a value
-                object.__setattr__(self, f.name, f.metadata["const"])
-                continue
-            for each in values if get_origin(choices) is Literal else ():
-                if each not in get_args(choices):
-                    raise InputError(f"{f.name} {each!r} is none of {', '.join(map(str, get_args(choices)))}")
-            if choices in PLAIN:
-                require_plain(f.name, values, choices)
+            object.__setattr__(self, f.name, checked(f, getattr(self, f.name), alternatives(hints[f.name])))
 
     def record(self) -> dict:
         """What args.json keeps: the settings that decide what a run computes, as JSON."""
@@ -88,11 +71,63 @@ class Settings:
         return {f.name: describe_value(getattr(self, f.name)) for f in kept}
 
 
-def require_plain(name: str, values: Sequence[Any], wanted: type) -> None:
-    """Raises InputError unless all values are of a plain type; a path may stand for a text."""
-    for value in values:
-        if not is_of_type(value, str | Path if wanted is str else wanted):
-            raise InputError(f"{name} {reprlib.repr(value)} is of type {type(value).__name__}: give {PLAIN[wanted]}")
+def checked(f: Field, value: Any, kinds: list[Any]) -> Any:
+    """A value as its field holds it: one may stand for a tuple of it.
+
+    Raises InputError for one that is none of the field's choices, not of its types or beyond its limits: the command
+    line knows no others, Python would go on with them.
+    """
+    value = as_python(value)
+    if value is None:
+        return None
+    if value is True and "const" in f.metadata:  # a flag without a value
+        return f.metadata["const"]
+    values: Sequence[Any] = [value]
+    if get_origin(kinds[0]) is tuple and get_args(kinds[0])[-1] is Ellipsis and len(kinds) == 1:
+        value = (value,) if isinstance(value, str | Path | int) else value
+        kinds, values = [get_args(kinds[0])[0]], value if isinstance(value, list | tuple) else [value]
+    for each in values:
+        require_kind(f.name, each, kinds)
+        require_within(f, each)
+    return value
+
+
+def as_python(value: Any) -> Any:
+    """Numbers of numpy, and ranges, as Python has them: so people compute them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, range) or (isinstance(value, tuple) and any(isinstance(each, np.generic) for each in value)):
+        return tuple(map(as_python, value))
+    return value
+
+
+def require_kind(name: str, value: Any, kinds: list[Any]) -> None:
+    """Raises InputError unless a value is one of the choices, or of one of the types; a path may stand for a text."""
+    if get_origin(kinds[0]) is Literal:
+        if value not in get_args(kinds[0]):
+            raise InputError(f"{name} {value!r} is none of {', '.join(map(str, get_args(kinds[0])))}")
+        return
+    words = [words_of(kind) for kind in kinds]
+    if all(words) and not any(is_of_type(value, str | Path if kind is str else kind) for kind in kinds):
+        last = words.pop()
+        allowed = f"{', '.join(map(str, words))} or {last}" if words else last
+        raise InputError(f"{name} {reprlib.repr(value)} is of type {type(value).__name__}: give {allowed}")
+
+
+def words_of(kind: Any) -> str | None:
+    """A type as users know it; None of one that values are not asked for."""
+    if kind in WORDS:
+        return WORDS[kind]
+    if get_origin(kind) is tuple and (words := words_of(get_args(kind)[0])):
+        return f"{len(get_args(kind))} {words.removeprefix('a ')}s"
+    return kind.__name__ if isinstance(kind, type) and kind is not Any else None
+
+
+def require_within(f: Field, value: Any) -> None:
+    """Raises InputError for a number beyond a limit of its field."""
+    for name, (holds, words) in LIMITS.items():
+        if name in f.metadata and not holds(value, f.metadata[name]):
+            raise InputError(f"{f.name} {value:g} is {words} {f.metadata[name]}")
 
 
 def alternatives(kind: Any) -> list[Any]:

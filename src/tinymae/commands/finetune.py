@@ -55,7 +55,7 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
     eval_every: int | None = setting(
-        None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", positive=True
+        None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
     )
 
     pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
@@ -63,13 +63,17 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
         group="regularisation",
+        least=0,
+        below=1,
     )
     label_smoothing: float = setting(
-        0.1, "ratio of each target that is spread over all classes", group="regularisation"
+        0.1, "ratio of each target that is spread over all classes", group="regularisation", least=0, below=1
     )
-    ema_decay: float = setting(0.999, "of the moving average of the weights; 0 is off", group="regularisation")
+    ema_decay: float = setting(
+        0.999, "of the moving average of the weights; 0 is off", group="regularisation", least=0, below=1
+    )
 
-    crop_padding: int = setting(4, "pixels", group="augmentation")
+    crop_padding: int = setting(4, "pixels", group="augmentation", least=0)
     flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
 
     def resolve(self) -> Self:
@@ -87,11 +91,18 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         return settled
 
     def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
-        """See `RecipeSettings.settle_for`; what only pretrained ViTs have is stated as not there elsewhere."""
+        """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere."""
         settled = super().settle_for(train_set)
         if self.layer_decay is None and (self.from_scratch or not is_vit):
             settled = replace(settled, layer_decay=1.0)
-        return replace(settled, patch_drop=0.0) if self.patch_drop is None and not is_vit else settled
+        if is_vit:
+            return settled
+        for name, none in (("layer_decay", 1.0), ("patch_drop", 0.0)):
+            if getattr(self, name) not in (None, none):
+                raise InputError(
+                    f"{name} {getattr(self, name):g} is of ViTs, which these weights are not: leave it out"
+                )
+        return replace(settled, patch_drop=0.0)
 
     @property
     def start(self) -> str:
@@ -180,7 +191,7 @@ def train(
     choose_attention(model, accelerator)
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
     batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
-    assert batch_size is not None and epochs is not None and every is not None  # settled
+    assert batch_size and epochs and every and settings.layer_decay  # settled
     run.print_summary(model.vit or model, depth=1)
     run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
     if advice := settings.advise(epochs * len(chosen["train"]), accelerator.device.type):
@@ -189,9 +200,7 @@ def train(
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
-    pretrained = model.vit is not None and not settings.from_scratch
-    layer_decay = settings.layer_decay or 1.0 if pretrained else 1.0
-    groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=layer_decay)
+    groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.999))
     # Around the model, as what is prepared computes in mixed precision for good, and so would the result.
     prepared, optimizer = accelerator.prepare(nn.Sequential(model), optimizer)

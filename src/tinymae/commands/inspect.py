@@ -41,20 +41,14 @@ class InspectSettings(FeatureSettings):
     """Settings of an inspection."""
 
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/inspect")
-    least_correlation: float = setting(0.86, "of the details of near-duplicates, once aligned", group="inspection")
+    least_correlation: float = setting(
+        0.86, "of the details of near-duplicates, once aligned", group="inspection", least=-1, most=1
+    )
     k: int | None = setting(
         None, "an outlier is far from its k-th neighbour, so k is more than alike outliers there may be "
-        "(default: a tenth of the images, at most 500)", group="inspection", positive=True,
+        "(default: a tenth of the images, at most 500)", group="inspection", least=1,
     )  # fmt: skip
-    folds: int = setting(5, "parts whose labels are judged by a probe of the others", group="inspection")
-
-    def resolve(self):
-        """See `RunSettings.resolve`."""
-        if not -1 <= self.least_correlation <= 1:
-            raise InputError(f"least_correlation {self.least_correlation} is outside -1 to 1")
-        if self.folds < 2:
-            raise InputError(f"folds {self.folds} is below 2")
-        return super().resolve()
+    folds: int = setting(5, "parts whose labels are judged by a probe of the others", group="inspection", least=2)
 
 
 def run(settings: InspectSettings) -> Result[Model]:

@@ -28,24 +28,28 @@ class TrainingSettings(RunSettings):
 
     heading = "training"
     resumes = True
-    batch_range = (64, 512)  # of the default
     warmup_epochs: float | None = setting(None, "the learning rate rises in them (default: a twentieth of --epochs)")
-    max_minutes: float | None = setting(None, "finish by then: the learning rate follows the clock down to zero")
+    max_minutes: float | None = setting(
+        None, "finish by then: the learning rate follows the clock down to zero", above=0
+    )
     pause_after_minutes: float | None = setting(
-        None, "save and exit with code 75 then; the same command goes on, and ends in the same weights", free=True
+        None,
+        "save and exit with code 75 then; the same command goes on, and ends in the same weights",
+        free=True,
+        least=0,
     )
     batch_size: int | None = setting(
         None, "images a step, over all processes (default: 512; of fewer than 8,192 training images a sixteenth of "
-        "them, as a power of two, but at least 64)", positive=True,
+        "them, as a power of two, but at least 64)", least=1,
     )  # fmt: skip
     base_lr: float | None = setting(
         None, "learning rate = base_lr x batch_size / 256 (default: what makes it 2e-3 at batch size 512, and lets it "
-        "change with the root of the batch size)",
+        "change with the root of the batch size)", least=0,
     )  # fmt: skip
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: for the matrices, and AdamW for the rest")
-    weight_decay: float = setting(0.05, "of matrices, decoupled")
-    clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)")
-    gradient_accumulation_steps: int = setting(1, "micro-batches a step", positive=True)
+    weight_decay: float = setting(0.05, "of matrices, decoupled", least=0)
+    clip_grad: float | None = setting(None, "largest norm of the gradient (default: no limit)", above=0)
+    gradient_accumulation_steps: int = setting(1, "micro-batches a step", least=1)
     gradient_checkpointing: bool = setting(False, "less memory for more computing", free=True)
     compile: bool | None = setting(
         None, "torch.compile the model: half a minute at the start, faster steps on a GPU (default: where steps are "
@@ -56,19 +60,17 @@ class TrainingSettings(RunSettings):
     )
     deterministic: bool = setting(False, "meant to give the same bits each time on a GPU as well, where that is slower")
     log_every: int = setting(
-        20, "steps between lines of metrics.jsonl and points of the curves", group="watching", free=True, positive=True
+        20, "steps between lines of metrics.jsonl and points of the curves", group="watching", free=True, least=1
     )
     log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
         ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",
         group="watching", free=True,
     )  # fmt: skip
-    checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="watching", free=True)
+    checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="watching", free=True, least=0)
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
         require_installed(self.log_with)
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise InputError(f"max_minutes {self.max_minutes:g} is not above 0: leave it out for no limit")
         return super().resolve()
 
     def warmup_of(self, epochs: int) -> float:
@@ -114,10 +116,6 @@ class TrainingSettings(RunSettings):
         names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes", "gradient_checkpointing")
         return {name: getattr(self, name) for name in names}
 
-    def choose_batch_size(self, dataset: Dataset) -> int:
-        """As asked, or else one that gives an epoch of few images some steps."""
-        return self.batch_size or batch_for(len(dataset), self.batch_range)
-
     def plan_batches(
         self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,
         seed: int | None = None,
@@ -147,12 +145,11 @@ def peak_rate(base_lr: float | None, batch_size: int) -> float:
     return PEAK * (batch_size / 512) ** 0.5 if base_lr is None else base_lr * batch_size / 256
 
 
-def batch_for(images: int, limits: tuple[int, int]) -> int:
+def batch_for(images: int, *, least: int, most: int = 512) -> int:
     """How many of so many images are in a step: a sixteenth, within limits that are powers of two, as it is itself.
 
-    >>> [batch_for(images, (64, 512)) for images in (50, 400, 5_000, 48_000)]
+    >>> [batch_for(images, least=64) for images in (50, 400, 5_000, 48_000)]
     [32, 64, 256, 512]
     """
-    least, most = limits
     sixteenth, all_of_them = (2 ** (max(count, 1).bit_length() - 1) for count in (images // 16, images))
     return min(max(sixteenth, least), most, all_of_them)

@@ -27,7 +27,7 @@ class NeighboursSettings(FeatureSettings):
 
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/neighbours")
     query: tuple[str, ...] = setting(help="image files, or folders of them", group="search")
-    k: int = setting(8, "neighbours of each query", group="search", positive=True)
+    k: int = setting(8, "neighbours of each query", group="search", least=1)
 
 
 def run(settings: NeighboursSettings) -> Result[Model]:

@@ -22,7 +22,7 @@ from ..training.device import choose_attention
 from ..training.loop import Schedule
 from ..training.progress import Stretch
 from .fields import setting
-from .learning import TrainingSettings, peak_rate
+from .learning import TrainingSettings, batch_for, peak_rate
 
 CONTRAST_RATIO = 2 / 3  # of the epochs of an MAE
 FINAL = 0.2  # ratio of the contrast that is its end, where masks hide less
@@ -38,33 +38,35 @@ class PhaseSettings(TrainingSettings):
     model: Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca"] = setting(
         "mae", "family of autoencoder"
     )
-    epochs: int = setting(126, "passes over the training images", group="training", positive=True)
+    epochs: int = setting(126, "passes over the training images", group="training", least=1)
     mask_ratio: float | None = setting(None, constructor=True)
 
     crop: Literal["none", "pad", "resized"] = setting("pad", "random crops", group="augmentation")
-    crop_padding: int = setting(4, "pixels, with crop pad", group="augmentation")
-    min_scale: float = setting(0.2, "least area, with crop resized", group="augmentation")
+    crop_padding: int = setting(4, "pixels, with crop pad", group="augmentation", least=0)
+    min_scale: float = setting(0.2, "least area, with crop resized", group="augmentation", above=0, most=1)
     flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
-    color_jitter: float = setting(0.0, "strength of SimCLR's colour distortion", group="augmentation")
+    color_jitter: float = setting(0.0, "strength of SimCLR's colour distortion", group="augmentation", least=0)
 
     contrast_epochs: int | None = setting(
         None, "how many of the epochs, the last ones, contrast views (default: two of three; 0 of other families)",
         group="contrast of views (mae)",
     )  # fmt: skip
-    contrast_weight: float = setting(0.5, "of its loss beside the reconstruction's", group="contrast of views (mae)")
+    contrast_weight: float = setting(
+        0.5, "of its loss beside the reconstruction's", group="contrast of views (mae)", least=0
+    )
     views: int = setting(4, "of each image", group="contrast of views (mae)")
     decoded_views: int = setting(1, "how many of them are reconstructed", group="contrast of views (mae)")
-    temperature: float = setting(0.2, "of its softmax", group="contrast of views (mae)")
+    temperature: float = setting(0.2, "of its softmax", group="contrast of views (mae)", above=0)
     contrast_batch_size: int | None = setting(
-        None, "images a step then (default: as --batch-size)", group="contrast of views (mae)", positive=True
+        None, "images a step then (default: as --batch-size)", group="contrast of views (mae)", least=1
     )
     contrast_base_lr: float | None = setting(
-        None, "base_lr then (default: as --base-lr)", group="contrast of views (mae)"
+        None, "base_lr then (default: as --base-lr)", group="contrast of views (mae)", least=0
     )
     contrast_crop: Literal["none", "pad", "resized"] = setting("resized", "crop then", group="contrast of views (mae)")
     contrast_color_jitter: float | None = setting(
         None, f"color_jitter then (default: {JITTER}, of images other than grey or RGB of 8 bits 0)",
-        group="contrast of views (mae)",
+        group="contrast of views (mae)", least=0,
     )  # fmt: skip
     final_mask_ratio: float | None = setting(
         None, "mask_ratio in the last fifth of the contrast, nearer to whole images, which probes and classifiers see "
@@ -84,9 +86,6 @@ class PhaseSettings(TrainingSettings):
 
     def check_contrast(self) -> None:
         """Raises InputError for settings that do not go with a contrastive loss."""
-        for name in ("contrast_weight", "color_jitter", "contrast_color_jitter"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"{name} {getattr(self, name)} is negative: give 0 for none, or a positive number")
         if not 0 <= (self.contrast_epochs or 0) <= self.epochs:
             raise InputError(f"contrast_epochs {self.contrast_epochs} is not within 0 and the {self.epochs} epochs")
         if not self.contrast_epochs:
@@ -104,7 +103,7 @@ class PhaseSettings(TrainingSettings):
 
     def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
-        contrast, batch_size = self.contrast_epochs or 0, self.choose_batch_size(dataset)
+        contrast, batch_size = self.contrast_epochs or 0, self.batch_size or batch_for(len(dataset), least=64)
         jitter, has_colour = self.contrast_color_jitter, knows_colour(dataset)
         if jitter is None:
             jitter = JITTER if has_colour else 0.0

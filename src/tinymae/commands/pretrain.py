@@ -62,11 +62,11 @@ class PretrainSettings(PhaseSettings, SheetSettings, EncoderSettings):
 
     probe_every: int = setting(
         20, "epochs between k-NN accuracies and images; without --max-minutes also at the start", group="watching",
-        positive=True,
+        least=1,
     )  # fmt: skip
-    probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", positive=True)
+    probe_images: int = setting(10_000, "training images that k-NN compares with", group="watching", least=1)
     keep_every: int | None = setting(
-        None, "epochs between weights kept in epochs/ (default: none)", group="watching", positive=True, free=True
+        None, "epochs between weights kept in epochs/ (default: none)", group="watching", least=1, free=True
     )
 
     def resolve(self, start: MaskedAutoencoder | None = None) -> Self:

@@ -40,36 +40,34 @@ def by_recipe(name: str) -> str:
 class RecipeSettings(UnlabelledSettings):
     """The settings of fine-tuning that follow from its recipe where they are not given."""
 
-    batch_range = (32, 512)
-
     recipe: Literal["strong", "light"] = setting(
         "strong", "what else is not given follows from this: strong regularisation and augmentation, or light ones for "
         "an hour of a CPU and many labels", group="training",
     )  # fmt: skip
     epochs: int | None = setting(
         None, f"passes over the labelled images (default: {EPOCHS}; of few images what makes {LEAST_STEPS:,} steps)",
-        group="training", positive=True,
+        group="training", least=1,
     )  # fmt: skip
     batch_size: int | None = setting(
         None, f"labelled images a step, over all processes (default: {by_recipe('largest_batch')}; of few images a "
-        "sixteenth of them, as a power of two, but at least 32)", group="training", positive=True,
+        "sixteenth of them, as a power of two, but at least 32)", group="training", least=1,
     )  # fmt: skip
 
     layer_decay: float | None = setting(
         None, f"learning rate of a ViT's layer over that of the one above (default: {by_recipe('layer_decay')}; 1 from "
-        "scratch)", group="regularisation",
+        "scratch)", group="regularisation", above=0, most=1,
     )  # fmt: skip
     patch_drop: float | None = setting(
         None, f"ratio of patches a ViT does not see in training (default: {by_recipe('patch_drop')})",
-        group="regularisation",
+        group="regularisation", least=0, below=1,
     )  # fmt: skip
     mixup: float | None = setting(
         None, "alpha of the Beta distribution that blends two images (arXiv 1710.09412); 0 is off (default: "
-        f"{by_recipe('mixup')}; 0 with several labels an image or none)", group="regularisation",
+        f"{by_recipe('mixup')}; 0 with several labels an image or none)", group="regularisation", least=0,
     )  # fmt: skip
     cutmix: float | None = setting(
         None, "the same, of a rectangle of another image (arXiv 1905.04899; default: "
-        f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation",
+        f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation", least=0,
     )  # fmt: skip
 
     trivial_augment: bool | None = setting(
@@ -77,7 +75,7 @@ class RecipeSettings(UnlabelledSettings):
         group="augmentation",
     )  # fmt: skip
     random_erasing: float | None = setting(
-        None, f"probability (default: {by_recipe('random_erasing')})", group="augmentation"
+        None, f"probability (default: {by_recipe('random_erasing')})", group="augmentation", least=0, most=1
     )
     final_epochs: int | None = setting(
         None, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
@@ -86,8 +84,6 @@ class RecipeSettings(UnlabelledSettings):
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
-        if not 0 <= (self.patch_drop or 0) < 1:
-            raise InputError(f"patch_drop {self.patch_drop} is outside [0, 1)")
         if self.epochs is not None:
             self.check_lengths(self.epochs)
         self.check_pairs()
@@ -123,7 +119,7 @@ class RecipeSettings(UnlabelledSettings):
             recipe |= {"mixup": 0.0, "cutmix": 0.0}
         if not knows_colour(train_set):
             recipe["trivial_augment"] = False
-        batch = self.batch_size or batch_for(len(train_set), (self.batch_range[0], recipe.pop("largest_batch")))
+        batch = self.batch_size or batch_for(len(train_set), least=32, most=recipe.pop("largest_batch"))
         epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / count_steps(train_set, batch)))
         recipe |= {"batch_size": batch, "epochs": epochs, "final_epochs": round(recipe["final_ratio"] * epochs)}
         recipe |= {"eval_every": max(5, round(epochs / 16)), "warmup_epochs": self.warmup_of(epochs) * epochs}

@@ -16,7 +16,6 @@ from ..data.load import Images, load_splits
 from ..data.sources.open import COLUMNS, has_columns
 from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.splits import SPLITS, balanced, few_labels
-from ..errors import InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
@@ -74,7 +73,7 @@ class RunSettings(DataSettings):
     labels: Any = setting(None, "of a tensor or array", python=True)
     num_workers: int = setting(
         2, "processes that read and decode images larger than memory, beside each that computes", group="data",
-        free=True,
+        free=True, least=0,
     )  # fmt: skip
     overwrite: bool = setting(False, "move what is in the output folder aside and start anew", free=True)
     seed: int = setting(0, "everything random follows from it")
@@ -82,10 +81,6 @@ class RunSettings(DataSettings):
 
     def resolve(self) -> Self:
         """The same with every value settled. Raises InputError for one that cannot be."""
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.metadata.get("positive") and value is not None and value < 1:
-                raise InputError(f"{f.name} {value} is below 1")
         return replace(self, mixed_precision=settle_precision(self.mixed_precision))
 
     def record(self) -> dict:

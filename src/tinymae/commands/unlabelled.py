@@ -36,16 +36,18 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
     unlabelled: int = setting(
         0, "this many for each labelled image of a step; 0 is off. The moving average of the weights labels them as "
         "cropped and flipped; the model learns these labels from what further augmentation and --patch-drop leave of "
-        "them (arXiv 2001.07685, 2208.05688)",
+        "them (arXiv 2001.07685, 2208.05688)", least=0,
     )  # fmt: skip
     unlabelled_data: Images | None = setting(
         None, "folder of them (default: all training images, with a label that is not learned from or without)"
     )
     unlabelled_threshold: float = setting(
-        0.7, "least probability of a class that counts as a label; label smoothing lowers all of them"
+        0.7, "least probability of a class that counts as a label; label smoothing lowers all of them", least=0, below=1
     )
-    unlabelled_weight: float = setting(1.0, "of their loss")
-    unlabelled_warmup: float = setting(0.2, "ratio of the training that comes first, on the labelled images alone")
+    unlabelled_weight: float = setting(1.0, "of their loss", least=0)
+    unlabelled_warmup: float = setting(
+        0.2, "ratio of the training that comes first, on the labelled images alone", least=0, below=1
+    )
 
     @property
     def further_data(self) -> Images | None:
@@ -54,11 +56,6 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
 
     def check_unlabelled(self, *, ema_decay: float, mixes: bool) -> None:
         """Raises InputError for settings that do not go together."""
-        if self.unlabelled < 0:
-            raise InputError(f"unlabelled {self.unlabelled} is negative: give 0 for none, or a ratio such as 3")
-        for name in ("unlabelled_threshold", "unlabelled_warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is outside [0, 1)")
         if self.unlabelled_data is not None and not self.unlabelled:
             raise InputError("unlabelled_data without a ratio is not used: give unlabelled, such as 3, as well")
         if self.unlabelled and not ema_decay:
@@ -81,7 +78,8 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
 
         Raises InputError for batches that cannot be.
         """
-        size = self.choose_batch_size(chosen["train"])
+        size = self.batch_size
+        assert size is not None  # settled
         more = self.unlabelled * size
         steps_per_epoch, batches = self.plan_batches(accelerator, chosen["train"], batch_size=size)
         if not more:

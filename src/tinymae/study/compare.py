@@ -54,8 +54,8 @@ class CompareSettings(DataSettings):
     finetune_minutes: float | None = setting(None, "of each fine-tuning (default: as pretraining)", group="length")
     finetune_epochs: int | None = setting(None, "likewise (default: as pretraining); 0 leaves it out", group="length")
     search: Literal["optuna"] | None = setting(None, "look for each family's best settings first", group="search")
-    trials: int = setting(20, "for each family and data set", group="search")
-    trial_share: float = setting(0.2, "ratio of a pretraining's length", group="search")
+    trials: int = setting(20, "for each family and data set", group="search", least=1)
+    trial_share: float = setting(0.2, "ratio of a pretraining's length", group="search", above=0, most=1)
     extra: Extra = setting((), "settings for one place: a model, pretrain or finetune", append='"WHERE: FLAGS"')
     show_channels: Channels | None = with_default(SheetSettings, "show_channels", None)
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
@@ -74,10 +74,6 @@ class CompareSettings(DataSettings):
         require_distinct("seeds", self.seeds)
         if self.search:
             require_optuna()
-            if self.trials < 1:
-                raise InputError(f"trials {self.trials} is below 1")
-            if not 0 < self.trial_share <= 1:
-                raise InputError(f"trial_share {self.trial_share:g} is not within 0 and 1: give a ratio such as 0.2")
         precision = settle_precision(self.mixed_precision)
         if (count := PartialState().num_processes) > 1:
             raise InputError(f"compare is one process, but {count} were started: leave out accelerate launch")

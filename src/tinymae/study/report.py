@@ -5,7 +5,6 @@ What the page says and how it looks is in report_template.html; here is what it 
 
 import base64
 import io
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,7 +27,7 @@ from ..interop.load import load_autoencoder
 from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
-from .tables import READ, TABLE, Column, format_value, summarise, tell_diverged
+from .tables import READ, TABLE, Column, format_value, mean_and_std, summarise, tell_diverged
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
@@ -109,10 +108,7 @@ def scores_of(trained: Sequence[dict], key: str) -> dict[str, tuple[float, float
     for row in trained:
         if row.get(key) is not None:
             scores.setdefault(row["name"], []).append(row[key])
-    return {
-        name: (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-        for name, values in scores.items()
-    }
+    return {name: mean_and_std(values) for name, values in scores.items()}
 
 
 def find_best(trained: Sequence[dict]) -> dict[str, list[str]]:

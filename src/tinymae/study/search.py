@@ -25,30 +25,24 @@ def search_space(family: str, *, values: int, given: Collection[str] = ()) -> di
 
     `values` is how many numbers an image has.
     """
-    return {name: where for name, where in full_space(family, values).items() if name not in given}
-
-
-def full_space(family: str, values: int) -> dict:
-    """The same, with nothing fixed."""
     optuna = require_optuna()
     real, choice = optuna.distributions.FloatDistribution, optuna.distributions.CategoricalDistribution
     latents = (16, 32, 64, 128, 256)
-    if family == "pca":  # fitted at once: there is nothing to learn at a rate
-        return {"latent_dim": choice([latent for latent in latents if latent <= values])}
     losses = choice(["mse", "l1", "0.8*ssim+0.2*l1"])
     masks = {"mask_ratio": real(0.4, 0.85)}
+    own = {
+        "mae": masks,
+        "conv_ae": {"latent_dim": choice([None, *latents]), "width": choice([32, 64]), "loss": losses},
+        "vae": {"latent_dim": choice(latents), "width": choice([32, 64]), "beta": real(0.01, 4, log=True)},
+        "vqvae": {"latent_dim": choice([8, 16, 32]), "codebook_size": choice([128, 512, 1024]), "loss": losses},
+        "resnet_unet": {"loss": losses},
+        "masked_conv": masks,
+        "pca": {"latent_dim": choice([latent for latent in latents if latent <= values])},
+    }
     space = {"base_lr": real(2e-4, 1e-2, log=True), "weight_decay": real(0.005, 0.5, log=True)}
-    return (
-        space
-        | {
-            "mae": masks,
-            "conv_ae": {"latent_dim": choice([None, *latents]), "width": choice([32, 64]), "loss": losses},
-            "vae": {"latent_dim": choice(latents), "width": choice([32, 64]), "beta": real(0.01, 4, log=True)},
-            "vqvae": {"latent_dim": choice([8, 16, 32]), "codebook_size": choice([128, 512, 1024]), "loss": losses},
-            "resnet_unet": {"loss": losses},
-            "masked_conv": masks,
-        }[family]
-    )
+    if family == "pca":  # fitted at once: there is nothing to learn at a rate
+        space = {}
+    return {name: where for name, where in (space | own[family]).items() if name not in given}
 
 
 def search(

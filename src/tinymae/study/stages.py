@@ -48,7 +48,7 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
                 raise InputError(f"extra {where!r} has no {', '.join(unknown)}")
             found[where] |= settings
         else:
-            parser = create_parser(places[where], prog=f'extra "{where}: ..."', required=False, exits=False)
+            parser = create_parser(places[where], prog=f'extra "{where}: ..."', partial=True)
             found[where] |= parse(parser, settings)
     return found
 

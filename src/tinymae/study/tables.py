@@ -1,14 +1,12 @@
 """Results of many autoencoders as rows, and the tables made of them. A row is one cell of a grid under one seed."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation.metrics import RECONSTRUCTION_METRICS
-from ..files import read_json, write_bytes
+from ..files import read_json, write_bytes, write_csv
 from ..interop.load import load_autoencoder
 
 COLUMNS = (
@@ -113,9 +111,14 @@ def summarise(rows: Sequence[dict]) -> list[dict]:
         for column in READ:
             values = [row[column.key] for row in group if row.get(column.key) is not None]
             if values:
-                line[column.key] = (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+                line[column.key] = mean_and_std(values)
         lines.append(line)
     return sorted(lines, key=lambda line: -line["linear_test"][0])
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the standard deviation of a sample, None of one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def format_value(value: tuple[float, float | None] | None, decimals: int) -> str:
@@ -126,9 +129,9 @@ def format_value(value: tuple[float, float | None] | None, decimals: int) -> str
     """
     if value is None:
         return "–"
-    mean, deviation = value
+    mean, std = value
     text = f"{mean:,.{decimals}f}"
-    return f"{text} ± {deviation:.{decimals}f}" if deviation is not None and decimals else text
+    return text if std is None or not decimals else f"{text} ± {std:.{decimals}f}"
 
 
 def tell_diverged(diverged: Sequence[str]) -> str:
@@ -136,22 +139,18 @@ def tell_diverged(diverged: Sequence[str]) -> str:
     return f"Left out, as a loss diverged: {', '.join(diverged)}." if diverged else ""
 
 
-def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str] = ()) -> list[Path]:
+def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str]) -> list[Path]:
     """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and stds.
 
     `diverged` are the cells and seeds that have no rows.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    contents = {"comparison.csv": text.getvalue(), "comparison.md": markdown(summarise(rows), tell_diverged(diverged))}
-    for name, content in contents.items():
-        write_bytes(folder / name, content.encode())
-    return [folder / name for name in contents]
+    table, text = folder / "comparison.csv", folder / "comparison.md"
+    write_csv(table, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
+    write_bytes(text, markdown(summarise(rows), tell_diverged(diverged)).encode())
+    return [table, text]
 
 
-def markdown(lines: Sequence[dict], note: str = "") -> str:
+def markdown(lines: Sequence[dict], note: str) -> str:
     """A table for each data set, controls in italics, and a note below."""
     parts = []
     for data in dict.fromkeys(line["data"] for line in lines):
