@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import tinymae
 from tinymae.commands import finetune, phases, pretrain
 from tinymae.data.load import load_dataset
-from tinymae.errors import first_line
+from tinymae.errors import Stopped, first_line
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import write_json
@@ -46,7 +46,6 @@ from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws
 from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from tinymae.training.numbers import StepNumbers
-from tinymae.training.progress import Stopped
 from tinymae.training.run import Run
 
 LARGE: dict = {"images": 50_000, "batch_sizes": (512, 2048), "steps": 40, "model": {}}

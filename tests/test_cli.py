@@ -25,9 +25,9 @@ from tinymae.commands.families import defaults_of, describe_setting
 from tinymae.commands.fields import LIMITS
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.errors import PAUSED
 from tinymae.models.classifier import build_classifier
 from tinymae.models.weights import FAMILIES, save_classifier
-from tinymae.training.progress import PAUSED
 
 SETTINGS = {
     command: getattr(import_module(f"tinymae.{module}"), name) for command, (module, name, _) in cli.COMMANDS.items()

@@ -18,12 +18,12 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import cli, finetune, linear_probe, pretrain
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.errors import Diverged
 from tinymae.files import write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.models.weights import FAMILIES, save_autoencoder
 from tinymae.study import compare, report, search, tables
 from tinymae.study.compare import CompareSettings
-from tinymae.training.progress import Diverged
 
 TINY = (
     "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",

@@ -11,12 +11,12 @@ from running import FEW, QUICK, TWO_PHASES, metrics
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune, learning, linear_probe, phases, pretrain
+from tinymae.errors import Diverged, Stopped
 from tinymae.evaluation import probes
 from tinymae.interop.graphs import EncoderGraph, trace
 from tinymae.models import mae, masked
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
 from tinymae.training.numbers import Parcel, StepNumbers
-from tinymae.training.progress import Diverged, Stopped
 from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}

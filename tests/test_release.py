@@ -12,7 +12,7 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import cli
 from tinymae.data.batches import pick
-from tinymae.training.progress import Stopped
+from tinymae.errors import Stopped
 
 MODEL = "--patch-size 4 --embed-dim 32 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1"
 PRETRAIN = "--batch-size 64 --contrast-batch-size 64 --no-flip --crop none --contrast-crop none"

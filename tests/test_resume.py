@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, files, load_dataset
 from tinymae.commands import cli
-from tinymae.training.progress import PAUSED, Stopped
+from tinymae.errors import PAUSED, Stopped
 from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")

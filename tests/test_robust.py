@@ -28,10 +28,9 @@ from tinymae.commands import pretrain
 from tinymae.data import images
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import look_at_header, read_image
-from tinymae.errors import ran_out_of_memory
+from tinymae.errors import Diverged, ran_out_of_memory
 from tinymae.files import lock_folder, read_tensors, write_atomically, write_tensors
 from tinymae.training.checkpoints import Checkpoints
-from tinymae.training.progress import Diverged
 from tinymae.training.run import Run
 
 

@@ -18,13 +18,14 @@ from running import FEW, MODEL, QUICK, TWO_PHASES, flags, metrics, same_files
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.commands import cli, embed, evaluate, export, finetune, inspect, linear_probe, pretrain
+from tinymae.errors import Diverged, Stopped
 from tinymae.files import lock_folder
 from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training import run as run_module
 from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.loop import Schedule
-from tinymae.training.progress import Diverged, Stopped, Stretch
+from tinymae.training.progress import Stretch
 from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -191,8 +192,28 @@ def test_ctrl_c_saves_the_step_it_came_in(tmp_path, monkeypatch):
     plant(monkeypatch, 3, lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Stopped, match="stopped by SIGINT after step 3; the same command resumes") as stopped:
         tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    assert stopped.value.exit_code == 130
+    assert stopped.value.exit_code == 130 and not isinstance(stopped.value, Exception)  # no loop over runs goes on
     assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
+
+
+@pytest.mark.parametrize(("epochs", "logged"), [(2, [1, 3, 6, 8]), (3, [1, 3, 6, 9, 12])])
+def test_the_last_step_has_a_line_of_metrics_whatever_its_number(epochs, logged, tmp_path):
+    for _ in range(2):  # repeated after it finished, nothing is written twice
+        run = tinymae.pretrain(**QUICK | {"epochs": epochs, "log_every": 3, "log_with": ()}, output_dir=tmp_path)
+        assert [row["step"] for row in metrics(run.folder) if "loss" in row] == logged
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_the_callers_randomness_is_left_as_it_was(command, tmp_path):
+    settings = {"pretrain": QUICK, "finetune": FEW | {"from_scratch": True, "epochs": 1, "patch_size": 4, "depth": 1}}
+    drawn = []
+    for interrupted in (False, True):
+        torch.manual_seed(1)
+        np.random.seed(1)
+        if interrupted:
+            getattr(tinymae, command)(**settings[command], output_dir=tmp_path)
+        drawn.append((float(torch.rand(())), np.random.rand()))
+    assert drawn[0] == drawn[1]
 
 
 def test_ctrl_c_after_the_last_step_keeps_it_and_stops(tmp_path, monkeypatch):

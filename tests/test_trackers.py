@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tinymae
 from tinymae import InputError
-from tinymae.training.progress import Stopped
+from tinymae.errors import Stopped
 from tinymae.training.trackers import start_trackers
 
 pytestmark = pytest.mark.usefixtures("quick_figures")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .commands.embed import embed
     from .commands.evaluate import evaluate
     from .commands.export import export
+    from .commands.fields import Result
     from .commands.finetune import finetune
     from .commands.inspect import inspect
     from .commands.linear_probe import linear_probe
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .commands.predict import predict
     from .commands.pretrain import pretrain
     from .data.load import load_dataset
-    from .errors import InputError
+    from .errors import Diverged, InputError, Stopped
     from .evaluation.explain import anomaly_map, attention_maps
     from .evaluation.features import Features
     from .interop.huggingface import classifier_from_transformers, from_transformers, to_transformers
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "Classifier",
+    "Diverged",
     "Features",
     "InputError",
     "MAEOutput",
     "MaskedAutoencoder",
     "Reconstruction",
+    "Result",
+    "Stopped",
     "adapt",
     "anomaly_map",
     "attention_maps",
@@ -75,7 +79,8 @@ HOMES = {
     "commands.predict": ["predict"],
     "commands.pretrain": ["pretrain"],
     "data.load": ["load_dataset"],
-    "errors": ["InputError"],
+    "commands.fields": ["Result"],
+    "errors": ["Diverged", "InputError", "Stopped"],
     "evaluation.explain": ["anomaly_map", "attention_maps"],
     "evaluation.features": ["Features"],
     "interop.huggingface": ["classifier_from_transformers", "from_transformers", "to_transformers"],

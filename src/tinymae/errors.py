@@ -2,7 +2,9 @@
 
 import errno
 import re
+import signal
 
+PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
 # How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
 # descriptor" means that it cannot compute such a thing at all.
 OUT_OF_MEMORY = (
@@ -18,6 +20,23 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # a name out of a file may have several
+
+
+class Diverged(InputError):
+    """A loss, a gradient or a weight is no longer finite. A search can go on; a single run cannot."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was told to stop, and its state was saved: the same command or call resumes.
+
+    As a KeyboardInterrupt it is no Exception: a loop over runs that goes on after errors does not go on after Ctrl-C.
+    The process exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
+    """
+
+    def __init__(self, exit_code: int, step: int):
+        reason = "paused" if exit_code == PAUSED else f"stopped by {signal.Signals(exit_code - 128).name}"
+        super().__init__(f"{reason} after step {step}; the same command resumes")
+        self.exit_code = exit_code
 
 
 def first_line(error: BaseException) -> str:

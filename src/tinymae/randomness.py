@@ -4,7 +4,9 @@ Draws that belong to samples are made for the whole global batch and then sliced
 micro-batch or several, see the same augmentation, the same masks and the same drop path.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -62,3 +64,15 @@ class Draws:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).manual_seed(seed)
         np.random.seed(self.batch_seed % 2**32)
+
+
+@contextlib.contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Whatever is drawn or seeded inside, torch's and numpy's global state is as before afterwards."""
+    state = np.random.get_state()
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # to ask a GPU would start it
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if started else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(state)

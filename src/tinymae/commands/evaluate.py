@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
-from ..interop.load import Model, load
+from ..interop.load import Model, describe_source, load
 from ..models.base import Autoencoder, Reconstruction
 from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
@@ -105,18 +106,24 @@ def load_images(settings: EvaluateSettings, **options: Any) -> tuple[Dataset, Ev
     return settings.load_splits([settings.split], **options)[settings.split], settings
 
 
-def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: object) -> None:
-    """Raises InputError unless the data's labels mean what the classifier's mean."""
+def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> None:
+    """Raises InputError unless the data's labels mean what the classifier's mean. Names that the classifier has none of
+    may mean the same classes in other words: that they are taken by their order is said.
+    """
+    weights = describe_source(weights)
     if model.several and not has_several(dataset):  # the other way round, the data are not loaded
         raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
     if len(dataset.classes) != len(model.classes):
         raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
-    for place, name in enumerate(dataset.classes):  # quite other names may still mean the same classes
+    for place, name in enumerate(dataset.classes):
         if name in model.classes and model.classes.index(name) != place:
             raise InputError(
                 f"{source} counts {name!r} as class {place}, weights {weights} as class "
                 f"{model.classes.index(name)}: give it the same class folders"
             )
+    if not {*dataset.classes} & {*model.classes} and PartialState().is_main_process:
+        pairs = [" = ".join(pair) for pair in zip(dataset.classes[:3], model.classes, strict=False)]
+        print(f"{source} names its classes otherwise than the weights: taken by their order, {', '.join(pairs)}, ...")
 
 
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:

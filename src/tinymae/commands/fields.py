@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import digest, is_of_type
+from ..randomness import untouched_randomness
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}  # of types
 LIMITS = {
@@ -155,7 +156,8 @@ def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
     """A command as a Python function: the settings' fields are its keywords, the positional one may come first."""
 
     def call(*args, **keywords) -> R:
-        return run(settings(**signature.bind(*args, **keywords).arguments))
+        with untouched_randomness():
+            return run(settings(**signature.bind(*args, **keywords).arguments))
 
     ordered = sorted(fields(settings), key=lambda f: not f.metadata.get("positional"))
     signature = inspect.Signature([parameter_of(f) for f in ordered])

@@ -17,12 +17,11 @@ from ..commands.pretrain import PretrainSettings
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
 from ..data.datasets import Dataset
 from ..data.load import load_dataset, load_splits
-from ..errors import InputError
+from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder, read_json
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
-from ..training.progress import Diverged
 from ..training.run import move_aside
 from .report import write_report
 from .search import require_optuna, search, search_space

@@ -40,7 +40,10 @@ def write_card(
     data, name = ", ".join(Path(str(each)).name for each in given), folder.absolute().name
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
     stated = f" {licence} licence." if licence else ""
-    told = ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", data))
+    told = ", ".join(
+        f"{key} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in settings.items() if value not in (None, "", data)
+    )  # fmt: skip
     checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     parts = [
         front_matter(name, data=data, classifies=classifies, scores=scores, licence=licence),

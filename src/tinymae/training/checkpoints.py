@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import first_line, refusal
+from ..errors import Diverged, first_line, refusal
 from ..files import file_digest, write_atomically
-from .progress import Diverged
 
 KEPT = 2
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, KeysView
 from dataclasses import dataclass, replace
@@ -11,28 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..errors import InputError
 from ..files import read_metrics, write_atomically
 from .loop import Schedule, TrainStep
 from .trackers import log_picture
-
-PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
-
-
-class Diverged(InputError):
-    """A loss, a gradient or a weight is no longer finite. A search can go on; a single run cannot."""
-
-
-class Stopped(Exception):
-    """The run was told to stop and its state was saved.
-
-    The process exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
-    """
-
-    def __init__(self, exit_code: int, step: int):
-        reason = "paused" if exit_code == PAUSED else f"stopped by {signal.Signals(exit_code - 128).name}"
-        super().__init__(f"{reason} after step {step}; the same command resumes")
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)

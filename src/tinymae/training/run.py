@@ -17,7 +17,7 @@ from filelock import BaseFileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..errors import InputError, first_line, ran_out_of_memory, refusal
+from ..errors import PAUSED, Diverged, InputError, Stopped, first_line, ran_out_of_memory, refusal
 from ..files import is_about, lock_folder, read_json, unwritable, write_atomically, write_json
 from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
@@ -26,7 +26,7 @@ from .device import agree, environment, explain_memory, keep_freed_memory, on_ma
 from .inputs import has_begun, holds_run, require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
-from .progress import PAUSED, Diverged, Progress, Stopped, Stretch
+from .progress import Progress, Stretch
 from .signals import StopSignals
 from .trackers import log_results, start_trackers
 
@@ -71,6 +71,7 @@ class Run:
         self.lock: BaseFileLock | None = None
         self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
         self.reported: int | None = None  # the last step of this stretch
+        self.unlogged: tuple[TrainStep, dict[str, float]] | None = None  # that, where it has no line of metrics
         self.saved: int | None = None  # the last step of a checkpoint
         self.batch: tuple[str, int] | None = None  # the setting that its batch size is of, and that
         self.trackers_started = self.complete = False
@@ -278,6 +279,7 @@ class Run:
             self.require_finite(state, numbers)
             if logged:
                 self.progress.log_step(state, numbers)
+            self.unlogged = None if logged else (state, numbers)
 
     def settle(self, state: TrainStep | None = None) -> None:
         """Wait until the numbers of all steps, with `state` as the last, have been read. Raises Diverged."""
@@ -313,6 +315,13 @@ class Run:
             limit = self.arguments["max_minutes"]
             raise InputError(f"max_minutes {limit:g} was over before the first step: give more")
         self.settle()
+        if self.unlogged is not None:  # where a run ends is worth a line, whatever its number
+            state, numbers = self.unlogged
+            if self.accelerator.num_processes > 1:
+                values = torch.tensor([*numbers.values()], device=self.accelerator.device)
+                numbers = dict(zip(numbers, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+            self.progress.log_step(state, numbers)
+            self.unlogged = None
         if self.reported not in (None, self.saved):
             self.save_checkpoint(step)
         self.reported = None
