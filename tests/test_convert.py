@@ -103,14 +103,20 @@ def test_what_is_written_for_the_official_code_comes_back_bit_for_bit(tmp_path):
     model = small_model(image_size=(16, 8), in_channels=2, **dict.fromkeys(("mean", "std"), (0.4, 0.5)))
     tinymae.to_official(model, tmp_path / "mae.pth")
     written = torch.load(tmp_path / "mae.pth", weights_only=True)
-    assert written.keys() == {"model", "heads"}
+    assert written.keys() == {"model", "heads", "statistics"}
     assert written["model"].keys() == official_state().keys()
-    back = tinymae.from_official(  # which finds the heads in it
-        tmp_path / "mae.pth", image_size=(16, 8), mean=(0.4, 0.5), std=(0.4, 0.5), norm_pix_loss=True
-    )
+    # Which finds heads, mean and std in it.
+    back = tinymae.from_official(tmp_path / "mae.pth", image_size=(16, 8), norm_pix_loss=True)
     assert_same_weights(model, back)
     assert back.config == model.config
     assert os.listdir(tmp_path) == ["mae.pth"]
+    other = {"mean": (0.1, 0.2), "std": (0.3, 0.4)}  # given ones count
+    given = tinymae.from_official(tmp_path / "mae.pth", image_size=(16, 8), **other).config
+    assert {name: tuple(given[name]) for name in other} == other
+    for wrong in ({"mean": "0.5", "std": [0.5]}, {"mean": [0.5]}, [0.5]):
+        torch.save(written | {"statistics": wrong}, tmp_path / "wrong.pth")
+        with pytest.raises(InputError, match="statistics|mean|std"):
+            tinymae.from_official(tmp_path / "wrong.pth", image_size=(16, 8))
 
 
 @pytest.mark.parametrize(
@@ -454,10 +460,9 @@ def test_an_exported_encoder_is_the_encoder_in_plain_timm(tmp_path):
         for pooling in ({}, {"global_pool": "avg", "fc_norm": False})
     )  # fmt: skip
     images = torch.randn(2, 3, 16, 8)
-    for theirs in (hub, plain):
-        torch.testing.assert_close(theirs(images), model.encode(images, pool="cls"), atol=1e-6, rtol=0)
+    for theirs, pool in ((hub, "avg"), (averaging, "avg"), (plain, "cls")):
+        torch.testing.assert_close(theirs(images), model.encode(images, pool=pool), atol=1e-6, rtol=0)
         torch.testing.assert_close(theirs.forward_features(images), model.encode_tokens(images), atol=1e-6, rtol=0)
-    torch.testing.assert_close(averaging(images), model.encode(images), atol=1e-6, rtol=0)
     data = timm.data.resolve_model_data_config(hub)
     assert (data["input_size"], *map(tuple, (data["mean"], data["std"]))) == ((3, 16, 8), *STATISTICS.values())
     with pytest.raises(InputError, match="an encoder written for timm, without a head"):

@@ -15,7 +15,7 @@ from PIL import Image
 import tinymae
 from tinymae.commands.cli import COMMANDS, create_parser, parse
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import save_classifier
+from tinymae.models.weights import save_autoencoder, save_classifier
 from tinymae.study import compare
 from tinymae.study.stages import parse_extra
 
@@ -92,6 +92,7 @@ def write_others_weights(folder: Path) -> None:
     tinymae.to_transformers(model, folder / "folder-of-save_pretrained")
     tinymae.to_transformers(classifier, folder / "folder-of-a-ViT")
     save_classifier(classifier, folder / "runs" / "finetune")
+    save_autoencoder(model, folder / "runs" / "mae")
 
 
 def shortened(command: str):

@@ -59,7 +59,7 @@ def from_official(
         decoder_dim, decoder_depth: of the new decoder of an encoder-only file (default: the paper's 512 and 8).
         mask_ratio: as in `MaskedAutoencoder`.
         norm_pix_loss: whether it was trained so; the released ones were, but for those named "visualize".
-        mean, std: per channel; by default ImageNet's, and 0.5 for other than 3 channels.
+        mean, std: per channel; by default what `to_official` wrote, else ImageNet's, and 0.5 for other than 3 channels.
 
     Raises:
         InputError: the file is missing or damaged, holds other objects or a fine-tuned classifier, or its sizes
@@ -67,6 +67,7 @@ def from_official(
     """
     official, written = read_official(path)
     num_heads, decoder_heads = num_heads or written.get("num_heads"), decoder_heads or written.get("decoder_heads")
+    mean, std = mean or written.get("mean"), std or written.get("std")
     state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
@@ -99,9 +100,9 @@ def from_official(
 
 def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
     """Write an autoencoder as the official code's checkpoint: {"model": weights, "heads": those of encoder and
-    decoder}, the latter for `from_official`.
+    decoder, "statistics": mean and std}, the latter two for `from_official`: the official code has no place for them.
 
-    Mean and std are not in such a file, and the official code's norm_eps is 1e-6.
+    The official code's norm_eps is 1e-6.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -117,11 +118,15 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
     state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in model.state_dict().items()}
     config = {**describe(model.encoder), "decoder_heads": model.config["decoder_heads"]}
     heads = {name: config[name] for name in ("num_heads", "decoder_heads")}
-    write_atomically(path, lambda beside: torch.save({"model": state, "heads": heads}, beside))
+    statistics = {name: list(model.config[name]) for name in ("mean", "std")}
+    content = {"model": state, "heads": heads, "statistics": statistics}
+    write_atomically(path, lambda beside: torch.save(content, beside))
 
 
-def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The state dict of an official checkpoint, under its own names, and the heads if `to_official` wrote it."""
+def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of an official checkpoint, under its own names; and, if `to_official` wrote it, heads, mean and
+    std.
+    """
     tensors_alone = Path(path).suffix == ".safetensors"
     content: Any = read_tensors(path) if tensors_alone else unpickle(path)
     state = content.get("model", content) if isinstance(content, dict) else None
@@ -133,12 +138,17 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         raise InputError(
             f"{path} holds no official checkpoint: give tinymae.load the folder that has its config.json too"
         )
-    heads = content.get("heads") if "model" in content else None
-    if heads is None:
-        return state, {}
-    require_types({"heads": heads}, {"heads": dict}, source=path)
-    require_types(heads, {"num_heads": int | None, "decoder_heads": int | None}, source=path)
-    return state, heads
+    kinds = {
+        "heads": dict.fromkeys(("num_heads", "decoder_heads"), int | None),
+        "statistics": dict.fromkeys(("mean", "std"), list[float]),
+    }
+    written: dict[str, Any] = {}
+    for name, types in kinds.items():
+        if "model" in content and content.get(name) is not None:
+            require_types(content, {name: dict}, source=path)
+            require_types(content[name], types, source=path)
+            written |= {key: content[name][key] for key in types}
+    return state, written
 
 
 def unpickle(path: str | Path) -> Any:

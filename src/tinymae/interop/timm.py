@@ -5,7 +5,6 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import TIMM_POOLS
 from ..models.weights import save_classifier, write_timm
 from .load import Model, load
 
@@ -13,15 +12,15 @@ from .load import Model, load
 def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
     """Write an autoencoder's encoder, or a classifier, or that of a weights folder, as a folder of timm.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it; its `pretrained_cfg` has the data's mean and std
-    and `label_names`. The weights file alone loads into a plain timm model of the same size:
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it: of an encoder it gives what
+    `MaskedAutoencoder.encode` gives, of a classifier its logits. Its `pretrained_cfg` has the data's mean and std and
+    `label_names`. The weights file alone loads into a plain timm model of the same size:
 
         timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10,
                           checkpoint_path="FOLDER/model.safetensors")
 
-    For an encoder, `num_classes=0`: the answer is the class token, as timm's default has it; with
-    `global_pool="avg", fc_norm=False` it is what `MaskedAutoencoder.encode` gives. A classifier that averages the
-    patches, as fine-tuning and probing make them by default, needs these two arguments here as well.
+    For an encoder, `num_classes=0`. Where the patches are averaged, as `encode`, fine-tuning and probing do by default,
+    `global_pool="avg", fc_norm=False` belongs here as well; without them, timm takes the class token.
 
     A `norm_eps` that the model has of its own becomes timm's 1e-6, as no config of timm can say it. That an image may
     have several of the classes is `several_labels` in config.json, which `tinymae.load` reads and timm does not: there,
@@ -33,8 +32,7 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
     ...     timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.rand(2, 3, 8, 8)).shape
     torch.Size([2, 192])
 
-    Raises InputError if there are no such weights, if they are no ViT's, or for a pooling other than the class token or
-    the average.
+    Raises InputError if there are no such weights, or if they are no ViT's.
     """
     model = load(weights)
     if isinstance(model, Classifier) and model.vit is not None:
@@ -43,10 +41,5 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
         raise InputError(
             f"weights hold a {type(model).__name__} that is no ViT, which is all that timm's folders are for"
         )
-    pools = {theirs: ours for ours, theirs in TIMM_POOLS.items()}
-    if model.encoder.global_pool not in pools:
-        raise InputError(f"global_pool {model.encoder.global_pool!r} of the encoder is neither 'token' nor 'avg'")
     statistics = {"mean": model.config["mean"], "std": model.config["std"]}
-    write_timm(
-        model.encoder, Path(folder), pool=pools[model.encoder.global_pool], names={"label_names": []}, **statistics
-    )
+    write_timm(model.encoder, Path(folder), pool="avg", names={"label_names": []}, **statistics)
