@@ -474,6 +474,36 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
     assert set(load_dataset(tmp_path, "all", image_size=8, channels=1).images[-1].flatten().tolist()) == {100 * 257}
 
 
+def test_either_byte_order_is_read(tmp_path):
+    tifffile, h5py = pytest.importorskip("tifffile"), pytest.importorskip("h5py")
+    values = np.random.default_rng(0).integers(0, 4096, (12, 8, 8), dtype=np.uint16)
+    swapped = values.astype(">u2")
+    for kind in ("tif", "npy"):
+        (tmp_path / kind).mkdir()
+    for number, image in enumerate(values):
+        tifffile.imwrite(tmp_path / "tif" / f"{number:02}.tif", image, byteorder=">")
+        np.save(tmp_path / "npy" / f"{number:02}.npy", swapped[number])
+    np.savez(tmp_path / "a.npz", images=swapped)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = swapped
+    shown = f"8 x 8 pixels, 1 channel of uint16 (values up to {values.max():,}: give --pixel-range 0 4095 to use the"
+    for data in (tmp_path / "tif", tmp_path / "npy", tmp_path / "a.npz", tmp_path / "a.h5", swapped):
+        dataset = load_dataset(data, "all", image_size=8, channels=1)
+        assert np.array_equal(dataset.images[:, 0].numpy(), values)
+        assert shown in dataset.description[2]
+    floats = load_dataset(values.astype(">f4"), "all", pixel_range=(0, 65535))
+    assert np.array_equal(floats.images[:, 0].numpy(), values)
+
+
+def test_an_array_of_black_and_white_is_eight_bits_as_its_files_are(tmp_path):
+    values = np.random.default_rng(0).random((12, 8, 8)) < 0.5
+    for number, image in enumerate(values):
+        np.save(tmp_path / f"{number:02}.npy", image)
+    files, array = (load_dataset(data, "all", image_size=8, channels=1) for data in (tmp_path, values))
+    assert array.images.dtype == torch.uint8 and np.array_equal(array.images[:, 0].numpy(), 255 * values)
+    assert torch.equal(files.images, array.images)
+
+
 def test_sixteen_bits_are_shown_as_eight():
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     assert torch.equal(thumbnails((images.int() * 257).to(torch.uint16), 4), thumbnails(images, 4))

@@ -143,8 +143,8 @@ def open_array(path: Path | bytes, channels: int) -> np.ndarray:
     """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
     assert isinstance(path, Path)
     if path.suffix.lower() == ".npy":
-        mapped = map_array(path)  # which sees whether the file is as long as it says
-        values = np.load(path, allow_pickle=False).astype(mapped.dtype.newbyteorder("="), copy=False)
+        map_array(path)  # which sees whether the file is as long as it says
+        values = np.load(path, allow_pickle=False)
     else:
         try:
             import tifffile
@@ -181,7 +181,8 @@ def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: 
 
     Raises InputError for floats or more than 16 bits without a range, UnreadableImage for NaN and infinity.
     """
-    top = {"uint8": 255, "uint16": 65535}[depth]
+    top = np.iinfo(depth).max
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)  # files of other machines have theirs
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
     if pixel_range is None:
@@ -249,12 +250,12 @@ def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
     """
     if path.suffix.lower() == ".npy":
         array = map_array(path)
-        return *describe_shape(array.shape, channels), str(array.dtype)
+        return *describe_shape(array.shape, channels), str(array.dtype.newbyteorder("="))
     if is_array(path, channels):
         import tifffile
 
         with tifffile.TiffFile(path) as file:
-            return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype)
+            return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype.newbyteorder("="))
     with Image.open(path) as file:
         deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
         kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
