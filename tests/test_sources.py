@@ -279,6 +279,24 @@ def test_a_split_of_an_array_file_may_have_no_labels(tmp_path):
     assert load_dataset(tmp_path / "some.npz", "test").labels is None
 
 
+def test_names_are_labels_as_pandas_and_hdf5_have_them(tmp_path):
+    images, names = pixels(12, 4, 4), ["dog", "cat", ""] * 4
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["train_images"], file["train_labels"] = images[:9], names[:9]
+        file["test_images"], file["test_labels"] = images[9:], names[9:]
+    assert load_dataset(tmp_path / "a.h5", "test").labels.tolist() == [1, 0, -1]
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["images"], file["labels"] = images, [[name] for name in names]
+    given = (np.array(names, dtype=object), np.array(names, dtype="S"))
+    for data, options in ((tmp_path / "b.h5", {}), *((images, {"labels": labels}) for labels in given)):
+        dataset = load_dataset(data, "all", **options)
+        assert dataset.classes == ["cat", "dog"] and dataset.labels.tolist() == [1, 0, -1] * 4
+    for missing in (None, float("nan"), 3):
+        with pytest.raises(InputError, match='labels are object: give numbers from 0 or names; -1 or "" is no label'):
+            load_dataset(images, labels=np.array([missing, *names[1:]], dtype=object))
+
+
 @pytest.mark.parametrize("kind", ["npz", "h5", "tensor"])
 def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
     """As ChestMNIST has them."""

@@ -246,6 +246,9 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
     given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if given.shape == (count, 1):
         given = given[:, 0]
+    if given.ndim == 1 and given.dtype.kind in "OS":  # as pandas and HDF5 have names; any None or NaN is refused below
+        words = [each.decode(errors="backslashreplace") if isinstance(each, bytes) else each for each in given.tolist()]
+        given = np.array(words) if all(isinstance(word, str) for word in words) else given
     if given.ndim == 2 and len(given) == count and np.isin(given, (0, 1)).all():
         return [str(number) for number in range(given.shape[1])], given.astype(np.uint8)
     if given.shape != (count,):
