@@ -8,7 +8,7 @@ from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line, refusal
+from ..errors import InputError
 from ..tensors import to_device
 from .base import AutoencoderOutput, create_timm
 from .conv import ConvLayer
@@ -76,11 +76,9 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         if decoder_dim < 8 or decoder_dim % 8:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
 
-        try:
-            self.encoder = create_timm(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
-        except (RuntimeError, TypeError) as error:
-            reason = first_line(error)
-            raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {reason}") from None
+        self.encoder = create_timm(
+            encoder, "as a timm ConvNeXt", in_chans=in_channels, num_classes=0, patch_size=stem_size
+        )
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
         self.response_norms = [

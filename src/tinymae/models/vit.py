@@ -8,7 +8,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line, refusal
+from ..errors import InputError
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
@@ -79,17 +79,12 @@ def create_vit(
         raise InputError(f"depth {depth} is above {MAX_DEPTH}")
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
     create = partial(
-        create_timm, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,
+        create_timm, name, f"with {sizes}", img_size=image_size, patch_size=patch_size, in_chans=in_channels,
         num_classes=num_classes, **timm_arguments,
     )  # fmt: skip
-    try:
-        vit = create()
-        if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
-            vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
-    except InputError:
-        raise
-    except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise refusal(error, f"encoder {name!r} cannot be built with {sizes}: {first_line(error)}") from None
+    vit = create()
+    if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
+        vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
     if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     if not isinstance(vit.patch_embed, PatchEmbed):
