@@ -79,14 +79,7 @@ def from_transformers(
 
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
-    return build_autoencoder(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
-
-
-def build_autoencoder(
-    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> MaskedAutoencoder:
-    """The model of `from_transformers`, whose config.json has been read."""
-    config, sizes, state = read_folder(folder, config, model_type="vit_mae", architecture="ViTMAEForPreTraining")
+    config, sizes, state = read_folder(folder, model_type="vit_mae", architecture="ViTMAEForPreTraining")
     norm_eps = config["layer_norm_eps"]
     arguments = {
         "decoder_dim": config.get("decoder_hidden_size", 512),
@@ -122,14 +115,7 @@ def classifier_from_transformers(
 
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
-    return build_vit_classifier(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
-
-
-def build_vit_classifier(
-    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Classifier:
-    """The classifier of `classifier_from_transformers`, whose config.json has been read."""
-    config, sizes, state = read_folder(folder, config, model_type="vit", architecture="ViTForImageClassification")
+    config, sizes, state = read_folder(folder, model_type="vit", architecture="ViTForImageClassification")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", SEVERAL):
         raise InputError(f"problem_type {problem!r} of {folder} is no classification: give the folder of a classifier")
@@ -147,11 +133,6 @@ def build_vit_classifier(
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
     encoder = ViTEncoder(vit, mean=mean, std=std, pool="cls")
     return Classifier(encoder, head, classes=classes, several=problem == SEVERAL).eval()
-
-
-def read_transformers(folder: Path, config: dict) -> MaskedAutoencoder | Classifier:
-    """The model of either kind of folder, by the `model_type` of its config.json."""
-    return (build_vit_classifier if config["model_type"] == "vit" else build_autoencoder)(folder, config)
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
@@ -257,13 +238,12 @@ def classifier_config(model: Classifier) -> dict:
     return config | ({"problem_type": SEVERAL} if model.several else {})
 
 
-def read_folder(
-    folder: str | Path, config: dict, *, model_type: str, architecture: str
-) -> tuple[dict, dict, dict[str, Tensor]]:
+def read_folder(folder: str | Path, *, model_type: str, architecture: str) -> tuple[dict, dict, dict[str, Tensor]]:
     """A folder's config with its defaults, the arguments of `MaskedAutoencoder` that fix its encoder, and its tensors
     under our names.
     """
-    folder, config = Path(folder), dict(config)
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
     if config.get("model_type") != model_type:
         raise InputError(f"{folder} holds model_type {config.get('model_type')!r}, not {model_type!r} ({architecture})")
     if not (folder / "model.safetensors").is_file():

@@ -15,7 +15,7 @@ from ..models.mae import MaskedAutoencoder
 from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL
 from ..tensors import pair
-from .huggingface import read_transformers
+from .huggingface import classifier_from_transformers, from_transformers
 from .official import from_official
 
 Model = Autoencoder | Classifier
@@ -60,7 +60,7 @@ def load(
     folder = find_weights(source)
     config = read_json(folder / "config.json")
     if "model_type" in config:
-        return read_transformers(folder, config)
+        return (classifier_from_transformers if config["model_type"] == "vit" else from_transformers)(folder)
     architecture = str(config.get("architecture"))
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture].from_folder(folder, config)
