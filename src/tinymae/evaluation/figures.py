@@ -127,20 +127,12 @@ def grid(images: Tensor, path: str | Path, columns: int = 16) -> Path:
     return save(figure, path)
 
 
-def heat(maps: Tensor, images: Tensor | None = None, *, limit: float | None = None) -> Tensor:
-    """Maps (B, h, w) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum).
-
-    With `images` (B, C, H, W), as `viewable` takes them, they are laid over those in grey, and may be coarser, as a map
-    of patches is.
-    """
+def heat(maps: Tensor, *, limit: float | None = None) -> Tensor:
+    """Maps (B, H, W) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum)."""
     maps = maps.detach().float().cpu()
     top = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) if limit is None else limit
-    coloured = colormaps["inferno"]((maps / top).clamp(0, 1).numpy())[..., :3]  # (B, h, w, 3)
-    heat_maps = torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
-    if images is None:
-        return heat_maps
-    grey = to_unit(viewable(images, limits=display_limits(images)).cpu()).mean(dim=1, keepdim=True)
-    return 0.35 * grey + 0.65 * torch.nn.functional.interpolate(heat_maps, grey.shape[2:])
+    coloured = colormaps["inferno"]((maps / top).clamp(0, 1).numpy())[..., :3]  # (B, H, W, 3)
+    return torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
 
 
 def colour_classes(masks: Tensor) -> Tensor:
