@@ -354,6 +354,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
         Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
         """
+        self.require_pool(pool)
         tokens = self.encode_layers(images, layers)
         return torch.cat([pool_tokens(layer, pool, self.encoder) for layer in tokens], dim=1)
 

@@ -37,10 +37,12 @@ class ViTEncoder(Encoder):
 
         `pool` None is the one that the head was trained on.
         """
+        pool = pool or self.pool
+        self.require_pool(pool)
         images = self.normalise(images)
         # Training needs timm's own forward pass, which drops patches and computes activations again.
         tokens = [self.vit.forward_features(images)] if layers == 1 else encode_layers(self.vit, images, layers)
-        return torch.cat([pool_tokens(layer.float(), pool or self.pool, self.vit) for layer in tokens], dim=1)
+        return torch.cat([pool_tokens(layer.float(), pool, self.vit) for layer in tokens], dim=1)
 
     def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
         """A feature map (B, D, rows, columns), see `MaskedAutoencoder.encode_dense`."""
@@ -107,17 +109,8 @@ def pools_of(vit: VisionTransformer) -> tuple[str, ...]:
 
 
 def pool_tokens(tokens: Tensor, pool: str, vit: VisionTransformer) -> Tensor:
-    """Tokens (B, prefix + N, D) of a ViT -> features (B, D): `avg` over the patches or the `cls` token.
-
-    Raises InputError for another name, or `cls` on a model without one.
-    """
-    if pool == "avg":
-        return tokens[:, vit.num_prefix_tokens :].mean(dim=1)
-    if pool == "cls" and vit.cls_token is not None:
-        return tokens[:, 0]
-    raise InputError(
-        f"pool {pool!r} is not 'avg'" + (": this encoder has no cls token" if vit.cls_token is None else " or 'cls'")
-    )
+    """Tokens (B, prefix + N, D) of a ViT -> features (B, D), by one of `pools_of(vit)`: `avg` is over the patches."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, vit.num_prefix_tokens :].mean(dim=1)
 
 
 def encode_layers(
