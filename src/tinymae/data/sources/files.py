@@ -32,7 +32,6 @@ SPLIT_NAMES = {
 }  # fmt: skip
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")  # what a folder of images without labels may be called, in any case
 UNLABELLED = ""  # their class
-Layout = tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]  # labels, classes, splits
 LOOKED_AT = 16  # headers that decide on the depth and describe the images
 
 
@@ -73,10 +72,7 @@ class FilesSource(Source):
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
         return torch.stack([
-            read_image(
-                self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range,
-                name=str(self.root / name),
-            )
+            read_image(self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range)
             for name in self.names(rows)
         ])  # fmt: skip
 
@@ -148,14 +144,11 @@ def open_folders(
             raise InputError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)})")
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
-    if len(folders) > 1:
-        layout: Layout = None, [], {}
-    else:
-        layout = read_layout(root, found)
     source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
-    source.labels, source.classes, source.splits = layout
     source.left_out = left_out
-    if len(folders) > 1:
+    if len(folders) == 1:
+        source.labels, source.classes, source.splits = read_layout(root, found)
+    else:
         source.kind = "several folders, read without labels"
         source.label_remedy = (
             "several folders are read without labels; give one folder with class sub-folders, or a table with a "
@@ -207,7 +200,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def read_layout(root: Path, paths: list[str]) -> Layout:
+def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]:
     """(labels, classes, splits) of images in a folder, from where they stand.
 
     Folders named as splits are splits where all images are in one, and then have classes of their own below. A split
