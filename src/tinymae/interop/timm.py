@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import TIMM_POOLS
+from ..models.vit import OUR_POOLS
 from ..models.weights import save_classifier, write_timm
 from .load import Model, load
 
@@ -43,10 +43,8 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
         raise InputError(
             f"weights hold a {type(model).__name__} that is no ViT, which is all that timm's folders are for"
         )
-    pools = {theirs: ours for ours, theirs in TIMM_POOLS.items()}
-    if model.encoder.global_pool not in pools:
+    if model.encoder.global_pool not in OUR_POOLS:
         raise InputError(f"global_pool {model.encoder.global_pool!r} of the encoder is neither 'token' nor 'avg'")
     statistics = {"mean": model.config["mean"], "std": model.config["std"]}
-    write_timm(
-        model.encoder, Path(folder), pool=pools[model.encoder.global_pool], names={"label_names": []}, **statistics
-    )
+    pool = OUR_POOLS[model.encoder.global_pool]
+    write_timm(model.encoder, Path(folder), pool=pool, names={"label_names": []}, **statistics)

@@ -12,6 +12,7 @@ from ..errors import InputError
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
+OUR_POOLS = {theirs: ours for ours, theirs in TIMM_POOLS.items()}
 MAX_DEPTH = 200  # blocks: no config.json can make the constructor build for minutes
 
 
