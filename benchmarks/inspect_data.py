@@ -13,15 +13,14 @@ The thresholds were chosen with --seed 1; the results are those of --seed 0, whi
 
 import argparse
 import io
-import platform
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from timing import describe_machine
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -116,9 +115,9 @@ def cosines(rows: Tensor, pairs: Pairs) -> Tensor:
     return torch.cosine_similarity(rows[pairs.first], rows[pairs.second])
 
 
-def score_labels(features: Tensor, labels: Tensor, wrong: Tensor, *, k: int = 20) -> dict:
+def score_labels(features: Tensor, labels: Tensor, wrong: Tensor) -> dict:
     """Area under precision and recall, in percent, of ways to rank the doubt; random is the ratio that is wrong."""
-    cosines, index = nearest(features, features, k=k, same=True)
+    cosines, index = nearest(features, features, k=20, same=True)
     ways = {
         "k-NN": vote(cosines, labels[index], num_classes=10),
         "held-out probe": held_out_probabilities(features, labels, num_classes=10),
@@ -173,7 +172,7 @@ def main(args: argparse.Namespace) -> dict:
     result = {
         "arguments": {name: value for name, value in vars(args).items() if name not in ("output_dir", "data_dir")}
         | {"weights": Path(args.weights).name},
-        "machine": {"device": platform.processor() or "cpu", "torch": torch.__version__, "timm": timm.__version__},
+        "machine": describe_machine("cpu"),
         "duplicates": {"planted": duplicates},
         "labels": {"features": score_labels(features[: len(cifar)], labels, wrong),
                    "raw pixels": score_labels(pixels[: len(cifar)], labels, wrong)},

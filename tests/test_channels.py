@@ -15,7 +15,6 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import segmentation
 from tinymae.data.sources.files import list_images
-from tinymae.evaluation import figures
 from tinymae.evaluation.figures import viewable
 from tinymae.models.classifier import build_classifier
 from tinymae.models.weights import save_classifier
@@ -145,13 +144,6 @@ def test_a_comparison_shows_the_channels_that_were_asked_for(bands, model):
     address = report.strips({"mae": model}, images, SHOWN)["shown"][0]["sheet"].address
     sheet = io.BytesIO(base64.b64decode(address.split(",")[1]))
     assert counted(sheet, SHOWN) == report.SHOWN * 64 and not counted(sheet, (0, 1, 2))
-
-
-def test_heat_lies_over_what_is_shown():
-    images = torch.tensor([0.0, 0.3, 0.6, 1.0]).view(1, 4, 1, 1).expand(-1, -1, 4, 4)
-    assert figures.heat(torch.zeros(1, 2, 2), images)[0, 0, 0, 0] == pytest.approx(0.35 * 0.3, abs=0.01)
-    seen = viewable(images, (3, 3, 3))
-    assert figures.heat(torch.zeros(1, 2, 2), seen)[0, 0, 0, 0] == pytest.approx(0.35, abs=0.01)
 
 
 def test_the_flag_is_refused_before_anything_is_computed(bands, model, capsys, tmp_path):

@@ -235,9 +235,3 @@ def test_heat_is_black_at_zero_and_brightest_at_the_limit():
     brightness = picture.sum(1).flatten()
     assert brightness.argmax() == brightness[maps.flatten() >= 1].argmax() + int((maps < 1).sum())
     assert torch.equal(figures.heat(maps), figures.heat(maps, limit=2.0))
-
-
-def test_heat_of_patches_lies_over_a_larger_picture():
-    images = torch.rand(1, 3, 8, 8)
-    picture = figures.heat(torch.zeros(1, 4, 4), images)
-    torch.testing.assert_close(picture[:, 0], 0.35 * images.mean(1), atol=0.01, rtol=0)

@@ -284,7 +284,7 @@ def test_pooling():
     with pytest.raises(InputError, match="pool 'max'"):
         model.encode(images, pool="max")
     registers = small_model(encoder="vit_betwixt_patch16_reg4_gap_256").eval()
-    with pytest.raises(InputError, match="has no cls token"):
+    with pytest.raises(InputError, match="pool 'cls' is not 'avg', which is what a Masked"):
         registers.encode(images, pool="cls")
 
 

@@ -279,6 +279,24 @@ def test_a_split_of_an_array_file_may_have_no_labels(tmp_path):
     assert load_dataset(tmp_path / "some.npz", "test").labels is None
 
 
+def test_names_are_labels_as_pandas_and_hdf5_have_them(tmp_path):
+    images, names = pixels(12, 4, 4), ["dog", "cat", ""] * 4
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["train_images"], file["train_labels"] = images[:9], names[:9]
+        file["test_images"], file["test_labels"] = images[9:], names[9:]
+    assert load_dataset(tmp_path / "a.h5", "test").labels.tolist() == [1, 0, -1]
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["images"], file["labels"] = images, [[name] for name in names]
+    given = (np.array(names, dtype=object), np.array(names, dtype="S"))
+    for data, options in ((tmp_path / "b.h5", {}), *((images, {"labels": labels}) for labels in given)):
+        dataset = load_dataset(data, "all", **options)
+        assert dataset.classes == ["cat", "dog"] and dataset.labels.tolist() == [1, 0, -1] * 4
+    for missing in (None, float("nan"), 3):
+        with pytest.raises(InputError, match='labels are object: give numbers from 0 or names; -1 or "" is no label'):
+            load_dataset(images, labels=np.array([missing, *names[1:]], dtype=object))
+
+
 @pytest.mark.parametrize("kind", ["npz", "h5", "tensor"])
 def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
     """As ChestMNIST has them."""
@@ -472,6 +490,36 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
     assert np.array_equal(load_dataset(values, "all").images[:, 0].numpy(), values)
     Image.fromarray(np.full((8, 8), 100, dtype=np.uint8)).save(tmp_path / "99.png")
     assert set(load_dataset(tmp_path, "all", image_size=8, channels=1).images[-1].flatten().tolist()) == {100 * 257}
+
+
+def test_either_byte_order_is_read(tmp_path):
+    tifffile, h5py = pytest.importorskip("tifffile"), pytest.importorskip("h5py")
+    values = np.random.default_rng(0).integers(0, 4096, (12, 8, 8), dtype=np.uint16)
+    swapped = values.astype(">u2")
+    for kind in ("tif", "npy"):
+        (tmp_path / kind).mkdir()
+    for number, image in enumerate(values):
+        tifffile.imwrite(tmp_path / "tif" / f"{number:02}.tif", image, byteorder=">")
+        np.save(tmp_path / "npy" / f"{number:02}.npy", swapped[number])
+    np.savez(tmp_path / "a.npz", images=swapped)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = swapped
+    shown = f"8 x 8 pixels, 1 channel of uint16 (values up to {values.max():,}: give --pixel-range 0 4095 to use the"
+    for data in (tmp_path / "tif", tmp_path / "npy", tmp_path / "a.npz", tmp_path / "a.h5", swapped):
+        dataset = load_dataset(data, "all", image_size=8, channels=1)
+        assert np.array_equal(dataset.images[:, 0].numpy(), values)
+        assert shown in dataset.description[2]
+    floats = load_dataset(values.astype(">f4"), "all", pixel_range=(0, 65535))
+    assert np.array_equal(floats.images[:, 0].numpy(), values)
+
+
+def test_an_array_of_black_and_white_is_eight_bits_as_its_files_are(tmp_path):
+    values = np.random.default_rng(0).random((12, 8, 8)) < 0.5
+    for number, image in enumerate(values):
+        np.save(tmp_path / f"{number:02}.npy", image)
+    files, array = (load_dataset(data, "all", image_size=8, channels=1) for data in (tmp_path, values))
+    assert array.images.dtype == torch.uint8 and np.array_equal(array.images[:, 0].numpy(), 255 * values)
+    assert torch.equal(files.images, array.images)
 
 
 def test_sixteen_bits_are_shown_as_eight():

@@ -44,15 +44,10 @@ def split_batch(batch_size: int, parts: int) -> list[Tensor]:
         raise InputError(
             f"batch_size {batch_size} is not a multiple of 2 x {parts} (processes x gradient_accumulation_steps)"
         )
-    half = batch_size // (2 * parts)
-    everything = torch.arange(batch_size)
     if parts == 1:
-        return [everything]
-    mirrored = everything.flip(0)
-    return [
-        torch.cat([everything[k * half : (k + 1) * half], mirrored[k * half : (k + 1) * half].flip(0)])
-        for k in range(parts)
-    ]
+        return [torch.arange(batch_size)]
+    runs = torch.arange(batch_size).split(batch_size // (2 * parts))
+    return [torch.cat([runs[k], runs[-1 - k]]) for k in range(parts)]
 
 
 def count_steps(dataset: Dataset, batch_size: int) -> int:

@@ -12,8 +12,8 @@ from ..randomness import derive_seed
 
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 2111  # which images are held out is part of the protocol, not of a run
-VAL_FRACTION = {"labelled": 0.1, "unlabelled": 0.05}  # held out of data that come without splits
-TEST_FRACTION = {"labelled": 0.1, "unlabelled": 0.0}
+# Held out of data that come without these splits.
+FRACTIONS = {"val": {"labelled": 0.1, "unlabelled": 0.05}, "test": {"labelled": 0.1, "unlabelled": 0.0}}
 
 
 def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
@@ -25,6 +25,11 @@ def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
     order = fixed_permutation(count)
     parts = dict(zip(["train", *sizes], order.split([count - sum(sizes.values()), *sizes.values()]), strict=True))
     return parts[split].sort().values
+
+
+def rows_by_split(parts: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each split that there is, where `parts` (N,) names the split of each row."""
+    return {split: np.flatnonzero(parts == split) for split in SPLITS if (parts == split).any()}
 
 
 def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:

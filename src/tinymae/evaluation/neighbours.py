@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 64  # columns whose maximum is looked at first
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the k-NN classifier
 CELLS = 2**25  # similarities in memory at a time: 128 MiB
 
 
 def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tuple[Tensor, Tensor]:
     """The `k` rows of `bank` (N, F) most similar to each of `queries` (M, F): cosines and row numbers, both (M, k).
 
-    Exact, on the bank's device, best first; k is at most N. With `same` the queries are the bank, and no row is its own
-    neighbour, so that k is at most N - 1. The similarities are computed by chunks of queries, in 128 MiB.
+    Exact, on the bank's device, best first. With `same` the queries are the bank, and no row is its own neighbour. A
+    bank of fewer rows gives all that it has. The similarities are computed by chunks of queries, in 128 MiB.
 
     >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), k=1)[1]
     tensor([[1]])
@@ -23,7 +24,7 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tup
 
 
 def kth_distance(features: Tensor, *, k: int) -> Tensor:
-    """The cosine distance (N,) of each row of features (N, F) to its `k`-th neighbour; k is at most N - 1.
+    """The cosine distance (N,) of each row of features (N, F) to its `k`-th neighbour, or to its last.
 
     >>> kth_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), k=1)
     tensor([0., 0., 1.])
@@ -64,33 +65,30 @@ def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, columns.gather(1, place)
 
 
-def vote(cosines: Tensor, labels: Tensor, *, num_classes: int, temperature: float = 0.07) -> Tensor:
+def vote(cosines: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
     """Probabilities (M, classes) by a vote of neighbours with these `cosines` and `labels`, both (M, k).
 
     Of several labels an image, `labels` are (M, k, classes), 1 of the classes that a neighbour has. Each neighbour's
-    weight is exp(cosine / temperature).
+    weight is exp(cosine / 0.07).
 
     >>> vote(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([[0, 1, 1, 1]]), num_classes=2)
     tensor([[0.2500, 0.7500]])
     """
     # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
-    weights = ((cosines - 1) / temperature).exp()
+    weights = ((cosines - 1) / TEMPERATURE).exp()
     if labels.ndim == 3:
         return torch.einsum("mk,mkc->mc", weights, labels.to(weights)) / weights.sum(dim=1, keepdim=True)
     votes = weights.new_zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
     return votes / votes.sum(dim=1, keepdim=True)
 
 
-def knn_scores(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int, k: int = 20,
-    temperature: float = 0.07,
-) -> Tensor:  # fmt: skip
-    """Probabilities (N, classes) by a vote of the `k` most similar training features, see `vote`.
+def knn_scores(train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int) -> Tensor:
+    """Probabilities (N, classes) by a vote of the 20 most similar training features, see `vote`.
 
     Features (N, F). The weighted k-NN of Wu et al., arXiv 1805.01978, with the settings used for DINO.
     """
-    cosines, index = nearest(features, train_features, k=k)
-    return vote(cosines, train_labels[index], num_classes=num_classes, temperature=temperature)
+    cosines, index = nearest(features, train_features, k=NEIGHBOURS)
+    return vote(cosines, train_labels[index], num_classes=num_classes)
 
 
 def knn_predict(train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int) -> Tensor:

@@ -23,7 +23,7 @@ from ..models.encoding import feature_function
 from ..models.mae import MaskedAutoencoder
 from ..models.masked import PatchMasking
 from ..models.masked_conv import MaskedConvAutoencoder
-from ..models.masking import patchify, unpatchify
+from ..models.masking import patchify
 from ..models.vit import set_fused_attention
 
 OPSET = 18  # what the exporter speaks; 17 would be converted from it
@@ -89,8 +89,9 @@ class MaskedConvGraph(Graph):
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         model = self.model
-        patches, predicted = model.predict(model.normalise(images), mask)
-        return paste(model, predicted, patches, mask)
+        images = model.normalise(images)
+        predicted = model.predict(images, mask)
+        return model.denormalise(model.paste(predicted, patchify(images, model.patch_size), mask))
 
 
 class InpaintingGraph(Graph):
@@ -114,14 +115,7 @@ class InpaintingGraph(Graph):
         tokens = model.decoder_embed(model.encoder.forward_features(images, attn_mask=bias))  # (B, prefix + N, D)
         tokens = torch.where(closed[..., None], model.mask_token, tokens) + model.decoder_pos_embed
         predicted = model.decoder_pred(model.run_decoder(tokens))
-        return paste(model, predicted, patchify(images, model.patch_size), mask)
-
-
-def paste(model: PatchMasking, predicted: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-    """Images in [0, 1] of patches (B, N, P*P*C), the hidden ones as predicted."""
-    coloured = model.colour(predicted, patches, mask, statistics="visible")
-    pasted = torch.where(mask[..., None], coloured, patches)
-    return model.denormalise(unpatchify(pasted, model.patch_size, model.image_size))
+        return model.denormalise(model.paste(predicted, patchify(images, model.patch_size), mask))
 
 
 def reconstruction_graph(model: Autoencoder) -> Graph:

@@ -16,10 +16,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import read_json, read_tensors, require_types, write_json, write_tensors
 from ..models.base import Encoder
-from ..models.classifier import Classifier
+from ..models.classifier import Classifier, wrap_vit
 from ..models.filling import SAYS, build_filled
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import ViTEncoder, create_vit, describe, set_norm_eps
+from ..models.vit import create_vit, describe, set_norm_eps
 from ..tensors import pair
 from .sizes import default_statistics, infer_sizes, require_plain
 
@@ -79,14 +79,7 @@ def from_transformers(
 
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
-    return build_autoencoder(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
-
-
-def build_autoencoder(
-    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> MaskedAutoencoder:
-    """The model of `from_transformers`, whose config.json has been read."""
-    config, sizes, state = read_folder(folder, config, model_type="vit_mae", architecture="ViTMAEForPreTraining")
+    config, sizes, state = read_folder(folder, model_type="vit_mae", architecture="ViTMAEForPreTraining")
     norm_eps = config["layer_norm_eps"]
     arguments = {
         "decoder_dim": config.get("decoder_hidden_size", 512),
@@ -108,9 +101,8 @@ def classifier_from_transformers(
     """The classifier of a folder that `ViTForImageClassification.save_pretrained` wrote, in evaluation mode.
 
     Its classes are named by the config's `id2label`; with `problem_type` "multi_label_classification" an image may have
-    several. `mean` and `std`, per channel, are by default those of its
-    preprocessor_config.json, else 0.5, as in transformers. LayerNorm's epsilon is as the config says; written by
-    `export_timm` it becomes timm's 1e-6.
+    several. `mean` and `std`, per channel, are by default those of its preprocessor_config.json, else 0.5, as in
+    transformers. LayerNorm's epsilon is as the config says; written by `export_timm` it becomes timm's 1e-6.
 
     >>> import tempfile
     >>> from tinymae.models.classifier import build_classifier
@@ -122,14 +114,7 @@ def classifier_from_transformers(
 
     Raises InputError if the folder holds something else, is incomplete or damaged, or is no plain ViT.
     """
-    return build_vit_classifier(folder, read_json(Path(folder) / "config.json"), mean=mean, std=std)
-
-
-def build_vit_classifier(
-    folder: str | Path, config: dict, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Classifier:
-    """The classifier of `classifier_from_transformers`, whose config.json has been read."""
-    config, sizes, state = read_folder(folder, config, model_type="vit", architecture="ViTForImageClassification")
+    config, sizes, state = read_folder(folder, model_type="vit", architecture="ViTForImageClassification")
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", SEVERAL):
         raise InputError(f"problem_type {problem!r} of {folder} is no classification: give the folder of a classifier")
@@ -139,25 +124,18 @@ def build_vit_classifier(
     build = partial(create_vit, name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
     vit = build_filled(build, state, source=folder, expected=SAYS)
     set_norm_eps(vit, config["layer_norm_eps"])
-    head = vit.head
-    vit.reset_classifier(0)
     mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))
     std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
-    encoder = ViTEncoder(vit, mean=mean, std=std, pool="cls")
-    return Classifier(encoder, head, classes=classes, several=problem == SEVERAL).eval()
-
-
-def read_transformers(folder: Path, config: dict) -> MaskedAutoencoder | Classifier:
-    """The model of either kind of folder, by the `model_type` of its config.json."""
-    return (build_vit_classifier if config["model_type"] == "vit" else build_autoencoder)(folder, config)
+    return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == SEVERAL).eval()
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
-    """Write an autoencoder or a classifier as a folder of transformers: config.json,
-    model.safetensors and preprocessor_config.json (mean, std, size), for `ViTMAEForPreTraining.from_pretrained` or
-    `ViTForImageClassification.from_pretrained`.
+    """Write an autoencoder or a classifier as a folder of transformers.
+
+    Its config.json, model.safetensors and preprocessor_config.json (mean, std, size) are for
+    `ViTMAEForPreTraining.from_pretrained` or `ViTForImageClassification.from_pretrained`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -257,13 +235,12 @@ def classifier_config(model: Classifier) -> dict:
     return config | ({"problem_type": SEVERAL} if model.several else {})
 
 
-def read_folder(
-    folder: str | Path, config: dict, *, model_type: str, architecture: str
-) -> tuple[dict, dict, dict[str, Tensor]]:
+def read_folder(folder: str | Path, *, model_type: str, architecture: str) -> tuple[dict, dict, dict[str, Tensor]]:
     """A folder's config with its defaults, the arguments of `MaskedAutoencoder` that fix its encoder, and its tensors
     under our names.
     """
-    folder, config = Path(folder), dict(config)
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
     if config.get("model_type") != model_type:
         raise InputError(f"{folder} holds model_type {config.get('model_type')!r}, not {model_type!r} ({architecture})")
     if not (folder / "model.safetensors").is_file():

@@ -8,14 +8,14 @@ import timm
 
 from ..errors import InputError
 from ..files import read_json, require_types
-from ..models.base import Autoencoder, find_weights, folder_of
-from ..models.classifier import Classifier, build_classifier
-from ..models.filling import build_from_file
+from ..models.base import Autoencoder
+from ..models.classifier import Classifier, build_classifier, wrap_vit
+from ..models.filling import build_from_file, find_weights, folder_of
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
+from ..models.vit import OUR_POOLS, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL
 from ..tensors import pair
-from .huggingface import read_transformers
+from .huggingface import classifier_from_transformers, from_transformers
 from .official import from_official
 
 Model = Autoencoder | Classifier
@@ -60,7 +60,7 @@ def load(
     folder = find_weights(source)
     config = read_json(folder / "config.json")
     if "model_type" in config:
-        return read_transformers(folder, config)
+        return (classifier_from_transformers if config["model_type"] == "vit" else from_transformers)(folder)
     architecture = str(config.get("architecture"))
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture].from_folder(folder, config)
@@ -104,7 +104,7 @@ def read_vit_classifier(folder: Path, config: dict) -> Classifier:
         raise InputError(f"{source}: model_args has {', '.join(map(repr, unknown))}, which is not ours")
     require_types(arguments, types, source=source)
     require_types(preprocessing, {name: hints[name] for name in ("mean", "std")}, source=source)
-    pool = {theirs: ours for ours, theirs in TIMM_POOLS.items()}.get(arguments["global_pool"])
+    pool = OUR_POOLS.get(arguments["global_pool"])
     if pool is None or arguments["fc_norm"]:
         raise InputError(f"{source}: global_pool {arguments['global_pool']!r} or fc_norm is not as in our classifiers")
     classes = list(map(str, config["label_names"]))
@@ -115,15 +115,12 @@ def read_vit_classifier(folder: Path, config: dict) -> Classifier:
     sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
     sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
     build = partial(
-        create_vit, config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False,
-        **sizes,
+        create_vit, config["architecture"], num_classes=len(classes), global_pool=arguments["global_pool"],
+        fc_norm=False, **sizes,
     )  # fmt: skip
     vit = build_from_file(build, folder / "model.safetensors")
-    head = vit.head
-    vit.reset_classifier(0)
     statistics = {name: preprocessing[name] for name in ("mean", "std")}
-    several = says_several(config, source)
-    return Classifier(ViTEncoder(vit, pool=pool, **statistics), head, classes=classes, several=several).eval()
+    return wrap_vit(vit, pool=pool, **statistics, classes=classes, several=says_several(config, source)).eval()
 
 
 def load_autoencoder(source: str | Path | Model, **official) -> Autoencoder:

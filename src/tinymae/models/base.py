@@ -12,18 +12,14 @@ from typing import Any, get_type_hints
 
 import timm
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line, refusal
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
-from .filling import build_from_file
+from .filling import build_from_file, find_weights
 from .losses import LOSSES, SSIM_SIDE, parse_loss
-
-WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -130,7 +126,7 @@ class Encoder(nn.Module):
         raise InputError(f"a {type(self).__name__} is no ViT: it has no dense features")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
+        """Images uint8 or uint16 (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
         One image (C, H, W) is a batch of one. They come to the model's device. Raises InputError if the shape is not
         the model's.
@@ -368,41 +364,16 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
 
 
-def folder_of(source: str | Path) -> Path:
-    """The folder, where `source` names the config.json or the model.safetensors of one; else `source` itself."""
-    path = Path(source)
-    inside = path.name in ("config.json", "model.safetensors") and path.with_name("config.json").is_file()
-    return path.parent if inside and path.is_file() else path
+def create_timm(name: str, what: str, **arguments) -> Any:
+    """A timm model with random weights.
 
-
-def find_weights(source: str | Path, **download) -> Path:
-    """A folder with config.json and model.safetensors: a local one, that of either file, or a Hub id's, downloaded.
-
-    Raises InputError if it does not exist, here or on the Hub, or holds no weights.
-    """
-    folder = folder_of(source)
-    if folder.is_file():
-        raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
-    if not folder.is_dir():
-        try:
-            validate_repo_id(str(source))
-            folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
-        except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-            raise InputError(
-                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
-            ) from None
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
-    return folder
-
-
-def create_timm(name: str, **arguments) -> Any:
-    """A timm model with random weights. Raises InputError unless `name` is one that the installed timm has built in.
-
+    Raises InputError unless `name` is one that the installed timm has built in, and where it "cannot be built WHAT".
     Other names could ask the network or run a file: "hf-hub:...", "local-dir:...".
     """
     if not timm.is_model(name) or ":" in name or "/" in name:
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*tiny*")[:3])
         raise InputError(f"encoder {name!r} is not a timm model" + (f"; there are {close}" if close else ""))
-    return timm.create_model(name, pretrained=False, **arguments)
+    try:
+        return timm.create_model(name, pretrained=False, **arguments)
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise refusal(error, f"encoder {name!r} cannot be built {what}: {first_line(error)}") from None

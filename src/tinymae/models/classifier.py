@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return vit
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
+        """Images uint8 or uint16 (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
         return self.encoder.normalise(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,6 +83,16 @@ def build_classifier(
     nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return Classifier(encoder, head, classes=classes, several=several).to(autoencoder.mean.device)
+
+
+def wrap_vit(
+    vit: VisionTransformer, *, pool: str, mean: Sequence[float], std: Sequence[float], classes: Sequence[str],
+    several: bool,
+) -> Classifier:  # fmt: skip
+    """A stock timm classifier, whose head is taken from it, as one of ours; `pool` is what its `global_pool` says."""
+    head = vit.head
+    vit.reset_classifier(0)
+    return Classifier(ViTEncoder(vit, mean=mean, std=std, pool=pool), head, classes=classes, several=several)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..tensors import pair
 from .base import Autoencoder, AutoencoderOutput
 
 
@@ -29,14 +28,14 @@ def halvings(image_size: tuple[int, int], depth: int | None) -> list[tuple[int, 
     return sizes
 
 
-def channels_at(width: int, depth: int, most: int = 256) -> list[int]:
-    """Channels after each of `depth` halvings: `width`, doubled from one to the next, up to `most`.
+def channels_at(width: int, depth: int) -> list[int]:
+    """Channels after each of `depth` halvings: `width`, doubled from one to the next, up to 256.
 
     Raises InputError unless `width` is a multiple of 8, for the groups of GroupNorm.
     """
     if width < 8 or width % 8:
         raise InputError(f"width {width} is not a multiple of 8")
-    return [min(width * 2**level, max(most, width)) for level in range(depth)]
+    return [min(width * 2**level, max(256, width)) for level in range(depth)]
 
 
 class ConvLayer(nn.Sequential):
@@ -114,7 +113,7 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
 
     def build(self, depth: int | None, width: int, latent_dim: int | None, *, heads: int) -> None:
         """The layers; the encoder's last one gives `heads` numbers for each number of the latent."""
-        sizes = halvings(pair(self.image_size), depth)
+        sizes = halvings(self.image_size, depth)
         channels = channels_at(width, len(sizes) - 1)
         self.map_shape = (channels[-1], *sizes[-1])
         self.encoder = ConvEncoder(self.in_channels, channels)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import put, take, to_device
-from .base import Encoder, Reconstruction
+from .base import Encoder
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
-from .masking import expand_mask, patch_statistics, patchify, require_visible, unpatchify
+from .masking import expand_mask, patch_statistics, patchify, require_visible
 from .vit import (
     MAX_DEPTH,
     TIMM_POOLS,
@@ -276,9 +276,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         with torch.no_grad():
             patches = patchify(images, self.patch_size)
             predicted = patches.masked_scatter(mask[..., None], core.prediction.to(patches.dtype))
-            coloured = self.colour(predicted, patches, mask, statistics="visible")
-            pasted = torch.where(mask[..., None], coloured, patches)
-            reconstruction = unpatchify(pasted, self.patch_size, self.image_size)
+            reconstruction = self.paste(predicted, patches, mask)
         return MAEOutput(core.loss, reconstruction, mask, core.prediction, core.features)
 
     def training_losses(  # type: ignore[override]
@@ -356,6 +354,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
         Raises InputError for images of another shape, an unknown `pool`, or layers that the encoder does not have.
         """
+        self.require_pool(pool)
         tokens = self.encode_layers(images, layers)
         return torch.cat([pool_tokens(layer, pool, self.encoder) for layer in tokens], dim=1)
 
@@ -408,37 +407,6 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         prediction = self.decoder_pred(self.forward_decoder(tokens, visible, hidden))
         return put(prediction, torch.cat([visible, hidden], dim=1))
 
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        images: Tensor,
-        mask: Tensor | float | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        statistics: str = "visible",
-    ) -> Reconstruction:
-        """Hide patches of `images` (uint8 or normalised float, (B, C, H, W) or one (C, H, W)) and paint them in.
-
-        The mask is bool (N,), (rows, columns), (B, N) or (B, rows, columns), True = hidden; or a ratio of the patches
-        in [0, 1), chosen at random by `generator`; None is the model's own `mask_ratio`. 0 hides nothing: the encoder
-        sees all, and the errors are those of patches that it saw.
-
-        A model trained with norm_pix_loss predicts each patch up to its brightness and contrast. By default both are
-        interpolated from the visible patches (weights 1 / distance^4), so nothing hidden is used.
-        `statistics="target"` takes the hidden patches' true mean and std instead: prettier, but it leaks the target.
-        The result's `statistics` states which was used.
-
-        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
-        >>> shown = model.reconstruct(torch.randn(5, 3, 8, 8), 0.5, generator=torch.Generator().manual_seed(0))
-        >>> shown.images.shape, shown.patch_error.shape, shown.error.shape
-        (torch.Size([5, 3, 8, 8]), torch.Size([5, 16]), torch.Size([5]))
-
-        Raises InputError for an unknown `statistics` or a mask of another shape, dtype or count.
-        """
-        images = self.normalise(images)
-        mask = self.choose_mask(mask, images, generator)
-        predicted = self.decode(self.encode_tokens(images, mask), mask).float()
-        mask = mask.to(images.device)
-        patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
-        coloured = self.colour(predicted, patches, mask, statistics=statistics)
-        return self.show(coloured, images, mask, statistics=statistics)
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """See `PatchMasking.predict`."""
+        return self.decode(self.encode_tokens(images, mask), mask).float()

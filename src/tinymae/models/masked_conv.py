@@ -8,12 +8,12 @@ from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line, refusal
+from ..errors import InputError
 from ..tensors import to_device
-from .base import AutoencoderOutput, Reconstruction, create_timm
+from .base import AutoencoderOutput, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
-from .masking import patch_statistics, patchify, require_visible, unpatchify
+from .masking import patch_statistics, patchify, require_visible
 
 
 class VisibleResponseNorm(GlobalResponseNorm):
@@ -76,11 +76,9 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         if decoder_dim < 8 or decoder_dim % 8:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 8")
 
-        try:
-            self.encoder = create_timm(encoder, in_chans=in_channels, num_classes=0, patch_size=stem_size)
-        except (RuntimeError, TypeError) as error:
-            reason = first_line(error)
-            raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ConvNeXt: {reason}") from None
+        self.encoder = create_timm(
+            encoder, "as a timm ConvNeXt", in_chans=in_channels, num_classes=0, patch_size=stem_size
+        )
         if not isinstance(self.encoder, ConvNeXt):
             raise InputError(f"encoder {encoder!r} is a {type(self.encoder).__name__}, not a timm ConvNeXt")
         self.response_norms = [
@@ -162,35 +160,14 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         if num_hidden is None and not require_visible(mask).any():
             raise InputError("mask hides no patch: there is nothing to predict")
         mask = to_device(mask, images.device)
-        patches, predicted = self.predict(images, mask)
-        coloured = self.colour(predicted, patches, mask, statistics="visible")
-        pasted = unpatchify(torch.where(mask[..., None], coloured, patches), self.patch_size, self.image_size)
+        patches, predicted = patchify(images.float(), self.patch_size), self.predict(images, mask)
+        pasted = self.paste(predicted, patches, mask)
         if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
             return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
         mean, deviation = patch_statistics(patches)
         error = (predicted - (patches - mean) / deviation).square().mean(dim=2)  # (B, N)
         return AutoencoderOutput((error * mask).sum() / mask.sum(), pasted.detach())
 
-    def predict(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """All patches of normalised images, as they are and as predicted: two (B, N, P*P*C), in float32."""
-        predicted = self.forward_decoder(self.forward_encoder(images, mask), mask).float()
-        return patchify(images.float(), self.patch_size), patchify(predicted, self.patch_size)
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        images: Tensor,
-        mask: Tensor | float | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        statistics: str = "visible",
-    ) -> Reconstruction:
-        """Hide patches and paint them in; see `MaskedAutoencoder.reconstruct`.
-
-        Raises InputError for a mask of another shape or dtype or that hides all patches, or other `statistics`.
-        """
-        images = self.normalise(images)
-        mask = to_device(require_visible(self.choose_mask(mask, images, generator)), images.device)
-        patches, predicted = self.predict(images, mask)
-        coloured = self.colour(predicted, patches, mask, statistics=statistics)
-        return self.show(coloured, images, mask, statistics=statistics)
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """See `PatchMasking.predict`."""
+        return patchify(self.forward_decoder(self.forward_encoder(images, mask), mask).float(), self.patch_size)

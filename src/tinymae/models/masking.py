@@ -93,35 +93,6 @@ def expand_mask(mask: Tensor, batch_size: int, grid_size: tuple[int, int]) -> Te
     return mask.reshape(-1, num_patches).expand(batch_size, -1)
 
 
-def choose_mask(
-    mask: Tensor | float | None,
-    batch_size: int,
-    grid_size: tuple[int, int],
-    *,
-    mask_ratio: float,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """A mask as users give it -> bool (B, N): a mask as `expand_mask` takes it, a ratio of the patches in [0, 1) to
-    hide at random, or None for `mask_ratio`.
-
-    >>> choose_mask(0.25, 2, (4, 4), mask_ratio=0.75).sum(dim=1)
-    tensor([4, 4])
-
-    Raises InputError as `expand_mask` does, or for a ratio that hides all patches, or rounds to none but is not 0.
-    """
-    if isinstance(mask, Tensor):
-        return expand_mask(mask, batch_size, grid_size)
-    ratio, num_patches = mask_ratio if mask is None else mask, grid_size[0] * grid_size[1]
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise InputError(f"mask is a {type(ratio).__name__}: give a bool tensor (True = hidden) or a ratio in [0, 1)")
-    if not 0 <= ratio < 1:
-        raise InputError(f"mask {ratio} is outside [0, 1): give the ratio of the patches to hide")
-    device = None if generator is None else generator.device
-    if ratio == 0:
-        return torch.zeros(batch_size, num_patches, dtype=torch.bool, device=device)
-    return random_mask(batch_size, num_patches, ratio, generator, device)
-
-
 def require_visible(mask: Tensor) -> Tensor:
     """The bool mask (B, N) itself. Raises InputError if it hides all patches of an image."""
     if mask.all(dim=1).any():

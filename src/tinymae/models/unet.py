@@ -8,7 +8,6 @@ import torch
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
-from ..errors import first_line, refusal
 from .base import Autoencoder, AutoencoderOutput, create_timm
 from .conv import ConvLayer, halvings
 
@@ -48,14 +47,10 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
         # A map of one pixel is not halved again: besides making no sense, torch's bf16 kernel for that reads
         # uninitialised memory on CPUs (seen with 2.15), and now and then a gradient is NaN.
         count = min(4, len(halvings(self.image_size, min(self.image_size).bit_length() - 1)) - 1)
-        try:
-            self.encoder = create_timm(
-                encoder, in_chans=in_channels, features_only=True, out_indices=tuple(range(count)),
-                norm_layer=partial(GroupNorm, num_groups=8),
-            )  # fmt: skip
-        except (RuntimeError, TypeError, AssertionError, IndexError) as error:
-            reason = first_line(error)
-            raise refusal(error, f"encoder {encoder!r} cannot be built as a timm ResNet: {reason}") from None
+        self.encoder = create_timm(
+            encoder, "as a timm ResNet", in_chans=in_channels, features_only=True, out_indices=tuple(range(count)),
+            norm_layer=partial(GroupNorm, num_groups=8),
+        )  # fmt: skip
         channels = self.encoder.feature_info.channels()  # of strides 2, 4, 8, 16, as far as the image allows
         self.num_features = channels[-1] * 4
         upward = [*channels[::-1], channels[0]]  # the last one at the image's own size

@@ -8,10 +8,11 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError, first_line, refusal
+from ..errors import InputError
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
+OUR_POOLS = {theirs: ours for ours, theirs in TIMM_POOLS.items()}
 MAX_DEPTH = 200  # blocks: no config.json can make the constructor build for minutes
 
 
@@ -37,10 +38,12 @@ class ViTEncoder(Encoder):
 
         `pool` None is the one that the head was trained on.
         """
+        pool = pool or self.pool
+        self.require_pool(pool)
         images = self.normalise(images)
         # Training needs timm's own forward pass, which drops patches and computes activations again.
         tokens = [self.vit.forward_features(images)] if layers == 1 else encode_layers(self.vit, images, layers)
-        return torch.cat([pool_tokens(layer.float(), pool or self.pool, self.vit) for layer in tokens], dim=1)
+        return torch.cat([pool_tokens(layer.float(), pool, self.vit) for layer in tokens], dim=1)
 
     def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
         """A feature map (B, D, rows, columns), see `MaskedAutoencoder.encode_dense`."""
@@ -79,17 +82,12 @@ def create_vit(
         raise InputError(f"depth {depth} is above {MAX_DEPTH}")
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
     create = partial(
-        create_timm, name, img_size=image_size, patch_size=patch_size, in_chans=in_channels,
+        create_timm, name, f"with {sizes}", img_size=image_size, patch_size=patch_size, in_chans=in_channels,
         num_classes=num_classes, **timm_arguments,
     )  # fmt: skip
-    try:
-        vit = create()
-        if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
-            vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
-    except InputError:
-        raise
-    except (TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise refusal(error, f"encoder {name!r} cannot be built with {sizes}: {first_line(error)}") from None
+    vit = create()
+    if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
+        vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
     if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     if not isinstance(vit.patch_embed, PatchEmbed):
@@ -112,17 +110,8 @@ def pools_of(vit: VisionTransformer) -> tuple[str, ...]:
 
 
 def pool_tokens(tokens: Tensor, pool: str, vit: VisionTransformer) -> Tensor:
-    """Tokens (B, prefix + N, D) of a ViT -> features (B, D): `avg` over the patches or the `cls` token.
-
-    Raises InputError for another name, or `cls` on a model without one.
-    """
-    if pool == "avg":
-        return tokens[:, vit.num_prefix_tokens :].mean(dim=1)
-    if pool == "cls" and vit.cls_token is not None:
-        return tokens[:, 0]
-    raise InputError(
-        f"pool {pool!r} is not 'avg'" + (": this encoder has no cls token" if vit.cls_token is None else " or 'cls'")
-    )
+    """Tokens (B, prefix + N, D) of a ViT -> features (B, D), by one of `pools_of(vit)`: `avg` is over the patches."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, vit.num_prefix_tokens :].mean(dim=1)
 
 
 def encode_layers(

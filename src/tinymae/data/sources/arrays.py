@@ -34,28 +34,28 @@ class ArraySource(PartedSource):
     ):  # fmt: skip
         super().__init__(name, parts)
         self.kind, self.pixel_range = "array", pixel_range
-        first = parts[0]
+        first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
         self.size = (height, width) if image_size is None else pair(image_size)
         self.image_shape = (channels, *self.size)
-        self.depth = "uint8" if first.dtype == np.uint8 else "uint16"
-        self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {first.dtype}"
+        self.depth = "uint8" if dtype in (np.uint8, np.bool_) else "uint16"
+        self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {dtype}"
         for part in parts:
             if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
                 raise InputError(
                     f"data {name} has parts {part.dtype} {tuple(part.shape)} and {first.dtype} {tuple(first.shape)}: "
                     "give them one size and type"
                 )
-        if first.dtype not in (np.uint8, np.uint16) and pixel_range is None:
+        if dtype not in (np.uint8, np.uint16, np.bool_) and pixel_range is None:
             raise InputError(
-                f"data {name} is {first.dtype}: give uint8 or uint16 pixels, or pixel_range LOW HIGH, the values of "
+                f"data {name} is {dtype}: give uint8 or uint16 pixels, or pixel_range LOW HIGH, the values of "
                 "black and white"
             )
-        if pixel_range is not None or first.dtype == np.uint16:
-            fitting = LOOKED_AT_BYTES // (int(np.prod(first.shape[1:])) * first.dtype.itemsize)
+        if pixel_range is not None or dtype == np.uint16:
+            fitting = LOOKED_AT_BYTES // (int(np.prod(first.shape[1:])) * dtype.itemsize)
             looked_at = some_rows(len(self), max(1, min(LOOKED_AT, fitting)))
-            self.shown += remark_on_range(self.stored(looked_at), pixel_range)
+            self.shown += remark_on_range(self.stored(looked_at).astype(dtype, copy=False), pixel_range)
         if cover((height, width), self.size, name)[0] != self.size:
             self.shown += ", resized and centre-cropped"
 
@@ -246,6 +246,9 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
     given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if given.shape == (count, 1):
         given = given[:, 0]
+    if given.ndim == 1 and given.dtype.kind in "OS":  # as pandas and HDF5 have names; any None or NaN is refused below
+        words = [each.decode(errors="backslashreplace") if isinstance(each, bytes) else each for each in given.tolist()]
+        given = np.array(words) if all(isinstance(word, str) for word in words) else given
     if given.ndim == 2 and len(given) == count and np.isin(given, (0, 1)).all():
         return [str(number) for number in range(given.shape[1])], given.astype(np.uint8)
     if given.shape != (count,):

@@ -23,6 +23,7 @@ from ..images import (
     read_image,
     remark_on_range,
 )  # fmt: skip
+from ..splits import rows_by_split
 from .source import Source, some_rows
 
 # What folders of the splits may be called, in any case.
@@ -32,7 +33,6 @@ SPLIT_NAMES = {
 }  # fmt: skip
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")  # what a folder of images without labels may be called, in any case
 UNLABELLED = ""  # their class
-Layout = tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]  # labels, classes, splits
 LOOKED_AT = 16  # headers that decide on the depth and describe the images
 
 
@@ -73,10 +73,7 @@ class FilesSource(Source):
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
         return torch.stack([
-            read_image(
-                self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range,
-                name=str(self.root / name),
-            )
+            read_image(self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range)
             for name in self.names(rows)
         ])  # fmt: skip
 
@@ -148,14 +145,11 @@ def open_folders(
             raise InputError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)})")
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
-    if len(folders) > 1:
-        layout: Layout = None, [], {}
-    else:
-        layout = read_layout(root, found)
     source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
-    source.labels, source.classes, source.splits = layout
     source.left_out = left_out
-    if len(folders) > 1:
+    if len(folders) == 1:
+        source.labels, source.classes, source.splits = read_layout(root, found)
+    else:
         source.kind = "several folders, read without labels"
         source.label_remedy = (
             "several folders are read without labels; give one folder with class sub-folders, or a table with a "
@@ -207,7 +201,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def read_layout(root: Path, paths: list[str]) -> Layout:
+def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]:
     """(labels, classes, splits) of images in a folder, from where they stand.
 
     Folders named as splits are splits where all images are in one, and then have classes of their own below. A split
@@ -219,8 +213,7 @@ def read_layout(root: Path, paths: list[str]) -> Layout:
     depth = 0
     lower = {head.lower() if head else None for head in heads}
     if lower & {*SPLIT_NAMES} and lower <= {*SPLIT_NAMES, *UNLABELLED_NAMES}:
-        parts = np.array([SPLIT_NAMES.get(str(head).lower(), "train") for head in heads])
-        splits = {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+        splits = rows_by_split(np.array([SPLIT_NAMES.get(str(head).lower(), "train") for head in heads]))
         named = sorted({str(head) for head in heads})
         folders = {split: [head for head in named if SPLIT_NAMES.get(head.lower()) == split] for split in splits}
         if doubled := next((names for names in folders.values() if len(names) > 1), None):

@@ -73,16 +73,13 @@ class Source:
 
     def read_good(self, rows: np.ndarray) -> tuple[list[Tensor | None], list[str]]:
         """The images of these rows, None for an unreadable one, and the names of those."""
-        images: list[Tensor | None] = []
-        bad: list[str] = []
-        for row in rows:
-            one = np.array([row])
-            try:
-                images.append(self.read(one)[0])
-            except UnreadableImage:
-                images.append(None)
-                bad += self.names(one)
-        return images, bad
+        try:
+            return list(self.read(rows)), []
+        except UnreadableImage:
+            if len(rows) == 1:
+                return [None], list(self.names(rows))
+        found = [self.read_good(row) for row in np.split(rows, len(rows))]
+        return [image for images, _ in found for image in images], [name for _, bad in found for name in bad]
 
 
 def some_rows(count: int, limit: int) -> np.ndarray:
