@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,14 +89,14 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 evaluate = keywords_of(run, EvaluateSettings)
 
 
-def load_images(settings: EvaluateSettings, model: Model, **options: bool) -> tuple[Dataset, EvaluateSettings]:
+def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tuple[Dataset, EvaluateSettings]:
     """The images, sized for the model, and the settings with their split: by default test or, of data that have none,
     val.
     """
-    read = partial(settings.load_splits, image_size=model.image_size, channels=model.in_channels, **options)
-    test = read(["test"], present=True) if settings.split is None else {}
+    options |= {"image_size": model.image_size, "channels": model.in_channels}
+    test = settings.load_splits(["test"], present=True, **options) if settings.split is None else {}
     split: Split = settings.split or ("test" if test else "val")
-    dataset = (test or read([split]))[split]
+    dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
     return dataset, replace(settings, split=split)
 
