@@ -22,6 +22,7 @@ from ..evaluation.metrics import (
     accuracy,
     describe_absent,
     describe_accuracy,
+    describe_precision,
     reconstruction_metrics,
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
@@ -32,11 +33,10 @@ from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..randomness import seeded
-from ..training.device import choose_attention
 from ..training.run import Run
-from .features import Split, WeightsSettings, map_together, require_fit, whole_batches
+from .by_class import report_several
+from .features import Split, WeightsSettings, map_together, place, require_fit, whole_batches
 from .fields import Result, keywords_of, setting, with_default
-from .several import report_several
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
@@ -70,20 +70,15 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     """
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
-    model = load(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator)
-    several = model.several if isinstance(model, Classifier) else False
-    dataset, settings = load_images(
-        settings, image_size=model.image_size, channels=model.in_channels,
-        labelled=isinstance(model, Classifier), several=several,
-    )  # fmt: skip
-    require_fit(model, dataset)
+    model = place(load(settings.weights), accelerator)
     look: partial[dict]
     if isinstance(model, Classifier):
+        dataset, settings = load_images(settings, model, labelled=True, several=model.several)
         dataset = with_label(dataset)
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
+        dataset, settings = load_images(settings, model)
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     assert settings.split is not None  # settled
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
@@ -95,15 +90,16 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 evaluate = keywords_of(run, EvaluateSettings)
 
 
-def load_images(settings: EvaluateSettings, **options: Any) -> tuple[Dataset, EvaluateSettings]:
-    """The images, and the settings with their split: by default test or, of data that have none, val."""
-    if settings.split is None:
-        found = settings.load_splits(["test"], present=True, **options)
-        settings = replace(settings, split="test" if found else "val")
-        if found:
-            return found["test"], settings
-    assert settings.split is not None
-    return settings.load_splits([settings.split], **options)[settings.split], settings
+def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tuple[Dataset, EvaluateSettings]:
+    """The images, sized for the model, and the settings with their split: by default test or, of data that have none,
+    val.
+    """
+    options |= {"image_size": model.image_size, "channels": model.in_channels}
+    test = settings.load_splits(["test"], present=True, **options) if settings.split is None else {}
+    split: Split = settings.split or ("test" if test else "val")
+    dataset = (test or settings.load_splits([split], **options))[split]
+    require_fit(model, dataset)
+    return dataset, replace(settings, split=split)
 
 
 def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> None:
@@ -115,10 +111,10 @@ def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, we
         raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
     if len(dataset.classes) != len(model.classes):
         raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
-    for place, name in enumerate(dataset.classes):
-        if name in model.classes and model.classes.index(name) != place:
+    for number, name in enumerate(dataset.classes):
+        if name in model.classes and model.classes.index(name) != number:
             raise InputError(
-                f"{source} counts {name!r} as class {place}, weights {weights} as class "
+                f"{source} counts {name!r} as class {number}, weights {weights} as class "
                 f"{model.classes.index(name)}: give it the same class folders"
             )
     if not {*dataset.classes} & {*model.classes} and PartialState().is_main_process:
@@ -174,7 +170,7 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     assert dataset.labels is not None
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
-    run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
+    run.print(describe_precision(found["mean_ap"], len(dataset), str(settings.split)))
     if absent := describe_absent(dataset.labels, len(model.classes), str(settings.split)):
         run.print(absent)
     results = found | {"images": len(dataset)}

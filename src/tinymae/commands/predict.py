@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.datasets import with_label
+from ..data.datasets import Dataset, with_label
 from ..data.sources.table import SEPARATOR
 from ..errors import InputError
 from ..evaluation.calibration import fit_temperature, probability_metrics
@@ -16,11 +16,9 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
-from ..training.device import choose_attention
 from .evaluate import require_same_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images, require_fit
+from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
 from .fields import Result, keywords_of, setting, with_default
-from .settings import RunSettings
 
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
@@ -55,8 +53,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     """
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
-    model = load_classifier(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator)
+    model = place(load_classifier(settings.weights), accelerator)
     images = settings.open_images(model, accelerator)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
@@ -64,8 +61,9 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
-            logits = map_images(model, held_out, accelerator, **settings.reading_options, desc="validation")
-            results |= calibrate(logits, held_out.labels)
+            logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")
+            assert held_out.labels is not None
+            results |= calibrate(logits, held_out.labels.cpu())
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
         logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
@@ -79,15 +77,13 @@ def run(settings: PredictSettings) -> Result[Classifier]:
 predict = keywords_of(run, PredictSettings)
 
 
-def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
+def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> Dataset:
     """The labelled validation images that set the temperature, read as the others are."""
-    assert settings.calibrate is not None
-    reading = settings.reading_for(settings.calibrate, beside=settings.data)
-    source = RunSettings(data=settings.calibrate, **reading)
-    (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
+    size, channels = model.image_size, model.in_channels
+    dataset = settings.load_further("val", image_size=size, channels=channels, labelled=True)
     require_fit(model, dataset)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
-    return JoinedSplits({"val": with_label(dataset).to(accelerator.device)})
+    return with_label(dataset).to(accelerator.device)
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:
