@@ -138,7 +138,7 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{path} holds no official checkpoint: give tinymae.load the folder that has its config.json too"
         )
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "heads": dict.fromkeys(("num_heads", "decoder_heads"), int | None),
         "statistics": dict.fromkeys(("mean", "std"), list[float]),
     }
