@@ -16,6 +16,7 @@ from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.interop.load import load_classifier
+from tinymae.models.conv import ConvAutoencoder
 from tinymae.training.clock import Stopwatch
 
 
@@ -303,6 +304,16 @@ def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(qui
         assert rates[-1] < 0.02 * base_lr * batch_size / 256 < 0.9 * base_lr * batch_size / 256 < max(rates)
     again = tinymae.pretrain(**QUICK | TWO_PHASES | endless | limits, log_with=(), output_dir=tmp_path)
     assert again.results["steps"] == run.results["steps"]  # what is finished is not trained again
+
+
+def test_who_has_no_gpu_is_told_of_shallower_models_before_hours_are_spent():
+    deep, shallow = (MaskedAutoencoder(image_size=8, patch_size=4, depth=depth) for depth in (None, 4))
+    plain, limited = PretrainSettings(), PretrainSettings(max_minutes=9)
+    advice = pretrain.advise(plain, deep, 18_144_000, "cpu")
+    assert "18,144,000 images and views take hours: --depth 4 --max-minutes 60 learns more in the time" in advice
+    assert pretrain.advise(limited, deep, 18_144_000, "cpu").endswith("--depth 4 learns more in the time")
+    others = [(deep, 48_000, "cpu"), (deep, 10**7, "cuda"), (shallow, 10**7, "cpu"), (ConvAutoencoder(), 10**7, "cpu")]
+    assert not any(pretrain.advise(plain, *other) for other in others)
 
 
 def test_contrast_refuses_what_it_cannot_do(tmp_path):

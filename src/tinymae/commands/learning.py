@@ -20,6 +20,7 @@ WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
 PEAK = 2e-3  # learning rate at batch size 512
 WORTH_COMPILING = 5_000  # steps: what torch.compile takes at the start comes back within them (docs/gpu.md)
 WORTH_MINUTES = 3.0
+LONG_ON_CPU = 500_000  # images in all, which are hours of a core
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,13 @@ from ..training.run import Run
 from .families import complete, defaults_of
 from .features import map_together
 from .fields import Result, keywords_of, setting, with_default
+from .learning import LONG_ON_CPU
 from .phases import Part, PhaseSettings, draw_inputs, plan_parts
 from .settings import EncoderSettings, SheetSettings
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
 SHOWN = 16  # validation images on a sheet
+FEW_BLOCKS = 4  # learn more than twelve in an hour of a CPU: see docs/findings.md
 BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
@@ -231,6 +233,9 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
     model.eval()  # a codebook learns from what it sees in training
     run.print(f"{reconstruction_flops(model) / 1e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
+    views = sum(part.phase.epochs * part.phase.views for part in parts) * len(train_set)
+    if advice := advise(settings, model, views, run.accelerator.device.type):
+        run.print(advice)
     for part in parts:
         views = part.phase.views
         what = "reconstruction" if views == 1 else f"reconstruction and contrast of {views} views"
@@ -240,6 +245,16 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
         limit = part.stretch.schedule.minutes
         within = "" if limit is None else f", or what of them {limit[1] - limit[0]:.3g} minutes allow"
         run.print(f"{part.phase.epochs} epochs of {steps}: {what}{within}")
+
+
+def advise(settings: PretrainSettings, model: Autoencoder, views: int, device: str) -> str | None:
+    """What to say before so many images and views are trained on, if fewer blocks learn more in the time."""
+    if device != "cpu" or views < LONG_ON_CPU or settings.weights is not None:
+        return None
+    if not isinstance(model, MaskedAutoencoder) or len(model.encoder.blocks) <= FEW_BLOCKS:
+        return None
+    limit = "" if settings.max_minutes else " --max-minutes 60"
+    return f"without a GPU {views:,} images and views take hours: --depth {FEW_BLOCKS}{limit} learns more in the time"
 
 
 def fit_components(model: PrincipalComponents, run: Run, train_set: Dataset, look) -> dict:

@@ -12,13 +12,12 @@ from ..data.datasets import Dataset, has_several, knows_colour, no_colour
 from ..errors import InputError
 from .families import show
 from .fields import setting
-from .learning import batch_for
+from .learning import LONG_ON_CPU, batch_for
 from .unlabelled import Stage, UnlabelledSettings
 
 # What settings that are left open come to. Strong made the released classifier, in minutes of a GPU. Light is for an
 # hour of a CPU and many labels: it sees more images in the time, and learns more from each.
 EPOCHS, LEAST_STEPS = 80, 1_500
-LONG_ON_CPU = 500_000  # images in all, which are hours of a core
 RECIPES: dict[str, dict[str, Any]] = {
     "strong": {
         "largest_batch": 512, "patch_drop": 0.25, "layer_decay": 0.9, "trivial_augment": True, "random_erasing": 0.25,
