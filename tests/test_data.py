@@ -250,6 +250,51 @@ def test_the_fingerprint_knows_every_pixel_and_label(classes_folder):
         assert load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint != before
 
 
+# ---- data sets in other hands
+
+
+INDICES = [slice(None, 5), slice(7, 2, -2), slice(3, 1), [4, -1], [], np.array([3, 250], np.uint8), np.arange(1300) < 9]
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_a_data_set_is_indexed_as_an_array_is(limit):
+    dataset, whole = load_dataset("digits", memory_limit_gb=limit), load_dataset("digits")
+    for index in INDICES:
+        rows = np.arange(1300)[np.asarray(index, int) if isinstance(index, list) else index].copy()
+        images, labels = dataset[index]
+        assert torch.equal(images, whole.images[rows]) and torch.equal(labels, whole.labels[rows])
+    for place in (3, -2, np.int64(5), torch.tensor(6)):
+        image, label = dataset[place]
+        assert torch.equal(image, whole.images[place]) and label == whole.labels[place]
+    assert len([*dataset.subset(torch.arange(7))]) == 7
+    with pytest.raises(IndexError):
+        dataset[1300]
+
+
+def test_torchs_loader_takes_a_data_set_with_labels_or_without():
+    dataset = load_dataset("digits")
+    for each, expected in ((dataset, dataset.labels), (dataset.without_labels(), torch.full((1300,), -1))):
+        batches = [*torch.utils.data.DataLoader(each, batch_size=500)]
+        assert torch.equal(torch.cat([images for images, _ in batches]), dataset.images)
+        assert torch.equal(torch.cat([labels for _, labels in batches]), expected)
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_data_set_is_data_again_with_its_size_and_classes(classes_folder, limit, labelled):
+    given = load_dataset(classes_folder, "all", image_size=(12, 8), channels=1, memory_limit_gb=limit)
+    given = given if labelled else given.without_labels()
+    again = load_dataset(given, "all")
+    assert torch.equal(again.images, given[:][0]) and again.classes == (["cat", "dog"] if labelled else [])
+    assert torch.equal(again.labels, given.labels) if labelled else again.labels is None
+    assert load_dataset(given, "all", image_size=4).image_shape == (1, 4, 4)
+
+
+def test_a_data_set_is_one_line():
+    streamed = load_dataset("digits", memory_limit_gb=0).without_labels()
+    assert str(streamed) == "StreamedDataset digits: 1,300 images of 1 x 8 x 8 (uint8), no labels"
+
+
 # ---- batches
 
 

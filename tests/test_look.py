@@ -100,6 +100,11 @@ def test_one_image_is_a_batch_of_one():
         assert torch.equal(function(image), function(image[None])) and len(function(image)) == 1
 
 
+def test_a_reconstruction_is_shown_by_its_shapes():
+    shown = repr(small_model().eval().reconstruct(random_pictures(2)))
+    assert shown.startswith("Reconstruction(original=(2, 3, 8, 8), images=") and "mask=(2, 16), statistics=" in shown
+
+
 # ---- anomaly maps
 
 

@@ -73,7 +73,7 @@ class AutoencoderOutput:
     terms: dict[str, Tensor] = field(default_factory=dict)  # scalars worth logging: parts of the loss, code usage
 
 
-@dataclass
+@dataclass(repr=False)
 class Reconstruction:
     """What `reconstruct` returns; images are float (B, C, H, W) in [0, 1].
 
@@ -89,6 +89,10 @@ class Reconstruction:
     mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
     statistics: str = "none"  # whose mean and std the hidden patches got: "none" needed, "visible" or "target"
     patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
+
+    def __repr__(self) -> str:  # the shapes of its tensors, not their values
+        shown = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def error(self) -> Tensor:
