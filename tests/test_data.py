@@ -216,6 +216,7 @@ def test_labels_that_are_numbers_keep_them(labels):
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
+        (pixels(3, 32, 32), None, r"which looks like one image \(C, H, W\): add an axis, images\[None\]; or"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
         (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),
