@@ -1,4 +1,5 @@
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,6 +217,7 @@ def test_labels_that_are_numbers_keep_them(labels):
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
+        (pixels(3, 32, 32), None, r"which looks like one image \(C, H, W\): add an axis, images\[None\]; or"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
         (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),
@@ -248,6 +250,53 @@ def test_the_fingerprint_knows_every_pixel_and_label(classes_folder):
         for path in classes_folder.glob("*/*.png"):
             picture(path, size=(13, 12) if limit else (14, 12), seed=50)
         assert load_dataset(classes_folder, image_size=12, memory_limit_gb=limit).fingerprint != before
+
+
+# ---- data sets in other hands
+
+
+INDICES: list[Any] = [
+    slice(None, 5), slice(7, 2, -2), slice(3, 1), [4, -1], [], np.array([3, 250], np.uint8), np.arange(1300) < 9
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_a_data_set_is_indexed_as_an_array_is(limit):
+    dataset, whole = load_dataset("digits", memory_limit_gb=limit), load_dataset("digits")
+    for index in INDICES:
+        rows = np.arange(1300)[np.asarray(index, int) if isinstance(index, list) else index].copy()
+        images, labels = dataset[index]
+        assert torch.equal(images, whole.images[rows]) and torch.equal(labels, whole.labels[rows])
+    for place in (3, -2, np.int64(5), torch.tensor(6)):
+        image, label = dataset[place]
+        assert torch.equal(image, whole.images[place]) and label == whole.labels[place]
+    assert len(list(iter(dataset.subset(torch.arange(7))))) == 7
+    with pytest.raises(IndexError):
+        dataset[1300]
+
+
+def test_torchs_loader_takes_a_data_set_with_labels_or_without():
+    dataset = load_dataset("digits")
+    for each, expected in ((dataset, dataset.labels), (dataset.without_labels(), torch.full((1300,), -1))):
+        batches = [*torch.utils.data.DataLoader(each, batch_size=500)]
+        assert torch.equal(torch.cat([images for images, _ in batches]), dataset.images)
+        assert torch.equal(torch.cat([labels for _, labels in batches]), expected)
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_data_set_is_data_again_with_its_size_and_classes(classes_folder, limit, labelled):
+    given = load_dataset(classes_folder, "all", image_size=(12, 8), channels=1, memory_limit_gb=limit)
+    given = given if labelled else given.without_labels()
+    again = load_dataset(given, "all")
+    assert torch.equal(again.images, given[:][0]) and again.classes == (["cat", "dog"] if labelled else [])
+    assert torch.equal(again.labels, given.labels) if labelled else again.labels is None
+    assert load_dataset(given, "all", image_size=4).image_shape == (1, 4, 4)
+
+
+def test_a_data_set_is_one_line():
+    streamed = load_dataset("digits", memory_limit_gb=0).without_labels()
+    assert str(streamed) == "StreamedDataset digits: 1,300 images of 1 x 8 x 8 (uint8), no labels"
 
 
 # ---- batches

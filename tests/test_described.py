@@ -1,11 +1,14 @@
 """What is said of data and results: which splits were held out, and confusion among many classes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tinymae import load_dataset
+from tinymae.commands.fields import Result
 from tinymae.evaluation import figures
 
 
@@ -41,3 +44,9 @@ def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_t
         (axis,) = kept[-1].axes
         assert max(kept[-1].get_size_inches()) <= 14
         assert ([label.get_text() for label in axis.get_yticklabels()] == names) == (count < 300)
+
+
+def test_a_result_is_one_line_without_its_tables():
+    results = {"accuracy": 95.16666, "images": 600, "confusion_matrix": [[600]]}
+    shown = repr(Result(torch.nn.Flatten(), results, Path("run")))
+    assert shown == "Result of a Flatten in run: accuracy 95.17, images 600"

@@ -231,4 +231,4 @@ def test_images_of_quite_another_contrast_than_those_of_training_are_remarked_on
     sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
     model = MaskedAutoencoder(**sizes, mean=mean, std=std).eval()
     tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path, **given)
-    assert ("were these read with another --pixel-range?" in capsys.readouterr().out) == (not given)
+    assert ("were these read with another pixel_range?" in capsys.readouterr().out) == (not given)

@@ -52,6 +52,24 @@ def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeyp
     assert pasted >= 1 - model.mask_ratio  # the visible patches
 
 
+def test_no_legend_covers_a_bar(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    bins = {"confidence": [0.05, 0.95], "accuracy": [1.0, 1.0], "images": [9, 9]}
+    figures.reliability(bins, tmp_path / "reliability.png", "title")
+    drawn[0].draw_without_rendering()
+    axes = drawn[0].axes[0]
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    assert axes.title.get_window_extent().y0 >= axes.get_legend().get_window_extent().y1
+
+
+def test_a_confusion_matrix_says_what_its_cells_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    figures.confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "matrix.png", "title")
+    assert drawn[0].axes[0].get_title() == "title\neach row in % of its true class"
+
+
 def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkeypatch):
     drawn = {}
 

@@ -191,7 +191,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
           "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
         ({"weights": small_model(in_channels=3)}, "has 1 channels, the weights want 3"),
-        ({"labels": None}, "data set array has no labels in train"),
+        ({"labels": None}, "data set array has no labels in train: give labels with the images: labels= in"),
         ({"weights": None}, "give --weights DIR, the folder of a pretraining run, or --from-scratch"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message):

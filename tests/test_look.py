@@ -5,9 +5,10 @@ import torch
 from reference import layer_norm
 from test_mae import small_model, trained_looking
 
-from tinymae import InputError, MaskedAutoencoder, anomaly_map, attention_maps, patchify
+from tinymae import InputError, MaskedAutoencoder, adapt, anomaly_map, attention_maps, load, patchify
 from tinymae.evaluation import figures
 from tinymae.evaluation.explain import covering_masks
+from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.models.masking import denormalise_patches
@@ -98,6 +99,11 @@ def test_one_image_is_a_batch_of_one():
         model.encode,
     ):
         assert torch.equal(function(image), function(image[None])) and len(function(image)) == 1
+
+
+def test_a_reconstruction_is_shown_by_its_shapes():
+    shown = repr(small_model().eval().reconstruct(random_pictures(2)))
+    assert shown.startswith("Reconstruction(original=(2, 3, 8, 8), images=") and "mask=(2, 16), statistics=" in shown
 
 
 # ---- anomaly maps
@@ -208,6 +214,28 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
             query, key = (qkv[..., start + 12 * head : start + 12 * (head + 1)] for start in (0, 24))
             scores = (query @ key.mT / 12**0.5).exp()
             torch.testing.assert_close(maps[:, layer, head], scores / scores.sum(-1, keepdim=True))
+
+
+def test_a_classifier_attends_as_its_encoder_does():
+    model, images = trained_looking(small_model()).eval(), random_pictures(2)
+    classifier = build_classifier(model, classes=["a", "b"]).eval()
+    for given in (classifier, classifier.encoder):
+        torch.testing.assert_close(attention_maps(given, images), attention_maps(model, images))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (attention_maps, "model is a Classifier without a ViT: give a MaskedAutoencoder, or a classifier of one"),
+        (anomaly_map, "model is a Classifier, which hides no patches: give a MaskedAutoencoder"),
+        (lambda model, images: adapt(model, image_size=16), "model is a Classifier: give a MaskedAutoencoder"),
+        (lambda model, images: load(model.classes), "weights are of type list: give a folder, a file, a Hub id or"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(function, message):
+    classifier = build_classifier(ConvAutoencoder(image_size=8), classes=["a", "b"])
+    with pytest.raises(InputError, match=message):
+        function(classifier, random_pictures(1))
 
 
 def test_looking_at_attention_leaves_the_model_as_it_was():

@@ -4,6 +4,7 @@ import warnings
 import pytest
 import timm
 import torch
+from PIL import Image
 from reference import cut, reference_loss
 
 import tinymae
@@ -359,8 +360,8 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path):
         MaskedAutoencoder.from_pretrained(tmp_path)
 
 
-def test_floats_in_0_to_1_are_warned_of_once():
-    """They are pixels that nobody normalised, most likely; uint8 and normalised images are not remarked on."""
+def test_floats_that_nobody_normalised_are_warned_of_once():
+    """In 0 to 1 or in 0 to 255; uint8 and normalised images are not remarked on."""
     model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -368,9 +369,30 @@ def test_floats_in_0_to_1_are_warned_of_once():
         model.encode(bright), model.reconstruct(bright), tinymae.anomaly_map(model, bright, passes=2)
     with pytest.warns(UserWarning, match="lie in .0, 1., and are taken as normalised"):
         model.encode(torch.rand(2, 3, 8, 8))
+    pixels = torch.randint(0, 256, (2, 3, 8, 8)).float()
+    with pytest.warns(UserWarning, match="from 0 to 255, while normalised ones reach 1, and are taken as normalised"):
+        MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).encode(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode(torch.rand(2, 3, 8, 8))
         MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).encode(
             torch.randn(2, 3, 8, 8)
         )
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 8, 8).numpy(), [torch.zeros(3, 8, 8)], Image.new("RGB", (8, 8)), "cat.png"]
+)
+def test_what_is_no_tensor_is_refused_and_the_way_to_give_it_is_named(images):
+    model = small_model()
+    for function in (model.encode, model.reconstruct, model, build_classifier(model, classes=["a"])):
+        with pytest.raises(InputError, match=r"images are of type \w+: give a tensor \(batch, 3, 8, 8\).*from_numpy"):
+            function(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_probabilities_are_of_logits_and_not_of_images(dtype):
+    classifier = build_classifier(small_model(), classes=["a", "b"])
+    message = r"logits have shape \(2, 3, 8, 8\), not \(batch, 2\): .* classifier.probabilities\(classifier\(images\)\)"
+    with pytest.raises(InputError, match=message):
+        classifier.probabilities(torch.zeros(2, 3, 8, 8, dtype=dtype))

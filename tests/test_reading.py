@@ -250,7 +250,7 @@ def test_twelve_bits_in_sixteen_may_be_spread_over_their_range(tmp_path):
     for data in (values, tmp_path):
         options = {"image_size": 8, "channels": 1}
         plain = load_dataset(data, "all", **options)
-        assert "(values up to 4,095: give --pixel-range 0 4095 to use the whole range)" in plain.description[2]
+        assert "(values up to 4,095: give pixel_range 0 4095 to use the whole range)" in plain.description[2]
         spread = load_dataset(data, "all", **options, pixel_range=(0, 4095))
         assert "values" not in spread.description[2]
         assert np.array_equal(spread.images[:, 0].numpy(), np.round(values / 4095 * 65535).astype(np.uint16))

@@ -125,8 +125,8 @@ def test_masks_that_cannot_be_used_are_refused_before_a_folder_is_made(coloured,
         with pytest.raises(InputError, match=message):
             tinymae.linear_probe(**coloured | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
 
-    refused("segmentation needs masks, and nothing else does", masks=None)
-    refused("segmentation needs masks, and nothing else does", task="classification")
+    refused("task segmentation with masks None: give masks, their folder", masks=None)
+    refused("with masks .*: give task segmentation, which learns from masks", task="classification")
     refused("head mlp, pool avg: leave both out", head="mlp")
     refused(
         "hold a ConvAutoencoder, where only --model mae will do",

@@ -16,6 +16,7 @@ from test_data import as_set, picture, pixels
 import tinymae
 from tinymae import InputError, load_dataset, pretrain
 from tinymae.commands.features import JoinedSplits
+from tinymae.commands.fields import describe_value
 from tinymae.data import load
 from tinymae.data.batches import chunks, split_batch, step_batches
 from tinymae.data.datasets import StreamedDataset
@@ -424,8 +425,25 @@ def test_arrow_data_that_cannot_be_opened_are_one_line(tmp_path, hub):
     with pytest.raises(InputError, match=r"broken\.parquet cannot be read"):
         load_dataset(tmp_path / "broken.parquet")
     hub.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "texts")
-    with pytest.raises(InputError, match=r"texts has no column of images, only text: give --image-column"):
+    with pytest.raises(InputError, match=r"texts has no column of images, only text: give image_column"):
         load_dataset(tmp_path / "texts")
+
+
+def test_objects_of_hugging_face_are_read_as_from_disk(hub):
+    images, labels = pixels(40, 6, 6, 3), [n % 4 for n in range(40)]
+    column = [{"bytes": encode(image), "path": None} for image in images]
+    features = hub.Features({"scan": hub.Image(), "map": hub.Image(), "label": hub.ClassLabel(names=list("wxyz"))})
+    stored = hub.Dataset.from_dict({"scan": column, "map": column[::-1], "label": labels}, features=features)
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for given in (stored.with_format("torch"), stored.select(range(39, -1, -1)).select(range(39, -1, -1))):
+        dataset = load_dataset(given, "all", image_size=6, image_column="scan")
+        assert torch.equal(dataset.images, expected) and dataset.labels.tolist() == labels
+        assert dataset.classes == list("wxyz")
+    both = hub.DatasetDict(train=stored, test=stored.select(range(8)))
+    assert len(load_dataset(both, "test", image_column="map")) == 8
+    with pytest.raises(InputError, match="data Dataset has 2 columns of images, only scan, map: give image_column"):
+        load_dataset(stored)
+    assert [describe_value(each) for each in (stored, both)] == ["Dataset of 40", "DatasetDict of 2"]  # in args.json
 
 
 # ---- torch Datasets, named sets
@@ -448,6 +466,26 @@ def test_any_torch_dataset_will_do(kind):
     dataset = load_dataset(Squares(kind), "all", image_size=4)
     assert dataset.images.shape == (20, 3, 4, 4) and dataset.images[:, 0, 0, 0].tolist() == list(range(20))
     assert dataset.labels.tolist() == [index % 3 for index in range(20)] and dataset.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (lambda image: {"image": image, "label": 1}, r"items with the keys image, label: .* return \(image, label\)"),
+        (lambda image: (image, "cat"), "item 0 has the label 'cat': give numbers from 0, -1 for none"),
+        (lambda image: (image, None), "item 0 has the label None: give numbers from 0"),
+    ],
+)
+def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return item(torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+    with pytest.raises(InputError, match=f"data Items .*{message}"):
+        load_dataset(Items())
 
 
 def test_a_set_of_torchvisions_is_read_through_its_files(tmp_path):
@@ -542,7 +580,7 @@ def test_floats_need_their_range(tmp_path):
     values = np.random.default_rng(0).normal(size=(20, 8, 8)).astype(np.float32)
     for number, image in enumerate(values):
         Image.fromarray(image).save(tmp_path / f"{number:02}.tif")
-    with pytest.raises(InputError, match=r"has float32 pixels: give --pixel-range LOW HIGH, the values of black and w"):
+    with pytest.raises(InputError, match=r"has float32 pixels: give pixel_range LOW HIGH, the values of black and w"):
         load_dataset(tmp_path, image_size=8, channels=1)
     dataset = load_dataset(tmp_path, "all", image_size=8, channels=1, pixel_range=(-4, 4))
     np.testing.assert_allclose(dataset.images[:, 0].numpy() / 65535 * 8 - 4, values, atol=8 / 65535)

@@ -102,7 +102,7 @@ def require_fit(model: Model, dataset: Dataset) -> None:
     if not 1 / UNLIKE < contrast < UNLIKE and PartialState().is_main_process:
         print(
             f"data {dataset.name}: the images have {contrast:.2g} times the contrast of those that the weights were "
-            "trained on: were these read with another --pixel-range?"
+            "trained on: were these read with another pixel_range?"
         )
 
 

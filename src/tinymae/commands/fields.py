@@ -29,13 +29,22 @@ S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result(Generic[M]):
     """What a command gives back."""
 
     model: M  # in evaluation mode
     results: dict  # as in results.json
     folder: Path  # the output folder
+
+    def __repr__(self) -> str:  # one line, while results hold tables of all classes
+        of = "" if self.model is None else f" of a {type(self.model).__name__}"
+        numbers = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.results.items()
+            if isinstance(value, int | float)
+        ]
+        return f"Result{of} in {self.folder}: {', '.join(numbers) or 'see .results'}"
 
 
 def setting(default: Any = MISSING, help: str = "", *, group: str = "", **metadata: Any) -> Any:
@@ -145,8 +154,8 @@ def describe_value(value: Any) -> Any:
         return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
-    if isinstance(value, torch.utils.data.Dataset):
-        return f"{type(value).__name__} of {len(value)}"  # type: ignore[arg-type]  # map-style, see TorchSource
+    if hasattr(value, "__len__") and not isinstance(value, str | list | tuple):  # a data set of any library
+        return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, list | tuple):
         return [describe_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value

@@ -57,9 +57,8 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
         """See `RunSettings.resolve`."""
         segments = self.task == "segmentation"
         if segments != (self.masks is not None):
-            raise InputError(
-                f"task {self.task} with masks {self.masks}: segmentation needs masks, and nothing else does"
-            )
+            remedy = "give masks, their folder" if segments else "give task segmentation, which learns from masks"
+            raise InputError(f"task {self.task} with masks {self.masks}: {remedy}")
         if segments and (self.head, self.pool) != ("linear", "avg"):
             raise InputError(f"head {self.head}, pool {self.pool}: leave both out with --task segmentation")
         return super().resolve()

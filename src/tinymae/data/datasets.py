@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,38 @@ from .sources.source import Source
 STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
 
 
-@dataclass
-class ImageDataset:
+class Indexed(torch.utils.data.Dataset):
+    """What the two kinds of data sets share: they are map-style torch Datasets that also give batches."""
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) and labels (B,), or None if there are none, at a tensor, array, list or slice of rows.
+
+        A number gives one image (C, H, W) and its label, -1 where it has none: a DataLoader knows no None.
+
+        >>> from tinymae import load_dataset
+        >>> dataset = load_dataset("digits", "test")
+        >>> [images.shape[0] for images, labels in torch.utils.data.DataLoader(dataset, batch_size=200)]
+        [200, 160]
+        """
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        if np.ndim(index) == 0:
+            place = range(len(self))[index]  # beyond the end an IndexError, which ends an iteration
+            images, labels = self.batch(torch.tensor([place]))
+            return images[0], torch.tensor(-1) if labels is None else labels[0]
+        rows = torch.as_tensor(index)
+        return self.batch(rows if rows.dtype == torch.bool else rows.long())
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at `indices`, int64 (B,) or bool (N,)."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+@dataclass(repr=False)
+class ImageDataset(Indexed):
     """Images in memory, as one tensor."""
 
     name: str
@@ -68,10 +99,13 @@ class ImageDataset:
             total.update(self.labels.cpu().numpy().tobytes())
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images and labels at `indices` (B,), on the dataset's device."""
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at `indices`, on the dataset's device."""
         indices = to_device(indices, self.images.device)
         return self.images[indices], None if self.labels is None else self.labels[indices]
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     def subset(self, indices: Tensor) -> "ImageDataset":
         """The dataset of these images only."""
@@ -89,8 +123,8 @@ class ImageDataset:
         )
 
 
-@dataclass
-class StreamedDataset:
+@dataclass(repr=False)
+class StreamedDataset(Indexed):
     """Images where they are stored, read when they are asked for."""
 
     source: Source
@@ -149,8 +183,8 @@ class StreamedDataset:
         """How many images, and the digest of their names, sizes in bytes and labels."""
         return f"{len(self)} images, {self.source.digest(self.rows)[:16]}"
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Read the images at `indices` (B,), with their labels.
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read the images at `indices`, with their labels.
 
         With `skip_unreadable` the next readable image of the same class stands in for one that is not; else
         UnreadableImage names it.
@@ -183,6 +217,9 @@ class StreamedDataset:
     def note_skipped(self, names: Iterable[str]) -> None:
         """Add to the list of what could not be read."""
         self.skipped += [name for name in names if name not in self.skipped]
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     def subset(self, indices: Tensor) -> "StreamedDataset":
         """The dataset of these images only."""
@@ -235,6 +272,18 @@ class StreamedDataset:
 
 
 Dataset = ImageDataset | StreamedDataset
+
+
+def in_short(dataset: Dataset) -> str:
+    """A data set in one line.
+
+    >>> from tinymae import load_dataset
+    >>> load_dataset("digits")
+    ImageDataset digits: 1,300 images of 1 x 8 x 8 (uint8), 10 classes
+    """
+    classes = "no labels" if dataset.labels is None else f"{len(dataset.classes):,} classes"
+    shape = " x ".join(map(str, dataset.image_shape))
+    return f"{type(dataset).__name__} {dataset.name}: {len(dataset):,} images of {shape} ({dataset.depth}), {classes}"
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

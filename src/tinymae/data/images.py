@@ -189,7 +189,7 @@ def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: 
     if pixel_range is None:
         if values.dtype not in (np.uint8, np.uint16):
             raise InputError(
-                f"image {name} has {values.dtype} pixels: give --pixel-range LOW HIGH, the values of black and white"
+                f"image {name} has {values.dtype} pixels: give pixel_range LOW HIGH, the values of black and white"
             )
         if str(values.dtype) == depth:
             return values
@@ -211,7 +211,7 @@ def remark_on_range(values: np.ndarray, pixel_range: Range | None) -> str:
     >>> remark_on_range(np.array([-1.0, 0.0, 0.5, 2.0]), (0, 1))
     ' (50 % of the values lie outside 0 to 1 and are clipped)'
     >>> remark_on_range(np.array([17, 4001], dtype=np.uint16), None)
-    ' (values up to 4,001: give --pixel-range 0 4095 to use the whole range)'
+    ' (values up to 4,001: give pixel_range 0 4095 to use the whole range)'
     """
     if pixel_range is not None:
         low, high = pixel_range
@@ -221,7 +221,7 @@ def remark_on_range(values: np.ndarray, pixel_range: Range | None) -> str:
     if values.dtype != np.uint16 or not 0 < largest < 65536 // 4:
         return ""
     top = 2 ** largest.bit_length() - 1
-    return f" (values up to {largest:,}: give --pixel-range 0 {top} to use the whole range)"
+    return f" (values up to {largest:,}: give pixel_range 0 {top} to use the whole range)"
 
 
 def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .datasets import Dataset, StreamedDataset
+from .datasets import Dataset, ImageDataset, StreamedDataset
 from .description import describe
 from .sources.open import Reading, open_source
 from .sources.source import Source
@@ -42,7 +42,8 @@ def load_dataset(
         data: a name (`digits`, `cifar10`, ... as in `sources.named`; torchvision downloads to `data_dir`); a folder, or
             several, read without labels; image files; a table of paths (.csv, .tsv, .parquet); an array file (.npy,
             .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging
-            Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); or a torch Dataset.
+            Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch Dataset; a `Dataset` or
+            `DatasetDict` of Hugging Face; or a data set that this gave, cut anew.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
@@ -93,7 +94,11 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
-    source = open_source(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
+    loaded_before = isinstance(data, ImageDataset) and labels is None
+    given = (data.images, data.labels) if loaded_before else (data, labels)
+    source = open_source(*given, Reading(skip_unreadable=skip_unreadable, **reading))
+    if loaded_before:
+        source.name, source.classes = data.name, data.classes if source.labels is not None else []
     unused = source.labels is not None and source.labels.ndim == 2 and not several
     if unused:
         if labelled:

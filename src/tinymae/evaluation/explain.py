@@ -5,8 +5,10 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
+from ..models.vit import ViTEncoder
 
 
 def covering_masks(
@@ -51,8 +53,11 @@ def anomaly_map(
     >>> anomaly_map(model, torch.randn(5, 3, 8, 8), passes=4).shape
     torch.Size([5, 8, 8])
 
-    Raises InputError if passes x hidden patches cannot cover all, or for images of another shape.
+    Raises InputError for a model that hides no patches, if passes x hidden patches cannot cover all, or for images of
+    another shape.
     """
+    if not getattr(model, "hides_patches", False):
+        raise InputError(f"model is a {type(model).__name__}, which hides no patches: give a MaskedAutoencoder")
     num_hidden = model.num_hidden if mask_ratio is None else count_hidden(model.num_patches, mask_ratio)
     images = model.normalise(images)
     masks = covering_masks(model.num_patches, num_hidden=num_hidden, passes=passes, generator=generator)
@@ -69,24 +74,31 @@ def anomaly_map(
 
 
 @torch.no_grad()
-def attention_maps(model: MaskedAutoencoder, images: Tensor) -> Tensor:
+def attention_maps(model: MaskedAutoencoder | Classifier | ViTEncoder, images: Tensor) -> Tensor:
     """Who attends to whom in unmasked images: float (B, layers, heads, T, T), every row summing to 1.
 
     Row t holds what token t takes from each of the T = prefix + N tokens, of which the cls token and any registers come
-    first. Memory grows with T squared: give few images at a time.
+    first. Memory grows with T squared: give few images at a time. `model` may be a classifier that is a ViT.
 
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=2, num_heads=2)
     >>> maps = attention_maps(model, torch.randn(5, 3, 8, 8))
     >>> maps.shape, maps[:, -1, :, 0, 1:].shape  # all; and from the cls token to the patches, in the last layer
     (torch.Size([5, 2, 2, 17, 17]), torch.Size([5, 2, 16]))
 
-    Raises InputError for images of another shape, or an encoder whose blocks do not attend in timm's plain way.
+    Raises InputError for images of another shape, for what is no ViT, or one whose blocks do not attend in timm's plain
+    way.
     """
+    vit = model.encoder if isinstance(model, MaskedAutoencoder) else getattr(model, "vit", None)
+    if vit is None:
+        raise InputError(
+            f"model is a {type(model).__name__} without a ViT: give a MaskedAutoencoder, or a classifier of one"
+        )
     images = model.normalise(images)
-    blocks = model.encoder.blocks
-    attentions = [block.attn for block in blocks if type(getattr(block, "attn", None)) is Attention]
-    if len(attentions) < len(blocks):
-        raise InputError(f"encoder {model.config['encoder']!r} does not attend by timm's plain Attention alone")
+    attentions = [block.attn for block in vit.blocks if type(getattr(block, "attn", None)) is Attention]
+    if len(attentions) < len(vit.blocks):
+        raise InputError(
+            f"encoder {vit.pretrained_cfg['architecture']!r} does not attend by timm's plain Attention alone"
+        )
     # The fused kernel never shows its weights, so they are computed again from the queries and keys, which pass
     # through q_norm and k_norm in either case: identities, unless the encoder has qk_norm.
     queries: list[Tensor] = []
@@ -97,7 +109,7 @@ def attention_maps(model: MaskedAutoencoder, images: Tensor) -> Tensor:
         for name, kept in (("q_norm", queries), ("k_norm", keys))
     ]
     try:
-        model.encoder.forward_features(images)
+        vit.forward_features(images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -226,7 +226,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
         axis.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center")
         axis.set_yticks(range(len(classes)), classes)
         axis.tick_params(labelsize=8 if few else 6)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
+    axis.set(xlabel="predicted", ylabel="true", title=f"{title}\neach row in % of its true class".strip())
     return save(figure, path)
 
 
@@ -241,8 +241,9 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     means = {name: [bins[name][number] for number in seen] for name in ("confidence", "accuracy")}
     upper.scatter(means["confidence"], means["accuracy"], s=12, color=COLOURS[1], zorder=3, label="at mean confidence")
     upper.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--")
-    upper.set(ylabel="accuracy", title=title, ylim=(0, 1.02))
-    upper.legend(fontsize=8, loc="upper left")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02))
+    upper.set_title(title, pad=22)  # over the legend, which inside the axes would cover a bar
+    upper.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
     return save(figure, path)

@@ -1,5 +1,6 @@
 """One way in for weights of every kind."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import get_type_hints
@@ -51,6 +52,8 @@ def load(
     """
     if isinstance(source, Autoencoder | Classifier):
         return source
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"weights are of type {type(source).__name__}: give a folder, a file, a Hub id or a model")
     path = folder_of(source)
     if path.is_file() and path.suffix != ".json":
         return from_official(

@@ -6,6 +6,7 @@ import torch
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .mae import MaskedAutoencoder
 
 
@@ -38,8 +39,10 @@ def adapt(
     >>> adapt(model, image_size=(12, 16), in_channels=1).encode(torch.randn(2, 1, 12, 16)).shape
     torch.Size([2, 192])
 
-    Raises InputError for arguments that a MaskedAutoencoder refuses.
+    Raises InputError for another model, or for arguments that a MaskedAutoencoder refuses.
     """
+    if not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"model is a {type(model).__name__}: give a MaskedAutoencoder, and fine-tune the adapted one")
     changes = {
         "image_size": image_size, "patch_size": patch_size, "in_channels": in_channels, "mask_ratio": mask_ratio,
         "norm_pix_loss": norm_pix_loss, "mean": mean, "std": std,

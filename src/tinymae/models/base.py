@@ -21,6 +21,8 @@ from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file, find_weights
 from .losses import LOSSES, SSIM_SIDE, parse_loss
 
+BEYOND = 5  # times the largest normalised value: what no image reaches that was normalised
+
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Pixels, uint8 or uint16 -> float, by the data's mean and std of pixels in [0, 1]; floats are taken as normalised.
@@ -42,6 +44,23 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
     return images.to(mean.dtype)
 
 
+def describe_pixels(images: Tensor, mean: Tensor, std: Tensor) -> str:
+    """How the values of float images show that nobody normalised them; "" if they do not.
+
+    Normalised black and white are -mean / std and (1 - mean) / std. What another mean and std made of an image may lie
+    beyond, but not far.
+    """
+    if not images.numel():
+        return ""
+    low, high = images.min().item(), images.max().item()
+    if low >= 0 and high <= 1:
+        return "all values of these float images lie in [0, 1]"
+    reach = (torch.maximum(mean, 1 - mean) / std).max().item()
+    if max(-low, high) > BEYOND * reach:
+        return f"these float images have values from {low:.4g} to {high:.4g}, while normalised ones reach {reach:.2g}"
+    return ""
+
+
 @dataclass
 class AutoencoderOutput:
     """What a training step sees."""
@@ -51,7 +70,7 @@ class AutoencoderOutput:
     terms: dict[str, Tensor] = field(default_factory=dict)  # scalars worth logging: parts of the loss, code usage
 
 
-@dataclass
+@dataclass(repr=False)
 class Reconstruction:
     """What `reconstruct` returns; images are float (B, C, H, W) in [0, 1].
 
@@ -67,6 +86,10 @@ class Reconstruction:
     mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
     statistics: str = "none"  # whose mean and std the hidden patches got: "none" needed, "visible" or "target"
     patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
+
+    def __repr__(self) -> str:  # the shapes of its tensors, not their values
+        shown = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def error(self) -> Tensor:
@@ -128,22 +151,27 @@ class Encoder(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """Images uint8 or uint16 (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
-        One image (C, H, W) is a batch of one. They come to the model's device. Raises InputError if the shape is not
-        the model's.
+        One image (C, H, W) is a batch of one. They come to the model's device. Raises InputError for what is no tensor,
+        or if the shape is not the model's.
 
         >>> from tinymae import MaskedAutoencoder
         >>> model = MaskedAutoencoder(image_size=8, depth=1, mean=(0.5,), std=(0.25,))
         >>> model.normalise(torch.full((3, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([2.])
         """
+        if not isinstance(images, Tensor):
+            shape = ", ".join(map(str, (self.in_channels, *self.image_size)))
+            raise InputError(
+                f"images are of type {type(images).__name__}: give a tensor (batch, {shape}), as torch.from_numpy "
+                "makes of an array; tinymae.Features takes arrays and Pillow images, the commands take files"
+            )
         compiling = torch.compiler.is_compiling()
         ours = compiling or getattr(images, "of_normalise", False)  # methods call each other with what they normalised
         if images.is_floating_point() and not self.seen_floats and not ours:
             self.seen_floats = True
-            if images.numel() and images.min() >= 0 and images.max() <= 1:
+            if doubt := describe_pixels(images, self.mean, self.std):
                 warnings.warn(
-                    "all values of these float images lie in [0, 1], and are taken as normalised already: give uint8 "
-                    "pixels, which the model normalises",
+                    f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises",
                     stacklevel=3,
                 )
         if images.device != self.mean.device:

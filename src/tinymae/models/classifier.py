@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .base import Autoencoder, Encoder
 from .vit import ViTEncoder
 
@@ -60,7 +61,15 @@ class Classifier(nn.Module):
             return nn.functional.linear(features.float(), self.head.weight.float(), bias)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, classes) of logits: they sum to 1, or with `several` each class has one of its own."""
+        """Probabilities (B, classes) of logits: they sum to 1, or with `several` each class has one of its own.
+
+        Raises InputError for logits of another shape, as images have.
+        """
+        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+            raise InputError(
+                f"logits have shape {tuple(logits.shape)}, not (batch, {len(self.classes)}): of images, give "
+                "classifier.probabilities(classifier(images))"
+            )
         return logits.sigmoid() if self.several else logits.softmax(dim=1)
 
 

@@ -1,6 +1,7 @@
 """Images in Arrow tables, memory-mapped by Hugging Face `datasets`: the Hub, Parquet, folders of `save_to_disk`."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def choose_image_column(name: str, features: Any, given: str | None) -> str:
         return str(choose_column([*features], f"data {name}", given, (), "image"))
     if len(columns) != 1:
         found = f"{len(columns)} columns of images" if columns else "no column of images"
-        raise InputError(f"data {name} has {found}, only {', '.join(columns or features)}: give --image-column")
+        raise InputError(f"data {name} has {found}, only {', '.join(columns or features)}: give image_column")
     return columns[0]
 
 
@@ -150,6 +151,12 @@ def choose_label_column(name: str, features: Any, given: str | None) -> str | No
 def class_names(feature: Any) -> Sequence[str]:
     """Of a column of class labels, or of lists of them; none of another one."""
     return getattr(getattr(feature, "feature", feature), "names", None) or ()
+
+
+def is_loaded(data: Any) -> bool:
+    """Whether data are a `Dataset` or `DatasetDict` of Hugging Face: who has one has imported the library."""
+    library = sys.modules.get("datasets")
+    return isinstance(data, (getattr(library, "Dataset", ()), getattr(library, "DatasetDict", ())))
 
 
 def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:

@@ -13,7 +13,7 @@ from ...errors import InputError
 from ...tensors import pair
 from ..images import MAX_CHANNELS, Range
 from .arrays import ARRAYS, open_array, open_array_file
-from .arrow import HUB, open_arrow
+from .arrow import HUB, ArrowSource, is_loaded, open_arrow, split_parts
 from .files import is_image_file, open_folders, open_images
 from .named import NAMED, open_named
 from .source import Source
@@ -59,7 +59,7 @@ class Reading:
 
 
 def open_source(data: Any, labels: Any, reading: Reading) -> Source:
-    """The reader of a name, a path, an array, or a torch Dataset.
+    """The reader of a name, a path, an array, or a data set of torch or Hugging Face.
 
     Raises InputError for what is none of them, or cannot be read, and for columns of data that have none.
     """
@@ -82,11 +82,14 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
             return open_arrow(list(map(str, data)), **reading.columns)
         paths = list(map(Path, data))
         return open_images(paths, **shaped) if all(map(is_image_file, paths)) else open_folders(paths, **shaped)
+    if is_loaded(data):
+        return ArrowSource(type(data).__name__, split_parts(data.with_format(None)), **reading.columns)
     if not isinstance(data, str | Path):
         if isinstance(data, Sequence) or not hasattr(data, "__getitem__"):
             open_array(data, None)  # says what to give
+        channels, *size = getattr(data, "image_shape", reading.shape)  # a streamed data set of ours has its own
         return TorchSource(
-            type(data).__name__, [data], image_size=reading.shape[1:], channels=reading.channels,
+            type(data).__name__, [data], image_size=reading.image_size or tuple(size), channels=channels,
             pixel_range=reading.pixel_range,
         )  # fmt: skip
     name = str(data)
@@ -121,6 +124,8 @@ def has_columns(data: Any) -> bool:
     """Whether data are a table, of paths or of images."""
     if isinstance(data, list | tuple):
         return bool(data) and all(map(has_columns, data))
+    if is_loaded(data):
+        return True
     return isinstance(data, str | Path) and (Path(data).suffix.lower() in TABLES or is_arrow(str(data)))
 
 

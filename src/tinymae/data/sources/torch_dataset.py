@@ -20,6 +20,8 @@ class TorchSource(PartedSource):
     Their transforms should leave the pixels alone: images are resized here, and augmented in training.
     """
 
+    label_remedy = "let its items be (image, label)"
+
     def __init__(
         self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int], channels: int = 3,
         pixel_range: Range | None = None,
@@ -33,12 +35,18 @@ class TorchSource(PartedSource):
         if not len(self):
             raise InputError(f"data {name} has no images")
         first = self.item(0)
+        if isinstance(first, dict):
+            raise InputError(
+                f"data {name} has items with the keys {', '.join(map(str, first))}: let its __getitem__ return (image, "
+                "label), or the image alone"
+            )
         image = first[0] if isinstance(first, tuple | list) else first
         deep = getattr(image, "dtype", None)
         if deep is not None and "uint8" not in str(deep):
             self.depth = "uint16"
         self.shown = f"items of {type(parts[0]).__name__}"
-        if isinstance(first, tuple | list) and len(first) > 1:
+        has_label = isinstance(first, tuple | list) and len(first) > 1
+        if has_label and getattr(parts[0], "labels", first) is not None:  # None of a data set of ours without labels
             self.labels = self.find_labels()
             self.classes = list(map(str, getattr(parts[0], "classes", range(int(self.labels.max()) + 1))))
 
@@ -52,7 +60,18 @@ class TorchSource(PartedSource):
         listed = [labels_of(part) for part in self.parts]
         if all(each is not None and len(each) == len(part) for each, part in zip(listed, self.parts, strict=True)):
             return np.concatenate(listed)  # type: ignore[arg-type]
-        return np.array([int(self.item(row)[1]) for row in range(len(self))], dtype=np.int64)
+        return np.array([self.label(row) for row in range(len(self))], dtype=np.int64)
+
+    def label(self, row: int) -> int:
+        """The label of a row. Raises InputError for what is no number."""
+        label = self.item(row)[1]
+        try:
+            return int(label)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"data {self.name} item {row} has the label {label!r}: give numbers from 0, -1 for none; the "
+                "data set's attribute `classes` names them"
+            ) from None
 
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
@@ -76,7 +95,12 @@ def labels_of(part: Any) -> np.ndarray | None:
     """Labels (N,) of a set of torchvision's; None where there are none, which STL-10 marks by -1."""
     for attribute in ("targets", "labels", "_labels"):
         if (labels := getattr(part, attribute, None)) is not None:
-            numbers = np.asarray(labels).astype(np.int64)
+            try:
+                numbers = np.asarray(labels).astype(np.int64)
+            except (TypeError, ValueError):  # names, which are numbered in its items
+                return None
+            if numbers.ndim == 2:  # of several an image
+                return numbers.astype(np.uint8)
             return None if (numbers < 0).all() else numbers
     if (samples := getattr(part, "_samples", None)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
