@@ -163,7 +163,7 @@ def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
 
 def test_cifar10_trains_with_the_recipe(cifar10_dir, quick_figures, tmp_path, monkeypatch):
     tick(monkeypatch)
-    small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.2}
+    small = {"depth": 2, "embed_dim": 48, "batch_size": 64, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.2}
     run = tinymae.pretrain("cifar10", data_dir=cifar10_dir, **small, probe_images=500, output_dir=tmp_path)
     assert 10 < run.results["knn_val"] < 60 and run.model.image_size == (32, 32)
 
