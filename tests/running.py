@@ -9,6 +9,7 @@ import subprocess
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from conftest import draw_tiles, search_shortly
 import tinymae
 from tinymae import load_dataset
 from tinymae.commands import cli
+from tinymae.evaluation.sheets import Tile
+from tinymae.training.clock import Stopwatch
 from tinymae.training.run import Run
 
 # Processes of their own that need not import torch again: they are forked from one that has.
@@ -144,6 +147,34 @@ def signal_in_step(number: int, step: int):
         report(run, state)
 
     return signalled
+
+
+class Ticking:
+    """A clock that each look moves on by so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def tick(patch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
+    """Let runs take so many seconds between two looks at their clock, however fast the machine is."""
+    patch.setattr("tinymae.training.run.Stopwatch", lambda *before: Stopwatch(*before, now=Ticking(seconds)))
+
+
+def note_sheets(patch: pytest.MonkeyPatch, command: ModuleType) -> dict[str, list[Tile]]:
+    """The tiles of each sheet that a command writes from now on, by the name of its file."""
+    sheets, write = {}, command.write_sheet
+
+    def noted(rows, path: Path, title: str) -> Path:
+        sheets[path.name] = [tile for row in rows for tile in row]
+        return write(rows, path, title)
+
+    patch.setattr(command, "write_sheet", noted)
+    return sheets
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -64,6 +64,16 @@ def test_a_whole_area_crop_is_the_picture():
     )
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_crops_come_from_everywhere(axis):
+    ramp = torch.linspace(0, 255, 32).round().to(torch.uint8)
+    images = (ramp[:, None] if axis == 2 else ramp).expand(500, 1, 32, 32)
+    draws = draws_for(torch.arange(500), 500)
+    places = augment.random_resized_crop(images, draws, scale=(0.1, 0.1), ratio=(1, 1)).float().mean(dim=(1, 2, 3))
+    # Uniform, but for a margin of half a crop: the mean of 500 is known to +-2.3.
+    assert abs(places.mean() - 127.5) < 13 and places.min() < 60 and places.max() > 195
+
+
 def test_erasing_fills_one_rectangle_of_the_stated_size():
     images = torch.zeros(500, 1, 32, 32, dtype=torch.uint8)
     erased = augment.random_erasing(images, draws_for(torch.arange(500), 500), probability=1.0) > 0
@@ -155,6 +165,16 @@ def test_shear_agrees_with_torchvision():
         for sign in (1, -1)
     ]
     assert min((ours - theirs).abs().max() for theirs in either) < 0.6
+
+
+def test_the_strongest_rotation_and_posterisation_are_those_of_torchvisions_wide_space():
+    images = pictures(2, size=32)
+    turned, posterised = (
+        augment.TRIVIAL_AUGMENT[name][0](images.float(), torch.ones(2)) for name in ("rotate", "posterize")
+    )
+    expected = tv.rotate(images.float(), 135, interpolation=tv.InterpolationMode.BILINEAR)
+    torch.testing.assert_close(turned, expected, atol=0.6, rtol=0)
+    assert torch.equal(posterised.to(torch.uint8), tv.posterize(images, 2))
 
 
 def test_a_translation_moves_large_images_by_at_most_32_pixels():

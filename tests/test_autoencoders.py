@@ -239,6 +239,13 @@ def test_each_vector_gets_the_nearest_code_and_gradients_pass_straight_through()
     assert (vectors.grad == 3).all()
 
 
+def test_the_commitment_counts_as_much_as_it_is_told_to():
+    model = VQAutoencoder(image_size=8, width=8, latent_dim=4, codebook_size=16, commitment=0.25)
+    output = model(torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8))
+    expected = output.terms["reconstruction_loss"] + 0.25 * output.terms["commitment"]
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_codes_move_to_the_means_of_what_they_stand_for():
     quantizer = VectorQuantizer(3, 2, 1, decay=0.5)
     centres = torch.tensor([[-5.0, 0.0], [5.0, 0.0], [0.0, 5.0]])

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 
 from tinymae import InputError, load_dataset
+from tinymae.commands.settings import LabelSettings
+from tinymae.data import datasets
 from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
 from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
 from tinymae.data.order import LISTED, ComputedOrder, epoch_order
-from tinymae.data.splits import balanced, few_labels, hash_rows, split_by_hash
+from tinymae.data.splits import balanced, few_labels, hash_rows, held_out, split_by_hash
 
 
 def as_set(images) -> set[bytes]:
@@ -40,6 +42,11 @@ def test_digits_are_split_once_and_for_all():
     assert torch.equal(splits["test"].images, again.images) and torch.equal(splits["test"].labels, again.labels)
     train, test = as_set(splits["train"].images), as_set(splits["test"].images)
     assert not train & test
+
+
+def test_what_is_held_out_of_named_sets_stays_so():
+    """Released scores are of these images, which a seed that is part of the protocol has drawn."""
+    assert held_out(50_000, {"val": 2000}, "val")[:5].tolist() == [18, 72, 89, 101, 122]
 
 
 def test_cifar10_is_48000_2000_10000_and_test_is_official(cifar10_dir):
@@ -310,12 +317,21 @@ def test_statistics_are_numpys():
     np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), atol=1e-6)
 
 
+def test_statistics_of_what_is_streamed_are_of_images_from_all_over_it(monkeypatch):
+    monkeypatch.setattr(datasets, "STATISTICS_OF", 20)
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 1, 2, 2)  # brighter and brighter
+    whole, streamed = (load_dataset(images, "all", memory_limit_gb=limit).statistics for limit in (4, 0))
+    assert streamed[0] == pytest.approx(whole[0], abs=0.02) and streamed[1] == pytest.approx(whole[1], abs=0.02)
+
+
 def test_an_epoch_sees_every_image_once_and_epochs_differ():
     steps = step_indices(22, 4, seed=7)
     first, second = ([next(steps) for _ in range(5)] for _ in range(2))
     for epoch in (first, second):
         assert len(torch.cat(epoch).unique()) == 20
     assert not torch.equal(torch.cat(first), torch.cat(second))
+    later = step_indices(22, 4, seed=7, first_epoch=1)  # of a later phase of a run
+    assert all(torch.equal(step, next(later)) for step in second)
 
 
 @pytest.mark.parametrize("start", [0, 3, 5, 12])
@@ -377,6 +393,14 @@ def test_few_labels_take_the_same_share_of_each_class():
     assert len(few_labels(labels, 1.0, 1)) == len(labels)
     with pytest.raises(InputError, match="label_fraction 0"):
         few_labels(labels, 0, 1)
+
+
+def test_a_command_chooses_labels_by_class_and_seed_and_those_of_validation_by_their_own_setting():
+    splits = {name: load_dataset("digits", name) for name in ("train", "val")}
+    one, other = (LabelSettings(label_fraction=0.1, seed=seed).choose_labels(splits) for seed in (1, 2))
+    assert torch.equal(one["train"].labels.bincount(), (0.1 * splits["train"].labels.bincount()).round().long())
+    assert one["train"].names != other["train"].names and one["val"] is splits["val"]
+    assert LabelSettings(val_labels=20).choose_labels(splits)["val"].labels.bincount().tolist() == [2] * 10
 
 
 def test_a_balanced_choice_takes_as_many_of_each_class_as_it_can():

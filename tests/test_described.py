@@ -35,6 +35,16 @@ def test_splits_of_pixels_are_held_out_as_well():
     assert dataset.description[1].endswith("(val held out of train by a hash of each image's own name)")
 
 
+def test_a_row_of_a_confusion_matrix_is_a_true_class_in_percent(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    figures.confusion_matrix(np.array([[3, 1], [0, 5]]), ["cat", "dog"], tmp_path / "figure.png")
+    (axis,) = kept[0].axes
+    assert axis.images[0].get_array().tolist() == [[75, 25], [0, 100]]
+    written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axis.texts}
+    assert written == {(0, 0): "75", (0, 1): "25", (1, 1): "100"} and axis.get_ylabel() == "true"
+
+
 def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_their_names(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)

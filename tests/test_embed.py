@@ -132,13 +132,19 @@ def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
     with open(folder / "metadata.tsv") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     assert rows[0] == ["name", "split", "label"] and len(rows) == 11
-    assert np.loadtxt(folder / "tensors.tsv").shape == (10, 16)
+    table = pq.read_table(tmp_path / "embeddings.parquet").to_pydict()
+    of_image = dict(zip(zip(table["name"], table["split"], strict=True), table["features"], strict=True))
+    expected = [of_image[name, split] for name, split, _ in rows[1:]]
+    np.testing.assert_allclose(np.loadtxt(folder / "tensors.tsv"), expected, atol=1e-5)
     assert Image.open(folder / "sprite.png").size == (32, 32)  # 4 x 4 images of 8 pixels
     assert "sprite.png" in (run.folder / "projector" / "projector_config.pbtxt").read_text()
 
 
 def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinymae.evaluation.layout.has_umap", lambda: False)
+    def lay_out(features, seed):
+        return features[:, :2].clip(0, 1)
+
+    monkeypatch.setattr(command, "lay_out", lay_out)  # for where an image is to be known
     run = tinymae.embed(**FEW, weights=small_model(), formats=("map",), clusters=3, output_dir=tmp_path)
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pydict()
     text = (run.folder / "map.html").read_text()
@@ -151,6 +157,10 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
         shown = [labels[colouring][value] for value in values[colouring]]
         given = dict(zip(table["name"], table[column], strict=True))
         assert shown == [given[name] for name in data["names"]]
+    features = dict(zip(table["name"], np.array(table["features"]), strict=True))
+    places = np.frombuffer(base64.b64decode(data["places"]), "<u2").reshape(-1, 2) / 65535
+    expected = lay_out(np.array([features[name] for name in data["names"]]), seed=0)
+    np.testing.assert_allclose(places, expected, atol=1e-4)
 
 
 def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others(tmp_path, monkeypatch, capsys):

@@ -97,11 +97,13 @@ def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(t
 
 def test_another_ratio_of_patches_may_be_hidden(tmp_path):
     model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, output_dir=tmp_path / "run").results
     assert scores["mask_ratio"] == 0.25 and scores["masked"]["mse_hidden"] == pytest.approx(4 * scores["masked"]["mse"])
     again = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, batch_size=3, output_dir=tmp_path / "again")
     assert again.results["full"]["mse"] == pytest.approx(scores["full"]["mse"])
-    assert torch.equal(model.mean, again.model.mean)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.model.state_dict().items())
+    assert again.model.mask_ratio == 0.5  # which is that of its training
     conv = tinymae.models.conv.ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)
     with pytest.raises(InputError, match="mask_ratio 0.5: a ConvAutoencoder hides nothing; leave it out"):
         tinymae.evaluate(**FEW, weights=conv, mask_ratio=0.5, output_dir=tmp_path / "conv")

@@ -81,11 +81,10 @@ def by_torch_export(graph, folder):
     return lambda **inputs: program(**inputs)
 
 
-RUNNERS = pytest.mark.parametrize("runner", [by_onnx_runtime, by_torch_export])
-
-
-@RUNNERS
-@pytest.mark.parametrize("name", ["wide, grey", "registers, no class token, raw pixels"])
+@pytest.mark.parametrize(
+    ("name", "runner"),
+    [("wide, grey", by_onnx_runtime), ("registers, no class token, raw pixels", by_torch_export)],
+)
 def test_reconstruction_is_torchs_for_masks_of_every_size(name, runner, tmp_path):
     model = create(name)
     reconstruct = runner(InpaintingGraph(model), tmp_path)
@@ -131,8 +130,9 @@ def test_other_families_give_torchs_features_and_reconstructions(family, tmp_pat
     torch.manual_seed(0)
     model = FAMILIES[family](**OTHERS[family]).eval()
     images = random_images(model, 5)
-    encode = by_onnx_runtime(EncoderGraph(model), tmp_path)
-    torch.testing.assert_close(encode(images=images), model.encode(images), **TOLERANCE)
+    if family != "masked_conv":  # whose encoder is in its reconstruction
+        encode = by_onnx_runtime(EncoderGraph(model), tmp_path)
+        torch.testing.assert_close(encode(images=images), model.encode(images), **TOLERANCE)
     reconstruct = by_onnx_runtime(reconstruction_graph(model), tmp_path)
     mask = {"mask": torch.rand(5, int(model.num_patches)) < 0.5} if family == "masked_conv" else {}
     expected = model.reconstruct(images, **mask).images

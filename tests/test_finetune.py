@@ -1,6 +1,7 @@
 """Fine-tuning pretrained weights, and the same classifier from scratch."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics
+from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics, same_files, tick
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -22,11 +23,16 @@ from tinymae.models.conv import ConvAutoencoder
 LOGS = Path(__file__).parent.parent / "logs"
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
 MIXED = {"mixup": 0.8, "cutmix": 1.0, "trivial_augment": True, "random_erasing": 0.5}
+ONE_EPOCH = FEW | {"batch_size": 16, "epochs": 1, "recipe": "light", "random_erasing": 0.25, "no_test": True,
+                   "log_with": ()}  # fmt: skip
+CHANGES = {"layer_decay": 0.5, "weight_decay": 0.9, "ema_decay": 0.1, "label_smoothing": 0.5, "clip_grad": 1e-3,
+           "drop_path": 0.9, "patch_drop": 0.75, "flip": False, "crop_padding": 0, "random_erasing": 0.75,
+           "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0, "optimizer": "muon", "seed": 7}  # fmt: skip
 
 
-def small_model(in_channels: int = 1) -> MaskedAutoencoder:
+def small_model(in_channels: int = 1, **other) -> MaskedAutoencoder:
     sizes = {name: QUICK[name] for name in (*MODEL, "mask_ratio")}
-    return MaskedAutoencoder(image_size=8, in_channels=in_channels, **sizes).eval()
+    return MaskedAutoencoder(image_size=8, in_channels=in_channels, **sizes | other).eval()
 
 
 def accuracy_on_test(classifier) -> float:
@@ -107,10 +113,33 @@ def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path
         torch.testing.assert_close(run.model(images), load_classifier(tmp_path)(images), atol=1e-6, rtol=1e-5)
 
 
-def test_every_kind_of_augmentation_and_accumulation_trains(quick_figures, tmp_path):
-    memory = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "clip_grad": 1.0}
-    run = tinymae.finetune(**TUNE, **MIXED, **memory, weights=small_model(), output_dir=tmp_path)
-    assert run.results["steps"] == 8
+def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, tmp_path):
+    model, recipe, losses = small_model(), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0}, []
+    for parts in (1, 2):
+        memory = {"gradient_accumulation_steps": parts, "gradient_checkpointing": parts > 1}
+        tinymae.finetune(**recipe, **memory, weights=model, output_dir=tmp_path / str(parts))
+        losses.append([row["loss"] for row in metrics(tmp_path / str(parts)) if "loss" in row])
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tuned(quick_stages, tmp_path_factory):
+    """A function that fine-tunes for an epoch, with other settings than usual, and gives the folder."""
+    model = small_model(depth=2)
+
+    @functools.cache
+    def tune(**other) -> Path:
+        settings = ONE_EPOCH | other
+        return tinymae.finetune(**settings, weights=model, output_dir=tmp_path_factory.mktemp("tuned") / "run").folder
+
+    return tune
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "label_smoothing with mixup"])
+def test_every_setting_reaches_the_weights(name, tuned):
+    name, _, mixed = name.partition(" with ")
+    mixing = {mixed: 0.8} if mixed else {}
+    assert not same_files(tuned(**mixing), tuned(**mixing, **{name: CHANGES[name]}))
 
 
 def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, tmp_path, monkeypatch):
@@ -226,10 +255,12 @@ def test_sizes_that_the_weights_have_are_refused(setting, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path):
+def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path, monkeypatch):
     settings = {name: value for name, value in TUNE.items() if name != "epochs"}
-    run = tinymae.finetune(**settings, weights=small_model(), max_minutes=0.05, output_dir=tmp_path / "vit")
-    assert run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
+    with monkeypatch.context() as patch:
+        tick(patch)
+        run = tinymae.finetune(**settings, weights=small_model(), max_minutes=0.5, output_dir=tmp_path / "vit")
+    assert 0 < run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
     assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25
     assert run.results["warmup_epochs"] == 375 / 20
     conv = ConvAutoencoder(image_size=8, in_channels=1, width=8, depth=1).eval()

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from running import refused
+from running import note_sheets, refused
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_predict
@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import tinymae
 from tinymae import MaskedAutoencoder
+from tinymae.commands import inspect as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.commands.inspect import show_group
 from tinymae.data.datasets import ImageDataset
@@ -28,6 +29,7 @@ from tinymae.evaluation.inspection import (
     held_out_probabilities,
     to_details,
 )
+from tinymae.randomness import derive_seed
 
 
 def photographs(count: int, seed: int = 0) -> torch.Tensor:
@@ -104,18 +106,35 @@ def test_outliers_are_ranked_as_scikit_learn_ranks_them(inspected):
     assert given == pytest.approx(sorted(distances.tolist(), reverse=True), abs=2e-4)
 
 
-def test_every_labelled_image_is_ranked_and_the_page_shows_three_sheets(inspected):
-    run, _, _ = inspected
+def test_every_label_is_ranked_by_its_probability_to_a_probe_of_other_images(inspected):
+    run, images, model = inspected
+    joined = JoinedSplits(load_splits(images, ["train", "val", "test"], labels=labels_of(images), present=True))
+    every = torch.arange(len(joined))
+    with torch.no_grad():
+        features = model.encode(joined[every])
+    probabilities = held_out_probabilities(features, joined.labels, num_classes=2, seed=derive_seed(0, "folds"))
+    own = probabilities.gather(1, joined.labels[:, None])[:, 0].tolist()
+    doubtful = confident_issues(probabilities, joined.labels).tolist()
+    expected = dict(zip(joined.names(every), zip(joined.labels.tolist(), own, doubtful, strict=True), strict=True))
     rows = rows_of(run.folder / "doubtful_labels.csv")
-    probabilities = [float(row["label_probability"]) for row in rows]
-    assert len(rows) == 100 and probabilities == sorted(probabilities)
-    assert sum(row["doubtful"] == "yes" for row in rows) == run.results["doubtful_labels"]
+    found = [float(row["label_probability"]) for row in rows]
+    assert len(expected) == len({row["name"] for row in rows}) == 100 and found == sorted(found)
+    for row in rows:
+        label, probability, doubt = expected[row["name"]]
+        assert (row["label"], row["doubtful"]) == (str(label), "yes" if doubt else "no")
+        assert float(row["label_probability"]) == pytest.approx(probability, abs=2e-3)
+    assert run.results["doubtful_labels"] == sum(doubtful)
+
+
+def test_the_page_shows_three_sheets(inspected):
+    run, *_ = inspected
     page = (run.folder / "index.html").read_text()
     for name in ("duplicates", "outliers", "doubtful_labels"):
         assert f'src="{name}.png"' in page and f'href="{name}.csv"' in page and (run.folder / f"{name}.png").exists()
 
 
-def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp_path, inspected):
+def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp_path, inspected, monkeypatch):
+    sheets = note_sheets(monkeypatch, command)
     images = photographs(60)
     images[40:] = images[3]
     labels = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(0))
@@ -126,6 +145,12 @@ def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp
     remarks = ("too rarely for this list to mean much", "raise --least-correlation, which is 0.86 here")
     assert all(remark in (tmp_path / "index.html").read_text() for remark in remarks)
     assert remarks[1] not in (inspected[0].folder / "index.html").read_text()  # 6 of 100 images
+    for name, tiles in sheets.items():  # whose captions are of what they show
+        assert all(torch.equal(tile.image, images[int(tile.lines[0])]) for tile in tiles), name
+    assert len(sheets["outliers.png"]) == len(sheets["doubtful_labels.png"]) == 60
+    shown = [(tile.lines[0], *(line.split()[-1] for line in tile.lines[1:])) for tile in sheets["doubtful_labels.png"]]
+    assert shown == [(row["name"], row["label"], row["guess"]) for row in rows]
+    assert [row["label"] for row in rows] == [str(int(labels[int(row["name"])])) for row in rows]
 
 
 def test_a_large_group_says_how_many_it_does_not_show():
@@ -133,6 +158,14 @@ def test_a_large_group_says_how_many_it_does_not_show():
     tiles = show_group(images, torch.arange(15), 1, frame="red")
     assert [tile.lines[0] for tile in tiles] == [str(row) for row in range(12)] and tiles[-1].lines[-1] == "+3 more"
     assert "more" not in show_group(images, torch.arange(12), 1, frame="red")[-1].lines[-1]
+
+
+def test_an_outlier_is_far_from_a_tenth_of_the_images_but_no_more_than_500(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "kth_distance", lambda features, k: torch.rand(len(features)))
+    settings = command.InspectSettings(weights="somewhere")
+    for count, k in ((2, 1), (9, 1), (60, 6), (5200, 500)):
+        images = JoinedSplits({"train": ImageDataset("some", photographs(1).expand(count, -1, -1, -1), None, [])})
+        assert command.inspect_outliers(settings, images, torch.zeros(count, 4), tmp_path).numbers["k"] == k
 
 
 def test_without_labels_there_are_two_sheets(tmp_path):

@@ -1,6 +1,7 @@
 """Probing frozen features, as a command and against scikit-learn."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from PIL import Image
 from running import DIGITS, FEW
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import linear_probe as command
+from tinymae.commands.features import untrained_twin
 from tinymae.evaluation.probes import linear_fits
 from tinymae.interop.load import load_classifier
 
@@ -22,7 +25,7 @@ def small_model() -> MaskedAutoencoder:
                              mask_ratio=0.5)  # fmt: skip
 
 
-def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
+def test_a_probe_reports_and_leaves_a_classifier(pretrained, quick_probes, tmp_path):
     run = tinymae.linear_probe(**DIGITS, weights=pretrained, controls="all", output_dir=tmp_path)
     results = run.results
     assert results["encoder_unchanged"] and results["num_features"] == 32
@@ -35,7 +38,24 @@ def test_a_probe_reports_and_leaves_a_classifier(pretrained, tmp_path):
         assert score == pytest.approx(results["probe_test"], abs=0.3)
     assert np.asarray(Image.open(tmp_path / "confusion_matrix.png")).std() > 10
     assert np.sum(results["confusion_matrix"]) == results["num_test_labels"] == 360
+    expected = confusion_matrix(test.labels, predictions)  # a tie may be broken in another way
+    assert np.abs(results["confusion_matrix"] - expected).sum() <= 4 < np.abs(expected - expected.T).sum()
     assert results["classes"] == test.classes
+
+
+def test_the_untrained_control_has_the_same_architecture_and_none_of_the_weights():
+    model = small_model()
+    twin = untrained_twin(model, SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"), seed=3)
+    before = model.state_dict()
+    same = [name for name, tensor in twin.state_dict().items() if tensor.ndim > 1 and torch.equal(tensor, before[name])]
+    assert twin.config == model.config and all("pos_embed" in name for name in same)
+
+
+def test_pixels_as_features_are_averaged_no_further_than_they_must_be():
+    images = torch.arange(64 * 64).view(1, 1, 64, 64).fmod(251).to(torch.uint8).expand(2, 3, 64, 64)
+    assert command.VALUES / 2 < command.few_values(images).shape[1] <= command.VALUES
+    few = images[:, :, :8, :8]
+    assert torch.equal(command.few_values(few), (few / 255).flatten(1))
 
 
 def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):

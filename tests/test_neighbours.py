@@ -87,6 +87,9 @@ def test_queries_find_themselves_first(tmp_path):
     assert sheet.shape[1] == 4 * (96 + 8) + 8
     shown = sheet[30:126, 8:104]  # the first query, eight times as large
     assert np.array_equal(shown[4::12, 4::12, 0], digits.images[7, 0].numpy())
+    for rank, place in enumerate(index[0], 1):
+        shown = sheet[30:126, 8 + 104 * rank : 104 + 104 * rank]
+        assert np.array_equal(shown[4::12, 4::12, 0], digits.images[place, 0].numpy())
     more = tinymae.neighbours(**DIGITS, weights=model, query=(tmp_path / "queries",), output_dir=tmp_path / "more")
     assert more.results == {"images": 1797, "queries": 3, "k": 8}
 

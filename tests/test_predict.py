@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, refused
+from running import DIGITS, note_sheets, refused
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 import tinymae
 from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands import evaluate, predict
 from tinymae.commands.predict import describe
 from tinymae.evaluation.calibration import fit_temperature, probability_metrics, reliability
 from tinymae.models.classifier import build_classifier
@@ -51,15 +52,13 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     run = tinymae.predict(tmp_path / "new", weights=classifier, mixed_precision="no", output_dir=tmp_path / "run")
     rows = rows_of(run.folder / "predictions.csv")
     probabilities = logits_of(classifier, images).softmax(dim=1)
-    expected = probabilities.topk(2, dim=1)
-    assert len(rows) == 60
-    counted = torch.zeros(10, dtype=torch.long)
-    ours = sorted((row["class"], row["probability"], row["next_class"], row["next_probability"]) for row in rows)
-    theirs = [(str(a), f"{p:.4f}", str(b), f"{q:.4f}") for (p, q), (a, b) in
-              zip(expected.values.tolist(), expected.indices.tolist(), strict=True)]  # fmt: skip
-    for one, other in zip(ours, sorted(theirs), strict=True):
-        assert one[0] == other[0] and float(one[1]) == pytest.approx(float(other[1]), abs=2e-4)
-        counted[int(one[0])] += 1
+    expected, of_image = probabilities.topk(2, dim=1), {row["name"]: row for row in rows}
+    assert len(rows) == len(of_image) == 60
+    for number, (values, classes) in enumerate(zip(expected.values, expected.indices, strict=True)):
+        row = of_image[f"{number:02}.png"]
+        assert [row["class"], row["next_class"]] == [str(name) for name in classes.tolist()]
+        assert [float(row["probability"]), float(row["next_probability"])] == pytest.approx(values.tolist(), abs=2e-4)
+    counted = expected.indices[:, 0].bincount(minlength=10)
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
     assert run.results["temperature"] == 1
@@ -68,14 +67,26 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     assert f"60 images ({frequent}, " in capsys.readouterr().out
 
 
-def test_a_sheet_has_the_name_of_its_class_in_any_script(tmp_path):
+def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_surest_images_first(tmp_path, monkeypatch):
+    sheets = note_sheets(monkeypatch, predict)
+    monkeypatch.setattr(predict, "SHOWN", 10)
     model = build_classifier(classifier_of_two(), classes=["鳥 birds", "кошка/cat"]).eval()
     images = load_dataset("digits", "test").images[:60]
     torch.nn.init.normal_(model.head.weight, std=5, generator=torch.Generator().manual_seed(0))
     run = tinymae.predict(images, weights=model, mixed_precision="no", output_dir=tmp_path)
     names = {"鳥 birds": "000_鳥_birds.png", "кошка/cat": "001_кошка_cat.png"}
     found = {names[name] for name, count in run.results["by_class"].items() if count}
-    assert {path.name for path in (tmp_path / "classes").iterdir()} == found
+    assert {path.name for path in (tmp_path / "classes").iterdir()} == found == sheets.keys()
+    probabilities = logits_of(model, images).softmax(dim=1)
+    for name, tiles in sheets.items():
+        of_class = probabilities[probabilities.argmax(dim=1) == int(name[:3]), int(name[:3])].sort(descending=True)
+        best = of_class.values if len(of_class.values) <= 10 else torch.cat([of_class.values[:5], of_class.values[-5:]])
+        sure = [float(tile.lines[1].rstrip(" %")) for tile in tiles]
+        assert sure == pytest.approx((100 * best).tolist(), abs=0.06)
+        assert all(torch.equal(tile.image, images[int(tile.lines[0])].expand(3, -1, -1)) for tile in tiles)
+        framed = [tile.frame == predict.LEAST_SURE for tile in tiles]
+        assert framed == [len(of_class.values) > 10 and place >= 5 for place in range(len(tiles))]
+    assert max(run.results["by_class"].values()) > 10
 
 
 def test_many_classes_are_summed_up():
@@ -144,7 +155,10 @@ def test_probabilities_are_judged_as_scikit_learn_and_brute_force_do():
     assert "top5" not in probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
 
 
-def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(classifier, tmp_path, quick_figures):
+def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
+    classifier, tmp_path, quick_figures, monkeypatch
+):
+    sheets = note_sheets(monkeypatch, evaluate)
     run = tinymae.evaluate(**DIGITS, weights=classifier, output_dir=tmp_path)
     digits = load_dataset("digits", "test")
     logits = logits_of(classifier, digits.images)
@@ -156,9 +170,10 @@ def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(classifie
     sheet = np.asarray(Image.open(tmp_path / "errors.png"))
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     assert digits.labels is not None
-    worst = torch.where(predicted != digits.labels, confidence, -1).argmax()
+    worst = int(torch.where(predicted != digits.labels, confidence, -1).argmax())
     assert np.array_equal(sheet[34:130:12, 12:104:12, 0], digits.images[worst, 0].numpy())  # twelve times as large
-    assert (tmp_path / "reliability.png").exists()
+    said = [digits.names[worst], f"{digits.labels[worst]}, not", f"{predicted[worst]} {100 * confidence[worst]:.0f} %"]
+    assert [*sheets["errors.png"][0].lines] == said and (tmp_path / "reliability.png").exists()
 
 
 def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_path, capsys):

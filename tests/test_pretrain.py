@@ -1,5 +1,6 @@
 """What pretraining leaves behind, for every family, in one phase and in two."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, SHORT, TWO_PHASES, metrics
+from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, SHORT, TWO_PHASES, metrics, same_files, tick
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
-from tinymae.commands import pretrain
+from tinymae.commands import phases, pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.training.clock import Stopwatch
+from tinymae.randomness import Draws
 
 
 def test_pretraining_leaves_what_it_promises(pretrained):
@@ -64,6 +65,8 @@ def test_the_model_that_comes_back_is_the_one_on_disk(quick_figures, tmp_path):
     images = load_dataset("digits", "test").images[:3]
     assert not run.model.training and run.folder == tmp_path
     torch.testing.assert_close(run.model.encode(images), tinymae.load(tmp_path).encode(images))
+    mean, std = load_dataset(FEW["data"], "train", labels=FEW["labels"]).statistics  # which it normalises by
+    assert run.model.config["mean"] == pytest.approx(mean) and run.model.config["std"] == pytest.approx(std)
 
 
 def test_other_settings_in_the_same_folder_are_refused(pretrained):
@@ -159,8 +162,9 @@ def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
     assert tuned.results["num_labels"] == train
 
 
-def test_cifar10_trains_with_the_recipe(cifar10_dir, tmp_path):
-    small = {"depth": 2, "embed_dim": 48, "batch_size": 256, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.05}
+def test_cifar10_trains_with_the_recipe(cifar10_dir, quick_figures, tmp_path, monkeypatch):
+    tick(monkeypatch)
+    small = {"depth": 2, "embed_dim": 48, "batch_size": 64, "epochs": 1, "contrast_epochs": 0, "max_minutes": 0.2}
     run = tinymae.pretrain("cifar10", data_dir=cifar10_dir, **small, probe_images=500, output_dir=tmp_path)
     assert 10 < run.results["knn_val"] < 60 and run.model.image_size == (32, 32)
 
@@ -221,6 +225,48 @@ def test_the_last_fifth_of_the_contrast_may_hide_less(quick_figures, tmp_path, m
     assert tinymae.load(tmp_path).mask_ratio == 0.5
 
 
+ONE_EPOCH_EACH = TWO_PHASES | {"epochs": 2, "contrast_epochs": 1, "batch_size": 32, "contrast_crop": "resized",
+                               "contrast_color_jitter": 0.2, "log_with": ()}  # fmt: skip
+CHANGES = {"clip_grad": 1e-3, "weight_decay": 0.9, "temperature": 0.5, "decoded_views": 2, "contrast_crop": "none",
+           "min_scale": 0.9, "contrast_color_jitter": 0.9, "color_jitter": 0.5, "flip": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(quick_stages, tmp_path_factory):
+    """A function that pretrains for two epochs, with other settings than usual, and gives the folder."""
+    colours = {"data": FEW["data"].repeat(1, 3, 1, 1)}
+
+    @functools.cache
+    def train(**other) -> Path:
+        settings = QUICK | ONE_EPOCH_EACH | colours | other
+        return tinymae.pretrain(**settings, output_dir=tmp_path_factory.mktemp("trained") / "run").folder
+
+    return train
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_reaches_the_weights(name, trained):
+    assert not same_files(trained(), trained(**{name: CHANGES[name]}))
+
+
+def test_the_seed_draws_the_weights_and_masks_of_which_each_view_has_its_own(quick_figures, tmp_path, monkeypatch):
+    drawn, draw_inputs = [], pretrain.draw_inputs
+    monkeypatch.setattr(pretrain, "draw_inputs", lambda *given: drawn.append(draw_inputs(*given)) or drawn[-1])
+    still = QUICK | TWO_PHASES | {"epochs": 1, "contrast_epochs": 1, "contrast_base_lr": 0.0, "log_with": ()}
+    one, other = (tinymae.pretrain(**still | {"seed": seed}, output_dir=tmp_path / str(seed)) for seed in (1, 2))
+    assert not same_files(one.folder, other.folder)
+    assert not torch.equal(drawn[0]["mask"], drawn[len(drawn) // 2]["mask"])
+    first, second, _ = drawn[0]["mask"].chunk(3)
+    assert not torch.equal(first, second)
+
+
+def test_images_stay_as_they_are_where_nothing_else_is_asked_for():
+    images, draws = load_dataset("digits").images[:8], Draws(0, 0, 8, torch.arange(8), "cpu")
+    settings = PretrainSettings(data="digits", flip=False, crop="none").resolve()
+    (first, *_) = settings.plan_phases(load_dataset("digits"))
+    assert torch.equal(phases.augment(settings, first, images, draws), images)
+
+
 def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
     contrast = {"epochs": 10, "contrast_epochs": 10, "contrast_base_lr": 8e-3}
     tinymae.pretrain(**QUICK | TWO_PHASES | contrast, output_dir=tmp_path)
@@ -275,19 +321,8 @@ def test_a_folder_of_few_images_needs_no_settings(tmp_path, quick_figures, monke
     assert "batch_size 32" in (run.folder / "README.md").read_text()
 
 
-class Ticking:
-    """A clock that each look moves on by so many seconds."""
-
-    def __init__(self, seconds: float):
-        self.seconds, self.now = seconds, 0.0
-
-    def __call__(self) -> float:
-        self.now += self.seconds
-        return self.now
-
-
 def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(quick_figures, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinymae.training.run.Stopwatch", lambda *before: Stopwatch(*before, now=Ticking(1.0)))
+    tick(monkeypatch)
     endless = {"epochs": 6000, "contrast_epochs": 4000, "views": 2, "warmup_epochs": 600, "log_every": 1}
     limits = {"max_minutes": 5, "contrast_batch_size": 16, "embed_dim": 8}
     run = tinymae.pretrain(**QUICK | TWO_PHASES | endless | limits, log_with=(), output_dir=tmp_path)

@@ -1,6 +1,5 @@
-"""What the processes of one run agree on and share, as each of them sees it; test_resume starts real ones."""
+"""What the processes of one run agree on, as each of them sees it; test_resume and test_together start real ones."""
 
-import contextlib
 import itertools
 import time
 
@@ -8,8 +7,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tinymae import MaskedAutoencoder, load_dataset
-from tinymae.commands.features import map_together
 from tinymae.training import run as runs
 from tinymae.training.run import Run
 
@@ -46,43 +43,3 @@ def test_all_processes_go_on_from_what_the_main_one_has(main_has, tmp_path, monk
     assert other.load_checkpoint() == main_has and told == [None]
     monkeypatch.setattr(runs, "agree", lambda value: value)
     assert own.load_checkpoint()["step"] == 9
-
-
-class Gathered(Exception):
-    """What a process gives to the others."""
-
-
-class OneOf:
-    """An Accelerator as one of several processes sees it, which the others have told `parts`."""
-
-    device, is_main_process, autocast = torch.device("cpu"), False, contextlib.nullcontext
-
-    def __init__(self, index: int, count: int, parts=None):
-        self.process_index, self.num_processes, self.parts = index, count, parts
-
-    def gather(self, part: torch.Tensor) -> torch.Tensor:
-        if self.parts is None:
-            raise Gathered(part)
-        return torch.cat(self.parts)
-
-
-def test_features_are_computed_by_all_processes_each_its_part():
-    """Where one computed them alone, the others' wait would outlast their patience."""
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
-    dataset = load_dataset("digits", "val")  # 137 images, which 3 does not divide
-    encoded, encode = [], model.encode
-
-    def counted(images, **options):
-        encoded.append(len(images))
-        return encode(images, **options)
-
-    model.encode = counted
-    parts = []
-    for index in range(3):
-        with pytest.raises(Gathered) as given:
-            map_together(model.encode, dataset, OneOf(index, 3), batch_size=46)
-        parts.append(given.value.args[0])
-    assert encoded == [46, 46, 45]
-    alone = map_together(model.encode, dataset, Accelerator(cpu=True), batch_size=46)
-    for index in range(3):
-        assert torch.equal(map_together(model.encode, dataset, OneOf(index, 3, parts), batch_size=46), alone)

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from running import refused
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tinymae import InputError, MaskedAutoencoder, files, load, load_dataset, patchify, random_mask, unpatchify
@@ -301,6 +302,9 @@ def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
     assert set(left_out.skipped) == set(bad) and len(left_out) == 27
     with pytest.raises(InputError, match=r"(05|11|17)\.png cannot be read"):
         load_dataset(tmp_path, "all", image_size=8)
+    with Run(tmp_path / "run", Accelerator(cpu=True), arguments={}, datasets={"all": left_out}) as run:
+        run.finish({}, [])
+    assert (tmp_path / "run" / "skipped.txt").read_text().split() == sorted(bad)
 
 
 def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
@@ -427,6 +431,8 @@ def test_any_mask_hides_what_it_says(batch, patches, ratio):
 
 def test_released_weights_carry_their_checksum():
     for path in (Path(__file__).parent.parent / "weights").glob("*/model.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert "sha256" in file.metadata()  # which reading compares
         assert read_tensors(path).keys() == load_file(path).keys()
 
 

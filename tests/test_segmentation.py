@@ -1,5 +1,6 @@
 """The linear probe of segmentation: masks read as images are, the fit and the metric against scikit-learn's."""
 
+import copy
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import jaccard_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
+from tinymae.commands import segmentation as command
 from tinymae.data.load import load_splits
 from tinymae.data.masks import IGNORED, read_masks
 from tinymae.evaluation.segmentation import fit_segmentation, predict_masks, segmentation_metrics
@@ -70,12 +72,24 @@ def test_where_a_pixel_is_a_patch_the_fit_is_scikit_learns_logistic_regression()
     assert torch.equal(predict_masks(head, maps, (4, 3))[~blank], ours.argmax(dim=1).to(torch.uint8))
 
 
-def test_a_set_that_colours_solve_is_solved_by_raw_pixels_and_by_features(coloured, quick_probes, tmp_path):
+def test_a_set_that_colours_solve_is_solved_by_raw_pixels_and_by_features(
+    coloured, quick_probes, tmp_path, monkeypatch
+):
+    def with_a_useless_one(*given, fits=command.segmentation_fits, **options):
+        heads = [*fits(*given, **options)]
+        useless = copy.deepcopy(heads[0][1])
+        for parameter in useless.parameters():
+            torch.nn.init.zeros_(parameter)
+        return [*heads, (9.0, useless)]
+
+    monkeypatch.setattr(command, "segmentation_fits", with_a_useless_one)
     run = tinymae.linear_probe(**coloured, weights=small_model(), controls="all", output_dir=tmp_path / "run")
     results = run.results
     assert results["raw_pixels"]["miou_test"] > 95 and results["miou_test"] > 60
     assert results["raw_pixels"]["num_features"] == 12 and results["num_features"] == 16
     assert results["encoder_unchanged"] and results["num_labels"] == 40 and "miou_val" in results["untrained"]
+    tried = results["tried_on_val"]  # of which the best is used
+    assert results["miou_val"] == tried[str(results["chosen"])] == max(tried.values()) > 60 > tried["9.0"]
 
     splits = load_splits(coloured["data"], ["test"], image_size=8, masked=True)
     masks = read_masks(coloured["masks"], splits["test"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import finetune
 from tinymae.data.load import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
@@ -83,6 +86,15 @@ def test_the_probe_is_one_logistic_regression_of_scikit_learns_for_each_class():
         assert np.abs(probe(features).sigmoid().numpy() - theirs.predict_proba(scaled)).max() < 0.02
 
 
+def test_smoothing_moves_each_target_towards_one_half():
+    settings = finetune.FinetuneSettings(weights="somewhere", label_smoothing=0.2)
+    compute_losses = finetune.create_losses(settings, nn.Identity(), SimpleNamespace(several=True), None, soft=False)
+    logits, targets = torch.randn(5, 3), torch.randint(2, (5, 3))
+    chances = logits.sigmoid()
+    cross_entropies = -(0.8 * targets + 0.1) * chances.log() - (0.9 - 0.8 * targets) * (1 - chances).log()
+    torch.testing.assert_close(compute_losses(logits, targets)["loss"], cross_entropies.sum(dim=1).mean())
+
+
 def test_neighbours_vote_for_each_class_by_itself():
     cosines = torch.tensor([[0.5, 0.5, 0.4]])
     one = torch.tensor([[0, 1, 1]])
@@ -114,6 +126,8 @@ def test_the_command_judges_by_mean_average_precision(table, head, quick_probes,
     rows = list(csv.DictReader((tmp_path / "run" / "per_class.csv").open()))
     assert [row["class"] for row in rows] == test.classes
     assert sum(int(row["images"]) for row in rows) == test.labels.sum()
+    for column, found in {"average_precision": results["ap_test"], "roc_auc": results["auc_test"]}.items():
+        assert [float(row[column]) for row in rows] == pytest.approx(found, abs=0.01)
 
 
 def require_saved(folder, test, scores) -> None:
@@ -156,6 +170,7 @@ def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(ta
     settings = {"split": ("test",), "mixed_precision": "no", "output_dir": tmp_path / "predict"}
     predicted = tinymae.predict(table, weights=run.folder, **settings)
     rows = list(csv.DictReader((tmp_path / "predict" / "predictions.csv").open()))
+    assert [row["name"] for row in rows] == test.names
     probabilities = np.array([[float(row[name]) for name in test.classes] for row in rows])
     assert np.abs(probabilities - scores.sigmoid().numpy()).max() < 1e-3
     for row, chances in zip(rows, probabilities, strict=True):

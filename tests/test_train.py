@@ -177,11 +177,12 @@ def test_training_ends_when_its_minutes_are_over():
 
 
 def test_tokens_norms_biases_and_positions_are_not_decayed():
-    model = MaskedAutoencoder(**SIZES)
-    decayed = {id(p) for g in parameter_groups(model, weight_decay=0.1) if g["weight_decay"] for p in g["params"]}
-    for name, parameter in model.named_parameters():
-        expected = name.endswith(".weight") and "norm" not in name
-        assert (id(parameter) in decayed) == expected, name
+    for encoder in ("vit_tiny_patch16_224", "vit_betwixt_patch16_reg4_gap_256"):  # the second has registers
+        model = MaskedAutoencoder(encoder, **SIZES)
+        decayed = {id(p) for g in parameter_groups(model, weight_decay=0.1) if g["weight_decay"] for p in g["params"]}
+        for name, parameter in model.named_parameters():
+            expected = name.endswith(".weight") and "norm" not in name
+            assert (id(parameter) in decayed) == expected, name
 
 
 def test_learned_tokens_of_a_masked_convolution_are_not_decayed():

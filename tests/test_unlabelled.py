@@ -9,6 +9,7 @@ from running import FEW, MODEL, QUICK, metrics, same_files
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import finetune
 from tinymae.commands.unlabelled import UnlabelledSettings
 from tinymae.data.batches import Batch, MixedBatch, join_batches
 from tinymae.models.pseudo_labels import unlabelled_losses
@@ -60,15 +61,25 @@ def test_joined_batches_keep_their_order_and_their_places_in_the_whole_batch():
     assert sorted(first.positions.tolist() + second.positions.tolist()) == list(range(12))
 
 
-def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures, tmp_path):
-    run = tinymae.finetune(**TUNE, weights=small_model(), output_dir=tmp_path)
+def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures, tmp_path, monkeypatch):
+    shown = []
+
+    def spying(*given, create_losses=finetune.create_losses, **options):
+        compute_losses = create_losses(*given, **options)
+        return lambda **inputs: shown.extend(inputs.get("shown", [])) or compute_losses(**inputs)
+
+    monkeypatch.setattr(finetune, "create_losses", spying)
+    weighed = TUNE | {"crop_padding": 0, "random_erasing": 1.0, "unlabelled_weight": 0.3}
+    run = tinymae.finetune(**weighed, weights=small_model(), output_dir=tmp_path)
     rows = [row for row in metrics(tmp_path) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 9)) and run.results["num_labels"] == 64
     assert not any("unlabelled_loss" in row for row in rows[:4])
     for row in rows[4:]:
         assert 0 <= row["unlabelled_right"] <= row["unlabelled_kept"] <= 1
-        assert row["loss"] == pytest.approx(row["labelled_loss"] + row["unlabelled_loss"], rel=1e-4)
+        assert row["loss"] == pytest.approx(row["labelled_loss"] + 0.3 * row["unlabelled_loss"], rel=1e-4)
     assert rows[-1]["unlabelled_kept"] == 1  # ten classes: one of them has a tenth
+    known = {image.numpy().tobytes() for image in FEW["data"]}  # the teacher's are neither distorted nor erased
+    assert len(shown) == 4 * 32 and all(image.numpy().tobytes() in known for image in shown)
 
 
 def test_a_folder_of_images_without_labels_may_be_theirs(quick_figures, tmp_path):
