@@ -16,10 +16,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import read_json, read_tensors, require_types, write_json, write_tensors
 from ..models.base import Encoder
-from ..models.classifier import Classifier
+from ..models.classifier import Classifier, wrap_vit
 from ..models.filling import SAYS, build_filled
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import ViTEncoder, create_vit, describe, set_norm_eps
+from ..models.vit import create_vit, describe, set_norm_eps
 from ..tensors import pair
 from .sizes import default_statistics, infer_sizes, require_plain
 
@@ -125,14 +125,11 @@ def classifier_from_transformers(
     build = partial(create_vit, name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
     vit = build_filled(build, state, source=folder, expected=SAYS)
     set_norm_eps(vit, config["layer_norm_eps"])
-    head = vit.head
-    vit.reset_classifier(0)
     mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))
     std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
-    encoder = ViTEncoder(vit, mean=mean, std=std, pool="cls")
-    return Classifier(encoder, head, classes=classes, several=problem == SEVERAL).eval()
+    return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == SEVERAL).eval()
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:

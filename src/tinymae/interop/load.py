@@ -9,10 +9,10 @@ import timm
 from ..errors import InputError
 from ..files import read_json, require_types
 from ..models.base import Autoencoder, find_weights, folder_of
-from ..models.classifier import Classifier, build_classifier
+from ..models.classifier import Classifier, build_classifier, wrap_vit
 from ..models.filling import build_from_file
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import TIMM_POOLS, ViTEncoder, create_vit
+from ..models.vit import TIMM_POOLS, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL
 from ..tensors import pair
 from .huggingface import classifier_from_transformers, from_transformers
@@ -115,15 +115,12 @@ def read_vit_classifier(folder: Path, config: dict) -> Classifier:
     sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
     sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
     build = partial(
-        create_vit, config["architecture"], num_classes=len(classes), global_pool=TIMM_POOLS[pool], fc_norm=False,
-        **sizes,
+        create_vit, config["architecture"], num_classes=len(classes), global_pool=arguments["global_pool"],
+        fc_norm=False, **sizes,
     )  # fmt: skip
     vit = build_from_file(build, folder / "model.safetensors")
-    head = vit.head
-    vit.reset_classifier(0)
     statistics = {name: preprocessing[name] for name in ("mean", "std")}
-    several = says_several(config, source)
-    return Classifier(ViTEncoder(vit, pool=pool, **statistics), head, classes=classes, several=several).eval()
+    return wrap_vit(vit, pool=pool, **statistics, classes=classes, several=says_several(config, source)).eval()
 
 
 def load_autoencoder(source: str | Path | Model, **official) -> Autoencoder:

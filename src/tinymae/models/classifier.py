@@ -85,6 +85,17 @@ def build_classifier(
     return Classifier(encoder, head, classes=classes, several=several).to(autoencoder.mean.device)
 
 
+def wrap_vit(
+    vit: VisionTransformer, *, pool: str, mean: Sequence[float], std: Sequence[float], classes: Sequence[str],
+    several: bool,
+) -> Classifier:  # fmt: skip
+    """A stock timm classifier, whose head is taken from it, as one of ours; `pool` is what its `global_pool` says."""
+    head = vit.head
+    vit.reset_classifier(0)
+    assert isinstance(head, nn.Linear)
+    return Classifier(ViTEncoder(vit, mean=mean, std=std, pool=pool), head, classes=classes, several=several)
+
+
 @torch.no_grad()
 def fold_probe(head: nn.Linear, probe: nn.Sequential) -> None:
     """Make `head` compute what a linear probe (affine-free BatchNorm, Linear) computes.
