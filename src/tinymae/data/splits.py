@@ -27,6 +27,11 @@ def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
     return parts[split].sort().values
 
 
+def rows_by_split(parts: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each split that there is, where `parts` (N,) names the split of each row."""
+    return {split: np.flatnonzero(parts == split) for split in SPLITS if (parts == split).any()}
+
+
 def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Indices of a ratio of the labels, the same ratio of each class (at least one), chosen by `seed`."""
     if not 0 < fraction <= 1:

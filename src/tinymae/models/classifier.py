@@ -92,7 +92,6 @@ def wrap_vit(
     """A stock timm classifier, whose head is taken from it, as one of ours; `pool` is what its `global_pool` says."""
     head = vit.head
     vit.reset_classifier(0)
-    assert isinstance(head, nn.Linear)
     return Classifier(ViTEncoder(vit, mean=mean, std=std, pool=pool), head, classes=classes, several=several)
 
 

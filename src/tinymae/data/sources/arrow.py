@@ -22,7 +22,6 @@ from .table import (
     describe_columns,
     names_splits,
     read_splits,
-    strings,
     take_labels,
 )  # fmt: skip
 
@@ -83,8 +82,7 @@ class ArrowSource(PartedSource):
         values = self.read_column(parts, column)
         if given is None and not names_splits(values):
             return None
-        where = f"data {self.name}, row"
-        self.splits = read_splits(strings(values, column, where, first=0), column, where, first=0)
+        self.splits = read_splits(values, column, f"data {self.name}, row", first=0)
         return column
 
     def names(self, rows: np.ndarray) -> Sequence[str]:

@@ -23,6 +23,7 @@ from ..images import (
     read_image,
     remark_on_range,
 )  # fmt: skip
+from ..splits import rows_by_split
 from .source import Source, some_rows
 
 # What folders of the splits may be called, in any case.
@@ -212,8 +213,7 @@ def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[s
     depth = 0
     lower = {head.lower() if head else None for head in heads}
     if lower & {*SPLIT_NAMES} and lower <= {*SPLIT_NAMES, *UNLABELLED_NAMES}:
-        parts = np.array([SPLIT_NAMES.get(str(head).lower(), "train") for head in heads])
-        splits = {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+        splits = rows_by_split(np.array([SPLIT_NAMES.get(str(head).lower(), "train") for head in heads]))
         named = sorted({str(head) for head in heads})
         folders = {split: [head for head in named if SPLIT_NAMES.get(head.lower()) == split] for split in splits}
         if doubled := next((names for names in folders.values() if len(names) > 1), None):

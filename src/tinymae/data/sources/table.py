@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ...errors import InputError, first_line, refusal
 from ..images import Range
+from ..splits import rows_by_split
 from .arrays import number_labels
 from .files import SPLIT_NAMES, FilesSource
 from .source import Source
@@ -54,9 +55,7 @@ def open_table(
         source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
         split = None
     if split:
-        source.splits = read_splits(
-            strings(table.column(split), split, f"{where}, line", first=2), split, f"{where}, line", first=2
-        )
+        source.splits = read_splits(table.column(split), split, f"{where}, line", first=2)
         require_one_split(paths, source.splits, where)
     source.notes.append(describe_columns(images=column, labels=label, splits=split))
     return source
@@ -130,13 +129,13 @@ def strings(values: pa.ChunkedArray, column: str, where: str, *, first: int) -> 
         raise InputError(f"{where} {first}: column {column} is of type {values.type}: give one of strings") from None
 
 
-def read_splits(names: Sequence[str], column: str, where: str, *, first: int) -> dict[str, np.ndarray]:
-    """The rows of each split that a column names."""
+def read_splits(values: pa.ChunkedArray, column: str, where: str, *, first: int) -> dict[str, np.ndarray]:
+    """The rows of each split that a column names. Raises InputError for a row without a value, or of another name."""
+    names = strings(values, column, where, first=first)
     for row, name in enumerate(names, start=first):
         if name.lower() not in SPLIT_NAMES:
             raise InputError(f"{where} {row}: {column} {name!r} is none of train, val and test")
-    parts = np.array([SPLIT_NAMES[name.lower()] for name in names])
-    return {split: np.flatnonzero(parts == split) for split in ("train", "val", "test") if (parts == split).any()}
+    return rows_by_split(np.array([SPLIT_NAMES[name.lower()] for name in names]))
 
 
 def require_one_split(paths: Sequence[str], splits: dict[str, np.ndarray], where: str) -> None:
