@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from .neighbours import nearest
-from .probes import linear_fits
+from .probes import fit_linear
 
 CANDIDATES = {"features": 5, "details": 3}  # neighbours of each image that are compared with it, by either
 GRID = 16  # pixels a side at which they are compared
@@ -123,7 +123,7 @@ def held_out_probabilities(
     for fold in order.tensor_split(min(folds, len(features))):
         rest = torch.ones(len(features), dtype=torch.bool)
         rest[fold] = False
-        _, probe = next(linear_fits(features[rest], labels[rest], num_classes=num_classes, grid=[l2]))
+        probe = fit_linear(features[rest], labels[rest], num_classes=num_classes, l2=l2)
         with torch.no_grad():
             probabilities[fold] = probe(features[fold]).softmax(dim=1)
     return probabilities

@@ -51,10 +51,13 @@ def linear_fits(
         yield l2, nn.Sequential(norm, linear).eval()
 
 
-def standardise(features: Tensor) -> nn.BatchNorm1d:
-    """An affine-free BatchNorm, in evaluation mode, that holds the mean and variance of features (N, F)."""
-    norm = nn.BatchNorm1d(features.shape[1], affine=False).to(features.device)
-    variance, mean = torch.var_mean(features, dim=0, correction=0)
+def standardise(features: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    """An affine-free BatchNorm, in evaluation mode, that holds the mean and variance of features (N, F), or of maps of
+    them (N, F, rows, columns).
+    """
+    batch_norm = nn.BatchNorm1d if features.ndim == 2 else nn.BatchNorm2d
+    norm = batch_norm(features.shape[1], affine=False).to(features.device)
+    variance, mean = torch.var_mean(features, dim=[0, *range(2, features.ndim)], correction=0)
     assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)

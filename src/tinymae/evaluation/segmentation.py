@@ -11,6 +11,7 @@ from ..data.masks import IGNORED
 from ..models.base import Encoder
 from ..models.masking import patchify
 from ..tensors import to_unit
+from .probes import standardise
 
 BATCH = 64  # maps in a step, and in a forward pass
 
@@ -56,14 +57,10 @@ def fit_segmentation(
     Minimises the cross-entropy of the upsampled logits, over the pixels of masks (N, H, W) that have a class. `maps`
     are (N, D, rows, columns), on the device of the masks.
     """
-    norm, convolution = nn.BatchNorm2d(maps.shape[1], affine=False), nn.Conv2d(maps.shape[1], num_classes, 1)
-    variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0)
-    assert norm.running_mean is not None and norm.running_var is not None  # only without track_running_stats
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
+    convolution = nn.Conv2d(maps.shape[1], num_classes, 1)
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)  # the problem is convex: where to start hardly matters
-    head = nn.Sequential(norm, convolution).to(maps.device).eval()
+    head = nn.Sequential(standardise(maps), convolution).to(maps.device).eval()
     optimizer = torch.optim.AdamW(convolution.parameters(), lr=learning_rate, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for batch in islice(step_indices(len(maps), min(BATCH, len(maps)), seed), steps):
