@@ -151,21 +151,21 @@ def count_waits(report: Report, device: torch.device, sizes: dict, data: dict) -
     report.add("waits", "finetune", **waits_of(finetuning(device, sizes, data, batch_size=32, **everything), device))
 
 
-def waits_of(states: Iterator, device: torch.device, steps: int = 4) -> dict:
-    """How many there were in some steps, and where the first was."""
+def waits_of(states: Iterator, device: torch.device) -> dict:
+    """How many there were in four steps, and where the first was."""
     for _ in range(3):
         next(states)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if is_real(device):
             torch.cuda.set_sync_debug_mode("warn")
-        for _ in range(steps):
+        for _ in range(4):
             next(states)
         if is_real(device):
             torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
-    return {"a_step": len(found) / steps, "first_at": first}
+    return {"a_step": len(found) / 4, "first_at": first}
 
 
 def compare_launches(report: Report, device: torch.device, sizes: dict, data: dict) -> None:

@@ -116,9 +116,9 @@ def cosines(rows: Tensor, pairs: Pairs) -> Tensor:
     return torch.cosine_similarity(rows[pairs.first], rows[pairs.second])
 
 
-def score_labels(features: Tensor, labels: Tensor, wrong: Tensor, *, k: int = 20) -> dict:
+def score_labels(features: Tensor, labels: Tensor, wrong: Tensor) -> dict:
     """Area under precision and recall, in percent, of ways to rank the doubt; random is the ratio that is wrong."""
-    cosines, index = nearest(features, features, k=k, same=True)
+    cosines, index = nearest(features, features, k=20, same=True)
     ways = {
         "k-NN": vote(cosines, labels[index], num_classes=10),
         "held-out probe": held_out_probabilities(features, labels, num_classes=10),

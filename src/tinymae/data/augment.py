@@ -66,19 +66,15 @@ def random_resized_crop(
     return to_pixels(resample(images.float(), matrix, padding_mode="border"), images.dtype)
 
 
-def random_erasing(
-    images: Tensor,
-    draws: Draws,
-    *,
-    probability: float,
-    scale: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Tensor:
-    """Fill one rectangle of an image with noise, with `probability` (Zhong et al., arXiv 1708.04896)."""
+def random_erasing(images: Tensor, draws: Draws, *, probability: float) -> Tensor:
+    """Fill one rectangle of an image with noise, with `probability` (Zhong et al., arXiv 1708.04896).
+
+    It covers 2 % to a third of the image, and one of its sides is at most 3.3 times the other.
+    """
     size_h, size_w = images.shape[2:]
     chance, area, aspect, down, right = draws.uniform(5).unbind(1)
-    area = (scale[0] + (scale[1] - scale[0]) * area) * size_h * size_w
-    low, high = (math.log(r) for r in ratio)
+    area = (0.02 + (1 / 3 - 0.02) * area) * size_h * size_w
+    low, high = math.log(0.3), math.log(1 / 0.3)
     aspect = (low + (high - low) * aspect).exp()
     height = (area * aspect).sqrt().round().clamp(1, size_h)
     width = (area / aspect).sqrt().round().clamp(1, size_w)

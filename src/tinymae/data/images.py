@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import InputError, first_line, ran_out_of_memory
+from ..tensors import LEVELS
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
@@ -54,12 +55,12 @@ def read_image(
 
     One channel is grey, three are RGB, any other number is what a multi-band TIFF or an .npy file (H, W, C) or
     (C, H, W) holds. `depth` "uint8" scales 16-bit files down, "uint16" scales 8-bit files up. 32-bit and float files
-    need a `pixel_range`. Only the first image of a file with several is read.
+    need a `pixel_range`. Only the first image of a file with several is read. Bytes have to be given a `name`.
 
     Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
     for a number of channels that its format does not give.
     """
-    name = name or str(source if isinstance(source, Path) else "of bytes")
+    name = name or str(source)
     try:
         pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape, name)
         if isinstance(pixels, Image.Image):
@@ -232,14 +233,12 @@ def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Ten
     return resize(pixels[None], size)[0, :, top : top + shape[1], left : left + shape[2]].contiguous()
 
 
-def resize(pixels: Tensor, size: tuple[int, int], *, chunk: int = 1000) -> Tensor:
-    """Pixels (N, C, H, W) of 8 or 16 bits, bicubic with antialiasing, `chunk` images at a time."""
-    top = 255 if pixels.dtype == torch.uint8 else 65535
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels (N, C, H, W) of 8 or 16 bits, bicubic with antialiasing, a thousand images at a time."""
     result = pixels.new_empty(*pixels.shape[:2], *size)
-    for start in range(0, len(pixels), chunk):
-        part = pixels[start : start + chunk].float()
-        resized = nn.functional.interpolate(part, list(size), mode="bicubic", antialias=True)
-        result[start : start + chunk] = resized.round().clamp(0, top).to(pixels.dtype)
+    for part, place in zip(pixels.split(1000), result.split(1000), strict=True):
+        resized = nn.functional.interpolate(part.float(), list(size), mode="bicubic", antialias=True)
+        place.copy_(resized.round().clamp(0, LEVELS[pixels.dtype]))
     return result
 
 

@@ -87,14 +87,14 @@ def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
     return (low, high) if high > low else FULL
 
 
-def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images (N, C, H, W), as `viewable` takes them, laid row by row on white: uint8 (height, width, 3)."""
     pixels = viewable(images).cpu()
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, dtype=np.uint8)
     for index, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     return sheet
 
@@ -117,10 +117,10 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
     return torch.nn.functional.pad(images, padding, value=128)
 
 
-def grid(images: Tensor, path: str | Path, columns: int = 16) -> Path:
-    """Images (N, C, H, W), as `viewable` takes them, in rows of `columns`."""
-    sheet = tile(images, columns)
-    figure = Figure(figsize=(0.6 * columns, 0.6 * columns * sheet.shape[0] / sheet.shape[1] + 0.3))
+def grid(images: Tensor, path: str | Path) -> Path:
+    """Images (N, C, H, W), as `viewable` takes them, in rows of 16."""
+    sheet = tile(images, 16)
+    figure = Figure(figsize=(9.6, 9.6 * sheet.shape[0] / sheet.shape[1] + 0.3))
     axis = figure.subplots()
     axis.imshow(sheet, interpolation="nearest")
     axis.axis("off")

@@ -26,9 +26,7 @@ class Pairs:
     correlation: Tensor  # (P,): of their details, once they are aligned
 
 
-def find_duplicates(
-    features: Tensor, images: Callable[[Tensor], Tensor], *, least_correlation: float = 0.86
-) -> Pairs:  # fmt: skip
+def find_duplicates(features: Tensor, images: Callable[[Tensor], Tensor], *, least_correlation: float) -> Pairs:
     """Pairs of images whose aligned details correlate by at least `least_correlation`.
 
     Candidates are neighbours by their features, which find crops but not what JPEG does to an image, and neighbours by

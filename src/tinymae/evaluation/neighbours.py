@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 64  # columns whose maximum is looked at first
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the k-NN classifier
 CELLS = 2**25  # similarities in memory at a time: 128 MiB
 
 
@@ -64,33 +65,30 @@ def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, columns.gather(1, place)
 
 
-def vote(cosines: Tensor, labels: Tensor, *, num_classes: int, temperature: float = 0.07) -> Tensor:
+def vote(cosines: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:
     """Probabilities (M, classes) by a vote of neighbours with these `cosines` and `labels`, both (M, k).
 
     Of several labels an image, `labels` are (M, k, classes), 1 of the classes that a neighbour has. Each neighbour's
-    weight is exp(cosine / temperature).
+    weight is exp(cosine / 0.07).
 
     >>> vote(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([[0, 1, 1, 1]]), num_classes=2)
     tensor([[0.2500, 0.7500]])
     """
     # Cosines are at most 1; subtracting 1 keeps the exponentials from overflowing and changes no vote.
-    weights = ((cosines - 1) / temperature).exp()
+    weights = ((cosines - 1) / TEMPERATURE).exp()
     if labels.ndim == 3:
         return torch.einsum("mk,mkc->mc", weights, labels.to(weights)) / weights.sum(dim=1, keepdim=True)
     votes = weights.new_zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
     return votes / votes.sum(dim=1, keepdim=True)
 
 
-def knn_scores(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int, k: int = 20,
-    temperature: float = 0.07,
-) -> Tensor:  # fmt: skip
-    """Probabilities (N, classes) by a vote of the `k` most similar training features, see `vote`.
+def knn_scores(train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int) -> Tensor:
+    """Probabilities (N, classes) by a vote of the 20 most similar training features, see `vote`.
 
     Features (N, F). The weighted k-NN of Wu et al., arXiv 1805.01978, with the settings used for DINO.
     """
-    cosines, index = nearest(features, train_features, k=k)
-    return vote(cosines, train_labels[index], num_classes=num_classes, temperature=temperature)
+    cosines, index = nearest(features, train_features, k=NEIGHBOURS)
+    return vote(cosines, train_labels[index], num_classes=num_classes)
 
 
 def knn_predict(train_features: Tensor, train_labels: Tensor, features: Tensor, *, num_classes: int) -> Tensor:

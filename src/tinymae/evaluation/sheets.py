@@ -13,7 +13,7 @@ from ..files import write_atomically
 from .figures import thumbnails
 from .fonts import file_for
 
-GAP, TEXT = 8, 11  # pixels: between tiles, and of the captions
+SIDE, GAP, TEXT = 96, 8, 11  # pixels: of a tile, between tiles, and of the captions
 FRAME = 3
 
 
@@ -26,14 +26,14 @@ class Tile:
     frame: str | None = None  # a colour
 
 
-def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "", *, side: int = 96) -> Path:
-    """Rows of tiles as a PNG, written atomically. Images become squares of `side` pixels, small ones with hard edges.
+def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "") -> Path:
+    """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, small ones with hard edges.
 
     Lines that are too long are cut in their middle, as names differ at their ends.
     """
     columns = max((len(row) for row in rows), default=1)
     lines = max((len(tile.lines) for row in rows for tile in row), default=0)
-    cell = (side + GAP, side + GAP + lines * (TEXT + 3))
+    cell = (SIDE + GAP, SIDE + GAP + lines * (TEXT + 3))
     top = TEXT + 2 * GAP if title else GAP
     width = min(math.ceil(font_for(title).getlength(title)), 600) + 2 * GAP  # a few tiles are narrower than their title
     size = (max(columns * cell[0] + GAP, width), max(top + len(rows) * cell[1], 40))
@@ -48,18 +48,18 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
         for column, tile in enumerate(tiles):
             place = (GAP + column * cell[0], top + row * cell[1])
             if tile.frame:
-                outer = (place[0] - FRAME, place[1] - FRAME, place[0] + side + FRAME - 1, place[1] + side + FRAME - 1)
+                outer = (place[0] - FRAME, place[1] - FRAME, place[0] + SIDE + FRAME - 1, place[1] + SIDE + FRAME - 1)
                 draw.rectangle(outer, fill=tile.frame)
-            sheet.paste(to_image(tile.image, side), place)
+            sheet.paste(to_image(tile.image), place)
             for number, line in enumerate(tile.lines):
-                write((place[0], place[1] + side + 2 + number * (TEXT + 3)), line, side)
+                write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line, SIDE)
     write_atomically(path, lambda beside: sheet.save(beside, format="png"))
     return Path(path)
 
 
-def to_image(image: Tensor, side: int) -> Image.Image:
+def to_image(image: Tensor) -> Image.Image:
     """An image (C, H, W) as a square."""
-    return Image.fromarray(thumbnails(image[None].cpu(), side)[0].permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(thumbnails(image[None].cpu(), SIDE)[0].permute(1, 2, 0).contiguous().numpy())
 
 
 @cache

@@ -29,14 +29,14 @@ def halvings(image_size: tuple[int, int], depth: int | None) -> list[tuple[int, 
     return sizes
 
 
-def channels_at(width: int, depth: int, most: int = 256) -> list[int]:
-    """Channels after each of `depth` halvings: `width`, doubled from one to the next, up to `most`.
+def channels_at(width: int, depth: int) -> list[int]:
+    """Channels after each of `depth` halvings: `width`, doubled from one to the next, up to 256.
 
     Raises InputError unless `width` is a multiple of 8, for the groups of GroupNorm.
     """
     if width < 8 or width % 8:
         raise InputError(f"width {width} is not a multiple of 8")
-    return [min(width * 2**level, max(most, width)) for level in range(depth)]
+    return [min(width * 2**level, max(256, width)) for level in range(depth)]
 
 
 class ConvLayer(nn.Sequential):
