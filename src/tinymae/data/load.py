@@ -13,7 +13,7 @@ from .datasets import Dataset, StreamedDataset
 from .description import describe
 from .sources.open import Reading, open_source
 from .sources.source import Source
-from .splits import SPLITS, TEST_FRACTION, VAL_FRACTION, held_out, split_by_hash
+from .splits import FRACTIONS, SPLITS, held_out, split_by_hash
 
 MEMORY_LIMIT_GB = 4.0  # images that take more than this are read batch by batch
 Images = str | Path | Sequence[str | Path] | Tensor | np.ndarray | torch.utils.data.Dataset  # what users give as data
@@ -130,16 +130,17 @@ def cut(
     """The rows of each split: those that the data come with, and what is held out of train for the others."""
     given = dict(source.splits)
     kind = "unlabelled" if source.labels is None and not masked else "labelled"
-    fractions = {"val": val_fraction, "test": test_fraction}
-    for (name, fraction), default in zip(fractions.items(), (VAL_FRACTION, TEST_FRACTION), strict=True):
+    fractions = {name: defaults[kind] for name, defaults in FRACTIONS.items() if name not in given}
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
         if fraction is None:
-            fractions[name] = default[kind]
-        elif name in given or name in source.held_out:
+            continue
+        if name in given or name in source.held_out:
             raise InputError(
                 f"{name}_fraction {fraction:g}: data {source.name} has a {name} split of its own; leave it out"
             )
-        elif not 0 <= fraction < 1:
+        if not 0 <= fraction < 1:
             raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
+        fractions[name] = fraction
     train = given.pop("train", None)
     if train is None:
         if given:
@@ -148,13 +149,13 @@ def cut(
     if source.held_out:
         parts = {name: held_out(len(train), source.held_out, name).numpy() for name in ("train", *source.held_out)}
     else:
-        wanted = {name: fractions[name] or 0.0 for name in ("val", "test") if name not in given}
-        if sum(wanted.values()) >= 1:
-            raise InputError(f"val_fraction and test_fraction are {sum(wanted.values()):g} together: below 1, please")
-        if len(train) < 1 + sum(fraction > 0 for fraction in wanted.values()):
-            raise InputError(f"data {source.name} has {len(train)} images, too few for {', '.join(['train', *wanted])}")
+        if (total := sum(fractions.values())) >= 1:
+            raise InputError(f"val_fraction and test_fraction are {total:g} together: below 1, please")
+        if len(train) < 1 + sum(fraction > 0 for fraction in fractions.values()):
+            splits = ", ".join(["train", *fractions])
+            raise InputError(f"data {source.name} has {len(train)} images, too few for {splits}")
         labels = None if source.labels is None or source.labels.ndim == 2 else source.labels[train]
-        parts = split_by_hash(source.places(train), wanted, labels)
+        parts = split_by_hash(source.places(train), fractions, labels)
     return {
         name: part for name, part in ({name: train[part] for name, part in parts.items()} | given).items() if len(part)
     }

@@ -12,8 +12,8 @@ from ..randomness import derive_seed
 
 SPLITS = ("train", "val", "test")
 SPLIT_SEED = 2111  # which images are held out is part of the protocol, not of a run
-VAL_FRACTION = {"labelled": 0.1, "unlabelled": 0.05}  # held out of data that come without splits
-TEST_FRACTION = {"labelled": 0.1, "unlabelled": 0.0}
+# Held out of data that come without these splits.
+FRACTIONS = {"val": {"labelled": 0.1, "unlabelled": 0.05}, "test": {"labelled": 0.1, "unlabelled": 0.0}}
 
 
 def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
