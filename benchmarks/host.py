@@ -103,10 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         vars(loop)["GraphedStep"] = Replayed
     optimizer.step = timed("optimizer", optimizer.step)
     accelerator.backward = timed("backward", accelerator.backward)
-    if hasattr(loop, "clip_gradients"):
-        loop.clip_gradients = timed("gradient's norm", loop.clip_gradients)
-    else:
-        accelerator.clip_grad_norm_ = timed("gradient's norm", accelerator.clip_grad_norm_)
+    loop.clip_gradients = timed("gradient's norm", loop.clip_gradients)
     batches = step_batches(
         digits, batch_size=args.batch_size, parts=split_batch(args.batch_size, 1),
         seed=0, device="cpu",

@@ -9,7 +9,7 @@ raw pixels. Writes the images, their masks, and the command's results. One slow 
 """
 
 import argparse
-import io
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from tinymae import linear_probe, load_dataset
 from tinymae.data.batches import pick
-from tinymae.files import write_bytes
+from tinymae.files import write_atomically
 
 SIZES = (22, 30)  # pixels of a digit, smallest and largest
 INK = 0.5  # least ink, of 1, of a pixel that belongs to the digit
@@ -60,9 +60,8 @@ def write_split(folder: Path, split: str, count: int, *, data_dir: str, seed: in
         image, ink = paste(photos[number], digits.images[number], generator)
         mask = ink.to(torch.uint8) * (digits.labels[number] + 1).to(torch.uint8)
         for kind, pixels in {"images": image, "masks": mask}.items():
-            buffer = io.BytesIO()
-            to_pil_image(pixels).save(buffer, format="PNG")
-            write_bytes(folder / kind / split / f"{number:05}.png", buffer.getvalue())
+            path = folder / kind / split / f"{number:05}.png"
+            write_atomically(path, partial(to_pil_image(pixels).save, format="png"))
 
 
 def main(args: argparse.Namespace) -> dict:

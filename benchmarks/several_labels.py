@@ -8,7 +8,7 @@ raw pixels. Writes the images, the table, and the command's results.
 """
 
 import argparse
-import io
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from tinymae import linear_probe, load_dataset
 from tinymae.data.batches import pick
-from tinymae.files import write_bytes, write_csv
+from tinymae.files import write_atomically, write_csv
 
 SIDE = 16  # pixels of a digit on a canvas of 32
 
@@ -51,10 +51,9 @@ def write_split(folder: Path, split: str, count: int, *, data_dir: str, seed: in
     order = torch.randperm(len(digits), generator=generator).view(-1, 2)
     rows = []
     for number, two in enumerate(order):
-        buffer = io.BytesIO()
-        to_pil_image(place(digits.images[two], generator)).save(buffer, format="PNG")
         name = f"{split}/{number:05}.png"
-        write_bytes(folder / name, buffer.getvalue())
+        image = to_pil_image(place(digits.images[two], generator))
+        write_atomically(folder / name, partial(image.save, format="png"))
         rows.append((name, split, ";".join(str(label) for label in sorted({*digits.labels[two].tolist()}))))
     return rows
 

@@ -6,12 +6,12 @@ repository should carry them.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import tarfile
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torchvision.transforms.functional import to_pil_image
 from ..data.images import read_image
 from ..data.sources.files import list_images
 from ..errors import InputError
-from ..files import write_bytes, write_json
+from ..files import write_atomically, write_bytes, write_json
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
@@ -86,9 +86,7 @@ def write_page(
     files = []
     for number, (name, image) in enumerate(samples):
         files.append({"file": f"samples/{number}.png", "name": name})
-        buffer = io.BytesIO()
-        to_pil_image(image).save(buffer, format="PNG")
-        write_bytes(folder / files[-1]["file"], buffer.getvalue())
+        write_atomically(folder / files[-1]["file"], partial(to_pil_image(image).save, format="png"))
     masked = isinstance(model, PatchMasking)
     title, lead = MASKED if masked else PLAIN
     settings = {
