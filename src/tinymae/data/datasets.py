@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..tensors import to_device
+from ..tensors import LEVELS, to_device
 from .augment import has_colour
 from .images import UnreadableImage
 from .sources.arrays import ArraySource
@@ -243,7 +243,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
     ([0.5], [0.5])
     """
-    levels = 256 if images.dtype == torch.uint8 else 65536
+    levels = LEVELS[images.dtype] + 1
     values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
     mean, std = [], []
     for channel in images.transpose(0, 1):

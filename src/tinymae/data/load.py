@@ -116,11 +116,10 @@ def load_splits(
                 f"data {source.name} has no images for {split}, only {has}: give another split, or --{split}-fraction"
             )
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
-        size = 2 if source.depth == "uint16" else 1
         if labelled and dataset.labels is None:
             raise no_labels(source, split)
-        in_memory = len(dataset) * np.prod(source.image_shape) * size <= memory_limit_gb * 2**30
-        loaded[split] = dataset.in_memory() if in_memory else dataset
+        size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
+        loaded[split] = dataset.in_memory() if size <= memory_limit_gb * 2**30 else dataset
     return loaded
 
 

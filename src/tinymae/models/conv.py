@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..tensors import pair
 from .base import Autoencoder, AutoencoderOutput
 
 
@@ -114,7 +113,7 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
 
     def build(self, depth: int | None, width: int, latent_dim: int | None, *, heads: int) -> None:
         """The layers; the encoder's last one gives `heads` numbers for each number of the latent."""
-        sizes = halvings(pair(self.image_size), depth)
+        sizes = halvings(self.image_size, depth)
         channels = channels_at(width, len(sizes) - 1)
         self.map_shape = (channels[-1], *sizes[-1])
         self.encoder = ConvEncoder(self.in_channels, channels)
