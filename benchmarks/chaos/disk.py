@@ -73,13 +73,17 @@ def attempt(runs: Runs, seed: int, number: int) -> Case:
         place = str(generator.choice([*files, "", "checkpoints", "tensorboard"]))
         what = f"{name}: {'a folder' if place in files else 'a file'} stands where {place or 'its folder'} should"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).mkdir(parents=True) if place in files else None
-        if place not in files:
+        if place in files:
+            (folder / place).mkdir(parents=True)
+        else:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             (folder / place).write_text("in the way")
         codes = runs.finish(runs.start(name, folder))
         obstacle = folder / place
-        obstacle.unlink() if obstacle.is_file() else shutil.rmtree(obstacle, ignore_errors=True)
+        if obstacle.is_file():
+            obstacle.unlink()
+        else:
+            shutil.rmtree(obstacle, ignore_errors=True)
     else:
         moment = generator.uniform(0, runs.seconds[name, 1])
         what = f"{name}: its folder is deleted after {moment:.2f} s"

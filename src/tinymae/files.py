@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and errors that tell the user what to do."""
+"""Files that are either whole or absent: written, locked, read and checked."""
 
 import csv
 import errno

@@ -101,7 +101,7 @@ def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:
     """
     require_colour(images, "color_jitter")
     chances = draws.uniform(6)
-    jittered, turned_grey = (chances[:, k, None, None, None] < share for k, share in ((4, 0.8), (5, 0.2)))
+    jittered, turned_grey = (chances[:, k, None, None, None] < ratio for k, ratio in ((4, 0.8), (5, 0.2)))
     signed = 2 * chances - 1
     brightness, contrast, saturation = ((1 + 0.8 * strength * signed[:, :3]).clamp(min=0)).unbind(1)
     changed = adjust_contrast(adjust_brightness(images.float(), brightness), contrast)

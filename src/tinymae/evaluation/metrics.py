@@ -101,17 +101,15 @@ def several_metrics(scores: Tensor, labels: Tensor) -> dict:
     """
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-    labels, scores = (
-        labels.cpu().long(),
-        scores.cpu().double(),
-    )  # a sigmoid, which torchmetrics takes of logits, ties large floats
-    told = [number for number, ratio in enumerate(labels.double().mean(dim=0).tolist()) if 0 < ratio < 1]
-    if not told:
+    labels = labels.cpu().long()
+    scores = scores.cpu().double()  # a sigmoid, which torchmetrics takes of logits, ties large floats
+    judged = [number for number, ratio in enumerate(labels.double().mean(dim=0).tolist()) if 0 < ratio < 1]
+    if not judged:
         raise InputError("every class is that of all of these images, or of none: there is nothing to be judged")
     found: dict = {}
     for name, metric in {"ap": binary_average_precision, "auc": binary_auroc}.items():
-        by_class = {number: 100 * metric(scores[:, number], labels[:, number]).item() for number in told}
-        found[f"mean_{name}"] = sum(by_class.values()) / len(told)
+        by_class = {number: 100 * metric(scores[:, number], labels[:, number]).item() for number in judged}
+        found[f"mean_{name}"] = sum(by_class.values()) / len(judged)
         found[name] = [by_class.get(number) for number in range(labels.shape[1])]
     return found
 

@@ -13,8 +13,8 @@ CELLS = 2**25  # similarities in memory at a time: 128 MiB
 def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tuple[Tensor, Tensor]:
     """The `k` rows of `bank` (N, F) most similar to each of `queries` (M, F): cosines and row numbers, both (M, k).
 
-    Exact, on the bank's device, best first; k is at most N. With `same` the queries are the bank, and no row is its own
-    neighbour, so that k is at most N - 1. The similarities are computed by chunks of queries, in 128 MiB.
+    Exact, on the bank's device, best first. With `same` the queries are the bank, and no row is its own neighbour. A
+    bank of fewer rows gives all that it has. The similarities are computed by chunks of queries, in 128 MiB.
 
     >>> nearest(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), k=1)[1]
     tensor([[1]])
@@ -24,7 +24,7 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int, same: bool = False) -> tup
 
 
 def kth_distance(features: Tensor, *, k: int) -> Tensor:
-    """The cosine distance (N,) of each row of features (N, F) to its `k`-th neighbour; k is at most N - 1.
+    """The cosine distance (N,) of each row of features (N, F) to its `k`-th neighbour, or to its last.
 
     >>> kth_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), k=1)
     tensor([0., 0., 1.])

@@ -101,9 +101,8 @@ def classifier_from_transformers(
     """The classifier of a folder that `ViTForImageClassification.save_pretrained` wrote, in evaluation mode.
 
     Its classes are named by the config's `id2label`; with `problem_type` "multi_label_classification" an image may have
-    several. `mean` and `std`, per channel, are by default those of its
-    preprocessor_config.json, else 0.5, as in transformers. LayerNorm's epsilon is as the config says; written by
-    `export_timm` it becomes timm's 1e-6.
+    several. `mean` and `std`, per channel, are by default those of its preprocessor_config.json, else 0.5, as in
+    transformers. LayerNorm's epsilon is as the config says; written by `export_timm` it becomes timm's 1e-6.
 
     >>> import tempfile
     >>> from tinymae.models.classifier import build_classifier
@@ -133,9 +132,10 @@ def classifier_from_transformers(
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
-    """Write an autoencoder or a classifier as a folder of transformers: config.json,
-    model.safetensors and preprocessor_config.json (mean, std, size), for `ViTMAEForPreTraining.from_pretrained` or
-    `ViTForImageClassification.from_pretrained`.
+    """Write an autoencoder or a classifier as a folder of transformers.
+
+    Its config.json, model.safetensors and preprocessor_config.json (mean, std, size) are for
+    `ViTMAEForPreTraining.from_pretrained` or `ViTForImageClassification.from_pretrained`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

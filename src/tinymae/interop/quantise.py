@@ -15,8 +15,7 @@ def quantise_onnx(path: str | Path, output: str | Path, batches: Iterable[dict[s
 
     Products of a layer with its input (MatMul, Gemm, Conv) become integer ones, with a scale for each output channel.
     What they take is scaled by its smallest and largest value in `batches`, inputs by name. Attention and norms stay
-    float.
-    Weights have 7 bits: without VNNI, processors add pairs of 8-bit products in 16 bits, which can overflow.
+    float. Weights have 7 bits: without VNNI, processors add pairs of 8-bit products in 16 bits, which can overflow.
 
     Raises InputError without onnxruntime.
     """

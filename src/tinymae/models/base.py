@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         raise InputError(f"a {type(self).__name__} is no ViT: it has no dense features")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
+        """Images uint8 or uint16 (B, C, H, W) -> float, by the data's mean and std; float images pass as they are.
 
         One image (C, H, W) is a batch of one. They come to the model's device. Raises InputError if the shape is not
         the model's.

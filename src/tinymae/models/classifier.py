@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return vit
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
+        """Images uint8 or uint16 (B, C, H, W) -> float, by the data's mean and std; float images pass as they are."""
         return self.encoder.normalise(images)
 
     def forward(self, images: Tensor) -> Tensor:

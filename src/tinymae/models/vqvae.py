@@ -78,9 +78,9 @@ class VectorQuantizer(nn.Module):
         by_use = self.counts.argsort(descending=True, stable=True)
         number = (dead.cumsum(dim=0) - 1).clamp(min=0)  # (K,): how many dead codes come before a dead one
         partner, jitter = by_use[number], jitter[number]
-        shares = torch.zeros_like(dead).scatter_(0, by_use, torch.arange(len(dead), device=dead.device) < dead.sum())
-        counts = torch.where(shares, self.counts / 2, self.counts)
-        sums = torch.where(shares[:, None], self.sums / 2, self.sums)
+        halved = torch.zeros_like(dead).scatter_(0, by_use, torch.arange(len(dead), device=dead.device) < dead.sum())
+        counts = torch.where(halved, self.counts / 2, self.counts)
+        sums = torch.where(halved[:, None], self.sums / 2, self.sums)
         self.counts.copy_(torch.where(dead, counts[partner], counts))
         started = sums[partner] + 0.01 * self.counts[partner, None] * self.codes.std() * jitter
         self.sums.copy_(torch.where(dead[:, None], started, sums))
