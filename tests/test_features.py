@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from test_mae import small_model, trained_looking
 
 from tinymae import Features, InputError, load_dataset
-from tinymae.models import base
+from tinymae.models import filling
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 
@@ -117,7 +117,7 @@ def test_other_families_and_classifiers_have_features_too(model):
 def test_a_hub_id_is_downloaded(model, monkeypatch, tmp_path):
     model.save_pretrained(tmp_path / "downloaded")
     asked = []
-    monkeypatch.setattr(base, "snapshot_download", lambda name, **_: asked.append(name) or tmp_path / "downloaded")
+    monkeypatch.setattr(filling, "snapshot_download", lambda name, **_: asked.append(name) or tmp_path / "downloaded")
     expected = Features(model).fit_transform(IMAGES)
     np.testing.assert_array_equal(Features("somebody/their-mae").fit_transform(IMAGES), expected)
     assert asked == ["somebody/their-mae"]

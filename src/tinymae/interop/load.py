@@ -8,9 +8,9 @@ import timm
 
 from ..errors import InputError
 from ..files import read_json, require_types
-from ..models.base import Autoencoder, find_weights, folder_of
+from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, wrap_vit
-from ..models.filling import build_from_file
+from ..models.filling import build_from_file, find_weights, folder_of
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import TIMM_POOLS, create_vit
 from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL

@@ -12,18 +12,14 @@ from typing import Any, get_type_hints
 
 import timm
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line, refusal
 from ..files import read_json, require_types, write_tensors
 from ..tensors import LEVELS, pair, to_unit
-from .filling import build_from_file
+from .filling import build_from_file, find_weights
 from .losses import LOSSES, SSIM_SIDE, parse_loss
-
-WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -366,35 +362,6 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
             reason = first_line(error)
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
-
-
-def folder_of(source: str | Path) -> Path:
-    """The folder, where `source` names the config.json or the model.safetensors of one; else `source` itself."""
-    path = Path(source)
-    inside = path.name in ("config.json", "model.safetensors") and path.with_name("config.json").is_file()
-    return path.parent if inside and path.is_file() else path
-
-
-def find_weights(source: str | Path, **download) -> Path:
-    """A folder with config.json and model.safetensors: a local one, that of either file, or a Hub id's, downloaded.
-
-    Raises InputError if it does not exist, here or on the Hub, or holds no weights.
-    """
-    folder = folder_of(source)
-    if folder.is_file():
-        raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
-    if not folder.is_dir():
-        try:
-            validate_repo_id(str(source))
-            folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
-        except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-            raise InputError(
-                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
-            ) from None
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
-    return folder
 
 
 def create_timm(name: str, what: str, **arguments) -> Any:

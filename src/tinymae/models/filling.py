@@ -1,22 +1,55 @@
-"""Models built and filled from weights that somebody else may have written: name by name, shape by shape."""
+"""Weights that somebody else may have written: found, and filled into a model name by name, shape by shape."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
 SAYS = "its config.json says"
+WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
 # What constructors do to tensors they have made. On the meta device it is Python, and slower than the real thing.
 INITIALISING = {
     getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "zero_", "fill_", "mul_", "add_", "clamp_")
 }
+
+
+def folder_of(source: str | Path) -> Path:
+    """The folder, where `source` names the config.json or the model.safetensors of one; else `source` itself."""
+    path = Path(source)
+    inside = path.name in ("config.json", "model.safetensors") and path.with_name("config.json").is_file()
+    return path.parent if inside and path.is_file() else path
+
+
+def find_weights(source: str | Path, **download) -> Path:
+    """A folder with config.json and model.safetensors: a local one, that of either file, or a Hub id's, downloaded.
+
+    Raises InputError if it does not exist, here or on the Hub, or holds no weights.
+    """
+    folder = folder_of(source)
+    if folder.is_file():
+        raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
+    if not folder.is_dir():
+        try:
+            validate_repo_id(str(source))
+            folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
+        except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+            raise InputError(
+                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
+            ) from None
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
+    return folder
 
 
 class Sketch(TorchFunctionMode):

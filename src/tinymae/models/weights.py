@@ -6,9 +6,10 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from ..files import read_json, read_tensors, write_json, write_tensors
-from .base import Autoencoder, find_weights
+from .base import Autoencoder
 from .classifier import Classifier
 from .conv import ConvAutoencoder, VariationalAutoencoder
+from .filling import find_weights
 from .mae import MaskedAutoencoder
 from .masked_conv import MaskedConvAutoencoder
 from .pca import PrincipalComponents
