@@ -12,14 +12,13 @@ The settings were fixed on `--split val`, at mask ratios 0.25, 0.5, 0.75 and 8 o
 """
 
 import argparse
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import timm
 import torch
 from sklearn.metrics import roc_auc_score
+from timing import describe_machine
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -164,13 +163,10 @@ def main(args: argparse.Namespace) -> dict:
     result = {
         "arguments": {key: value for key, value in vars(args).items() if key not in ("output_dir", "data_dir")},
         "pretraining": {"arguments": PRETRAIN, **pretraining},
-        "machine": {
-            "device": platform.processor() or "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
+        "machine": describe_machine("cpu"),
         "roc_auc": table,
         "localisation": localisation,
-    }  # fmt: skip
+    }
     write_json(folder / "anomaly.json", result)
     print(f"wrote {folder / 'anomaly.json'}\n      {picture}")
     return result

@@ -13,15 +13,14 @@ The thresholds were chosen with --seed 1; the results are those of --seed 0, whi
 
 import argparse
 import io
-import platform
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from timing import describe_machine
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -173,7 +172,7 @@ def main(args: argparse.Namespace) -> dict:
     result = {
         "arguments": {name: value for name, value in vars(args).items() if name not in ("output_dir", "data_dir")}
         | {"weights": Path(args.weights).name},
-        "machine": {"device": platform.processor() or "cpu", "torch": torch.__version__, "timm": timm.__version__},
+        "machine": describe_machine("cpu"),
         "duplicates": {"planted": duplicates},
         "labels": {"features": score_labels(features[: len(cifar)], labels, wrong),
                    "raw pixels": score_labels(pixels[: len(cifar)], labels, wrong)},

@@ -10,9 +10,6 @@ backward and update. Images/s is the median over `--rounds`, the spread its extr
 """
 
 import argparse
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +20,8 @@ import torch
 import transformers
 from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+from timing import describe_machine, rates_in_turns
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
@@ -131,22 +128,7 @@ def main(args: argparse.Namespace) -> dict:
         "tinymae, fp32": create_step(args, our_mae, bf16=False),
         "tinymae, bf16": create_step(args, our_mae, bf16=True),
     }
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in tqdm(range(args.rounds + 1), desc="rounds", leave=False):
-        for name, step in steps.items():
-            step()  # not timed: caches and freed memory are still the last one's
-            wait()
-            began = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            wait()
-            if round_:  # the first one warms up
-                rates[name].append(args.steps * args.batch_size / (time.perf_counter() - began))
-    rows = {
-        name: {"images_per_second": statistics.median(found), "lowest": min(found), "highest": max(found)}
-        for name, found in rates.items()
-    }
+    rows = rates_in_turns(steps, args.device, rounds=args.rounds, repeats=args.steps, images=args.batch_size)
     best = rows["tinymae, bf16"]["images_per_second"]
     print(f"\n{'':32}{'images/s':>10}{'spread':>14}{'tinymae bf16 is':>18}")
     for name, row in rows.items():
@@ -155,12 +137,9 @@ def main(args: argparse.Namespace) -> dict:
         print(f"{name:32}{row['images_per_second']:>10.0f}{spread:>14}{times:>18}")
     result = {
         "arguments": {key: value for key, value in vars(args).items() if key != "output"},
-        "machine": {
-            "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": timm.__version__,
-        },
+        "machine": describe_machine(args.device),
         "rows": rows,
-    }  # fmt: skip
+    }
     write_json(args.output, result)
     print(f"wrote {args.output}")
     return result

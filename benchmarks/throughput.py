@@ -11,20 +11,16 @@ rounds: images/s is the median over rounds, the spread its extremes.
 """
 
 import argparse
-import platform
 import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
-from timing import product_seconds, synchronise
-from torch import Tensor, nn
-from tqdm import tqdm
+from timing import describe_machine, product_seconds, rates_in_turns
+from torch import nn
 
 from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
@@ -84,8 +80,8 @@ def variants(args: argparse.Namespace) -> dict[str, dict]:
     return table
 
 
-def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], None], nn.Module, Tensor]:
-    """One full training step on random images: forward, backward, AdamW."""
+def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], None], nn.Module]:
+    """One full training step on random images, forward, backward, AdamW; and its model."""
     torch.manual_seed(0)
     device = torch.device(args.device)
     model = MaskedAutoencoder(
@@ -110,7 +106,7 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, model, images
+    return step, model
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
@@ -128,7 +124,7 @@ def peak_memory(args: argparse.Namespace, name: str) -> int:
 def main(args: argparse.Namespace) -> dict:
     table = variants(args)
     if args.only:
-        step, *_ = create_step(args, table[args.only])
+        step, _ = create_step(args, table[args.only])
         for _ in range(2):
             step()
         # Not getrusage: its maximum is inherited from the process that started this one.
@@ -136,49 +132,28 @@ def main(args: argparse.Namespace) -> dict:
         print(int(resident.group(1)) * 1024 if args.device == "cpu" else torch.cuda.max_memory_allocated())
         return {}
 
-    steps, flops = {}, {}
-    for name, settings in tqdm(table.items(), desc="peak memory, warm-up", leave=False):
-        step, *_ = create_step(args, settings)
-        flops[name] = reconstruction_flops(create_step(args, settings | {"compile": False})[1])
-        steps[name] = step
-        for _ in range(2):
-            step()
-        synchronise(args.device)
-    rates: dict[str, list[float]] = {name: [] for name in table}
-    for _ in tqdm(range(args.rounds), desc="rounds", leave=False):
-        for name, step in steps.items():
-            step()  # not timed: caches and freed memory are still the last variant's
-            synchronise(args.device)
-            began = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            synchronise(args.device)
-            rates[name].append(args.steps * args.batch_size / (time.perf_counter() - began))
+    steps = {name: create_step(args, settings)[0] for name, settings in table.items()}
+    rates = rates_in_turns(steps, args.device, rounds=args.rounds, repeats=args.steps, images=args.batch_size)
     ceilings = {
         "fp32": matmul_rate(args.device, torch.float32),
         "bf16": matmul_rate(args.device, torch.bfloat16),
     }
 
-    rows, first = [], statistics.median(rates["float32"])
+    rows, first = [], rates["float32"]["images_per_second"]
     for name, settings in table.items():
-        median = statistics.median(rates[name])
+        rate = rates[name]["images_per_second"]
+        flops = reconstruction_flops(create_step(args, settings | {"compile": False})[1])
         rows.append(
             {
-                "variant": name, "images_per_second": median, "lowest": min(rates[name]), "highest": max(rates[name]),
-                "ratio": median / first, "peak_memory_bytes": peak_memory(args, name),
-                "flops_per_image": flops[name],
-                "flop_utilisation": median * flops[name] / ceilings[settings["precision"]],
+                "variant": name, **rates[name], "ratio": rate / first, "peak_memory_bytes": peak_memory(args, name),
+                "flops_per_image": flops, "flop_utilisation": rate * flops / ceilings[settings["precision"]],
             }
         )  # fmt: skip
     result = {
         "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output")},
-        "machine": {
-            "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": timm.__version__,
-            "matmul_flops_per_second": ceilings,
-        },
+        "machine": describe_machine(args.device) | {"matmul_flops_per_second": ceilings},
         "rows": rows,
-    }  # fmt: skip
+    }
     write_json(args.output, result)
     heads = (("images/s", 10), ("spread", 16), ("ratio", 8), ("peak MB", 9), ("MFLOP/img", 11), ("of matmul", 11))
     print(f"\n{'each line adds':24}" + "".join(f"{head:>{width}}" for head, width in heads))

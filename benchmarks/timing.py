@@ -1,8 +1,20 @@
-"""What the benchmarks share: a device's clock, and the rate that its matrix products reach."""
+"""What the benchmarks share: a device's clock, its name, and the rates that steps and matrix products reach."""
 
+import platform
+import statistics
 import time
+from collections.abc import Callable
 
+import timm
 import torch
+from tqdm import tqdm
+
+
+def describe_machine(device: torch.device | str) -> dict:
+    """What figures were measured on, and with."""
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.processor() or "cpu"
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    return {"device": name, "threads": torch.get_num_threads(), **versions}
 
 
 def synchronise(device: torch.device | str) -> None:
@@ -22,3 +34,26 @@ def product_seconds(device: torch.device | str, dtype: torch.dtype, size: int, t
         synchronise(device)
         seconds.append(time.perf_counter() - began)
     return seconds
+
+
+def rates_in_turns(
+    steps: dict[str, Callable[[], None]], device: torch.device | str, *, rounds: int, repeats: int, images: int
+) -> dict[str, dict[str, float]]:
+    """Images/s of each step, which takes so many `images`: the median of some rounds, and its extremes.
+
+    In a round each has its turn, with `repeats` steps that are timed together. The first round warms up.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(rounds + 1), desc="rounds", leave=False):
+        for name, step in steps.items():
+            step()  # not timed: caches and freed memory are still the last one's
+            synchronise(device)
+            began = time.perf_counter()
+            for _ in range(repeats):
+                step()
+            synchronise(device)
+            rates[name].append(repeats * images / (time.perf_counter() - began))
+    return {
+        name: {"images_per_second": statistics.median(found), "lowest": min(found), "highest": max(found)}
+        for name, (_, *found) in rates.items()
+    }
