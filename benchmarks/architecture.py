@@ -17,10 +17,10 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from steps import pretraining_steps
 from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
-from tinymae.commands import phases
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
@@ -31,7 +31,6 @@ from tinymae.files import read_json, write_json
 from tinymae.models import mae
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import create_vit
-from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 
 # What a variant has that the plain one has not: sizes, or arguments of timm's VisionTransformer.
 ARGUMENTS: dict[str, dict] = {
@@ -103,20 +102,9 @@ def learn(args: argparse.Namespace, model: MaskedAutoencoder, train: Dataset, st
         contrast_epochs=0, epochs=10**4, batch_size=args.batch_size, base_lr=args.base_lr, seed=args.seed
     )
     accelerator = asked.create_accelerator()
-    asked = asked.resolve()
-    (part,) = phases.plan_parts(asked, accelerator, model, train)
-    groups = parameter_groups(part.learner, weight_decay=asked.weight_decay)
-    optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
-    learner, optimizer = accelerator.prepare(part.learner, optimizer)
-    schedule = Schedule(peak=part.stretch.schedule.peak, last_step=steps, warmup=0.05)
     for _ in tqdm(
-        train_steps(
-            learner, optimizer, partial(phases.draw_inputs, asked, part.phase, model), learner,
-            part.batches(start_step=0), accelerator=accelerator, schedule=schedule, clock=None,
-            batch_size=args.batch_size, seed=args.seed,
-        ),
-        desc=name, total=steps,
-    ):  # fmt: skip
+        pretraining_steps(asked.resolve(), accelerator, model, train, last_step=steps), desc=name, total=steps
+    ):
         pass
 
 

@@ -24,17 +24,17 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from steps import pretraining_steps
 from timing import product_seconds, synchronise
 from torch import Tensor, nn
 
 import tinymae
-from tinymae.commands import finetune, phases, pretrain
+from tinymae.commands import finetune, pretrain
 from tinymae.data.load import load_dataset
 from tinymae.errors import first_line
 from tinymae.evaluation.metrics import map_dataset
@@ -58,7 +58,9 @@ LAUNCHES: dict[str, dict] = {
 }  # fmt: skip
 STOP_AT = 5  # steps: a CUDA graph has been recorded then
 SECTIONS = ("agreement", "waits", "launches", "resume", "speed", "use")
-OWN = {"conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"}}
+OWN: dict[str, dict] = {
+    "conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"},
+}  # fmt: skip
 
 
 class TimeIsUp(Exception):
@@ -138,14 +140,12 @@ def gradients(model: nn.Module) -> Tensor:
 
 def count_waits(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """What CUDA's debug mode says of some steps, after the first ones."""
-    for name in ("mae", "contrast", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv"):
-        own = {"mae": sizes["model"], "contrast": sizes["model"]}.get(name, OWN.get(name, {}))
-        contrast = {
-            "mae": {"contrast_epochs": 0},
-            "contrast": {"contrast_epochs": 1, "contrast_batch_size": 32, "optimizer": "adamw"},
-        }
-        family = "mae" if name == "contrast" else name
-        states = pretraining(device, **data, model=family, epochs=1, batch_size=32, **own, **contrast.get(name, {}))
+    contrast = {"contrast_epochs": 1, "contrast_batch_size": 32, "optimizer": "adamw"}
+    runs = {"mae": sizes["model"] | {"contrast_epochs": 0}, "contrast": sizes["model"] | contrast}
+    for name in ("conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv"):
+        runs[name] = {"model": name, **OWN.get(name, {})}
+    for name, own in runs.items():
+        states = pretraining(device, **data, epochs=1, batch_size=32, **own)
         report.add("waits", name, **waits_of(states, device))
     everything = {"mixup": 0.5, "cutmix": 0.5, "trivial_augment": True, "random_erasing": 0.5}
     report.add("waits", "finetune", **waits_of(finetuning(device, sizes, data, batch_size=32, **everything), device))
@@ -226,17 +226,7 @@ def pretraining(device: torch.device, **settings) -> Iterator:
     with contextlib.redirect_stdout(io.StringIO()):
         train_set = asked.load("train", image_size=None, channels=3)[0]
     model = pretrain.create_model(asked, train_set, None)
-    part = phases.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
-    groups = parameter_groups(part.learner, weight_decay=0.05)
-    optimizer = create_optimizer(asked.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
-    learner, optimizer = accelerator.prepare(part.learner, optimizer)
-    draw_inputs = partial(phases.draw_inputs, asked, part.phase, model)
-    schedule = replace(part.stretch.schedule, first_step=0, last_step=10**6)
-    states = train_steps(
-        learner, optimizer, draw_inputs, learner, part.batches(start_step=0), accelerator=accelerator,
-        schedule=schedule, clock=None, batch_size=part.phase.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
-    )  # fmt: skip
-    for state in states:
+    for state in pretraining_steps(asked, accelerator, model, train_set.to(device), last_step=10**6):
         model.after_step(accelerator, torch.Generator().manual_seed(state.step))
         yield state
 
