@@ -223,7 +223,7 @@ def pretraining(device: torch.device, **settings) -> Iterator:
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
     with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load("train", image_size=None, channels=3)[0]
+        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     model = pretrain.create_model(asked, train_set, None)
     part = phases.plan_parts(asked, accelerator, model, train_set.to(device))[-1]
     groups = parameter_groups(part.learner, weight_decay=0.05)
@@ -247,7 +247,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     accelerator = asked.create_accelerator()
     asked = asked.resolve()
     with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load("train", image_size=None, channels=3)[0]
+        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     asked = asked.settle_for(train_set)
     model = finetune.create_model(asked, train_set, None)
     _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)

@@ -60,11 +60,11 @@ def test_columns_of_one_of_two_data_are_left_out_for_the_other(tmp_path):
     picture(tmp_path / "photos" / "1.png")
     table = write_table(tmp_path, [{"path": f"{n}.png", "kind": "a"} for n in range(4)])
     settings = UnlabelledSettings(data=table, label_column="kind", unlabelled_data=tmp_path / "photos")
-    (train,) = settings.load("all", image_size=8, channels=3)
+    train = settings.load_splits(["all"], image_size=8, channels=3)["all"]
     more = settings.load_unlabelled(train)
     assert train.classes == ["a"] and more.names == ["1.png"]
     with pytest.raises(InputError, match="has no columns"):
-        RunSettings(data=tmp_path / "photos", label_column="kind").load("all", image_size=8, channels=3)
+        RunSettings(data=tmp_path / "photos", label_column="kind").load_splits(["all"], image_size=8, channels=3)
 
 
 def test_splits_of_an_arrow_table_may_stand_in_a_column(tmp_path, hub):  # noqa: F811

@@ -20,7 +20,6 @@ from ..training.device import choose_attention
 from .evaluate import require_same_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, require_fit
 from .fields import Result, keywords_of, setting, with_default
-from .settings import RunSettings
 
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
@@ -81,10 +80,8 @@ predict = keywords_of(run, PredictSettings)
 
 def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
     """The labelled validation images that set the temperature, read as the others are."""
-    assert settings.calibrate is not None
-    reading = settings.reading_for(settings.calibrate, beside=settings.data)
-    source = RunSettings(data=settings.calibrate, **reading)
-    (dataset,) = source.load("val", image_size=model.image_size, channels=model.in_channels, labelled=True)
+    size, channels = model.image_size, model.in_channels
+    dataset = settings.load_further("val", image_size=size, channels=channels, labelled=True)
     require_fit(model, dataset)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
     return JoinedSplits({"val": with_label(dataset).to(accelerator.device)})

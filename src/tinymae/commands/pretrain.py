@@ -122,17 +122,18 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     start = None if settings.weights is None else load_mae(settings.weights, **settings.of_official_file)
     settings = settings.resolve(start)
     channels = settings.in_channels or 3
-    splits = settings.load("train", "val", image_size=settings.image_size, channels=channels)
-    if start and splits[0].image_shape[0] != channels:
+    splits = settings.load_splits(["train", "val"], image_size=settings.image_size, channels=channels)
+    found = splits["train"].image_shape[0]
+    if start and found != channels:
         raise InputError(
-            f"data set {settings.data_name} has {splits[0].image_shape[0]} channels, not {channels}: "
-            f"give --in-channels {splits[0].image_shape[0]}, which adapts the weights"
+            f"data set {settings.data_name} has {found} channels, not {channels}: give --in-channels {found}, which "
+            "adapts the weights"
         )
-    model = create_model(settings, splits[0], start)
-    train_set, val_set = (split.to(accelerator.device) for split in splits)
+    model = create_model(settings, splits["train"], start)
+    train_set, val_set = (split.to(accelerator.device) for split in splits.values())
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
-    with settings.open_run(accelerator, splits=dict(zip(("train", "val"), splits, strict=True)), weights=start) as run:
+    with settings.open_run(accelerator, splits=splits, weights=start) as run:
         known = pick(with_label(train_set), settings.probe_images)
         look = partial(look_at, settings, model, run, known, val_set)
         if isinstance(model, PrincipalComponents):

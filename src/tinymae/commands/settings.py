@@ -54,11 +54,6 @@ class DataSettings(Settings):
         own = (f.name for f in fields(DataSettings) if f.name != "output_dir")
         return {name: getattr(self, name) for name in own}
 
-    def reading_for(self, data: Any, *, beside: Any) -> dict[str, Any]:
-        """`reading` for one of two data: columns are those of the other if that alone is a table."""
-        of_other = has_columns(beside) and not has_columns(data)
-        return self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(DataSettings):
@@ -106,16 +101,19 @@ class RunSettings(DataSettings):
             return ", ".join([Path(each).name for each in self.data[:3]] + ["..."] * (len(self.data) > 3))
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def load(self, *splits: str, image_size: Size | None, channels: int, **options: bool) -> list[Dataset]:
-        """Splits of the data, which may have to be `labelled`, maybe with `several` labels. What was found is printed,
-        once.
-        """
-        return [*self.load_splits(splits, image_size=image_size, channels=channels, **options).values()]
-
     def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
-        """The same by name; see `data.datasets.load_splits` for the options."""
-        reading = self.reading_for(self.data, beside=self.further_data)
-        loaded = load_splits(self.data, splits, labels=self.labels, **options, **reading)
+        """Splits of the data by name; see `data.load.load_splits` for the options. What was found is printed, once."""
+        return self.read(self.data, splits, beside=self.further_data, labels=self.labels, **options)
+
+    def load_further(self, split: str, **options: Any) -> Dataset:
+        """A split of the `further_data`, likewise."""
+        return self.read(self.further_data, [split], beside=self.data, **options)[split]
+
+    def read(self, data: Any, splits: Sequence[str], *, beside: Any, **options: Any) -> dict[str, Dataset]:
+        """Splits of one of two data; where the other alone is a table, the columns are its."""
+        of_other = has_columns(beside) and not has_columns(data)
+        reading = self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
+        loaded = load_splits(data, splits, **options, **reading)
         if PartialState().is_main_process and loaded:
             print(*next(iter(loaded.values())).description, sep="\n", flush=True)
         return loaded

@@ -4,7 +4,7 @@ The objective is in `models.pseudo_labels`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from accelerate import Accelerator
 
@@ -68,8 +68,7 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         if self.unlabelled_data is None:  # without all labels, it is not known how many the teacher finds
             return train_set if with_label(train_set) is train_set else train_set.without_labels()
         channels, height, width = train_set.image_shape
-        source = replace(self, data=self.unlabelled_data, unlabelled_data=self.data, labels=None)
-        (dataset,) = source.load("all", image_size=(height, width), channels=channels)
+        dataset = self.load_further("all", image_size=(height, width), channels=channels)
         require_channels(dataset, channels)
         return dataset.without_labels()  # of a folder of its own: they may number other classes
 
