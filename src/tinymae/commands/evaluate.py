@@ -22,6 +22,7 @@ from ..evaluation.metrics import (
     accuracy,
     describe_absent,
     describe_accuracy,
+    describe_precision,
     reconstruction_metrics,
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
@@ -34,9 +35,9 @@ from ..models.masking import count_hidden, random_mask
 from ..randomness import seeded
 from ..training.device import choose_attention
 from ..training.run import Run
+from .by_class import report_several
 from .features import Split, WeightsSettings, map_together, require_fit, whole_batches
 from .fields import Result, keywords_of, setting, with_default
-from .several import report_several
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
@@ -174,7 +175,7 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     assert dataset.labels is not None
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
-    run.print(f"mean average precision {found['mean_ap']:.2f} % of {len(dataset)} {settings.split} images")
+    run.print(describe_precision(found["mean_ap"], len(dataset), str(settings.split)))
     if absent := describe_absent(dataset.labels, len(model.classes), str(settings.split)):
         run.print(absent)
     results = found | {"images": len(dataset)}

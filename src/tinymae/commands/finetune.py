@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import confusion_matrix
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
@@ -21,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy, describe_absent, describe_accuracy
+from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
@@ -35,13 +33,13 @@ from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
+from .by_class import report_classes
 from .families import complete
 from .features import map_together, require_fit
 from .fields import Result, keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
 from .settings import EncoderSettings
-from .several import report_several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         with deterministic_algorithms(settings.deterministic):
             judged, results = train(settings, model, run, chosen)
         last = "val" if settings.no_test else "test"
-        results |= score(settings, judged, run, chosen[last], split=last)
+        scores, shown = score(settings, judged, run, chosen[last], split=last)
+        results |= scores
         results |= {"num_labels": len(chosen["train"]), "num_val_labels": len(chosen["val"])}
         open_ones = {name: value for name, value in settings.record().items() if getattr(asked, name) is None}
         results = {name: value for name, value in open_ones.items() if value is not None} | results
@@ -155,9 +154,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
             }  # fmt: skip
             title = f"{settings.start} on {settings.data_name}"
             figures.training_curves(run.progress.metrics, panels, run.folder / "curves.png", title)
-        table = "per_class.csv" if judged.several else "confusion_matrix.png"
-        files = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", table]
-        run.finish(results, [run.folder / name for name in files])
+        names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", shown.name]
+        run.finish(results, [run.folder / name for name in names])
     return Result(judged.eval(), results, run.folder)
 
 
@@ -254,25 +252,22 @@ def train(
     return judged, found | length | {"base_lr": peak * 256 / batch_size}
 
 
-def score(settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str) -> dict:
-    """Accuracy and confusion matrix on the split that judges; of several labels an image, scores by class."""
+def score(
+    settings: FinetuneSettings, judged: Classifier, run: Run, dataset: Dataset, *, split: str
+) -> tuple[dict, Path]:
+    """The accuracy on the split that judges or, of several labels an image, the mean average precision; what is said of
+    each class, and the file that shows it.
+    """
     logits = predict(settings, judged, dataset, run)
     assert dataset.labels is not None
-    count = {f"num_{split}_labels": len(dataset)}
     if absent := describe_absent(dataset.labels, len(judged.classes), split):
         run.print(absent)
-    if judged.several:
-        found, _ = report_several(run, logits, dataset.labels.cpu(), judged.classes)
-        run.print(f"mean average precision {found['mean_ap']:.2f} % on the {len(dataset):,} {split} images")
-        return {f"{name}_{split}": value for name, value in found.items()} | count
-    predictions = logits.argmax(dim=1)
-    result = accuracy(predictions, dataset.labels)
-    matrix: np.ndarray = confusion_matrix(dataset.labels.cpu(), predictions, labels=range(len(judged.classes)))
-    if run.is_main:
-        title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
-        figures.confusion_matrix(matrix, judged.classes, run.folder / "confusion_matrix.png", title)
-    run.print(describe_accuracy(result, len(dataset), split))
-    return {f"accuracy_{split}": result, "confusion_matrix": matrix.tolist()} | count
+    result = label_score(logits, dataset.labels.cpu())
+    title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
+    by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
+    run.print((describe_precision if judged.several else describe_accuracy)(result, len(dataset), split))
+    scores = {} if judged.several else {f"accuracy_{split}": result}  # the mean is there among those by class
+    return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 
 
 def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None:

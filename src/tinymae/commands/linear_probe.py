@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
-from ..evaluation import figures
-from ..evaluation.metrics import describe_absent, describe_accuracy
+from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
 from ..files import digest, write_tensors
@@ -27,11 +25,11 @@ from ..models.weights import save_classifier
 from ..tensors import to_unit
 from ..training.device import choose_attention
 from ..training.run import Run
+from .by_class import report_classes
 from .features import WeightsSettings, require_fit, require_unchanged, split_features, untrained_twin
 from .fields import Result, keywords_of, setting, with_default
 from .segmentation import probe_segmentation
 from .settings import LabelSettings
-from .several import report_several
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
@@ -135,13 +133,10 @@ def probe(
         untrained = untrained_twin(model, run.accelerator, seed=settings.seed)
         encoded = extract(feature_function(untrained, pool=settings.pool))
         controls["untrained"] = score(settings, encoded, splits, run)[0]
-    judged = list(splits)[-1]
+    judged, several = list(splits)[-1], has_several(splits["train"])
     for name, row in {"pretrained": scores, **controls}.items():
         neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
-        if has_several(splits["train"]):
-            what = f"{found:.2f} % mean average precision on the {count:,} {judged} images"
-        else:
-            what = describe_accuracy(found, count, judged)
+        what = (describe_precision if several else describe_accuracy)(found, count, judged)
         run.print(
             f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
             f"{row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g}"
@@ -193,24 +188,16 @@ def finish(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], results: dict,
     head: nn.Module, logits: Tensor,
 ) -> Result[Classifier | nn.Module]:  # fmt: skip
-    """Write the head, and the confusion matrix or, of several labels an image, the table by class."""
+    """Write the head, and what is said of each class."""
     judged, classes = list(splits)[-1], splits["train"].classes
     labels = splits[judged].labels
     assert labels is not None
-    results |= {"classes": classes}
-    several = has_several(splits["train"])
-    if several:
-        found, table = report_several(run, logits, labels, classes)
-        results |= {f"{name}_{judged}": value for name, value in found.items()}
-        names = [table.name]
-    else:
-        matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
-        results |= {"confusion_matrix": matrix.tolist()}
-        names = ["confusion_matrix.png"]
-        if run.is_main:
-            title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
-            figures.confusion_matrix(matrix, classes, run.folder / names[0], title)
+    title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+    by_class, shown = report_classes(run, logits, labels, classes, split=judged, title=title)
+    results |= {"classes": classes} | by_class
+    names = [shown.name]
     if settings.head == "linear":
+        several = has_several(splits["train"])
         classifier = build_classifier(model, classes=classes, several=several, pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)

@@ -74,6 +74,16 @@ def describe_accuracy(percent: float, count: int, split: str) -> str:
     return f"{percent:.{digits}f} % of the {count:,} {kind}images (95 % interval {low} to {high})"
 
 
+def describe_precision(percent: float, count: int, split: str) -> str:
+    """A mean average precision as it is printed.
+
+    >>> describe_precision(81.234, 1900, "test")
+    '81.23 % mean average precision on the 1,900 test images'
+    """
+    kind = "" if split == "all" else f"{split} "
+    return f"{percent:.2f} % mean average precision on the {count:,} {kind}images"
+
+
 def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
     """How many classes none of the images has, of labels (N,) or (N, classes); None if each class has one.
 
