@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -102,6 +103,27 @@ def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
 
     assert wait(in_child(work)) == 7
     assert path.read_text() == "old"
+
+
+WRITE_NAMES = """
+import sys
+from pathlib import Path
+from tinymae.training.inputs import changed_names, write_names
+
+class Names(list):
+    of_files, names = True, property(list)
+
+write_names(Path(sys.argv[1]), {"train": Names(["\\u00e9.png"])})
+print(ascii(changed_names(Path(sys.argv[1]), "train", Names(["\\u00e8.png"]))))
+"""
+
+
+def test_names_are_written_and_read_as_utf_8_whatever_the_locale(tmp_path):
+    ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", WRITE_NAMES, str(tmp_path)]
+    shown = subprocess.run(command, env=ascii_alone, capture_output=True, text=True, check=True).stdout
+    assert (tmp_path / "inputs" / "train.txt").read_bytes() == "é.png\n".encode()
+    assert r"1 of train came: \xe8.png, 1 of train went: \xe9.png" in shown
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path):

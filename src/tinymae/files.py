@@ -81,7 +81,7 @@ def file_digest(path: str | Path) -> str:
 
 def write_json(path: str | Path, content: dict) -> None:
     """Write `content` as indented JSON, atomically."""
-    write_atomically(path, lambda beside: beside.write_text(json.dumps(content, indent=2) + "\n"))
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: str | Path) -> dict:

@@ -22,7 +22,7 @@ from ..data.datasets import Dataset, with_label
 from ..evaluation.figures import Channels, display_limits, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
-from ..files import read_json, read_metrics, write_atomically
+from ..files import read_json, read_metrics, write_bytes
 from ..interop.load import load_autoencoder
 from ..tensors import to_unit
 from ..training.cards import with_settled
@@ -55,7 +55,7 @@ def write_report(
         lstrip_blocks=True,
     )  # fmt: skip
     page = templates.get_template("report_template.html").render(sections=sections, left_out=tell_diverged(diverged))
-    write_atomically(path, lambda beside: beside.write_text(page, encoding="utf-8"))
+    write_bytes(path, page.encode())
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..files import read_json, write_atomically
+from ..files import read_json, write_bytes
 
 SCORES = {
     "accuracy_test": "accuracy, test", "accuracy_val": "accuracy, validation", "probe_test": "linear probe, test",
@@ -56,8 +56,7 @@ def write_card(
         *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in PICTURES if (folder / name).exists()),
         f"sha256 of model.safetensors: `{checksum}`",
     ]
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    write_atomically(folder / "README.md", lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_bytes(folder / "README.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
     return folder / "README.md"
 
 

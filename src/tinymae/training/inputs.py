@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.splits import SPLITS
 from ..errors import InputError
-from ..files import read_json, read_metrics, write_atomically
+from ..files import read_json, read_metrics, write_bytes
 
 MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came or went
 MOST_SHOWN = 3  # differences in a message
@@ -96,16 +96,14 @@ def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:
         (folder / "inputs").rmdir()
     for split, dataset in datasets.items():
         if dataset.of_files and len(dataset) <= MOST_NAMES:
-            text = "".join(f"{name}\n" for name in dataset.names)
-            (folder / "inputs").mkdir(exist_ok=True)
-            write_atomically(names_file(folder, split), lambda beside, text=text: beside.write_text(text))  # type: ignore
+            write_bytes(names_file(folder, split), "".join(f"{name}\n" for name in dataset.names).encode())
 
 
 def changed_names(folder: Path, split: str, dataset: Any) -> str:
     """Which files of a split came and went since the run was started, in words."""
     if not names_file(folder, split).exists():
         return ""
-    was, now = set(names_file(folder, split).read_text().splitlines()), set(dataset.names)
+    was, now = set(names_file(folder, split).read_text("utf-8").splitlines()), set(dataset.names)
     parts = [("came", now - was), ("went", was - now)]
     return ", ".join(f"{len(names):,} of {split} {what}: {some_of(names)}" for what, names in parts if names)
 

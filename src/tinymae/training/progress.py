@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..files import read_metrics, write_atomically
+from ..files import read_metrics, write_bytes
 from .loop import Schedule, TrainStep
 from .trackers import log_picture
 
@@ -63,8 +63,7 @@ class Progress:
             kept = [row for row in self.metrics if row["step"] <= step]
             self.known = [row.keys() for row in kept if row["step"] == step]
             self.known_step = step
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(path, lambda beside: beside.write_text(text))
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def start(self, stretch: Stretch, step: int) -> None:
         """Begin, or go on with, a stretch at `step`."""

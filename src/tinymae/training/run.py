@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import PAUSED, Diverged, InputError, Stopped, first_line, ran_out_of_memory, refusal
-from ..files import is_about, lock_folder, read_json, unwritable, write_atomically, write_json
+from ..files import is_about, lock_folder, read_json, unwritable, write_bytes, write_json
 from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
@@ -162,7 +162,7 @@ class Run:
         skipped = sorted({*(gather_object(met) if self.accelerator.num_processes > 1 else met)})
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
-            write_atomically(path, lambda beside: beside.write_text("\n".join(skipped) + "\n"))
+            write_bytes(path, ("\n".join(skipped) + "\n").encode())
             self.print(f"left out {len(skipped)} unreadable images, listed in {path}")
 
     # ---- going on
