@@ -23,7 +23,7 @@ def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_p
     """A launcher that sends SIGTERM kills 30 s later, however slow the steps are."""
     now, agreed = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(runs, "agree", lambda _, value: agreed.append(now[0]) or value)
+    monkeypatch.setattr(runs, "agree", lambda value: agreed.append(now[0]) or value)
     run = run_in(tmp_path)
     run.next_agreement, run.last_agreement = 1, (0, 0.0)
     for step in range(1, 1001):
@@ -40,11 +40,11 @@ def test_all_processes_go_on_from_what_the_main_one_has(main_has, tmp_path, monk
     own = run_in(tmp_path)
     own.checkpoints.save({"model": torch.nn.Linear(2, 2).state_dict(), "step": 9, "minutes": 1.0}, step=9)
     told = []
-    monkeypatch.setattr(runs, "agree", lambda _, value: told.append(value) or main_has)
+    monkeypatch.setattr(runs, "agree", lambda value: told.append(value) or main_has)
     other = run_in(tmp_path)
     other.is_main = False
     assert other.load_checkpoint() == main_has and told == [None]
-    monkeypatch.setattr(runs, "agree", lambda _, value: value)
+    monkeypatch.setattr(runs, "agree", lambda value: value)
     assert own.load_checkpoint()["step"] == 9
 
 

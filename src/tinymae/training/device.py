@@ -103,7 +103,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             value = action()
         except Exception as error:
             failure = error
-    value, problem = agree(accelerator, (value, None if failure is None else first_line(failure)))
+    value, problem = agree((value, None if failure is None else first_line(failure)))
     if failure is not None:
         raise failure
     if problem is not None:
@@ -111,10 +111,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return cast(T, value)
 
 
-def agree(accelerator: Accelerator, value):
+def agree(value):
     """The main process's value, on every process."""
-    if accelerator.num_processes == 1:
-        return value
     return broadcast_object_list([value])[0]
 
 

@@ -128,8 +128,8 @@ class Progress:
         """Time spent on something else does not count in images per second."""
         self.last_report += seconds
 
-    def close(self, *, complete: bool) -> None:
-        """Close the bar and the trackers."""
+    def close(self, *, complete: bool = False) -> None:
+        """Close the bar, which is full if the run is `complete`, and the trackers."""
         if self.bar is not None:
             if complete:
                 self.bar.n = 1.0

@@ -41,6 +41,7 @@ class Run:
         accelerator: of the run.
         arguments: what decides what the run computes, as JSON; the folder refuses others later.
         inputs: fingerprints of the data, and the digest of the weights it starts from; likewise.
+        datasets: the splits: the names of their files are kept, and those of images that cannot be read.
         overwrite: move what is in the folder aside first.
         log_every: steps between lines of metrics.jsonl.
         log_with: trackers.
@@ -74,12 +75,11 @@ class Run:
         self.unlogged: tuple[TrainStep, dict[str, float]] | None = None  # that, where it has no line of metrics
         self.saved: int | None = None  # the last step of a checkpoint
         self.batch: tuple[str, int] | None = None  # the setting that its batch size is of, and that
-        self.trackers_started = self.complete = False
 
     def __enter__(self) -> "Run":
         on_main(self.accelerator, self.claim)
         keep_freed_memory()
-        self.tell_finished()
+        self.print_finished()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -103,8 +103,8 @@ class Run:
                 rest.callback(self.lock.release)
             rest.callback(keep_freed_memory, False)
             rest.callback(self.accelerator.free_memory)
-            rest.callback(self.progress.close, complete=self.complete)
-            rest.callback(self.signals.__exit__)
+            rest.callback(self.progress.close)
+            rest.callback(self.signals.let_go)
             self.parts = {}
             self.numbers.sent.clear()
 
@@ -127,7 +127,7 @@ class Run:
                 raise unwritable(self.folder, error, resumes=True) from error
             raise
 
-    def tell_finished(self) -> None:
+    def print_finished(self) -> None:
         """Say that there is nothing left to do, and what came of it."""
         if not self.is_main or not (self.folder / "results.json").exists():
             return
@@ -159,7 +159,7 @@ class Run:
     def list_skipped(self) -> None:
         """Write the images that could not be read to skipped.txt, and say so."""
         met = [name for dataset in self.datasets.values() for name in dataset.skipped]
-        skipped = sorted({*(gather_object(met) if self.accelerator.num_processes > 1 else met)})
+        skipped = sorted({*gather_object(met)})
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
             write_bytes(path, ("\n".join(skipped) + "\n").encode())
@@ -169,7 +169,7 @@ class Run:
 
     def load_checkpoint(self) -> dict | None:
         """The last good state of this run, the main process's on all of them, or None."""
-        saved = agree(self.accelerator, self.checkpoints.load() if self.is_main else None)
+        saved = agree(self.checkpoints.load() if self.is_main else None)
         self.progress.forget_after(-1 if saved is None else saved["step"])
         self.clock = Stopwatch(0.0 if saved is None else saved["minutes"])
         self.last_saved = time.monotonic()
@@ -218,12 +218,11 @@ class Run:
         """
         self.batch = batch
         if batch is not None:
-            self.signals.__enter__()
-        if not self.trackers_started:
+            self.signals.catch()
+        if self.progress.bar is None:  # the first stretch
             begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
             metrics = self.progress.metrics
             on_main(self.accelerator, lambda: begin(step=step, arguments=self.arguments, metrics=metrics))
-            self.trackers_started = True
         self.progress.start(stretch, step)
         self.next_agreement, self.last_agreement = step + 1, (step, time.monotonic())
 
@@ -258,7 +257,7 @@ class Run:
             return None, False
         before, then = self.last_agreement
         seconds = (time.monotonic() - then) / (step - before)
-        stop, due, wait = agree(self.accelerator, (stop, due, max(1, int(1 / max(seconds, 1e-3)))))
+        stop, due, wait = agree((stop, due, max(1, int(1 / max(seconds, 1e-3)))))
         self.next_agreement, self.last_agreement = step + wait, (step, time.monotonic())
         return stop, due
 
@@ -325,16 +324,13 @@ class Run:
         if self.reported not in (None, self.saved):
             self.save_checkpoint(step)
         self.reported = None
-        self.signals.__exit__()
-        codes = [self.signals.code]  # of a signal after the last step, which any process may have got
-        if self.accelerator.num_processes > 1:
-            codes = gather_object(codes)
-        if stop := next(filter(None, codes), None):
+        self.signals.let_go()
+        # Of a signal after the last step, which any process may have got.
+        if stop := next(filter(None, gather_object([self.signals.code])), None):
             raise Stopped(stop, step)
 
     def finish(self, results: dict, shown: Sequence[Path]) -> None:
         """Write results.json and say where everything is."""
-        self.complete = True
         self.list_skipped()
         if self.is_main:
             if (self.folder / "model.safetensors").exists():

@@ -24,24 +24,27 @@ def put_back(before: dict) -> None:
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is noted in `code` (128 + its number); a second one acts as before."""
+    """Between `catch` and `let_go` the first SIGTERM or SIGINT is noted in `code` (128 + its number); a second one acts
+    as before.
+    """
 
     def __init__(self):
         self.code: int | None = None
         self.before: dict = {}
 
-    def __enter__(self) -> "StopSignals":
+    def catch(self) -> None:
+        """Begin to note signals, unless that has begun."""
         self.before = self.before or handle(self.note)
-        return self
 
-    def __exit__(self, *error) -> None:
+    def let_go(self) -> None:
+        """Let signals act as they did."""
         put_back(self.before)
         self.before = {}
 
     def note(self, number: int, frame) -> None:
         """The handler."""
         if self.code is not None:
-            self.__exit__()
+            self.let_go()
             signal.raise_signal(number)
         self.code = 128 + number
 

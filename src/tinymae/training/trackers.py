@@ -11,7 +11,7 @@ from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import read_json, write_atomically, write_json
 
 INSTALLED = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_available, "wandb": is_wandb_available}
@@ -108,9 +108,9 @@ def start_trackers(
         accelerator.log_with = [create[name](addresses.get(name, {})) for name in dict.fromkeys(names)]
         accelerator.init_trackers(PROJECT)
     except Exception as error:  # whatever the three may raise: no server, no key, a damaged store
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"log_with {' '.join(names)} cannot start ({reason}): mend it, or leave it out, which changes no result"
+            f"log_with {' '.join(names)} cannot start ({first_line(error)}): mend it, or leave it out, which changes "
+            "no result"
         ) from error
     for tracker in keepers(accelerator):
         tracker.store_init_configuration(arguments)
