@@ -90,10 +90,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
         counted += 1
         if counted == 3:
             raise KeyboardInterrupt
-        return chunks(*arguments, **keywords)
+        return map_images(*arguments, **keywords)
 
-    chunks = command.map_chunks
-    monkeypatch.setattr(command, "map_chunks", stop)
+    map_images = command.map_images
+    monkeypatch.setattr(command, "map_images", stop)
     with pytest.raises(KeyboardInterrupt):
         tinymae.embed(**settings, output_dir=tmp_path / "stopped")
     assert sorted(path.name for path in (tmp_path / "stopped" / "parts").iterdir()) == [

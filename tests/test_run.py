@@ -250,7 +250,7 @@ def test_ctrl_c_stops_what_has_no_steps_at_once(tmp_path, monkeypatch):
 
 
 STEPLESS = {
-    "embed": (embed, "map_chunks", "resumes"),
+    "embed": (embed, "map_images", "resumes"),
     "linear-probe": (linear_probe, "split_features", "starts again"),
     "evaluate": (evaluate, "map_together", "starts again"),
     "inspect": (inspect, "map_images", "starts again"),

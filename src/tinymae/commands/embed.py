@@ -23,7 +23,7 @@ from ..files import read_json, write_atomically
 from ..interop.load import Model
 from ..training.device import on_main
 from ..training.run import Run
-from .features import FeatureSettings, JoinedSplits, map_chunks
+from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default
 
 PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
@@ -90,9 +90,8 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
         if there[number]:
             continue
         desc = "features" + f", part {number + 1} of {len(parts)}" * (len(parts) > 1)
-        features = torch.cat([
-            *map_chunks(encode, images, every[number], run.accelerator, desc=desc, **settings.reading_options)
-        ])  # fmt: skip
+        options = {"at": every[number], "desc": desc, **settings.reading_options}
+        features = map_images(encode, images, run.accelerator, **options)
         if run.is_main:
             rows = as_table(images, every[number], features)
             write_atomically(parts[number], partial(pq.write_table, rows))

@@ -1,7 +1,7 @@
 """What commands that work on frozen features share: settings, images of several splits in one row, their features."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -200,25 +200,17 @@ def map_together(
     return gather_parts(accelerator, rows.flatten(1), parts).unflatten(1, rows.shape[1:])
 
 
-def map_chunks(
-    function: Callable[[Tensor], Tensor], images: JoinedSplits, indices: Tensor, accelerator: Accelerator,
-    **options: Any,
-) -> Iterator[Tensor]:  # fmt: skip
-    """`map_together` of the images at sorted `indices` (N,), split by split."""
-    for start, part in zip(images.starts, images.parts.values(), strict=False):
-        here = indices[(indices >= start) & (indices < start + len(part))]
-        if len(here):
-            yield map_together(function, part, accelerator, at=here - start, **options)
-
-
 def map_images(
-    function: Callable[[Tensor], Tensor], images: JoinedSplits, accelerator: Accelerator, *, desc: str = "features",
-    **options: Any,
+    function: Callable[[Tensor], Tensor], images: JoinedSplits, accelerator: Accelerator, *, at: Tensor | None = None,
+    desc: str = "features", **options: Any,
 ) -> Tensor:  # fmt: skip
-    """`map_together` of all images."""
-    return torch.cat([
-        map_together(function, part, accelerator, desc=desc, **options) for part in images.parts.values()
-    ])  # fmt: skip
+    """`map_together` of the images at sorted `at` (N,), or of all."""
+    indices, found = torch.arange(len(images)) if at is None else at, []
+    for start, part in zip(images.starts, images.parts.values(), strict=False):
+        here = indices[(indices >= start) & (indices < start + len(part))] - start
+        if len(here):
+            found.append(map_together(function, part, accelerator, at=here, desc=desc, **options))
+    return torch.cat(found)
 
 
 def split_features(

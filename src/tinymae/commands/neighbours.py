@@ -15,7 +15,7 @@ from ..evaluation.neighbours import nearest
 from ..evaluation.sheets import Tile, write_sheet
 from ..files import write_csv
 from ..interop.load import Model
-from .features import FeatureSettings, JoinedSplits, map_images
+from .features import FeatureSettings, JoinedSplits, map_images, map_together
 from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 50  # queries on the sheet
@@ -47,8 +47,8 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator)
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
-        wanted = JoinedSplits({"query": ImageDataset("query", queries, None, [])})
-        asked = map_images(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
+        wanted = ImageDataset("query", queries, None, [])
+        asked = map_together(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
         results = {"images": len(images), "queries": len(queries), "k": min(settings.k, len(images))}
         shown = []
         if run.is_main:

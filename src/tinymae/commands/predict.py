@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.datasets import with_label
+from ..data.datasets import Dataset, with_label
 from ..data.sources.table import SEPARATOR
 from ..errors import InputError
 from ..evaluation.calibration import fit_temperature, probability_metrics
@@ -18,7 +18,7 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import choose_attention
 from .evaluate import require_same_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images, require_fit
+from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, require_fit
 from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 40  # images on a sheet
@@ -63,8 +63,9 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
-            logits = map_images(model, held_out, accelerator, **settings.reading_options, desc="validation")
-            results |= calibrate(logits, held_out.labels)
+            logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")
+            assert held_out.labels is not None
+            results |= calibrate(logits, held_out.labels.cpu())
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
         logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
@@ -78,13 +79,13 @@ def run(settings: PredictSettings) -> Result[Classifier]:
 predict = keywords_of(run, PredictSettings)
 
 
-def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> JoinedSplits:
+def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> Dataset:
     """The labelled validation images that set the temperature, read as the others are."""
     size, channels = model.image_size, model.in_channels
     dataset = settings.load_further("val", image_size=size, channels=channels, labelled=True)
     require_fit(model, dataset)
     require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
-    return JoinedSplits({"val": with_label(dataset).to(accelerator.device)})
+    return with_label(dataset).to(accelerator.device)
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:
