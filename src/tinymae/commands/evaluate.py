@@ -33,10 +33,9 @@ from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..randomness import seeded
-from ..training.device import choose_attention
 from ..training.run import Run
 from .by_class import report_several
-from .features import Split, WeightsSettings, map_together, require_fit, whole_batches
+from .features import Split, WeightsSettings, map_together, place, require_fit, whole_batches
 from .fields import Result, keywords_of, setting, with_default
 
 ERRORS = 40  # on a sheet
@@ -71,8 +70,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     """
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
-    model = load(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator)
+    model = place(load(settings.weights), accelerator)
     several = model.several if isinstance(model, Classifier) else False
     dataset, settings = load_images(
         settings, image_size=model.image_size, channels=model.in_channels,
@@ -116,10 +114,10 @@ def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, we
         raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
     if len(dataset.classes) != len(model.classes):
         raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
-    for place, name in enumerate(dataset.classes):
-        if name in model.classes and model.classes.index(name) != place:
+    for number, name in enumerate(dataset.classes):
+        if name in model.classes and model.classes.index(name) != number:
             raise InputError(
-                f"{source} counts {name!r} as class {place}, weights {weights} as class "
+                f"{source} counts {name!r} as class {number}, weights {weights} as class "
                 f"{model.classes.index(name)}: give it the same class folders"
             )
     if not {*dataset.classes} & {*model.classes} and PartialState().is_main_process:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
@@ -26,7 +26,8 @@ from .settings import SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 4.0  # times it
-M = TypeVar("M", bound=Autoencoder)
+M = TypeVar("M", bound=nn.Module)
+A = TypeVar("A", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
 LIMITS_OF = 64  # images that what is seen as black and white is found by
@@ -75,12 +76,18 @@ class FeatureSettings(JoinedSettings):
 
     def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
         """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
-        model = load(self.weights).to(accelerator.device).eval()
-        choose_attention(model, accelerator)
+        model = place(load(self.weights), accelerator)
         encode = feature_function(model, pool=self.pool, layers=self.layers)
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
         return model, encode
+
+
+def place(model: M, accelerator: Accelerator) -> M:
+    """The model on the run's device, in evaluation mode."""
+    model = model.to(accelerator.device).eval()
+    choose_attention(model, accelerator)
+    return model
 
 
 def require_fit(model: Model, dataset: Dataset) -> None:
@@ -223,12 +230,10 @@ def split_features(
     }
 
 
-def untrained_twin(model: M, accelerator: Accelerator, *, seed: int) -> M:
+def untrained_twin(model: A, accelerator: Accelerator, *, seed: int) -> A:
     """The same model with random weights, on the same device: a control."""
     torch.manual_seed(derive_seed(seed, "weights"))
-    twin = type(model)(**model.config).to(model.mean.device).eval()
-    choose_attention(twin, accelerator)
-    return twin
+    return place(type(model)(**model.config), accelerator)
 
 
 def require_unchanged(model: Autoencoder, before: str) -> None:

@@ -23,10 +23,9 @@ from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.encoding import feature_function
 from ..models.weights import save_classifier
 from ..tensors import to_unit
-from ..training.device import choose_attention
 from ..training.run import Run
 from .by_class import report_classes
-from .features import WeightsSettings, require_fit, require_unchanged, split_features, untrained_twin
+from .features import WeightsSettings, place, require_fit, require_unchanged, split_features, untrained_twin
 from .fields import Result, keywords_of, setting, with_default
 from .segmentation import probe_segmentation
 from .settings import LabelSettings
@@ -90,16 +89,14 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     if settings.task == "segmentation":
         return probe_segmentation(settings)
     accelerator = settings.create_accelerator()
-    device = accelerator.device
-    model = load_autoencoder(settings.weights).to(device).eval()
+    model = place(load_autoencoder(settings.weights), accelerator)
     model.require_pool(settings.pool)
-    choose_attention(model, accelerator)
     loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     splits = {name: with_label(split) for name, split in loaded.items()}
     require_fit(model, splits["train"])
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
-        splits = {name: split.to(device) for name, split in chosen.items()}
+        splits = {name: split.to(accelerator.device) for name, split in chosen.items()}
         results, head, logits = probe(settings, model, run, splits, {} if kept is None else kept)
         return finish(settings, model, run, splits, results, head, logits)
 

@@ -16,9 +16,8 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
-from ..training.device import choose_attention
 from .evaluate import require_same_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, require_fit
+from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
 from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 40  # images on a sheet
@@ -54,8 +53,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     """
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
-    model = load_classifier(settings.weights).to(accelerator.device).eval()
-    choose_attention(model, accelerator)
+    model = place(load_classifier(settings.weights), accelerator)
     images = settings.open_images(model, accelerator)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..data.datasets import Dataset, StreamedDataset
 from ..data.masks import IGNORED, read_masks
-from ..data.splits import SPLITS
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.segmentation import (
@@ -26,9 +25,8 @@ from ..evaluation.segmentation import (
 from ..files import digest, write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
-from ..training.device import choose_attention
 from ..training.run import Run
-from .features import require_fit, require_unchanged, split_features, untrained_twin
+from .features import place, require_fit, require_unchanged, split_features, untrained_twin
 from .fields import Result
 
 if TYPE_CHECKING:
@@ -41,10 +39,9 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     """Score the frozen feature maps of a ViT on masks: see `linear_probe`."""
     accelerator = settings.create_accelerator()
     device = accelerator.device
-    model = load_mae(settings.weights).to(device).eval()
-    choose_attention(model, accelerator)
-    names = SPLITS[:2] if settings.no_test else SPLITS
-    splits = settings.load_splits(names, image_size=model.image_size, channels=model.in_channels, masked=True)
+    model = place(load_mae(settings.weights), accelerator)
+    size, channels = model.image_size, model.in_channels
+    splits = settings.load_splits(settings.split_names, image_size=size, channels=channels, masked=True)
     require_fit(model, splits["train"])
     splits = settings.choose_labels(splits)
     masks, num_classes = load_masks(settings, splits)

@@ -171,12 +171,14 @@ class LabelSettings(RunSettings):
     )  # fmt: skip
     no_test: bool = setting(False, "leave the test split out: for choosing on validation")
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Train, validation and, unless `no_test`, test."""
+        return SPLITS[:2] if self.no_test else SPLITS
+
     def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
-        """Train, validation and, unless `no_test`, test; an image may have several labels or none. Raises InputError if
-        a split has no label.
-        """
-        names = SPLITS[:2] if self.no_test else SPLITS
-        return self.load_splits(names, image_size=image_size, channels=channels, labelled=True, several=True)
+        """The splits; an image may have several labels or none. Raises InputError if a split has no label."""
+        return self.load_splits(self.split_names, image_size=image_size, channels=channels, labelled=True, several=True)
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""
