@@ -35,6 +35,7 @@ from .phases import Part, PhaseSettings, draw_inputs, plan_parts
 from .settings import EncoderSettings, SheetSettings
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
+SHOWN = 16  # validation images on a sheet
 BEGAN = ("first_step", "first_epoch")  # of a phase, in a checkpoint
 
 
@@ -137,15 +138,18 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
         known = pick(with_label(train_set), settings.probe_images)
         look = partial(look_at, settings, model, run, known, val_set)
         if isinstance(model, PrincipalComponents):
-            return fit_components(settings, model, run, train_set, look)
-        print_plan(settings, run, model, train_set, parts)
-        with deterministic_algorithms(settings.deterministic):
-            results = train(settings, model, run, parts, look)
+            results, curves = fit_components(model, run, train_set, look), []
+        else:
+            print_plan(settings, run, model, train_set, parts)
+            with deterministic_algorithms(settings.deterministic):
+                results = train(settings, model, run, parts, look)
+            curves = ["metrics.jsonl", "curves.png"]
         if run.is_main:
             save_autoencoder(model, run.folder)
-            title = f"pretraining on {settings.data_name}"
-            figures.pretraining_curves(run.progress.metrics, run.folder / "curves.png", title)
-        names = ["model.safetensors", "config.json", "metrics.jsonl", "curves.png", "reconstructions.png"]
+            if curves:
+                title = f"pretraining on {settings.data_name}"
+                figures.pretraining_curves(run.progress.metrics, run.folder / "curves.png", title)
+        names = ["model.safetensors", "config.json", *curves, "reconstructions.png"]
         run.finish(results, [run.folder / name for name in names])
     return Result(model.eval(), results, run.folder)
 
@@ -238,27 +242,20 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
         run.print(f"{part.phase.epochs} epochs of {steps}: {what}{within}")
 
 
-def fit_components(
-    settings: PretrainSettings, model: PrincipalComponents, run: Run, train_set: Dataset, look
-) -> Result:
-    """PCA has no gradient and no steps: it is fitted at once."""
+def fit_components(model: PrincipalComponents, run: Run, train_set: Dataset, look) -> dict:
+    """PCA has no gradient and no steps: it is fitted at once. The results."""
     run.load_checkpoint()
     run.start(Stretch(Schedule(peak=0.0, last_step=1, warmup=0.0), 1, len(train_set)), step=0)
     model.fit(torch.cat([images.cpu() for images, _ in chunks(train_set, 1000)]))
     results = {"epochs": 1, "steps": 1, "minutes": run.clock.minutes}
-    if run.is_main:
-        save_autoencoder(model, run.folder)
     model.to(run.accelerator.device)
-    results |= look(1)
-    run.finish(results, [run.folder / name for name in ("model.safetensors", "config.json", "reconstructions.png")])
-    return Result(model.eval(), results, run.folder)
+    return results | look(1)
 
 
 @torch.no_grad()
 def look_at(
-    settings: PretrainSettings, model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int, *,
-    pictures: int = 16,
-) -> dict:  # fmt: skip
+    settings: PretrainSettings, model: Autoencoder, run: Run, train_set: Dataset, val_set: Dataset, step: int
+) -> dict:
     """k-NN accuracy on validation, whose features all processes compute together, and images."""
     results, accelerator = {}, run.accelerator
     model.eval()
@@ -273,7 +270,7 @@ def look_at(
             epoch = run.progress.stretch.epoch(step)
             run.print(f"epoch {epoch:.3g}: k-NN accuracy {results['knn_val']:.2f} % on validation")
         if run.is_main:
-            results |= draw_pictures(settings, model, run, pick(val_set, pictures), step)
+            results |= draw_pictures(settings, model, run, pick(val_set, SHOWN), step)
         run.progress.log(step, results)
         accelerator.wait_for_everyone()
     return results
