@@ -71,18 +71,14 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model = place(load(settings.weights), accelerator)
-    several = model.several if isinstance(model, Classifier) else False
-    dataset, settings = load_images(
-        settings, image_size=model.image_size, channels=model.in_channels,
-        labelled=isinstance(model, Classifier), several=several,
-    )  # fmt: skip
-    require_fit(model, dataset)
     look: partial[dict]
     if isinstance(model, Classifier):
+        dataset, settings = load_images(settings, model, labelled=True, several=model.several)
         dataset = with_label(dataset)
         require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
+        dataset, settings = load_images(settings, model)
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     assert settings.split is not None  # settled
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
@@ -94,15 +90,16 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 evaluate = keywords_of(run, EvaluateSettings)
 
 
-def load_images(settings: EvaluateSettings, **options: Any) -> tuple[Dataset, EvaluateSettings]:
-    """The images, and the settings with their split: by default test or, of data that have none, val."""
-    if settings.split is None:
-        found = settings.load_splits(["test"], present=True, **options)
-        settings = replace(settings, split="test" if found else "val")
-        if found:
-            return found["test"], settings
-    assert settings.split is not None
-    return settings.load_splits([settings.split], **options)[settings.split], settings
+def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tuple[Dataset, EvaluateSettings]:
+    """The images, sized for the model, and the settings with their split: by default test or, of data that have none,
+    val.
+    """
+    options |= {"image_size": model.image_size, "channels": model.in_channels}
+    test = settings.load_splits(["test"], present=True, **options) if settings.split is None else {}
+    split: Split = settings.split or ("test" if test else "val")
+    dataset = (test or settings.load_splits([split], **options))[split]
+    require_fit(model, dataset)
+    return dataset, replace(settings, split=split)
 
 
 def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> None:
