@@ -78,6 +78,20 @@ def load_dataset_of(images, split):
     return load_dataset(images, split).images
 
 
+def test_a_split_that_came_since_is_other_data(tmp_path):
+    """Its images would be missing from the table, although those of the other splits are the same."""
+    for split, count in {"train": 4, "val": 2, "test": 1}.items():
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for number, image in enumerate(load_dataset("digits").images[:count]):
+            Image.fromarray(image[0].numpy()).save(tmp_path / "images" / split / f"{number}.png")
+    (tmp_path / "images" / "test").rename(tmp_path / "test")
+    settings = {"weights": small_model(), "formats": (), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    assert tinymae.embed(tmp_path / "images", **settings).results["images"] == 6
+    (tmp_path / "test").rename(tmp_path / "images" / "test")
+    with pytest.raises(InputError, match="holds another run .test was None, now '1 images"):
+        tinymae.embed(tmp_path / "images", **settings)
+
+
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PART", 500)
     model = small_model()

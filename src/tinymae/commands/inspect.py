@@ -31,7 +31,7 @@ from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 60  # images on a sheet, or groups
-LARGEST_GROUP = 12  # images of a group on a sheet
+LARGEST_GROUP = 12  # images of a group on a sheet, and in a row of it
 # Frames of duplicates: groups that stand side by side have the two tones in turn.
 ACROSS, WITHIN = ("#c1121f", "#f2a0a8"), ("#1d4e79", "#9cc3e6")
 
@@ -163,11 +163,11 @@ def show_group(images: JoinedSplits, group: Tensor, number: int, *, frame: str) 
     return tiles
 
 
-def in_columns(groups: Sequence[list[Tile]], width: int = 12) -> list[list[Tile]]:
-    """Groups one after the other in rows of `width` tiles; a group is not torn apart."""
+def in_columns(groups: Sequence[list[Tile]]) -> list[list[Tile]]:
+    """Groups one after the other in rows as long as the largest may be; a group is not torn apart."""
     rows: list[list[Tile]] = []
     for group in groups:
-        if rows and len(rows[-1]) + len(group) <= width:
+        if rows and len(rows[-1]) + len(group) <= LARGEST_GROUP:
             rows[-1] += group
         else:
             rows.append(list(group))

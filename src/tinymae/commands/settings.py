@@ -123,7 +123,7 @@ class RunSettings(DataSettings):
         return create_accelerator(settle_precision(self.mixed_precision))
 
     def open_run(
-        self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None = None, **further: str
+        self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None, **further: str
     ) -> Run:
         """The run's folder, for these inputs; `further` ones by their fingerprints."""
         inputs = {}

@@ -65,9 +65,7 @@ def with_settled(settings: dict, results: dict) -> dict:
     return {name: results.get(name) if value is None else value for name, value in settings.items()}
 
 
-def front_matter(
-    name: str, *, data: str, classifies: bool, scores: dict[str, float], licence: str | None = None
-) -> str:
+def front_matter(name: str, *, data: str, classifies: bool, scores: dict[str, float], licence: str | None) -> str:
     """The YAML head of a card. Scores without a split in their name are controls, or of other weights."""
     task = "image-classification" if classifies else "image-feature-extraction"
     dataset = HUB_DATASETS.get(data)

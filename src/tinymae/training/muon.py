@@ -22,7 +22,7 @@ QUINTIC = (
 )
 
 
-def orthogonalise(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16, eps: float = 1e-7) -> Tensor:
+def orthogonalise(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Matrices (K, M, N) -> about the nearest with all singular values 1, in `dtype`, by five Newton-Schulz steps.
 
     >>> torch.linalg.svdvals(orthogonalise(torch.eye(3)[None], dtype=torch.float32)).round().tolist()
@@ -30,7 +30,7 @@ def orthogonalise(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16, eps:
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)).contiguous()
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).contiguous()
     for a, b, c in QUINTIC:
         gram = torch.bmm(x, x.mT)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
