@@ -231,7 +231,7 @@ def count_passes(run: Path) -> float:
     return results["epochs"] + (arguments | results)["contrast_epochs"] * (arguments["views"] - 1)
 
 
-def tell_target(arguments: dict, results: dict) -> str:
+def describe_target(arguments: dict, results: dict) -> str:
     """What a pretraining run learned from."""
     epochs, contrast = round(results["epochs"]), round((arguments | results)["contrast_epochs"])
     parts = {"reconstruction": epochs - contrast, f"contrast of {arguments['views']} views": contrast}
@@ -252,19 +252,19 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
     }
     for labels, (key, kind) in product(LABELS, KINDS.items()):
         if labels != "all" and (cell := test.get(f"{key}_{labels}")):
-            mae_scores[f"{kind}, {labels} % of the labels{tell_spread(cell)}"] = cell["mean"]
+            mae_scores[f"{kind}, {labels} % of the labels{describe_spread(cell)}"] = cell["mean"]
     tuned_scores = {"accuracy, test": results[tuned.name]["accuracy"]}
     if test["finetune_all"]["n"] > 1:
-        tuned_scores[f"the same recipe{tell_spread(test['finetune_all'])}"] = test["finetune_all"]["mean"]
+        tuned_scores[f"the same recipe{describe_spread(test['finetune_all'])}"] = test["finetune_all"]["mean"]
     if "scratch_all" in results:
-        share = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
+        percent = 100 * summary["scratch_epochs"] / summary["matched_scratch_epochs"]
         tuned_scores[
-            f"the same model from scratch, {summary['scratch_epochs']} epochs ({share:.0f} % of the computing of "
+            f"the same model from scratch, {summary['scratch_epochs']} epochs ({percent:.0f} % of the computing of "
             "pretraining and fine-tuning together)"
         ] = results["scratch_all"]["accuracy_test"]
     origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
     for folder, run, history, scores in (
-        (mae, pretrainings[0], tell_history(pretrainings), mae_scores),
+        (mae, pretrainings[0], describe_history(pretrainings), mae_scores),
         (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}),
         (tuned, runs / "finetune_all", origin, tuned_scores),
     ):
@@ -272,18 +272,18 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
         write_card(folder, run=run, scores=scores, remarks=remarks, licence="MIT")
 
 
-def tell_spread(cell: dict) -> str:
+def describe_spread(cell: dict) -> str:
     """Of how many seeds a mean is, and their std; nothing for one seed."""
     return f", mean of {cell['n']} seeds (std {cell['std']:.2f})" if cell["n"] > 1 else ""
 
 
-def tell_history(pretrainings: list[Path]) -> str:
+def describe_history(pretrainings: list[Path]) -> str:
     """Length, target and cost of each part of pretraining, in the order of time; a line for each."""
     lines = []
     for number, run in enumerate(reversed(pretrainings), 1):
         recorded, results = read_json(run / "args.json"), read_json(run / "results.json")
         cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
-        lines.append(f"{number}. {tell_target(recorded['arguments'], results)}: {cost}")
+        lines.append(f"{number}. {describe_target(recorded['arguments'], results)}: {cost}")
     return "Pretraining:\n\n" + "\n".join(lines) + "\n"
 
 

@@ -235,20 +235,20 @@ def loss_curves(runs: Sequence[Sequence[tuple[float, float]]], index: int, label
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], label: str) -> Markup:
     """Counts (K, K): rows are true classes, columns predictions; shades are ratios of a row."""
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ratios = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= 20
     side = 300 / len(classes)
     margin = 10 + 7.2 * max(map(len, classes)) if named else 8
     content = [f'<rect class="frame" x="{number(margin)}" y="8" width="300" height="300"/>']
-    for (row, column), share in np.ndenumerate(shares):
-        if share < 0.005:
+    for (row, column), ratio in np.ndenumerate(ratios):
+        if ratio < 0.005:
             continue
         x, y = margin + column * side, 8 + row * side
         size = f'width="{number(side)}" height="{number(side)}"'
-        content.append(f'<rect class="cell" x="{number(x)}" y="{number(y)}" {size} fill-opacity="{share:.2f}"/>')
+        content.append(f'<rect class="cell" x="{number(x)}" y="{number(y)}" {size} fill-opacity="{ratio:.2f}"/>')
         if named:
-            css = "on" if share > 0.55 else "off"
-            content.append(text(x + side / 2, y + side / 2 + 4, f"{100 * share:.0f}", anchor="middle", css=css))
+            css = "on" if ratio > 0.55 else "off"
+            content.append(text(x + side / 2, y + side / 2 + 4, f"{100 * ratio:.0f}", anchor="middle", css=css))
     for index, name in enumerate(classes if named else []):
         middle = 8 + (index + 0.5) * side
         content.append(text(margin - 6, middle + 4, name, anchor="end", css="soft"))

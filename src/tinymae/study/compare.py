@@ -303,10 +303,10 @@ def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
     )  # fmt: skip
 
 
-def training_length(minutes: float | None, epochs: int | None, share: float = 1.0) -> dict[str, Any]:
-    """Settings that end a training by the clock or by epochs."""
-    epochs = NO_END if epochs is None else max(1, round(share * epochs))
-    return {"epochs": epochs, "max_minutes": None if minutes is None else share * minutes}
+def training_length(minutes: float | None, epochs: int | None, ratio: float = 1.0) -> dict[str, Any]:
+    """Settings that end a training by the clock or by epochs, at a `ratio` of them."""
+    epochs = NO_END if epochs is None else max(1, round(ratio * epochs))
+    return {"epochs": epochs, "max_minutes": None if minutes is None else ratio * minutes}
 
 
 def loader(settings: CompareSettings):

@@ -27,7 +27,7 @@ from ..interop.load import load_autoencoder
 from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
-from .tables import READ, TABLE, Column, format_value, mean_and_std, summarise, tell_diverged
+from .tables import READ, TABLE, Column, describe_diverged, format_value, mean_and_std, summarise
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
@@ -41,8 +41,8 @@ SETTINGS = (
 
 
 def write_report(
-    rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str] = (), *,
-    channels: Channels | None = None,
+    rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str], *,
+    channels: Channels | None,
 ) -> Path:  # fmt: skip
     """Write the page about these rows, see `tables.cell_rows`. `load(data, split, image_size=, channels=)`.
 
@@ -54,8 +54,8 @@ def write_report(
         loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    page = templates.get_template("report_template.html").render(sections=sections, left_out=tell_diverged(diverged))
-    write_bytes(path, page.encode())
+    template, left_out = templates.get_template("report_template.html"), describe_diverged(diverged)
+    write_bytes(path, template.render(sections=sections, left_out=left_out).encode())
     return path
 
 

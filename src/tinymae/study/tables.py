@@ -100,7 +100,7 @@ def probe_columns(scores: dict[str, dict]) -> dict:
 def summarise(rows: Sequence[dict]) -> list[dict]:
     """One line a cell: (mean, standard deviation or None) over its seeds of each column that people read.
 
-    The best linear probe comes first. Deviations are those of a sample, and want two seeds.
+    The best linear probe comes first. Standard deviations are those of a sample, and want two seeds.
     """
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -134,7 +134,7 @@ def format_value(value: tuple[float, float | None] | None, decimals: int) -> str
     return text if std is None or not decimals else f"{text} ± {std:.{decimals}f}"
 
 
-def tell_diverged(diverged: Sequence[str]) -> str:
+def describe_diverged(diverged: Sequence[str]) -> str:
     """A sentence about the cells and seeds that are in no table; nothing if there are none."""
     return f"Left out, as a loss diverged: {', '.join(diverged)}." if diverged else ""
 
@@ -146,7 +146,7 @@ def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str]) ->
     """
     table, text = folder / "comparison.csv", folder / "comparison.md"
     write_csv(table, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
-    write_bytes(text, markdown(summarise(rows), tell_diverged(diverged)).encode())
+    write_bytes(text, markdown(summarise(rows), describe_diverged(diverged)).encode())
     return [table, text]
 
 
