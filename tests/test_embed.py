@@ -78,17 +78,21 @@ def load_dataset_of(images, split):
     return load_dataset(images, split).images
 
 
-def test_a_split_that_came_since_is_other_data(tmp_path):
-    """Its images would be missing from the table, although those of the other splits are the same."""
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_split_that_came_or_went_since_is_other_data(comes, tmp_path):
+    """Its images would be missing from the table, or still in it, although those of the other splits are the same."""
     for split, count in {"train": 4, "val": 2, "test": 1}.items():
         (tmp_path / "images" / split).mkdir(parents=True)
         for number, image in enumerate(load_dataset("digits").images[:count]):
             Image.fromarray(image[0].numpy()).save(tmp_path / "images" / split / f"{number}.png")
-    (tmp_path / "images" / "test").rename(tmp_path / "test")
+    inside, outside = tmp_path / "images" / "test", tmp_path / "test"
     settings = {"weights": small_model(), "formats": (), "mixed_precision": "no", "output_dir": tmp_path / "run"}
-    assert tinymae.embed(tmp_path / "images", **settings).results["images"] == 6
-    (tmp_path / "test").rename(tmp_path / "images" / "test")
-    with pytest.raises(InputError, match="holds another run .test was None, now '1 images"):
+    if comes:
+        inside.rename(outside)
+    assert tinymae.embed(tmp_path / "images", **settings).results["images"] == (6 if comes else 7)
+    (outside if comes else inside).rename(inside if comes else outside)
+    message = "test was None, now '1 images" if comes else "test was '1 images.*', now None"
+    with pytest.raises(InputError, match=f"holds another run .{message}"):
         tinymae.embed(tmp_path / "images", **settings)
 
 

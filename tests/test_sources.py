@@ -542,7 +542,7 @@ def test_either_byte_order_is_read(tmp_path):
     np.savez(tmp_path / "a.npz", images=swapped)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"] = swapped
-    shown = f"8 x 8 pixels, 1 channel of uint16 (values up to {values.max():,}: give --pixel-range 0 4095 to use the"
+    shown = f"8 x 8 pixels, 1 channel of uint16 (values up to {values.max():,}: give pixel_range 0 4095 to use the"
     for data in (tmp_path / "tif", tmp_path / "npy", tmp_path / "a.npz", tmp_path / "a.h5", swapped):
         dataset = load_dataset(data, "all", image_size=8, channels=1)
         assert np.array_equal(dataset.images[:, 0].numpy(), values)

@@ -154,10 +154,10 @@ def describe_value(value: Any) -> Any:
         return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
-    if hasattr(value, "__len__") and not isinstance(value, str | list | tuple | dict):  # a data set of any library
-        return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, list | tuple):
         return [describe_value(each) for each in value]
+    if hasattr(value, "__len__") and type(value) not in (str, dict):  # a data set of any library
+        return f"{type(value).__name__} of {len(value)}"
     return str(value) if isinstance(value, Path) else value
 
 

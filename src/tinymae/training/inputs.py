@@ -33,18 +33,19 @@ def holds_run(folder: Path) -> bool:
     return (folder / "args.json").exists() and has_begun(folder)
 
 
-def require_same_run(folder: Path, arguments: dict, inputs: dict, datasets: Mapping[str, Any] | None = None) -> None:
+def require_same_run(
+    folder: Path, arguments: dict, inputs: dict, datasets: Mapping[str, Any] | None = None, *, partial: bool = False
+) -> None:  # fmt: skip
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
-    `inputs` may be some of the run's: the others are not compared. Of files in `datasets` it says which came or went.
+    Of `partial` inputs the run's others are not compared. Of files in `datasets` it says which came or went.
     """
     if not holds_run(folder):
         return
     recorded = read_json(folder / "args.json")
     changes = [*differences(recorded["arguments"], arguments)]
-    was = recorded.get("inputs", {})
-    if was:
-        changes += differences({name: value for name, value in was.items() if name in inputs}, inputs)
+    if was := recorded.get("inputs", {}):
+        changes += differences({name: was[name] for name in was if name in inputs or not partial}, inputs)
     if changes:
         found = (changed_names(folder, split, dataset) for split, dataset in (datasets or {}).items())
         changes += filter(None, found)
