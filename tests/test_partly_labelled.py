@@ -95,7 +95,7 @@ def test_where_no_image_has_a_label_there_are_none(files):
     labels = np.arange(20) % 2
     complete = load_dataset(images, "all", labels=labels)
     assert with_label(complete) is complete
-    with pytest.raises(InputError, match="has no labels in all: sort"):
+    with pytest.raises(InputError, match="has no labels in all: give labels with the images"):
         load_splits(images, ["all"], labels=np.full(20, -1), labelled=True)
 
 
