@@ -44,7 +44,7 @@ def require_same_run(
         return
     recorded = read_json(folder / "args.json")
     changes = [*differences(recorded["arguments"], arguments)]
-    if was := recorded.get("inputs", {}):
+    if inputs and (was := recorded.get("inputs")):
         changes += differences({name: was[name] for name in was if name in inputs or not partial}, inputs)
     if changes:
         found = (changed_names(folder, split, dataset) for split, dataset in (datasets or {}).items())
