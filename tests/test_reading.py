@@ -274,3 +274,7 @@ def test_a_usual_column_that_names_no_split_is_left_alone(tmp_path):
     rows[5]["Set"], rows[6]["Set"] = "train", "trian"  # one that names some has to name all
     with pytest.raises(InputError, match="Set 'fold0' is none of train, val and test"):
         load_dataset(write_table(tmp_path, rows), image_size=8)
+
+
+def test_a_data_set_of_ours_is_called_as_its_data_are():
+    assert RunSettings(data=load_dataset("digits")).data_name == "digits"

@@ -99,6 +99,8 @@ class RunSettings(DataSettings):
             return Path(self.data).name
         if isinstance(self.data, list | tuple):
             return ", ".join([Path(each).name for each in self.data[:3]] + ["..."] * (len(self.data) > 3))
+        if isinstance(self.data, Dataset):
+            return self.data.name
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
     def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
