@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ import tinymae
 from tinymae import InputError
 from tinymae.commands import cli
 from tinymae.commands.families import defaults_of, describe_setting
-from tinymae.commands.fields import LIMITS
+from tinymae.commands.fields import LIMITS, words_of
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import PAUSED
@@ -173,9 +174,22 @@ def test_no_number_of_training_is_negative_or_none(name):
             SETTINGS["finetune"](from_scratch=True, **{name: value})
 
 
+class FsPath:
+    """A path of another library."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
 def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():
     assert PretrainSettings(max_minutes=1, warmup_epochs=np.float64(0.5)).max_minutes == 1
-    assert PretrainSettings(image_size=(np.int64(8), 16)).image_size == (8, 16)
+    for size in ((np.int64(8), 16), [np.int64(8), 16], np.array([8, 16])):
+        assert PretrainSettings(image_size=size).image_size == (8, 16)
+    assert PretrainSettings(output_dir=FsPath("runs")).output_dir == Path("runs")
+    assert words_of(Sequence[str]) is None  # of these, values are not asked for
     assert SETTINGS["neighbours"](weights="w", query=[Path("a"), "b"]).query == [Path("a"), "b"]
     assert PretrainSettings(epochs=3, max_minutes=None, flip=False).epochs == 3
     computed = PretrainSettings(epochs=np.int64(3), base_lr=np.float32(0.5), flip=np.True_).record()

@@ -29,7 +29,7 @@ TINY = (
     "pretrain: --batch-size 64 --no-flip --crop none --base-lr 4e-3",
     "mae: --patch-size 2 --embed-dim 16 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1 --no-norm-pix-loss",
     "vae: --width 8 --depth 2",
-    "finetune: --batch-size 64 --no-flip",
+    "finetune: --batch-size 64 --no-flip --layer-decay 0.8",  # the last of which is for ViTs alone
 )
 GRID = ["--data", "digits", "--models", "mae", "vae", "--latent-dims", "8", "--epochs", "1"]
 

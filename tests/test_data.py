@@ -224,7 +224,6 @@ def test_labels_that_are_numbers_keep_them(labels):
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
-        (pixels(3, 32, 32), None, r"which looks like one image \(C, H, W\): add an axis, images\[None\]; or"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
         (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),
@@ -299,6 +298,27 @@ def test_a_data_set_is_data_again_with_its_size_and_classes(classes_folder, limi
     assert torch.equal(again.images, given[:][0]) and again.classes == (["cat", "dog"] if labelled else [])
     assert torch.equal(again.labels, given.labels) if labelled else again.labels is None
     assert load_dataset(given, "all", image_size=4).image_shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_images_that_are_data_again_stay_in_their_splits(classes_folder, limit):
+    for data in (classes_folder, pixels(60, 8, 8)):
+        sizes = {"image_size": 8, "channels": 1, "val_fraction": 0.3, "test_fraction": 0.2}
+        whole = load_dataset(data, "all", image_size=8, channels=1, memory_limit_gb=limit)
+        for split in ("train", "val", "test"):
+            expected = load_dataset(data, split, **sizes)
+            again = load_dataset(whole, split, **sizes)
+            assert again.names == expected.names and torch.equal(again.images, expected.images)
+
+
+def test_a_subset_is_of_rows_or_of_a_mask(classes_folder):
+    for dataset in (load_dataset("digits"), load_dataset("digits", memory_limit_gb=0)):
+        mask = torch.zeros(len(dataset), dtype=torch.bool)
+        mask[[2, 7]] = True
+        for indices in (mask, [2, 7], torch.tensor([2, 7])):
+            some = dataset.subset(indices)
+            assert list(some.names) == [dataset.names[2], dataset.names[7]]
+            assert torch.equal(some[:][0], dataset[[2, 7]][0]) and torch.equal(some.labels, dataset.labels[[2, 7]])
 
 
 def test_a_data_set_is_one_line():

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import pickle
 import signal
 import threading
 import weakref
@@ -194,6 +195,18 @@ def test_ctrl_c_saves_the_step_it_came_in(tmp_path, monkeypatch):
         tinymae.pretrain(**QUICK, output_dir=tmp_path)
     assert stopped.value.exit_code == 130 and not isinstance(stopped.value, Exception)  # no loop over runs goes on
     assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000003"]
+    again = pickle.loads(pickle.dumps(stopped.value))  # as pools of processes send it
+    assert str(again) == str(stopped.value) and again.exit_code == 130
+
+
+def test_a_stop_at_the_last_step_costs_no_line_of_metrics(tmp_path, monkeypatch):
+    settings = QUICK | {"epochs": 1, "log_every": 3, "log_with": ()}
+    with monkeypatch.context() as patched:
+        plant(patched, 4, lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped, match="after step 4"):
+            tinymae.pretrain(**settings, output_dir=tmp_path)
+    run = tinymae.pretrain(**settings, output_dir=tmp_path)
+    assert [row["step"] for row in metrics(run.folder) if "loss" in row] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(("epochs", "logged"), [(2, [1, 3, 6, 8]), (3, [1, 3, 6, 9, 12])])

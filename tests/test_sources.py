@@ -450,6 +450,8 @@ def test_objects_of_hugging_face_are_read_as_from_disk(hub):
 
 
 class Squares(torch.utils.data.Dataset):
+    labels: list | None = None
+
     def __init__(self, kind):
         self.kind = kind
 
@@ -466,6 +468,22 @@ def test_any_torch_dataset_will_do(kind):
     dataset = load_dataset(Squares(kind), "all", image_size=4)
     assert dataset.images.shape == (20, 3, 4, 4) and dataset.images[:, 0, 0, 0].tolist() == list(range(20))
     assert dataset.labels.tolist() == [index % 3 for index in range(20)] and dataset.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        (None, [0, 1, 2, 0]),  # which says nothing of its items
+        ([[0], [1], [0], [1]], [0, 1, 0, 1]),
+        ([[1, 0], [1, 1], [0, 0], [0, 1]], [[1, 0], [1, 1], [0, 0], [0, 1]]),
+    ],
+)
+def test_what_a_torch_dataset_lists_as_labels_is_taken_for_what_it_is(listed, found):
+    data = Squares(np.asarray)
+    data.labels = listed and listed * 5
+    dataset = load.load_splits(data, ["all"], several=True)["all"]
+    assert dataset.labels[:4].tolist() == found
+    assert dataset.classes == list(map(str, range(3 if listed is None else 2)))
 
 
 @pytest.mark.parametrize(

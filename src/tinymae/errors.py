@@ -30,13 +30,16 @@ class Stopped(KeyboardInterrupt):
     """The run was told to stop, and its state was saved: the same command or call resumes.
 
     As a KeyboardInterrupt it is no Exception: a loop over runs that goes on after errors does not go on after Ctrl-C.
-    The process exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
+    A command exits with 128 + the signal's number after SIGTERM or SIGINT, with PAUSED after --pause-after-minutes.
     """
 
     def __init__(self, exit_code: int, step: int):
         reason = "paused" if exit_code == PAUSED else f"stopped by {signal.Signals(exit_code - 128).name}"
         super().__init__(f"{reason} after step {step}; the same command resumes")
-        self.exit_code = exit_code
+        self.exit_code, self.step = exit_code, step
+
+    def __reduce__(self):  # from a pool of processes
+        return type(self), (self.exit_code, self.step)
 
 
 def first_line(error: BaseException) -> str:

@@ -70,9 +70,11 @@ class Draws:
 def untouched_randomness() -> Iterator[None]:
     """Whatever is drawn or seeded inside, torch's and numpy's global state is as before afterwards."""
     state = np.random.get_state()
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()  # to ask a GPU would start it
+    started = torch.cuda.is_initialized()  # to ask a GPU would start it
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if started else []):
         try:
             yield
         finally:
             np.random.set_state(state)
+    if not started and torch.cuda.is_initialized():  # now it has the seed that it would have been started with
+        torch.cuda.manual_seed_all(torch.initial_seed())

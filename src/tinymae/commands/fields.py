@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import operator
+import os
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -87,7 +88,8 @@ def checked(f: Field, value: Any, kinds: list[Any]) -> Any:
     Raises InputError for one that is none of the field's choices, not of its types or beyond its limits: the command
     line knows no others, Python would go on with them.
     """
-    value = as_python(value)
+    holds_arrays = Any in kinds or np.ndarray in kinds  # images or labels, which are left as they are
+    value = value if holds_arrays else as_python(value)
     if value is None:
         return None
     if value is True and "const" in f.metadata:  # a flag without a value
@@ -103,10 +105,13 @@ def checked(f: Field, value: Any, kinds: list[Any]) -> Any:
 
 
 def as_python(value: Any) -> Any:
-    """Numbers of numpy, and ranges, as Python has them: so people compute them."""
+    """Numbers of numpy, arrays of them, ranges and paths of other kinds as Python has them: so people compute them."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, range) or (isinstance(value, tuple) and any(isinstance(each, np.generic) for each in value)):
+    if isinstance(value, os.PathLike) and not isinstance(value, Path):
+        return Path(value)
+    numbers = isinstance(value, range) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
+    if numbers or (isinstance(value, list | tuple) and any(isinstance(each, np.generic) for each in value)):
         return tuple(map(as_python, value))
     return value
 
@@ -130,7 +135,9 @@ def words_of(kind: Any) -> str | None:
         return WORDS[kind]
     if get_origin(kind) is tuple and (words := words_of(get_args(kind)[0])):
         return f"{len(get_args(kind))} {words.removeprefix('a ')}s"
-    return kind.__name__ if isinstance(kind, type) and kind is not Any else None
+    if get_origin(kind) is not None or kind is Any:  # in Python 3.10 Sequence[str] passes for a class
+        return None
+    return kind.__name__ if isinstance(kind, type) else None
 
 
 def require_within(f: Field, value: Any) -> None:

@@ -41,6 +41,11 @@ from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
 from .settings import EncoderSettings
 
+VIT_ALONE: dict[str, Any] = {
+    "layer_decay": 1.0,
+    "patch_drop": 0.0,
+}  # settings that other families do not have, and what they are there
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(RecipeSettings, EncoderSettings):
@@ -91,16 +96,14 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
         """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere."""
         settled = super().settle_for(train_set)
-        if self.layer_decay is None and (self.from_scratch or not is_vit):
-            settled = replace(settled, layer_decay=1.0)
         if is_vit:
-            return settled
-        for name, none in (("layer_decay", 1.0), ("patch_drop", 0.0)):
+            return replace(settled, layer_decay=1.0) if self.layer_decay is None and self.from_scratch else settled
+        for name, none in VIT_ALONE.items():
             if getattr(self, name) not in (None, none):
                 raise InputError(
                     f"{name} {getattr(self, name):g} is of ViTs, which these weights are not: leave it out"
                 )
-        return replace(settled, patch_drop=0.0)
+        return replace(settled, **VIT_ALONE)
 
     @property
     def start(self) -> str:

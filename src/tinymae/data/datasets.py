@@ -28,6 +28,8 @@ STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviatio
 class Indexed(torch.utils.data.Dataset):
     """What the two kinds of data sets share: they are map-style torch Datasets that also give batches."""
 
+    lists_labels = True  # `labels` are those of all images, or None: an image's own may be -1
+
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor | None]:
         """Images (B, C, H, W) and labels (B,), or None if there are none, at a tensor, array, list or slice of rows.
 
@@ -46,6 +48,11 @@ class Indexed(torch.utils.data.Dataset):
             return images[0], torch.tensor(-1) if labels is None else labels[0]
         rows = torch.as_tensor(index)
         return self.batch(rows if rows.dtype == torch.bool else rows.long())
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """What a DataLoader collates to a batch, read together."""
+        images, labels = self[indices]
+        return [*zip(images, torch.full((len(images),), -1) if labels is None else labels, strict=True)]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images and labels at `indices`, int64 (B,) or bool (N,)."""
@@ -108,9 +115,10 @@ class ImageDataset(Indexed):
         return in_short(self)
 
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """The dataset of these images only."""
-        images, labels = self[indices]
-        return replace(self, images=images, labels=labels, names=[self.names[i] for i in indices.tolist()])
+        """The dataset of these images only, by rows or a bool mask."""
+        rows = torch.arange(len(self))[torch.as_tensor(indices).cpu()]
+        images, labels = self.batch(rows)
+        return replace(self, images=images, labels=labels, names=[self.names[row] for row in rows.tolist()])
 
     def without_labels(self) -> "ImageDataset":
         """The same images, unlabelled."""
@@ -222,8 +230,8 @@ class StreamedDataset(Indexed):
         return in_short(self)
 
     def subset(self, indices: Tensor) -> "StreamedDataset":
-        """The dataset of these images only."""
-        return replace(self, rows=self.rows[indices.cpu().numpy()])
+        """The dataset of these images only, by rows or a bool mask."""
+        return replace(self, rows=self.rows[torch.as_tensor(indices).cpu().numpy()])
 
     def without_labels(self) -> "StreamedDataset":
         """The same images, unlabelled."""

@@ -94,11 +94,12 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
-    loaded_before = isinstance(data, ImageDataset) and labels is None
-    given = (data.images, data.labels) if loaded_before else (data, labels)
+    in_memory = isinstance(data, ImageDataset) and labels is None
+    given = (data.images, data.labels) if in_memory else (data, labels)
     source = open_source(*given, Reading(skip_unreadable=skip_unreadable, **reading))
-    if loaded_before:
-        source.name, source.classes = data.name, data.classes if source.labels is not None else []
+    if isinstance(data, Dataset):  # cut by the names that its images have: those of one split stay in it
+        source.name, source.given_names = data.name, list(data.names)
+        source.classes = data.classes if source.labels is not None else []
     unused = source.labels is not None and source.labels.ndim == 2 and not several
     if unused:
         if labelled:

@@ -67,7 +67,7 @@ def from_official(
     """
     official, written = read_official(path)
     num_heads, decoder_heads = num_heads or written.get("num_heads"), decoder_heads or written.get("decoder_heads")
-    mean, std = mean or written.get("mean"), std or written.get("std")
+    mean, std = (written.get(name) if given is None else given for name, given in (("mean", mean), ("std", std)))
     state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state

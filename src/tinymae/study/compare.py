@@ -243,6 +243,8 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     run_stage(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
+        if cell.settings.model != "mae":
+            tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
         try:
             run_stage(finetune, finetune.FinetuneSettings(**tuning))
         except Diverged as error:

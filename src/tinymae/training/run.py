@@ -244,6 +244,8 @@ class Run:
             stop, due = self.agree_at_times(state.step, stop, due)
         if stop or due:
             self.settle()
+            if stop:
+                self.log_last()
             self.save_checkpoint(state.step)
         if stop:
             raise Stopped(stop, state.step)
@@ -280,6 +282,17 @@ class Run:
                 self.progress.log_step(state, numbers)
             self.unlogged = None if logged else (state, numbers)
 
+    def log_last(self) -> None:
+        """Where steps end there is a line of metrics, whatever the last one's number. For all processes together."""
+        if self.unlogged is None:
+            return
+        state, numbers = self.unlogged
+        if self.accelerator.num_processes > 1:
+            values = torch.tensor([*numbers.values()], device=self.accelerator.device)
+            numbers = dict(zip(numbers, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        self.progress.log_step(state, numbers)
+        self.unlogged = None
+
     def settle(self, state: TrainStep | None = None) -> None:
         """Wait until the numbers of all steps, with `state` as the last, have been read. Raises Diverged."""
         if state is not None:
@@ -314,13 +327,7 @@ class Run:
             limit = self.arguments["max_minutes"]
             raise InputError(f"max_minutes {limit:g} was over before the first step: give more")
         self.settle()
-        if self.unlogged is not None:  # where a run ends is worth a line, whatever its number
-            state, numbers = self.unlogged
-            if self.accelerator.num_processes > 1:
-                values = torch.tensor([*numbers.values()], device=self.accelerator.device)
-                numbers = dict(zip(numbers, self.accelerator.reduce(values, "mean").tolist(), strict=True))
-            self.progress.log_step(state, numbers)
-            self.unlogged = None
+        self.log_last()
         if self.reported not in (None, self.saved):
             self.save_checkpoint(step)
         self.reported = None

@@ -111,9 +111,9 @@ def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, 
     """(C, H, W) of an array (N, ...) of images. Raises InputError for one that has no such shape."""
     if len(shape) not in (3, 4) or not all(shape):
         raise InputError(f"data has shape {tuple(shape)}: give images (N, C, H, W), (N, H, W, C) or (N, H, W)")
-    if len(shape) == 3 and (form := form_of_one(shape)):
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[2] < min(shape[:2]):
         raise InputError(
-            f"data has shape {tuple(shape)}, which looks like one image {form}: add an axis, images[None]; or, if "
+            f"data has shape {tuple(shape)}, which looks like one image (H, W, C): add an axis, images[None]; or, if "
             "they are grey images (N, H, W), images[:, None]"
         )
     if len(shape) == 3:
@@ -122,13 +122,6 @@ def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, 
     if channels > MAX_CHANNELS:
         raise InputError(f"data has shape {tuple(shape)}: neither side of it is 1 to {MAX_CHANNELS} channels")
     return channels, height, width
-
-
-def form_of_one(shape: tuple[int, ...]) -> str:
-    """How an array of three dimensions is one image with channels rather than grey ones; "" if it is not."""
-    if shape[2] in (1, 3, 4) and shape[2] < min(shape[:2]):
-        return "(H, W, C)"
-    return "(C, H, W)" if shape[0] in (3, 4) and shape[0] < min(shape[1:]) else ""
 
 
 def open_array(images: Any, labels: Any, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:

@@ -64,8 +64,8 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     Raises InputError for what is none of them, or cannot be read, and for columns of data that have none.
     """
     given = next((name for name in COLUMNS if getattr(reading, name) is not None), None)
+    what = data if isinstance(data, str | Path | list | tuple) else type(data).__name__
     if given and not has_columns(data):
-        what = data if isinstance(data, str | Path | list | tuple) else type(data).__name__
         raise InputError(
             f"{given} {getattr(reading, given)} is of tables, and data {what} has no columns: leave it out"
         )
@@ -73,7 +73,7 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     if isinstance(data, Tensor | np.ndarray):
         return open_array(data, labels, **sized)
     if labels is not None:
-        raise InputError(f"labels go with a tensor or an array of images; data {data} has its own")
+        raise InputError(f"labels go with a tensor or an array of images; data {what} has its own")
     if isinstance(data, list | tuple) and len(data) == 1:
         return open_source(data[0], labels, reading)
     shaped: dict[str, Any] = {"shape": reading.shape, "pixel_range": reading.pixel_range}

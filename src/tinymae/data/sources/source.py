@@ -28,6 +28,7 @@ class Source:
         shown: an image's size and depth as stored, for the user to read.
         notes: further lines for the user to read.
         label_remedy: what to do for labels where there are none.
+        given_names: each row's, where the images have been rows of other data.
     """
 
     kind = ""
@@ -41,6 +42,7 @@ class Source:
     left_out: list[str]
     shown: str
     notes: list[str]
+    given_names: Sequence[str] = ()
     label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
 
     def __init__(self, name: str):
@@ -56,13 +58,18 @@ class Source:
 
     def names(self, rows: np.ndarray) -> Sequence[str]:
         """Each row's own name: what distinguishes its image from all others."""
-        return [str(row) for row in rows.tolist()]
+        return [self.given_names[row] if self.given_names else str(row) for row in rows.tolist()]
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """A number in [0, 1) of each row, which decides on its split: float64 (B,)."""
-        if type(self).names is Source.names:
-            return hash_rows(rows)
-        return hash_names(self.names(rows))
+        if type(self).names is not Source.names:
+            return hash_names(self.names(rows))
+        if self.given_names:
+            names = self.names(rows)
+            if not all(map(str.isdecimal, names)):
+                return hash_names(names)
+            rows = np.array(names, dtype=np.int64)  # of arrays, whose names are their rows
+        return hash_rows(rows)
 
     def digest(self, rows: np.ndarray) -> str:
         """SHA-256 of what shows whether these rows still are the same images."""

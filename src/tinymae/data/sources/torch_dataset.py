@@ -46,9 +46,11 @@ class TorchSource(PartedSource):
             self.depth = "uint16"
         self.shown = f"items of {type(parts[0]).__name__}"
         has_label = isinstance(first, tuple | list) and len(first) > 1
-        if has_label and getattr(parts[0], "labels", first) is not None:  # None of a data set of ours without labels
+        unlabelled = getattr(parts[0], "lists_labels", False) and parts[0].labels is None
+        if has_label and not unlabelled:
             self.labels = self.find_labels()
-            self.classes = list(map(str, getattr(parts[0], "classes", range(int(self.labels.max()) + 1))))
+            count = self.labels.shape[1] if self.labels.ndim == 2 else int(self.labels.max()) + 1
+            self.classes = list(map(str, getattr(parts[0], "classes", range(count))))
 
     def item(self, row: int) -> Any:
         """The item of a row."""
@@ -99,8 +101,10 @@ def labels_of(part: Any) -> np.ndarray | None:
                 numbers = np.asarray(labels).astype(np.int64)
             except (TypeError, ValueError):  # names, which are numbered in its items
                 return None
+            if numbers.ndim == 2 and numbers.shape[1] == 1:
+                numbers = numbers[:, 0]
             if numbers.ndim == 2:  # of several an image
-                return numbers.astype(np.uint8)
+                return numbers.astype(np.uint8) if np.isin(numbers, (0, 1)).all() else None
             return None if (numbers < 0).all() else numbers
     if (samples := getattr(part, "_samples", None)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
