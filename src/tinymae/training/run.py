@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import BaseFileLock
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import PAUSED, Diverged, InputError, Stopped, first_line, ran_out_of_memory, refusal
@@ -269,10 +269,14 @@ class Run:
             return
         self.reported = state.step
         scalars, logged = {**state.losses, "grad_norm": state.grad_norm}, self.progress.is_logged(state.step)
-        if logged and self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(torch.stack([value.float() for value in scalars.values()]), "mean")
-            scalars = dict(zip(scalars, values.unbind(), strict=True))
-        self.numbers.send(state, scalars, logged=logged)
+        self.numbers.send(state, self.mean_over_processes(scalars) if logged else scalars, logged=logged)
+
+    def mean_over_processes(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each scalar's mean over the processes, all of which ask for it."""
+        if self.accelerator.num_processes == 1:
+            return scalars
+        values = self.accelerator.reduce(torch.stack([value.float() for value in scalars.values()]), "mean")
+        return dict(zip(scalars, values.unbind(), strict=True))
 
     def receive(self, *, everything: bool = False) -> None:
         """Read the numbers that have arrived, or wait for all of them. Raises Diverged."""
@@ -286,11 +290,11 @@ class Run:
         """Where steps end there is a line of metrics, whatever the last one's number. For all processes together."""
         if self.unlogged is None:
             return
-        state, numbers = self.unlogged
-        if self.accelerator.num_processes > 1:
-            values = torch.tensor([*numbers.values()], device=self.accelerator.device)
-            numbers = dict(zip(numbers, self.accelerator.reduce(values, "mean").tolist(), strict=True))
-        self.progress.log_step(state, numbers)
+        state, own = self.unlogged
+        means = self.mean_over_processes({
+            name: torch.tensor(value, device=self.accelerator.device) for name, value in own.items()
+        })  # fmt: skip
+        self.progress.log_step(state, {name: value.item() for name, value in means.items()})
         self.unlogged = None
 
     def settle(self, state: TrainStep | None = None) -> None:
