@@ -19,7 +19,6 @@ from tinymae.models.masked_conv import MaskedConvAutoencoder, VisibleResponseNor
 from tinymae.models.pca import PrincipalComponents
 from tinymae.models.unet import ResNetUNet
 from tinymae.models.vqvae import VectorQuantizer, VQAutoencoder
-from tinymae.models.weights import save_autoencoder, save_classifier
 from tinymae.randomness import Draws
 
 FAMILIES: dict[str, tuple[Any, dict]] = {
@@ -72,7 +71,7 @@ def test_every_family_encodes_trains_and_reconstructs(name, images):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_saved_and_read_back(name, images, tmp_path):
     model = build(name).eval()
-    save_autoencoder(model, tmp_path)
+    model.write_weights(tmp_path)
     again = tinymae.load(tmp_path)
     assert type(again) is type(model) and again.config == model.config
     assert torch.equal(again.encode(images), model.encode(images))
@@ -184,7 +183,7 @@ def test_a_classifier_starts_at_the_features_and_freezes_what_it_does_not_use(na
     classifier(images).sum().backward()
     for parameter in classifier.parameters():
         assert (parameter.grad is not None) == parameter.requires_grad
-    save_classifier(classifier, tmp_path)
+    classifier.write_weights(tmp_path)
     again = tinymae.load(tmp_path)
     assert again.classes == ["a", "b", "c"] and torch.equal(again(images), classifier(images))
 

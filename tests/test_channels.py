@@ -17,7 +17,6 @@ from tinymae.commands import segmentation
 from tinymae.data.sources.files import list_images
 from tinymae.evaluation.figures import viewable
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import save_classifier
 from tinymae.study import report
 
 LEVELS, NOISE = (20, 75, 130, 185, 240), 8  # what each channel's values are close to, and how close
@@ -50,7 +49,7 @@ def classifier(model, tmp_path_factory):
     classifier = build_classifier(model, classes=["a", "b"]).eval()
     torch.nn.init.normal_(classifier.head.weight)
     folder = tmp_path_factory.mktemp("classifier")
-    save_classifier(classifier, folder)
+    classifier.write_weights(folder)
     return folder
 
 
@@ -147,7 +146,7 @@ def test_a_comparison_shows_the_channels_that_were_asked_for(bands, model):
 
 
 def test_the_flag_is_refused_before_anything_is_computed(bands, model, capsys, tmp_path):
-    tinymae.models.weights.save_autoencoder(model, tmp_path / "weights")
+    model.write_weights(tmp_path / "weights")
     given = {"data": str(bands), "weights": str(tmp_path / "weights"), "output_dir": str(tmp_path / "run")}
     line = refused(capsys, "embed", "--show-channels", 0, 1, 7, **given)
     assert "show_channels 0 1 7: give three numbers from 0 to 4, as the images have 5 channels" in line

@@ -28,7 +28,7 @@ from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import PAUSED
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import FAMILIES, save_classifier
+from tinymae.models.weights import FAMILIES
 
 SETTINGS = {
     command: getattr(import_module(f"tinymae.{module}"), name) for command, (module, name, _) in cli.COMMANDS.items()
@@ -315,7 +315,7 @@ def test_a_split_without_labels_is_refused_before_training(command, quick_figure
 
 def test_weights_that_do_not_fit_are_refused(quick_figures, tmp_path, capsys):
     model = tinymae.MaskedAutoencoder(**{name: QUICK[name] for name in MODEL}, image_size=8, in_channels=1)
-    save_classifier(build_classifier(model, classes=[*"0123456789"]), tmp_path / "probe")
+    build_classifier(model, classes=[*"0123456789"]).write_weights(tmp_path / "probe")
     common = {"weights": tmp_path / "probe", "mixed_precision": "no", "output_dir": tmp_path / "x"}
     assert "hold a classifier" in refused(capsys, "linear-probe", **common, data="digits")
     save_digits(tmp_path / "three", ["train"])

@@ -21,7 +21,7 @@ from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import Diverged
 from tinymae.files import write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.weights import FAMILIES, save_autoencoder
+from tinymae.models.weights import FAMILIES
 from tinymae.study import compare, report, search, tables
 from tinymae.study.compare import CompareSettings
 
@@ -129,7 +129,7 @@ def test_the_tables_hold_what_the_stages_found(compared):
 
 def test_with_nothing_hidden_the_errors_are_of_the_models_own_picture(tmp_path):
     model = MaskedConvAutoencoder(image_size=8, in_channels=1, patch_size=2, decoder_dim=16)
-    save_autoencoder(model, tmp_path / "pretrain")
+    model.write_weights(tmp_path / "pretrain")
     write_json(tmp_path / "pretrain" / "args.json", {"arguments": {"latent_dim": None, "loss": "mse"}})
     write_json(tmp_path / "pretrain" / "results.json", {"minutes": 1, "epochs": 1})
     for name in ("linear", "mlp"):

@@ -20,7 +20,6 @@ from tinymae import Classifier, InputError, MaskedAutoencoder, adapt, export_tim
 from tinymae.interop.sizes import infer_sizes
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import save_autoencoder
 
 SIZES = {
     "image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16,
@@ -269,7 +268,7 @@ def test_a_vitmae_of_transformers_predicts_the_same_here(tmp_path, transformers,
     ours = tinymae.from_transformers(tmp_path / "hf")
     assert_same_predictions(ours, theirs)
     assert ours.norm_pix_loss == theirs.config.norm_pix_loss
-    save_autoencoder(ours, tmp_path / "ours")
+    ours.write_weights(tmp_path / "ours")
     assert_same_predictions(tinymae.load(tmp_path / "ours"), theirs)
 
 
@@ -449,7 +448,7 @@ def timm_arguments(config: dict) -> dict:
 @torch.no_grad()
 def test_an_exported_encoder_is_the_encoder_in_plain_timm(tmp_path):
     model = small_model(image_size=(16, 8), **STATISTICS)
-    save_autoencoder(model, tmp_path / "mae")
+    model.write_weights(tmp_path / "mae")
     export_timm(tmp_path / "mae", tmp_path / "timm")
     hub = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     plain, averaging = (

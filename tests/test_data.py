@@ -311,6 +311,17 @@ def test_images_that_are_data_again_stay_in_their_splits(classes_folder, limit):
             assert again.names == expected.names and torch.equal(again.images, expected.images)
 
 
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_held_out_of_a_named_set_stay_held_out(split, limit):
+    given = load_dataset("digits", split, memory_limit_gb=limit)
+    assert load_dataset(given, split).names == given.names
+    with pytest.raises(
+        InputError, match=rf"digits has no images for train, only {len(given)} {split}: give other data"
+    ):
+        load_dataset(given, "train")
+
+
 def test_a_subset_is_of_rows_or_of_a_mask(classes_folder):
     for dataset in (load_dataset("digits"), load_dataset("digits", memory_limit_gb=0)):
         mask = torch.zeros(len(dataset), dtype=torch.bool)

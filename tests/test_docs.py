@@ -15,7 +15,6 @@ from PIL import Image
 import tinymae
 from tinymae.commands.cli import COMMANDS, create_parser, parse
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import save_autoencoder, save_classifier
 from tinymae.study import compare
 from tinymae.study.stages import parse_extra
 
@@ -91,8 +90,8 @@ def write_others_weights(folder: Path) -> None:
     tinymae.to_official(model, folder / "mae_pretrain_vit_base.pth")
     tinymae.to_transformers(model, folder / "folder-of-save_pretrained")
     tinymae.to_transformers(classifier, folder / "folder-of-a-ViT")
-    save_classifier(classifier, folder / "runs" / "finetune")
-    save_autoencoder(model, folder / "runs" / "mae")
+    classifier.write_weights(folder / "runs" / "finetune")
+    model.write_weights(folder / "runs" / "mae")
 
 
 def shortened(command: str):

@@ -38,6 +38,13 @@ def test_a_classifiers_errors_are_counted(pretrained, tmp_path):
     assert run.model.classes == load_dataset("digits").classes
 
 
+def test_a_test_split_that_was_loaded_before_is_judged_whole(tmp_path):
+    common = {"mixed_precision": "no", "weights": small_model([*"0123456789"])}
+    expected = tinymae.evaluate("digits", **common, output_dir=tmp_path / "named")
+    found = tinymae.evaluate(load_dataset("digits", "test"), **common, output_dir=tmp_path / "loaded")
+    assert found.results == expected.results and found.results["images"] == 360
+
+
 def test_classes_may_have_any_name(tmp_path):
     names = ["accuracy", "macro avg", 'a "quoted", comma', "weighted avg", "line\nbreak"]
     digits = load_dataset("digits")

@@ -29,7 +29,7 @@ from tinymae.interop.load import load_classifier
 from tinymae.interop.page import read_samples, write_page
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import FAMILIES, save_autoencoder, save_classifier
+from tinymae.models.weights import FAMILIES
 
 onnx = pytest.importorskip("onnx", reason="pip install onnx onnxscript onnxruntime")
 pytest.importorskip("onnxscript", reason="pip install onnx onnxscript onnxruntime")
@@ -172,10 +172,10 @@ def folders(tmp_path):
     """An autoencoder and a classifier, as runs leave them."""
     torch.manual_seed(1)
     model = MaskedAutoencoder(**SIZES | MODELS["square, RGB"]).eval()
-    save_autoencoder(model, tmp_path / "mae")
+    model.write_weights(tmp_path / "mae")
     classifier = build_classifier(model, classes=CLASSES)
     torch.nn.init.normal_(classifier.head.weight)
-    save_classifier(classifier, tmp_path / "classifier")
+    classifier.write_weights(tmp_path / "classifier")
     return tmp_path / "mae", tmp_path / "classifier"
 
 
@@ -273,7 +273,7 @@ def sample_folder(tmp_path) -> Path:
 
 def test_what_cannot_be_exported_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys):
     mae, classifier = folders
-    save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=4), tmp_path / "conv")
+    ConvAutoencoder(image_size=8, width=8, latent_dim=4).write_weights(tmp_path / "conv")
     (tmp_path / "file").touch()
     onnx, web = ({"format": form, "output_dir": tmp_path / "out"} for form in ("onnx", "web"))
     for settings, message in [

@@ -5,7 +5,6 @@ from test_convert import assert_same_weights, small_model
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, adapt
-from tinymae.models.weights import save_autoencoder
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -20,7 +19,11 @@ def go_on(**settings) -> MaskedAutoencoder:
 @pytest.mark.parametrize("kind", ["tinymae", "official", "transformers", "a model"])
 def test_pretraining_goes_on_from_every_kind_of_weights(tmp_path, kind):
     model, source = small_model(in_channels=1, image_size=8, patch_size=2, mask_ratio=0.5), tmp_path / "start"
-    write = {"tinymae": save_autoencoder, "official": tinymae.to_official, "transformers": tinymae.to_transformers}
+    write = {
+        "tinymae": MaskedAutoencoder.write_weights,
+        "official": tinymae.to_official,
+        "transformers": tinymae.to_transformers,
+    }
     if kind in write:
         write[kind](model, source)
     heads = {"num_heads": 2, "decoder_heads": 2} if kind == "official" else {}
@@ -33,7 +36,7 @@ def test_pretraining_goes_on_from_every_kind_of_weights(tmp_path, kind):
 
 
 def test_sizes_that_are_given_adapt_the_weights(tmp_path):
-    save_autoencoder(model := small_model(), tmp_path / "start")
+    (model := small_model()).write_weights(tmp_path / "start")
     changes = {"image_size": 12, "patch_size": 3, "in_channels": 1, "mask_ratio": 0.5}
     trained = go_on(weights=tmp_path / "start", **changes, output_dir=tmp_path / "run")
     assert_same_weights(trained, adapt(model, image_size=12, patch_size=3, in_channels=1))
@@ -51,7 +54,7 @@ def test_sizes_that_are_given_adapt_the_weights(tmp_path):
     ],
 )
 def test_settings_that_contradict_the_weights_are_refused_by_name(tmp_path, settings, message):
-    save_autoencoder(small_model(), tmp_path / "start")
+    small_model().write_weights(tmp_path / "start")
     with pytest.raises(InputError, match=message):
         go_on(weights=tmp_path / "start", **settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

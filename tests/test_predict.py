@@ -15,7 +15,6 @@ from tinymae.commands import evaluate, predict
 from tinymae.commands.predict import describe
 from tinymae.evaluation.calibration import fit_temperature, probability_metrics, reliability
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import save_classifier
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def classifier(tmp_path_factory):
         targets = torch.nn.functional.one_hot(digits.labels).float() - 0.1
         solution = torch.linalg.lstsq(features, targets).solution
         classifier.head.weight.copy_(30 * solution.T)
-    save_classifier(classifier, tmp_path_factory.mktemp("classifier"))
+    classifier.write_weights(tmp_path_factory.mktemp("classifier"))
     return classifier
 
 
@@ -180,7 +179,7 @@ def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_pa
     MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "mae")
     settings = {**DIGITS, "output_dir": tmp_path / "run"}
     assert "hold an autoencoder" in refused(capsys, "predict", **settings, weights=tmp_path / "mae")
-    save_classifier(build_classifier(classifier_of_two(), classes=["a", "b"]), tmp_path / "two")
+    build_classifier(classifier_of_two(), classes=["a", "b"]).write_weights(tmp_path / "two")
     line = refused(capsys, "predict", **settings, weights=tmp_path / "two", calibrate="digits")
     assert "know 2 classes, calibrate digits has 10" in line and not (tmp_path / "run").exists()
 

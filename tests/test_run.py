@@ -242,11 +242,10 @@ def test_ctrl_c_after_the_last_step_keeps_it_and_stops(tmp_path, monkeypatch):
     assert [path.name[:14] for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000008"]
 
 
-@pytest.mark.parametrize("place", ["save_autoencoder", "write_card"])
-def test_ctrl_c_while_a_finished_training_is_written_loses_nothing(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("place", "name"), [(MaskedAutoencoder, "write_weights"), (run_module, "write_card")])
+def test_ctrl_c_while_a_finished_training_is_written_loses_nothing(place, name, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        module = pretrain if hasattr(pretrain, place) else run_module
-        patch.setattr(module, place, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patch.setattr(place, name, lambda *_, **__: signal.raise_signal(signal.SIGINT))
         tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")

@@ -24,7 +24,6 @@ from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import save_classifier
 
 
 @pytest.fixture
@@ -185,8 +184,8 @@ def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures
             tinymae.finetune(table, batch_size=20, **own, **common)
     several = build_classifier(small_model(), classes=["a", "b"], several=True)
     one = build_classifier(small_model(), classes=[f"d{number}" for number in range(10)])
-    save_classifier(several, tmp_path / "several")
-    save_classifier(one, tmp_path / "one")
+    several.write_weights(tmp_path / "several")
+    one.write_weights(tmp_path / "one")
     images = torch.zeros(20, 1, 8, 16, dtype=torch.uint8)
     data = {"data": images, "labels": torch.arange(20) % 2, "split": "all", "mixed_precision": "no"}
     with pytest.raises(InputError, match="has one label an image, weights .*several know several"):
@@ -199,7 +198,7 @@ def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures
 
 
 def test_a_config_that_does_not_say_truly_whether_labels_are_several_is_refused(tmp_path):
-    save_classifier(build_classifier(small_model(), classes=["a", "b"], several=True), tmp_path)
+    build_classifier(small_model(), classes=["a", "b"], several=True).write_weights(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"several_labels": "yes"}))
     with pytest.raises(InputError, match="several_labels"):

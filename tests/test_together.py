@@ -18,7 +18,6 @@ from tinymae.data import batches, load
 from tinymae.data.sources import files
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import save_classifier
 from tinymae.training.device import create_accelerator
 
 pytestmark = pytest.mark.usefixtures("quick_stages")
@@ -124,7 +123,7 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     np.savez("few.npz", images=few.images[:200, 0].numpy(), labels=few.labels[:200].numpy())
     Image.fromarray(few.images[7, 0].numpy()).save("query.png")
     model = small_model()
-    save_classifier(build_classifier(model, classes=[*"0123456789"]).eval(), tmp_path / "classifier")
+    build_classifier(model, classes=[*"0123456789"]).eval().write_weights(tmp_path / "classifier")
     model.save_pretrained(tmp_path / "mae")
     settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
     run_two(tmp_path, name, *flags(**settings))

@@ -18,7 +18,6 @@ from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.models.pca import PrincipalComponents
 from tinymae.models.unet import ResNetUNet
 from tinymae.models.vqvae import VQAutoencoder
-from tinymae.models.weights import save_autoencoder, save_classifier
 
 SIZES = {
     "image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
@@ -53,9 +52,9 @@ def write(kind: str, folder: Path) -> None:
     if kind.startswith("transformers"):
         tinymae.to_transformers(model, folder)
     elif isinstance(model, Classifier):
-        save_classifier(model, folder)
+        model.write_weights(folder)
     else:
-        save_autoencoder(model, folder)
+        model.write_weights(folder)
 
 
 def edit(file: Path, place: tuple, value: object) -> None:

@@ -1,12 +1,15 @@
+import copy
 import json
+import pickle
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder
@@ -14,7 +17,8 @@ from tinymae.evaluation.probes import fit_linear
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier, fold_probe
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import halve, save_autoencoder, save_classifier
+from tinymae.models.vqvae import VQAutoencoder
+from tinymae.models.weights import halve
 
 SIZES = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
 CLASSES = ["a", "b", "c"]
@@ -70,7 +74,7 @@ def test_a_folded_probe_gives_the_probes_logits(autoencoder, pool):
 @pytest.mark.parametrize("pool", ["avg", "cls"])
 def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, images, pool, tmp_path):
     classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool, drop_path=0.2).eval()
-    save_classifier(classifier, tmp_path)
+    classifier.write_weights(tmp_path)
     ours = tinymae.load(tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     expected = classifier(images)
@@ -81,8 +85,34 @@ def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, images, 
     assert list(theirs.pretrained_cfg["mean"]) == pytest.approx([0.4, 0.5, 0.6])
 
 
+@pytest.mark.parametrize("family", ["mae", "conv_ae"])
+def test_a_classifier_goes_to_the_hub_and_comes_back_with_its_card(autoencoder, images, family, tmp_path, monkeypatch):
+    model = autoencoder if family == "mae" else ConvAutoencoder(image_size=8, width=8, latent_dim=5).eval()
+    build_classifier(model, classes=CLASSES, several=True).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_text("# A card")
+    (tmp_path / "run" / "curves.png").write_bytes(b"picture")
+    classifier = tinymae.load(tmp_path / "run")
+    sent = {}
+
+    def upload(self, *, folder_path, **_):
+        sent.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    classifier.push_to_hub("somebody/classifier")
+    assert sent == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    again = Classifier.from_pretrained(tmp_path / "run")
+    assert again.classes == CLASSES and again.several and not again.training
+    assert torch.equal(again(images), classifier(images))
+    assert torch.equal(copy.deepcopy(again)(images), pickle.loads(pickle.dumps(again))(images))
+    with pytest.raises(InputError, match="holds a .*, not a VQAutoencoder"):
+        VQAutoencoder.from_pretrained(tmp_path / "run")
+
+
 def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, tmp_path):
-    save_autoencoder(autoencoder, tmp_path / "run")
+    autoencoder.write_weights(tmp_path / "run")
     autoencoder.save_pretrained(tmp_path / "hub")
     tinymae.to_transformers(autoencoder, tmp_path / "transformers")
     tinymae.to_official(autoencoder, tmp_path / "mae.pth")
@@ -93,7 +123,7 @@ def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, 
             pixels = autoencoder.normalise(images)  # the official file does not say its mean and std
             torch.testing.assert_close(model.encode(pixels), autoencoder.encode(images), atol=1e-5, rtol=0)
     classifier = build_classifier(autoencoder, classes=CLASSES, pool="cls").eval()
-    save_classifier(classifier, tmp_path / "timm")
+    classifier.write_weights(tmp_path / "timm")
     tinymae.to_transformers(classifier, tmp_path / "transformers classifier")
     for source in ("timm", "transformers classifier"):
         model = tinymae.load(tmp_path / source)
@@ -106,14 +136,14 @@ def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, 
 @pytest.mark.parametrize("family", ["mae", "conv_ae"])
 def test_a_file_of_a_weights_folder_stands_for_the_folder(autoencoder, images, family, tmp_path):
     model = autoencoder if family == "mae" else ConvAutoencoder(image_size=8, width=8, latent_dim=5).eval()
-    save_autoencoder(model, tmp_path)
+    model.write_weights(tmp_path)
     for name in ("model.safetensors", "config.json"):
         for read in (tinymae.load, type(model).from_pretrained):
             assert torch.equal(read(tmp_path / name).encode(images), model.encode(images))
 
 
 def test_another_file_is_no_folder_and_one_line_asks_for_it(autoencoder, tmp_path):
-    save_autoencoder(autoencoder, tmp_path)
+    autoencoder.write_weights(tmp_path)
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "alone")
@@ -137,10 +167,10 @@ def test_an_official_checkpoint_may_be_a_safetensors_file(autoencoder, tmp_path)
 
 
 def test_the_two_kinds_of_folder_are_told_apart(autoencoder, tmp_path):
-    save_autoencoder(autoencoder, tmp_path / "mae")
-    save_autoencoder(ConvAutoencoder(image_size=8, width=8, latent_dim=5), tmp_path / "conv")
+    autoencoder.write_weights(tmp_path / "mae")
+    ConvAutoencoder(image_size=8, width=8, latent_dim=5).write_weights(tmp_path / "conv")
     classifier = build_classifier(autoencoder, classes=CLASSES)
-    save_classifier(classifier, tmp_path / "classifier")
+    classifier.write_weights(tmp_path / "classifier")
     assert type(load_mae(tmp_path / "mae")) is type(load_autoencoder(tmp_path / "mae")) is MaskedAutoencoder
     assert type(load_autoencoder(tmp_path / "conv")) is ConvAutoencoder
     assert type(load_classifier(tmp_path / "classifier")) is Classifier
@@ -164,21 +194,21 @@ def test_the_two_kinds_of_folder_are_told_apart(autoencoder, tmp_path):
 
 
 def test_saving_leaves_no_part_behind_when_it_fails(autoencoder, tmp_path):
-    save_autoencoder(autoencoder, tmp_path)
+    autoencoder.write_weights(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
-    class Bad(nn.Module):
+    class Bad(ConvAutoencoder):
         def state_dict(self, *args, **keywords):
             return {"x": torch.zeros(2).to_sparse()}
 
     with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
-        save_autoencoder(Bad(), tmp_path)
+        Bad(image_size=8, width=8, latent_dim=5).write_weights(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
-    save_autoencoder(autoencoder, tmp_path)
+    autoencoder.write_weights(tmp_path)
     file = tmp_path / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
     loaded = tinymae.load(tmp_path)
@@ -188,7 +218,7 @@ def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
 
 
 def test_a_halved_folder_holds_float16_and_the_same_config(autoencoder, tmp_path):
-    save_autoencoder(autoencoder, tmp_path / "whole")
+    autoencoder.write_weights(tmp_path / "whole")
     halve(tmp_path / "whole", tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
     loaded = tinymae.load(tmp_path / "half")

@@ -18,7 +18,6 @@ from tinymae import InputError
 from tinymae.files import digest
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import save_autoencoder, save_classifier
 
 from .cases import SIZES, Case, flip_bits
 
@@ -28,10 +27,10 @@ def save_models(place: Path) -> list[Path]:
     torch.manual_seed(0)
     mae = tinymae.MaskedAutoencoder(**SIZES)
     conv = ConvAutoencoder(image_size=8, width=8, latent_dim=4)
-    save_autoencoder(mae, place / "mae")
-    save_autoencoder(conv, place / "conv_ae")
-    save_classifier(build_classifier(mae, classes=["cat", "dog"], pool="avg"), place / "vit_classifier")
-    save_classifier(build_classifier(conv, classes=["cat", "dog"]), place / "conv_classifier")
+    mae.write_weights(place / "mae")
+    conv.write_weights(place / "conv_ae")
+    build_classifier(mae, classes=["cat", "dog"], pool="avg").write_weights(place / "vit_classifier")
+    build_classifier(conv, classes=["cat", "dog"]).write_weights(place / "conv_classifier")
     tinymae.to_transformers(build_classifier(mae, classes=["cat", "dog"], pool="cls"), place / "hf_classifier")
     return sorted(place.iterdir())
 

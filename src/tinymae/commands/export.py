@@ -18,7 +18,6 @@ from ..interop.page import SAMPLES, read_samples, require_shown, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
-from ..models.weights import names_of
 from .fields import Result, Settings, keywords_of, setting
 
 CALIBRATION = 256  # images
@@ -102,7 +101,7 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
         graphs = {"classifier": ClassifierGraph(model)}
-        config: dict = names_of(model)
+        config: dict = model.label_names
     else:
         encoder = EncoderGraph(model, pool=settings.pool, normalised=settings.normalised)
         graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}

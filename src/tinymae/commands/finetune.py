@@ -27,7 +27,6 @@ from ..models.classifier import Classifier, build_classifier
 from ..models.drops import set_patch_drop
 from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
-from ..models.weights import save_classifier
 from ..randomness import Draws, derive_seed
 from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
@@ -149,7 +148,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         open_ones = {name: value for name, value in settings.record().items() if getattr(asked, name) is None}
         results = {name: value for name, value in open_ones.items() if value is not None} | results
         if run.is_main:
-            save_classifier(judged, run.folder)
+            judged.write_weights(run.folder)
             panels = {
                 "loss": ["loss"], "validation accuracy, %": ["accuracy_val"],
                 "validation, mean average precision, %": ["mean_ap_val"], "learning rate": ["learning_rate"],

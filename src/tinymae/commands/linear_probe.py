@@ -21,7 +21,6 @@ from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
 from ..models.encoding import feature_function
-from ..models.weights import save_classifier
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
@@ -198,7 +197,7 @@ def finish(
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
         if run.is_main:
-            save_classifier(classifier, run.folder)
+            classifier.write_weights(run.folder)
         head = classifier.eval()
         names += ["model.safetensors", "config.json"]
     else:

@@ -21,7 +21,7 @@ from ..models.flops import reconstruction_flops
 from ..models.mae import MaskedAutoencoder
 from ..models.pca import PrincipalComponents
 from ..models.vit import describe
-from ..models.weights import FAMILIES, save_autoencoder
+from ..models.weights import FAMILIES
 from ..randomness import derive_seed, seeded
 from ..tensors import pair
 from ..training.device import deterministic_algorithms
@@ -147,7 +147,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
                 results = train(settings, model, run, parts, look)
             curves = ["metrics.jsonl", "curves.png"]
         if run.is_main:
-            save_autoencoder(model, run.folder)
+            model.write_weights(run.folder)
             if curves:
                 title = f"pretraining on {settings.data_name}"
                 figures.pretraining_curves(run.progress.metrics, run.folder / "curves.png", title)
@@ -197,7 +197,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
             if settings.keep_every and stretch.ends_epoch(step, settings.keep_every):
                 run.settle(state)
                 if run.is_main:
-                    save_autoencoder(model, run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
+                    model.write_weights(run.folder / "epochs" / f"{round(stretch.epoch(step)):04d}")
             run.report(state)
         run.end_stretch(step)
         epoch = stretch.epoch(step)

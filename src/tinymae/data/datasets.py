@@ -74,6 +74,7 @@ class ImageDataset(Indexed):
     names: Sequence[str] = ()  # of each image: its path in the folder, or its row
     of_files: bool = False  # whether names are those of files
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
+    split: str = "all"  # of the data that they were cut from
 
     def __post_init__(self):
         if not len(self.names):
@@ -140,6 +141,7 @@ class StreamedDataset(Indexed):
     skip_unreadable: bool = False
     skipped: list[str] = field(default_factory=list)  # unreadable images that others stood in for, so far
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
+    split: str = "all"  # of the data that they were cut from
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -255,7 +257,7 @@ class StreamedDataset(Indexed):
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
         return ImageDataset(
-            self.name, pixels, kept.labels, self.classes, bad, kept.names, self.of_files, self.description
+            self.name, pixels, kept.labels, self.classes, bad, kept.names, self.of_files, self.description, self.split
         )
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:

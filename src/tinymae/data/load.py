@@ -43,7 +43,7 @@ def load_dataset(
             several, read without labels; image files; a table of paths (.csv, .tsv, .parquet); an array file (.npy,
             .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging
             Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch Dataset; a `Dataset` or
-            `DatasetDict` of Hugging Face; or a data set that this gave, cut anew.
+            `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test stay what they are.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
@@ -100,6 +100,8 @@ def load_splits(
     if isinstance(data, Dataset):  # cut by the names that its images have: those of one split stay in it
         source.name, source.given_names = data.name, list(data.names)
         source.classes = data.classes if source.labels is not None else []
+        if data.split in ("val", "test"):
+            source.splits = {data.split: np.arange(len(source))}
     unused = source.labels is not None and source.labels.ndim == 2 and not several
     if unused:
         if labelled:
@@ -118,10 +120,9 @@ def load_splits(
             continue
         if not len(chosen := everything if split == "all" else rows.get(split, ())):
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
-            raise InputError(
-                f"data {source.name} has no images for {split}, only {has}: give another split, or --{split}-fraction"
-            )
-        dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description)
+            remedy = "give other data" if split == "train" else f"give another split, or --{split}-fraction"
+            raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
+        dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description, split=split)
         if labelled and dataset.labels is None:
             raise no_labels(source, split)
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize

@@ -1,31 +1,19 @@
 """One way in for weights of every kind."""
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import get_type_hints
-
-import timm
 
 from ..errors import InputError
-from ..files import read_json, require_types
+from ..files import read_json
 from ..models.base import Autoencoder
-from ..models.classifier import Classifier, build_classifier, wrap_vit
-from ..models.filling import build_from_file, find_weights, folder_of
+from ..models.classifier import Classifier
+from ..models.filling import find_weights, folder_of
 from ..models.mae import MaskedAutoencoder
-from ..models.vit import OUR_POOLS, create_vit
-from ..models.weights import ARCHITECTURES, CLASSIFIER, SEVERAL
-from ..tensors import pair
+from ..models.weights import ARCHITECTURES
 from .huggingface import classifier_from_transformers, from_transformers
 from .official import from_official
 
 Model = Autoencoder | Classifier
-# What a classifier's folder may pass to timm: other arguments could name files to unpickle or addresses to fetch.
-MODEL_ARGS = {
-    "img_size": "image_size", "patch_size": "patch_size", "in_chans": "in_channels", "embed_dim": "embed_dim",
-    "depth": "depth", "num_heads": "num_heads",
-}  # fmt: skip
-CLASSES = list[str | int]  # the type of `label_names`
 
 
 def load(
@@ -67,63 +55,9 @@ def load(
     architecture = str(config.get("architecture"))
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture].from_folder(folder, config)
-    if architecture == CLASSIFIER:
-        return read_family_classifier(folder, config)
-    if timm.is_model(architecture):
-        return read_vit_classifier(folder, config)
+    if Classifier.wrote(config):
+        return Classifier.from_folder(folder, config)
     raise InputError(f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know")
-
-
-def read_family_classifier(folder: Path, config: dict) -> Classifier:
-    """The classifier of a family whose encoder is no ViT."""
-    source = folder / "config.json"
-    require_types(config, {"autoencoder": dict, "label_names": CLASSES}, source=source)
-    several = says_several(config, source)
-    name, classes = config["autoencoder"].get("architecture"), list(map(str, config["label_names"]))
-    if str(name) not in ARCHITECTURES or not classes:
-        raise InputError(f"{source}: architecture {name!r} with {len(classes)} label_names is no classifier of ours")
-
-    def build() -> Classifier:
-        autoencoder = ARCHITECTURES[name].from_config(config["autoencoder"], source=folder)
-        return build_classifier(autoencoder, classes=classes, several=several)
-
-    return build_from_file(build, folder / "model.safetensors").eval()
-
-
-def says_several(config: dict, source: Path) -> bool:
-    """Whether images may have several of the classes. Raises InputError for anything else than a truth value."""
-    require_types({SEVERAL: False} | config, {SEVERAL: bool}, source=source)
-    return config.get(SEVERAL, False)
-
-
-def read_vit_classifier(folder: Path, config: dict) -> Classifier:
-    """The classifier of a folder that `save_classifier` wrote in timm's format."""
-    source = folder / "config.json"
-    require_types(config, {"model_args": dict, "pretrained_cfg": dict, "label_names": CLASSES}, source=source)
-    arguments, preprocessing = config["model_args"], config["pretrained_cfg"]
-    hints = get_type_hints(MaskedAutoencoder.__init__)
-    types = {theirs: hints[ours] for theirs, ours in MODEL_ARGS.items()} | {"global_pool": str, "fc_norm": bool}
-    if unknown := sorted(arguments.keys() - types.keys()):
-        raise InputError(f"{source}: model_args has {', '.join(map(repr, unknown))}, which is not ours")
-    require_types(arguments, types, source=source)
-    require_types(preprocessing, {name: hints[name] for name in ("mean", "std")}, source=source)
-    pool = OUR_POOLS.get(arguments["global_pool"])
-    if pool is None or arguments["fc_norm"]:
-        raise InputError(f"{source}: global_pool {arguments['global_pool']!r} or fc_norm is not as in our classifiers")
-    classes = list(map(str, config["label_names"]))
-    if not classes:
-        raise InputError(
-            f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
-        )
-    sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
-    sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
-    build = partial(
-        create_vit, config["architecture"], num_classes=len(classes), global_pool=arguments["global_pool"],
-        fc_norm=False, **sizes,
-    )  # fmt: skip
-    vit = build_from_file(build, folder / "model.safetensors")
-    statistics = {name: preprocessing[name] for name in ("mean", "std")}
-    return wrap_vit(vit, pool=pool, **statistics, classes=classes, several=says_several(config, source)).eval()
 
 
 def load_autoencoder(source: str | Path | Model, **official) -> Autoencoder:

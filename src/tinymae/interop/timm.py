@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.classifier import Classifier
 from ..models.mae import MaskedAutoencoder
-from ..models.weights import save_classifier, write_timm
+from ..models.vit import write_timm
 from .load import Model, load
 
 
@@ -36,7 +36,7 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
     """
     model = load(weights)
     if isinstance(model, Classifier) and model.vit is not None:
-        return save_classifier(model, folder)
+        return model.write_weights(folder)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(
             f"weights hold a {type(model).__name__} that is no ViT, which is all that timm's folders are for"

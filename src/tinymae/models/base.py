@@ -3,7 +3,6 @@
 import copy
 import inspect
 import math
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,15 @@ from typing import Any, get_type_hints
 
 import timm
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..errors import InputError, first_line, refusal
-from ..files import read_json, require_types, write_tensors
+from ..files import require_types, write_json, write_tensors
 from ..tensors import LEVELS, pair, to_unit
-from .filling import build_from_file, find_weights
+from .filling import build_from_file
 from .losses import LOSSES, SSIM_SIDE, parse_loss
+from .pretrained import Pretrained
 
 BEYOND = 5  # times the largest normalised value: what no image reaches that was normalised
 
@@ -208,7 +208,7 @@ class Encoder(nn.Module):
             raise InputError(f"pool {pool!r} is not {known}, which is what a {type(self).__name__} like this has")
 
 
-class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license="mit"):
+class Autoencoder(Encoder, Pretrained):
     """The part that all families share. A family adds `num_features`, `encode` and `forward`.
 
     Methods take one image (C, H, W) for a batch of one: what they return keeps B = 1. What a family can do beyond the
@@ -225,7 +225,6 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
     undecayed: tuple[str, ...] = ()  # parameters that are tokens, which weight decay leaves alone
     ends: tuple[str, ...] = ()  # the weights of its first and its last layer, which Muon leaves to AdamW
     config: dict[str, Any]
-    source: Path | None = None  # the folder that the weights came from
 
     def __new__(cls, *args, **kwargs):
         instance = super().__new__(cls, *args, **kwargs)
@@ -314,65 +313,20 @@ class Autoencoder(Encoder, PyTorchModelHubMixin, library_name="tinymae", license
 
     # ---- weights on disk
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
-        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
-
-        The card of the folder that the model was loaded from, with its images, goes along; `push_to_hub` likewise.
-
-        >>> import tempfile
-        >>> from tinymae import MaskedAutoencoder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
-        ...     sorted(path.name for path in Path(folder).iterdir())
-        ['README.md', 'config.json', 'model.safetensors']
-        """
-        return super().save_pretrained(
-            save_directory, config={"architecture": type(self).__name__, **self.config}, **kwargs
-        )
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by the mixin's `save_pretrained` and `push_to_hub`; unlike the mixin's own it adds a checksum."""
-        write_tensors(self.state_dict(), save_directory / "model.safetensors")
-        if self.source is not None and self.source.resolve() != save_directory.resolve():
-            for file in (*self.source.glob("README.md"), *self.source.glob("*.png")):
-                shutil.copy(file, save_directory)
+    def write_weights(self, folder: str | Path) -> None:
+        """`model.safetensors` and `config.json`, each written atomically."""
+        write_tensors(self.state_dict(), Path(folder) / "model.safetensors")
+        write_json(Path(folder) / "config.json", {"architecture": type(self).__name__, **self.config})
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # its name says more
-        cls, folder_or_hub_id: str | Path, *, revision: str | None = None, token: str | bool | None = None,
-        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
-    ):  # fmt: skip
-        """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
-
-        The keywords are those of `huggingface_hub.snapshot_download`, for the Hub alone.
-
-        >>> import tempfile
-        >>> from tinymae import MaskedAutoencoder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
-        ...     MaskedAutoencoder.from_pretrained(folder).num_features
-        192
-
-        Raises InputError if there is none, or if its weights are damaged or of another architecture.
-        """
-        folder = find_weights(
-            folder_or_hub_id, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only,
-        )  # fmt: skip
-        config = read_json(folder / "config.json")
-        if config.get("architecture") != cls.__name__:
-            raise InputError(f"weights folder {folder} holds a {config.get('architecture')}, not a {cls.__name__}")
-        return cls.from_folder(folder, config)
-
-    @classmethod
-    def from_folder(cls, folder: Path, config: dict):
-        """The model of a folder whose config.json has been read."""
+    def from_folder(cls, folder: Path, config: dict) -> Self:
+        """The model of a folder whose config.json has been read, in evaluation mode."""
         model = build_from_file(lambda: cls.from_config(config, source=folder), folder / "model.safetensors")
         model.source = folder
         return model.eval()
 
     @classmethod
-    def from_config(cls, config: dict, *, source: str | Path):
+    def from_config(cls, config: dict, *, source: str | Path) -> Self:
         """A new model with a config.json's arguments.
 
         Raises InputError for any that the family does not have, that is of another type, or that cannot work.

@@ -2,17 +2,35 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import require_types, write_json, write_tensors
+from ..tensors import pair
 from .base import Autoencoder, Encoder
-from .vit import ViTEncoder
+from .filling import build_from_file
+from .mae import MaskedAutoencoder
+from .pretrained import Pretrained
+from .vit import OUR_POOLS, ViTEncoder, create_vit, write_timm
+from .weights import ARCHITECTURES
+
+# What a classifier's folder may pass to timm: other arguments could name files to unpickle or addresses to fetch.
+MODEL_ARGS = {
+    "img_size": "image_size", "patch_size": "patch_size", "in_chans": "in_channels", "embed_dim": "embed_dim",
+    "depth": "depth", "num_heads": "num_heads",
+}  # fmt: skip
+CLASSES = list[str | int]  # the type of `label_names`
+SEVERAL = "several_labels"  # in config.json: whether an image may have several of the classes
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, Pretrained):
     """Images -> logits, by an encoder's features and a linear layer.
 
     Args:
@@ -72,6 +90,57 @@ class Classifier(nn.Module):
             )
         return logits.sigmoid() if self.several else logits.softmax(dim=1)
 
+    # ---- weights on disk
+
+    @property
+    def label_names(self) -> dict[str, Any]:
+        """What a config.json says of the classes."""
+        return {"label_names": self.classes} | ({SEVERAL: True} if self.several else {})
+
+    def write_weights(self, folder: str | Path) -> None:
+        """`model.safetensors` and `config.json`, each written atomically; of a ViT this is a folder of timm.
+
+        >>> import tempfile
+        >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     build_classifier(model, classes=["cat", "dog"]).write_weights(folder)
+        ...     timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 2])
+        """
+        folder, encoder = Path(folder), self.encoder
+        if isinstance(encoder, ViTEncoder):
+            assert self.vit is not None
+            statistics = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
+            write_timm(self.vit, folder, pool=encoder.pool, names=self.label_names, **statistics)
+            return
+        assert isinstance(encoder, Autoencoder)
+        write_tensors(self.state_dict(), folder / "model.safetensors")
+        autoencoder = {"architecture": type(encoder).__name__, **encoder.config}
+        content = {"architecture": type(self).__name__, "autoencoder": autoencoder, **self.label_names}
+        write_json(folder / "config.json", content)
+
+    @classmethod
+    def wrote(cls, config: dict) -> bool:
+        """Whether a config.json is a classifier's."""
+        return super().wrote(config) or timm.is_model(str(config.get("architecture")))
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict) -> "Classifier":
+        """The classifier of a folder whose config.json has been read, in evaluation mode.
+
+        Raises InputError for a config that is not one of ours, or does not fit the weights.
+        """
+        source = folder / "config.json"
+        of_family = config["architecture"] == cls.__name__
+        types = {"autoencoder": dict} if of_family else {"model_args": dict, "pretrained_cfg": dict}
+        require_types({SEVERAL: False} | config, types | {"label_names": CLASSES, SEVERAL: bool}, source=source)
+        about = {"classes": [*map(str, config["label_names"])], "several": config.get(SEVERAL, False)}
+        if not about["classes"]:
+            raise InputError(f"weights {folder} hold an encoder without a head: give a classifier's folder")
+        model = (read_of_family if of_family else read_of_timm)(folder, config, **about)
+        model.source = folder
+        return model.eval()
+
 
 def build_classifier(
     autoencoder: Autoencoder, *, classes: Sequence[str], several: bool = False, pool: str = "avg",
@@ -102,6 +171,40 @@ def wrap_vit(
     head = vit.head
     vit.reset_classifier(0)
     return Classifier(ViTEncoder(vit, mean=mean, std=std, pool=pool), head, classes=classes, several=several)
+
+
+def read_of_family(folder: Path, config: dict, **about: Any) -> Classifier:
+    """The classifier of a folder whose encoder is a family's; `about` its classes."""
+    name = str(config["autoencoder"].get("architecture"))
+    if name not in ARCHITECTURES:
+        raise InputError(f"{folder / 'config.json'}: architecture {name!r} of a classifier is none of tinymae's")
+
+    def build() -> Classifier:
+        return build_classifier(ARCHITECTURES[name].from_config(config["autoencoder"], source=folder), **about)
+
+    return build_from_file(build, folder / "model.safetensors")
+
+
+def read_of_timm(folder: Path, config: dict, **about: Any) -> Classifier:
+    """The classifier of a folder in timm's format; `about` its classes."""
+    source, arguments, preprocessing = folder / "config.json", config["model_args"], config["pretrained_cfg"]
+    hints = get_type_hints(MaskedAutoencoder.__init__)
+    types = {theirs: hints[ours] for theirs, ours in MODEL_ARGS.items()} | {"global_pool": str, "fc_norm": bool}
+    if unknown := sorted(arguments.keys() - types.keys()):
+        raise InputError(f"{source}: model_args has {', '.join(map(repr, unknown))}, which is not ours")
+    require_types(arguments, types, source=source)
+    require_types(preprocessing, {name: hints[name] for name in ("mean", "std")}, source=source)
+    pool = OUR_POOLS.get(arguments["global_pool"])
+    if pool is None or arguments["fc_norm"]:
+        raise InputError(f"{source}: global_pool {arguments['global_pool']!r} or fc_norm is not as in our classifiers")
+    sizes = {ours: arguments.get(theirs) for theirs, ours in MODEL_ARGS.items()}
+    sizes |= {name: pair(sizes[name]) for name in ("image_size", "patch_size")}
+    build = partial(
+        create_vit, config["architecture"], num_classes=len(about["classes"]), global_pool=arguments["global_pool"],
+        fc_norm=False, **sizes,
+    )  # fmt: skip
+    vit = build_from_file(build, folder / "model.safetensors")
+    return wrap_vit(vit, pool=pool, mean=preprocessing["mean"], std=preprocessing["std"], **about)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
@@ -9,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import write_json, write_tensors
 from .base import Encoder, create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
@@ -168,3 +171,43 @@ def set_fused_attention(model: nn.Module, fused: bool) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused  # type: ignore[assignment]  # timm's flag, a bool
+
+
+def write_timm(
+    vit: VisionTransformer, folder: Path, *, pool: str, names: dict[str, Any], mean: list[float], std: list[float]
+) -> None:
+    """A stock timm ViT as timm keeps it on the Hub: `model.safetensors` and a `config.json` that
+    `timm.create_model("local-dir:FOLDER")` reads, with the data's mean and std and what `label_names` says of a
+    classifier's classes.
+    """
+    num_classes = len(names["label_names"])
+    sizes = describe(vit)
+    write_tensors(vit.state_dict(), folder / "model.safetensors")
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": sizes["encoder"],
+            "num_classes": num_classes,
+            "num_features": vit.num_features,
+            **names,
+            "model_args": {
+                "img_size": list(sizes["image_size"]),
+                "patch_size": list(sizes["patch_size"]),
+                "in_chans": sizes["in_channels"],
+                "global_pool": TIMM_POOLS[pool],
+                "fc_norm": False,
+                **{key: sizes[key] for key in ("embed_dim", "depth", "num_heads")},
+            },
+            "pretrained_cfg": {
+                "input_size": [sizes["in_channels"], *sizes["image_size"]],
+                "fixed_input_size": True,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "mean": mean,
+                "std": std,
+                "num_classes": num_classes,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        },
+    )

@@ -1,0 +1,81 @@
+"""A folder on disk, or on the Hugging Face Hub: what autoencoders and classifiers are saved as."""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import PyTorchModelHubMixin
+from typing_extensions import Self
+
+from ..errors import InputError
+from ..files import read_json
+from .filling import find_weights
+
+
+class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
+    """Saved as `model.safetensors` and `config.json`, by `save_pretrained` and `push_to_hub`, and read by
+    `from_pretrained`.
+    """
+
+    source: Path | None = None  # the folder that the weights came from
+
+    def write_weights(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`, each atomically."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict) -> Self:
+        """The model of a folder whose config.json has been read, in evaluation mode."""
+        raise NotImplementedError
+
+    @classmethod
+    def wrote(cls, config: dict) -> bool:
+        """Whether a config.json is one of this class."""
+        return config.get("architecture") == cls.__name__
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
+        """Write `model.safetensors`, `config.json` and a model card into a folder, as on the Hugging Face Hub.
+
+        The card of the folder that the model was loaded from, with its images, goes along; `push_to_hub` likewise.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        """
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by the mixin's `save_pretrained` and `push_to_hub`; unlike the mixin's own it adds a checksum."""
+        self.write_weights(save_directory)
+        if self.source is not None and self.source.resolve() != save_directory.resolve():
+            for file in (*self.source.glob("README.md"), *self.source.glob("*.png")):
+                shutil.copy(file, save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # its name says more
+        cls, folder_or_hub_id: str | Path, *, revision: str | None = None, token: str | bool | None = None,
+        cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
+    ) -> Self:  # fmt: skip
+        """The model of a local folder or of the Hugging Face Hub, in evaluation mode.
+
+        The keywords are those of `huggingface_hub.snapshot_download`, for the Hub alone.
+
+        >>> import tempfile
+        >>> from tinymae import MaskedAutoencoder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = MaskedAutoencoder(image_size=8, patch_size=2, depth=1).save_pretrained(folder)
+        ...     MaskedAutoencoder.from_pretrained(folder).num_features
+        192
+
+        Raises InputError if there is none, or if its weights are damaged or of another architecture.
+        """
+        folder = find_weights(
+            folder_or_hub_id, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+        config = read_json(folder / "config.json")
+        if not cls.wrote(config):
+            raise InputError(f"weights folder {folder} holds a {config.get('architecture')}, not a {cls.__name__}")
+        return cls.from_folder(folder, config)
