@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tinymae import InputError, load_dataset
@@ -12,7 +14,7 @@ from tinymae.data import datasets
 from tinymae.data.batches import count_steps, pick, split_batch, step_batches, step_indices
 from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
 from tinymae.data.order import LISTED, ComputedOrder, epoch_order
-from tinymae.data.splits import balanced, few_labels, hash_rows, held_out, split_by_hash
+from tinymae.data.splits import balanced, few_labels, hash_names, hash_rows, held_out, split_by_hash
 
 
 def as_set(images) -> set[bytes]:
@@ -320,6 +322,84 @@ def test_images_held_out_of_a_named_set_stay_held_out(split, limit):
         InputError, match=rf"digits has no images for train, only {len(given)} {split}: give other data"
     ):
         load_dataset(given, "train")
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Forty frames of each of ten films, two classes; a table of them as well."""
+    lines = ["path,label,film"]
+    for number, pixel in enumerate(pixels(400, 8, 8)):
+        film, label = number % 10, "cat" if number % 3 else "dog"
+        path = tmp_path / "films" / label / f"film{film}_frame{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixel).save(path)
+        lines.append(f"films/{label}/{path.name},{label},{film}")
+    (tmp_path / "films.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def film_of(name: str) -> str:
+    return name.split("film")[-1].split("_")[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "column", "hugging face"])
+def test_images_of_a_group_stay_in_one_split(films, kind):
+    grouped = {"group_pattern": r"film(\d+)_"}
+    data, channels = films / "films", {"channels": 1}
+    if kind != "folder":
+        grouped, data = {"group_column": "film"}, films / "films.csv"
+    if kind == "hugging face":
+        hub = pytest.importorskip("datasets")
+        rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
+        names, labels, films_of = zip(*rows, strict=True)
+        columns = {"image": [str(films / name) for name in names], "label": labels, "film": films_of}
+        data = hub.Dataset.from_dict(columns).cast_column("image", hub.Image())
+        found = {split: load_dataset(data, split, **grouped, **channels) for split in ("train", "val", "test")}
+        films_in = {split: {films_of[int(name.split("/")[1])] for name in of.names} for split, of in found.items()}
+    else:
+        found = {split: load_dataset(data, split, **grouped, **channels) for split in ("train", "val", "test")}
+        films_in = {split: set(map(film_of, dataset.names)) for split, dataset in found.items()}
+    assert sum(map(len, films_in.values())) == 10 and set.union(*films_in.values()) == {*"0123456789"}
+    assert sum(map(len, found.values())) == 400 and all(len(dataset) % 40 == 0 for dataset in found.values())
+    assert "by a hash of each image's group, one of 10" in "\n".join(found["val"].description)
+    plain = load_dataset(data, "val", **channels)
+    assert len(plain) % 40  # by themselves the frames are torn apart
+
+
+@given(
+    labels=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), min_size=12, max_size=40),
+    fractions=st.sampled_from([{"val": 0.1}, {"val": 0.3, "test": 0.3}, {"val": 0.0, "test": 0.6}]),
+)
+def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fractions):
+    groups, classes = np.array(labels).T
+    places = hash_names(map(str, groups))
+    parts = split_by_hash(places, fractions, classes)
+    assert sorted(np.concatenate([*parts.values()])) == [*range(len(groups))]
+    assert len(set(groups)) == sum(len(set(groups[rows])) for rows in parts.values())
+    assert set(classes[parts["train"]]) == set(classes)
+
+
+def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(films):
+    for wrong, says in [
+        ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression: .*"),
+        ({"group_pattern": "reel"}, "group_pattern 'reel' is not found in cat/film.*, the name of an image of films"),
+        ({"group_pattern": "film"}, "data films: 1 group of images cannot be cut into train, val and test: .*"),
+        ({"group_column": "film"}, "group_column film is of tables, .*"),
+    ]:
+        with pytest.raises(InputError, match=f"^{says}$"):
+            load_dataset(films / "films", **wrong)
+    with pytest.raises(InputError, match="group_column reel is none of table .*films.csv's columns, path, label, film"):
+        load_dataset(films / "films.csv", group_column="reel")
+    with pytest.raises(InputError, match="group_column and group_pattern are two ways to say the same: give one"):
+        load_dataset(films / "films.csv", group_column="film", group_pattern="film")
+    table = (films / "films.csv").read_text().splitlines()
+    split = [
+        table[0] + ",split",
+        *(f"{line},{'test' if number < 31 else 'train'}" for number, line in enumerate(table[1:])),
+    ]
+    (films / "own.csv").write_text("\n".join(split))
+    description = load_dataset(films / "own.csv", group_column="film", channels=1).description
+    assert "groups: 10 of 10 are in more than one split (0, 1, 2, ...)" in description
 
 
 def test_a_subset_is_of_rows_or_of_a_mask(classes_folder):

@@ -46,6 +46,12 @@ class DataSettings(Settings):
     image_column: str | None = setting(None, f"of a table (default: {', '.join(PATH_COLUMNS)})")
     label_column: str | None = setting(None, f"of a table (default: {', '.join(LABEL_COLUMNS)})")
     split_column: str | None = setting(None, f"of a table (default: {', '.join(SPLIT_COLUMNS)})")
+    group_column: str | None = setting(
+        None, "of a table: images with the same value, as of one patient or film, stay in one split"
+    )
+    group_pattern: str | None = setting(
+        None, "the same by a regular expression in each image's path: what its brackets hold, or all of it"
+    )
     skip_unreadable: bool = setting(False, "leave out images that do not decode, or that are missing")
 
     @property

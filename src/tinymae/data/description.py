@@ -1,5 +1,8 @@
 """What is said of data when they are opened: what was found, how it is split, and what is odd about it."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 
 from .sources.source import Source
@@ -24,6 +27,7 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
         f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
         *source.notes,
         *describe_classes(source),
+        *describe_groups(source, rows),
     ]
 
 
@@ -44,10 +48,23 @@ def describe_classes(source: Source) -> list[str]:
     return lines
 
 
+def describe_groups(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
+    """That there are groups in several splits, of data that come with splits of their own."""
+    of_splits = [{source.groups[row] for row in part} for part in rows.values()] if source.groups else []
+    counts = Counter(itertools.chain(*of_splits))
+    several = sorted(group for group, count in counts.items() if count > 1)
+    if not several:
+        return []
+    shown = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
+    return [f"groups: {len(several):,} of {len(counts):,} are in more than one split ({shown})"]
+
+
 def describe_choice(source: Source, rows: dict[str, np.ndarray]) -> str:
     """How the splits were chosen, in brackets: val and test may come with the data or be held out of train."""
     held = [name for name in ("val", "test") if name in rows and name not in source.splits]
     if held:
         how = "by a fixed seed" if source.held_out else "by a hash of each image's own name"
+        if source.groups:
+            how = f"by a hash of each image's group, one of {len({*source.groups}):,}"
         return f" ({' and '.join(held)} held out of train {how})"
     return " (as the data come)" if source.splits and "all" not in rows else ""

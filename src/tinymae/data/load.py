@@ -1,5 +1,6 @@
 """Data to data sets: the splits of whatever users give, in memory where they fit."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from .datasets import Dataset, ImageDataset, StreamedDataset
 from .description import describe
 from .sources.open import Reading, open_source
 from .sources.source import Source
-from .splits import FRACTIONS, SPLITS, held_out, split_by_hash
+from .splits import FRACTIONS, SPLITS, hash_names, held_out, split_by_hash
 
 MEMORY_LIMIT_GB = 4.0  # images that take more than this are read batch by batch
 Images = str | Path | Sequence[str | Path] | Tensor | np.ndarray | torch.utils.data.Dataset  # what users give as data
@@ -33,6 +34,8 @@ def load_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
     memory_limit_gb: float = MEMORY_LIMIT_GB,
     skip_unreadable: bool = False,
 ) -> Dataset:
@@ -54,6 +57,8 @@ def load_dataset(
             their values.
         image_column, label_column, split_column: of tables, where they have other names than the usual ones, in any
             case.
+        group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
+        group_pattern: the same by a regular expression, found in each image's path: its brackets, or all of it.
         memory_limit_gb: larger data are read batch by batch.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
@@ -72,14 +77,15 @@ def load_dataset(
     return load_splits(
         data, [split], labels=labels, data_dir=data_dir, image_size=image_size, channels=channels,
         val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, image_column=image_column,
-        label_column=label_column, split_column=split_column, memory_limit_gb=memory_limit_gb,
-        skip_unreadable=skip_unreadable,
+        label_column=label_column, split_column=split_column, group_column=group_column, group_pattern=group_pattern,
+        memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable,
     )[split]  # fmt: skip
 
 
 def load_splits(
     data: Any, splits: Sequence[str], *, labels: Any = None, val_fraction: float | None = None,
-    test_fraction: float | None = None, memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
+    test_fraction: float | None = None, group_pattern: str | None = None,
+    memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
     labelled: bool = False, several: bool = False, masked: bool = False, present: bool = False, **reading: Any,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
@@ -112,7 +118,12 @@ def load_splits(
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
     everything = np.arange(len(source))
-    rows = {"all": everything} if {*splits} == {"all"} else cut(source, val_fraction, test_fraction, masked=masked)
+    if {*splits} == {"all"}:
+        rows = {"all": everything}
+    else:
+        if group_pattern is not None:
+            source.groups = match_groups(source, group_pattern)
+        rows = cut(source, val_fraction, test_fraction, masked=masked)
     description = describe(source, rows, unused_labels=unused)
     loaded: dict[str, Dataset] = {}
     for split in splits:
@@ -161,10 +172,43 @@ def cut(
             splits = ", ".join(["train", *fractions])
             raise InputError(f"data {source.name} has {len(train)} images, too few for {splits}")
         labels = None if source.labels is None or source.labels.ndim == 2 else source.labels[train]
-        parts = split_by_hash(source.places(train), fractions, labels)
+        wanted = [name for name, fraction in fractions.items() if fraction]
+        parts = split_by_hash(places_of(source, train, wanted), fractions, labels)
     return {
         name: part for name, part in ({name: train[part] for name, part in parts.items()} | given).items() if len(part)
     }
+
+
+def match_groups(source: Source, pattern: str) -> list[str]:
+    """The group of each image, by a regular expression found in its name. Raises InputError where it is not found."""
+    if source.groups:
+        raise InputError("group_column and group_pattern are two ways to say the same: give one")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"group_pattern {pattern!r} is no regular expression: {error}") from None
+    groups = []
+    for name in source.names(np.arange(len(source))):
+        if (found := compiled.search(name)) is None:
+            raise InputError(f"group_pattern {pattern!r} is not found in {name}, the name of an image of {source.name}")
+        groups.append("/".join(part or "" for part in found.groups()) or found.group())
+    return groups
+
+
+def places_of(source: Source, rows: np.ndarray, wanted: list[str]) -> np.ndarray:
+    """A number in [0, 1) of each row, which decides on its split: of its own name, or of its group's.
+
+    Raises InputError for fewer groups than train and the `wanted` splits need.
+    """
+    if not source.groups:
+        return source.places(rows)
+    groups = [source.groups[row] for row in rows]
+    if (count := len({*groups})) <= len(wanted):
+        raise InputError(
+            f"data {source.name}: {count} group{'s'[: count != 1]} of images cannot be cut into train, "
+            f"{' and '.join(wanted)}: give another column or pattern, or splits of your own"
+        )
+    return hash_names(groups)
 
 
 def no_labels(source: Source, split: str) -> InputError:

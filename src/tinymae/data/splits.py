@@ -95,6 +95,7 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
     A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
     help small data: a class that train would lack keeps its row with the highest place there, and a split that would be
     empty takes the row with the lowest place that train can spare. Rows without a label, -1, are cut by themselves.
+    Rows of the same place, which is that of their group, are in the same split.
 
     >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
     {'train': array([1, 2, 3]), 'val': array([0])}
@@ -115,15 +116,17 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
     if labels is not None:
         for label in np.setdiff1d(labels, labels[code == 0]):
             members = order[labels[order] == label]
-            code[members[-1]] = 0
+            code[places == places[members[-1]]] = 0
     for number, fraction in enumerate(fractions.values(), start=1):
         if fraction and not (code == number).any():
-            spare = (row for row in order if code[row] == 0 and (labels is None or is_shared(labels, code, row)))
-            if (row := next(spare, None)) is not None:
-                code[row] = number
+            kept = code == 0
+            of_train = (places == place for place in np.unique(places[kept]))
+            spare = (rows for rows in of_train if can_spare(labels, rows, kept & ~rows))
+            if (rows := next(spare, None)) is not None:
+                code[rows] = number
     return {name: np.flatnonzero(code == number) for number, name in enumerate(["train", *fractions])}
 
 
-def is_shared(labels: np.ndarray, code: np.ndarray, row: int) -> bool:
-    """Whether train has other rows of this row's class."""
-    return int(((labels == labels[row]) & (code == 0)).sum()) > 1
+def can_spare(labels: np.ndarray | None, rows: np.ndarray, others: np.ndarray) -> bool:
+    """Whether there are `others`, and among them rows of each class that these `rows` have; both are bool (N,)."""
+    return bool(others.any() and (labels is None or np.isin(labels[rows], labels[others]).all()))

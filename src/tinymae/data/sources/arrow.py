@@ -23,6 +23,7 @@ from .table import (
     describe_columns,
     names_splits,
     read_splits,
+    strings,
     take_labels,
 )  # fmt: skip
 
@@ -36,11 +37,13 @@ class ArrowSource(PartedSource):
         parts: Hugging Face `Dataset`s by the name of their split; "" for one that is not split.
         image_column, label_column, split_column: None is the only column of images, the first of class labels, and
             the first that names splits.
+        group_column: images with the same value there stay in one split.
     """
 
     def __init__(
         self, name: str, parts: dict[str, Any], *, shape: tuple[int, int, int], pixel_range: Range | None = None,
         image_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
+        group_column: str | None = None,
     ):  # fmt: skip
         from datasets import Image
 
@@ -50,6 +53,8 @@ class ArrowSource(PartedSource):
         self.column = choose_image_column(name, features, image_column)
         label = choose_label_column(name, features, label_column)
         split = self.read_splits(parts, split_column)
+        if group := choose_column([*features], f"data {name}", group_column, (), "group"):
+            self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", first=0)
         self.parts = [
             part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
         ]
@@ -63,7 +68,7 @@ class ArrowSource(PartedSource):
             self.split_by_parts(parts)
         self.split_names = list(parts)
         self.shown = "encoded images"
-        self.notes.append(describe_columns(images=self.column, labels=label, splits=split))
+        self.notes.append(describe_columns(images=self.column, labels=label, splits=split, groups=group))
 
     def read_column(self, parts: dict[str, Any], column: str) -> pa.ChunkedArray:
         """A column of all parts, without decoding an image."""

@@ -20,7 +20,7 @@ from .source import Source
 from .table import TABLES, open_table, read_table
 from .torch_dataset import TorchSource
 
-COLUMNS = ("image_column", "label_column", "split_column")
+COLUMNS = ("image_column", "label_column", "split_column", "group_column")
 FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
 
 
@@ -35,6 +35,7 @@ class Reading:
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    group_column: str | None = None
     skip_unreadable: bool = False
 
     def __post_init__(self):
@@ -54,7 +55,7 @@ class Reading:
         """What readers of tables want to know."""
         return {
             "shape": self.shape, "pixel_range": self.pixel_range, "image_column": self.image_column,
-            "label_column": self.label_column, "split_column": self.split_column,
+            "label_column": self.label_column, "split_column": self.split_column, "group_column": self.group_column,
         }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class Source:
         notes: further lines for the user to read.
         label_remedy: what to do for labels where there are none.
         given_names: each row's, where the images have been rows of other data.
+        groups: each row's, if the data say them: images of one group stay in one split.
     """
 
     kind = ""
@@ -43,6 +44,7 @@ class Source:
     shown: str
     notes: list[str]
     given_names: Sequence[str] = ()
+    groups: Sequence[str] = ()
     label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
 
     def __init__(self, name: str):

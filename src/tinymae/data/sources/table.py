@@ -24,7 +24,8 @@ SEPARATOR = ";"  # of the classes of an image that has several
 
 def open_table(
     path: Path, *, shape: tuple[int, int, int], pixel_range: Range | None = None, image_column: str | None = None,
-    label_column: str | None = None, split_column: str | None = None, skip_unreadable: bool = False,
+    label_column: str | None = None, split_column: str | None = None, group_column: str | None = None,
+    skip_unreadable: bool = False,
 ) -> FilesSource:  # fmt: skip
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
 
@@ -57,7 +58,9 @@ def open_table(
     if split:
         source.splits = read_splits(table.column(split), split, f"{where}, line", first=2)
         require_one_split(paths, source.splits, where)
-    source.notes.append(describe_columns(images=column, labels=label, splits=split))
+    if group := choose_column(names, where, group_column, (), "group"):
+        source.groups = strings(table.column(group), group, f"{where}, line", first=2)
+    source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
 
 
