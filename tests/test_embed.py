@@ -20,6 +20,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
+from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.encoding import feature_function
@@ -72,6 +73,35 @@ def test_images_without_labels_of_one_split_and_other_features(tmp_path):
     assert torch.allclose(torch.tensor(table["features"].to_pylist()), expected, atol=1e-5)
     arrays = read_npz(tmp_path / "embeddings.npz")
     assert arrays["labels"].tolist() == [-1] * rows and not len(arrays["classes"])
+
+
+def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
+    digits, common = load_dataset("digits"), {"weights": small_model(), "mixed_precision": "no", "formats": ()}
+    labels = [int(label) if row % 50 == 0 else -1 for row, label in enumerate(digits.labels[:500])]
+    data = {"data": digits.images[:500], "labels": labels, "split": ("all",), "output_dir": tmp_path}
+    tinymae.embed(**common, **data, to_label=30)
+    names = [row["name"] for row in csv.DictReader((tmp_path / "to_label.csv").open())]
+    assert len({*names}) == 30 and not any(int(name) % 50 == 0 for name in names)
+    assert Image.open(tmp_path / "to_label.png").width > 900
+    tinymae.embed(**common, **data, to_label=5)  # of the same table
+    assert [row["name"] for row in csv.DictReader((tmp_path / "to_label.csv").open())] != names[:5]
+    with pytest.raises(InputError, match="to_label 5: all 1,437 images have a label; leave it out"):
+        tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
+
+
+def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster():
+    middles = np.eye(6, dtype=np.float32)[np.repeat(np.arange(6), [40, 30, 20, 12, 10, 5])]
+    far = np.random.default_rng(0).random(len(middles), dtype=np.float32)
+    features = middles + far[:, None] * np.roll(middles, 1, axis=1) / 9
+    labelled = np.zeros(len(features), dtype=bool)
+    labelled[[3, 4, 75]] = True  # of the first cluster and of the third
+    rows = choose_to_label(features, labelled, count=3)
+    assert middles[rows].argmax(axis=1).tolist() == [1, 3, 4]
+    for row in rows:
+        mine = (middles == middles[row]).all(axis=1)
+        assert abs(far[row] - far[mine].mean()) == abs(far[mine] - far[mine].mean()).min()
+    everything = choose_to_label(features, labelled, count=500)
+    assert sorted(everything) == np.flatnonzero(~labelled).tolist()
 
 
 def load_dataset_of(images, split):

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..evaluation.figures import thumbnails
-from ..evaluation.layout import find_clusters, has_umap, lay_out
+from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
-from ..files import read_json, write_atomically
+from ..evaluation.sheets import Tile, in_rows, write_sheet
+from ..files import read_json, write_atomically, write_csv
 from ..interop.load import Model
 from ..training.device import on_main
 from ..training.run import Run
@@ -27,6 +29,7 @@ from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default
 
 PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
+SHOWN = 100  # images on the sheet of those to label first
 PROJECTED = 5000  # images in TensorBoard's projector, which is slow with more
 
 SPRITE = 8192  # pixels a side, the most that the projector shows
@@ -42,6 +45,7 @@ class EmbedSettings(FeatureSettings):
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
     )
     clusters: int = setting(10, "colours of the map by k-means", least=1, free=True)
+    to_label: int | None = setting(None, "also list this many images to label first: to_label.csv", least=1, free=True)
 
 
 def run(settings: EmbedSettings) -> Result[Model]:
@@ -49,8 +53,9 @@ def run(settings: EmbedSettings) -> Result[Model]:
 
     embeddings.parquet has a row for each image: name, split, label (null without one) and features, a list of float32.
     embeddings.npz has the same as arrays. projector/ is for TensorBoard, and has at most 5,000 of the images. map.html
-    shows all of them in two dimensions. A run that was stopped resumes. Memory grows with the number of images for the
-    map alone, which needs all features at once.
+    shows all of them in two dimensions. With `to_label`, to_label.csv and to_label.png are of the images without a
+    label that are most worth one. A run that was stopped resumes. Memory grows with the number of images for the
+    map and for `to_label`, which need all features at once.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -58,6 +63,8 @@ def run(settings: EmbedSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
     images = settings.open_images(model, accelerator)
+    if settings.to_label is not None and (images.labels >= 0).all():
+        raise InputError(f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
@@ -115,7 +122,23 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
             run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
             write_page(settings, table, images, page)
         written.append(page)
+    if settings.to_label is not None:
+        written += write_to_label(settings, table, images, folder)
     return written
+
+
+def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
+    """to_label.csv and to_label.png: the images to label first."""
+    assert settings.to_label is not None
+    features, labelled = read_features(table, np.arange(len(images))), (images.labels >= 0).numpy()
+    rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
+    names, splits = images.names(rows), images.splits(rows)
+    shown = [Tile(image, (name,)) for image, name in zip(images.view(rows[:SHOWN]), names, strict=False)]
+    title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
+    return [
+        write_csv(folder / "to_label.csv", ["name", "split"], zip(names, splits, strict=True)),
+        write_sheet(in_rows(shown), folder / "to_label.png", title),
+    ]
 
 
 def layout_method() -> str:

@@ -11,6 +11,7 @@ from torch import from_numpy
 
 from .neighbours import nearest
 
+MOST_CLUSTERS = 500  # unless more images are to be labelled
 FITTED = 4000  # images that t-SNE lays out; its time grows faster than their number
 Array = NDArray[np.float32]
 
@@ -78,8 +79,34 @@ def find_clusters(features: Array, *, count: int = 10, seed: int = 0) -> NDArray
     >>> find_clusters(np.eye(2, dtype=np.float32)[[0, 0, 1]], count=2).tolist()
     [0, 0, 1]
     """
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    means = MiniBatchKMeans(min(count, len(unit)), n_init=3, random_state=seed, batch_size=4096)
-    found = means.fit_predict(unit)
+    found = fit_means(features, count, seed)[0]
     order = np.argsort(-np.bincount(found), kind="stable")
     return np.argsort(order)[found]
+
+
+def fit_means(features: Array, count: int, seed: int) -> tuple[NDArray[np.int64], Array]:
+    """K-means of the directions of rows (N, F): the cluster (N,) of each row, and its distance (N,) from the centre."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    means = MiniBatchKMeans(min(count, len(unit)), n_init=3, random_state=seed, batch_size=4096).fit(unit)
+    found = means.labels_.astype(np.int64)
+    return found, np.linalg.norm(unit - means.cluster_centers_[found], axis=1)
+
+
+def choose_to_label(features: Array, labelled: NDArray[np.bool_], *, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """The rows (M,) of features (N, F) to label first; `labelled` (N,) are those that have a label.
+
+    There are as many clusters as there are going to be labels, up to 500. The next image is always of the cluster with
+    the fewest labels, of the largest of these, and the one that is closest to its centre (after Hacohen et al., arXiv
+    2202.02794). Where there are fewer than `count` without a label, these are all.
+
+    >>> choose_to_label(np.eye(2, dtype=np.float32)[[0, 0, 1]], np.array([True, False, False]), count=1)
+    array([2])
+    """
+    clusters = max(count, min(count + int(labelled.sum()), MOST_CLUSTERS))
+    found, distance = fit_means(features, clusters, seed)
+    rows = np.flatnonzero(~labelled)
+    rows = rows[np.lexsort((distance[rows], found[rows]))]  # cluster by cluster, from the centre outwards
+    _, start, place = np.unique(found[rows], return_index=True, return_inverse=True)
+    known, size = np.bincount(found[labelled], minlength=clusters), np.bincount(found, minlength=clusters)
+    labels_before = known[found[rows]] + np.arange(len(rows)) - start[place]
+    return rows[np.lexsort((-size[found[rows]], labels_before))][:count]
