@@ -64,14 +64,38 @@ def test_classes_may_have_any_name(tmp_path):
 
 def test_classes_that_mean_something_else_are_refused(tmp_path):
     for classes, message in [
-        (["0", "1"], r"know 2 classes, data set array has 10"),
-        ([*"1023456789"], r"data set array counts '0' as class 0, weights \(Classifier\) as class 1"),
+        (
+            ["a", "b"],
+            r"know 2 classes \(a, b\), data set array has 10 others \(0, 1, 2, 3, 4, ...\): give the same names",
+        ),
+        (
+            ["0", "1"],
+            r"data set array has images of [2-9, .]+, which weights \(Classifier\) do not know \(0, 1\): leave",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             tinymae.evaluate(**FEW, weights=small_model(classes), output_dir=tmp_path / "run")
     with pytest.raises(InputError, match="data set array has no labels in test"):
         tinymae.evaluate(**FEW | {"labels": None}, weights=small_model([*"0123456789"]), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_classes_are_matched_by_name(limit, tmp_path):
+    digits = load_dataset("digits", "test")
+    names = np.array([*"0123456789"])[digits.labels]
+    some = names != "7"  # one class that the classifier knows has no image
+    common = {"weights": small_model([*"9876543210"]), "mixed_precision": "no", "split": "all"}
+    for number, label in ((0, "all"), (1, "some")):
+        kept = some if number else np.ones(len(names), dtype=bool)
+        data = load_dataset(digits.images[kept], "all", labels=names[kept], memory_limit_gb=limit)
+        run = tinymae.evaluate(data, **common, output_dir=tmp_path / label)
+        predicted = run.model(digits.images[kept]).argmax(dim=1)
+        assert run.results["accuracy"] == pytest.approx(
+            100 * np.mean(np.array([*"9876543210"])[predicted] == names[kept])
+        )
+        assert run.results["by_class"]["3"]["support"] == (names[kept] == "3").sum()
+    assert run.results["by_class"]["7"]["support"] == 0
 
 
 def test_classes_of_quite_other_names_are_taken_by_their_order_and_that_is_said(tmp_path, capsys):

@@ -181,7 +181,7 @@ def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_pa
     assert "hold an autoencoder" in refused(capsys, "predict", **settings, weights=tmp_path / "mae")
     build_classifier(classifier_of_two(), classes=["a", "b"]).write_weights(tmp_path / "two")
     line = refused(capsys, "predict", **settings, weights=tmp_path / "two", calibrate="digits")
-    assert "know 2 classes, calibrate digits has 10" in line and not (tmp_path / "run").exists()
+    assert "know 2 classes (a, b), calibrate digits has 10 others" in line and not (tmp_path / "run").exists()
 
 
 def classifier_of_two() -> MaskedAutoencoder:

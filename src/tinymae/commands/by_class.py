@@ -6,7 +6,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from ..evaluation import figures
-from ..evaluation.metrics import several_metrics
+from ..evaluation.metrics import describe_constant, several_metrics
 from ..files import write_csv
 from ..training.run import Run
 
@@ -22,6 +22,8 @@ def report_classes(
     if labels.ndim == 2:
         found, table = report_several(run, logits, labels.cpu(), classes)
         return {f"{name}_{split}": value for name, value in found.items()}, table
+    if constant := describe_constant(labels, classes):
+        run.print(constant)
     matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
     picture = run.folder / "confusion_matrix.png"
     if run.is_main:

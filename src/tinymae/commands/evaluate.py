@@ -13,7 +13,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, has_several, with_label
+from ..data.datasets import Dataset, has_several, with_classes, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -22,6 +22,7 @@ from ..evaluation.metrics import (
     accuracy,
     describe_absent,
     describe_accuracy,
+    describe_constant,
     describe_precision,
     reconstruction_metrics,
 )
@@ -74,8 +75,9 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     look: partial[dict]
     if isinstance(model, Classifier):
         dataset, settings = load_images(settings, model, labelled=True, several=model.several)
-        dataset = with_label(dataset)
-        require_same_classes(model, dataset, source=f"data set {settings.data_name}", weights=settings.weights)
+        dataset = match_classes(
+            model, with_label(dataset), source=f"data set {settings.data_name}", weights=settings.weights
+        )
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
         dataset, settings = load_images(settings, model)
@@ -102,24 +104,43 @@ def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tup
     return dataset, replace(settings, split=split)
 
 
-def require_same_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> None:
-    """Raises InputError unless the data's labels mean what the classifier's mean. Names that the classifier has none of
-    may mean the same classes in other words: that they are taken by their order is said.
+def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:
+    """The dataset with its labels numbered as the classifier's, by the names of the classes. Names that the classifier
+    has none of may mean the same classes in other words: they are taken by their order, and that is said.
+
+    Raises InputError for images of classes that the classifier does not know.
     """
     weights = describe_source(weights)
     if model.several and not has_several(dataset):  # the other way round, the data are not loaded
         raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
-    if len(dataset.classes) != len(model.classes):
-        raise InputError(f"weights {weights} know {len(model.classes)} classes, {source} has {len(dataset.classes)}")
-    for number, name in enumerate(dataset.classes):
-        if name in model.classes and model.classes.index(name) != number:
+    if not {*dataset.classes} & {*model.classes}:
+        if len(dataset.classes) != len(model.classes):
             raise InputError(
-                f"{source} counts {name!r} as class {number}, weights {weights} as class "
-                f"{model.classes.index(name)}: give it the same class folders"
+                f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
+                f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names"
             )
-    if not {*dataset.classes} & {*model.classes} and PartialState().is_main_process:
-        pairs = [" = ".join(pair) for pair in zip(dataset.classes[:3], model.classes, strict=False)]
-        print(f"{source} names its classes otherwise than the weights: taken by their order, {', '.join(pairs)}, ...")
+        pairs = ", ".join(map(" = ".join, zip(dataset.classes[:3], model.classes, strict=False)))
+        if PartialState().is_main_process:
+            print(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}, ...")
+        return dataset
+    assert dataset.labels is not None
+    present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
+    strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]
+    if strangers := [name for name in strangers if name not in model.classes]:
+        raise InputError(
+            f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
+            f"({list_some(model.classes)}): leave them out, or give them one of these names"
+        )
+    return dataset if dataset.classes == model.classes else with_classes(dataset, model.classes)
+
+
+def list_some(names: list[str], most: int = 5) -> str:
+    """Names, some of many.
+
+    >>> list_some(["cat", "dog", "fox"], most=2)
+    'cat, dog, ...'
+    """
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
@@ -155,6 +176,8 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     run.print(f"accuracy {describe_accuracy(results['accuracy'], len(dataset), str(settings.split))}\n\n{text}")
     if absent := describe_absent(labels, len(numbers), str(settings.split)):
         run.print(absent)
+    if constant := describe_constant(labels, model.classes):
+        run.print(constant)
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
     run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
     return results

@@ -134,12 +134,13 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
     numbers = {
         "duplicate_groups": len(groups), "duplicate_images": len(rows), "groups_across_splits": sum(across),
     }  # fmt: skip
-    text = f"{len(groups)} groups of {len(rows)} images in all, {sum(across)} of them across splits"
+    text = f"{len(groups)} group{'s'[: len(groups) != 1]} of {len(rows)} images in all, {sum(across)} across splits"
     if not groups:
         text = "none were found"
     if len(rows) > len(images) / 10:
         text += (
-            f". So many suggest images that resemble each other by nature, as drawings do: raise --least-correlation, "
+            f". So many suggest frames of one film or subject, which --group-column or --group-pattern keep in one "
+            "split; or images that resemble each other by nature, as drawings do: then raise --least-correlation, "
             f"which is {settings.least_correlation:g} here"
         )
     return Part("Near-duplicates", text, numbers, [table, sheet])
@@ -154,8 +155,10 @@ def strongest(pairs: Pairs, count: int) -> Tensor:
 
 
 def show_group(images: JoinedSplits, group: Tensor, number: int, *, frame: str) -> list[Tile]:
-    """The tiles of a group, the last of which says how many images are not shown."""
-    some = group[:LARGEST_GROUP]
+    """The tiles of a group, one of each split first; the last of them says how many images are not shown."""
+    splits = images.splits(group)
+    ahead = sorted(range(len(group)), key=lambda place: splits.index(splits[place]) != place)
+    some = group[ahead[:LARGEST_GROUP]]
     about = zip(images.view(some), images.names(some), images.splits(some), images.label_names(some), strict=True)
     tiles = [Tile(image, (name, f"{number}: {split} {label or ''}"), frame) for image, name, split, label in about]
     if len(group) > len(some):
@@ -203,27 +206,28 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
         features[labelled], labels, num_classes=len(images.classes), folds=settings.folds,
         seed=derive_seed(settings.seed, "folds"),
     )  # fmt: skip
-    issues = confident_issues(probabilities, labels)
+    enough = labels.bincount()[labels] >= settings.folds  # a probe that saw none of a class, or few, cannot judge it
+    issues = confident_issues(probabilities, labels) & enough
     own = probabilities.gather(1, labels[:, None])[:, 0]
-    order = own.argsort(stable=True)
+    order = own.where(enough, torch.inf).argsort(stable=True)
     high, guess = probabilities.max(dim=1)
     ranked = labelled[order]
     about = zip(
         images.names(ranked), images.splits(ranked), labels[order].tolist(), guess[order].tolist(),
-        own[order].tolist(), high[order].tolist(), issues[order].tolist(), strict=True,
+        own[order].tolist(), high[order].tolist(), issues[order].tolist(), enough[order].tolist(), strict=True,
     )  # fmt: skip
     rows = [
         (rank, name, split, images.classes[label], images.classes[other], f"{p:.4f}", f"{q:.4f}",
-         "yes" if doubtful else "no")
-        for rank, (name, split, label, other, p, q, doubtful) in enumerate(about, 1)
+         "yes" if doubtful else "no" if judged else "too few to judge")
+        for rank, (name, split, label, other, p, q, doubtful, judged) in enumerate(about, 1)
     ]  # fmt: skip
     columns = ["rank", "name", "split", "label", "guess", "label_probability", "guess_probability", "doubtful"]
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)
     tiles = [
-        Tile(image, (name, f"labelled {label}", f"looks like {guess}"))
+        Tile(image, (name, label, f"or {guess}?"))
         for image, (_, name, _, label, guess, *_) in zip(images.view(ranked[:SHOWN]), rows, strict=False)
     ]
-    title = f"the {len(tiles)} labels that a probe of other images doubts most"
+    title = f"the {len(tiles)} labels that a probe of other images doubts most: is it the label, or the other class?"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)
     right = accuracy(guess, labels)
     text = f"{int(issues.sum())} of {len(labels)}; a probe of the others is right about {right:.0f} % of them"

@@ -12,13 +12,14 @@ from ..data.sources.files import list_images
 from ..errors import InputError
 from ..evaluation.figures import viewable
 from ..evaluation.neighbours import nearest
-from ..evaluation.sheets import Tile, write_sheet
+from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model
 from .features import FeatureSettings, JoinedSplits, map_images, map_together
 from .fields import Result, keywords_of, setting, with_default
 
 SHOWN = 50  # queries on the sheet
+MOST_ACROSS = 21  # images in a row of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     rows = []
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
         about = zip(images.view(near), images.names(near), images.label_names(near), row, strict=True)
-        found = [Tile(image, (name, f"{cosine:.3f} {label or ''}")) for image, name, label, cosine in about]
+        found = [Tile(image, (name, label or "", f"{cosine:.3f}")) for image, name, label, cosine in about]
         shown = viewable(query[None], images.channels, images.limits)[0]
-        rows.append([Tile(shown, (file.name, "query"), "#2f6690"), *found])
+        rows += in_rows([Tile(shown, (file.name, "query"), "#2f6690"), *found], MOST_ACROSS)
     more = f", the first {SHOWN}" if len(files) > SHOWN else ""
     return write_sheet(rows, path, f"queries{more}, and their nearest images of {len(images):,}, by cosine")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..data.datasets import Dataset, with_label
 from ..data.sources.table import SEPARATOR
 from ..errors import InputError
-from ..evaluation.calibration import fit_temperature, probability_metrics
+from ..evaluation.calibration import MOST, fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
-from .evaluate import require_same_classes
+from .evaluate import match_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
 from .fields import Result, keywords_of, setting, with_default
 
@@ -65,6 +65,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
             assert held_out.labels is not None
             results |= calibrate(logits, held_out.labels.cpu())
             run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
+            if not 1.01 / MOST < results["temperature"] < 0.99 * MOST:
+                run.print("which is the end of what is tried: the weights are no use on these images, or they are few")
         logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
@@ -82,8 +84,10 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     size, channels = model.image_size, model.in_channels
     dataset = settings.load_further("val", image_size=size, channels=channels, labelled=True)
     require_fit(model, dataset)
-    require_same_classes(model, dataset, source=f"calibrate {settings.calibrate}", weights=settings.weights)
-    return with_label(dataset).to(accelerator.device)
+    dataset = match_classes(
+        model, with_label(dataset), source=f"calibrate {settings.calibrate}", weights=settings.weights
+    )
+    return dataset.to(accelerator.device)
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:

@@ -12,7 +12,7 @@ from ..data.batches import chunks, pick
 from ..data.datasets import Dataset, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy
+from ..evaluation.metrics import accuracy, describe_accuracy
 from ..evaluation.neighbours import knn_predict
 from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
@@ -283,7 +283,7 @@ def look_at(
             classes = knn_predict(known, labels, queries, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, asked.labels)
             epoch = run.progress.stretch.epoch(step)
-            run.print(f"epoch {epoch:.3g}: k-NN accuracy {results['knn_val']:.2f} % on validation")
+            run.print(f"epoch {epoch:.3g}: k-NN accuracy {describe_accuracy(results['knn_val'], len(asked), 'val')}")
         if run.is_main:
             results |= draw_pictures(settings, model, run, pick(val_set, SHOWN), step)
         run.progress.log(step, results)

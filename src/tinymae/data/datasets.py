@@ -325,6 +325,28 @@ def with_label(dataset: Dataset) -> Dataset:
     return dataset.subset((dataset.labels >= 0).nonzero()[:, 0])
 
 
+def with_classes(dataset: Dataset, classes: list[str]) -> Dataset:
+    """The same images, with their labels numbered as in `classes`; a class that is not among these is no label."""
+    numbers = [classes.index(name) if name in classes else -1 for name in dataset.classes]
+
+    def renumber(labels: np.ndarray) -> np.ndarray:
+        if labels.ndim == 1:
+            return np.array([*numbers, -1])[labels]  # and -1 stays
+        renumbered = np.zeros((len(labels), len(classes)), dtype=labels.dtype)
+        known = [number >= 0 for number in numbers]
+        renumbered[:, [number for number in numbers if number >= 0]] = labels[:, known]
+        return renumbered
+
+    if isinstance(dataset, ImageDataset):
+        assert dataset.labels is not None
+        labels = torch.from_numpy(renumber(dataset.labels.cpu().numpy())).to(dataset.labels.device)
+        return replace(dataset, labels=labels, classes=classes)
+    source = copy.copy(dataset.source)
+    assert source.labels is not None
+    source.labels, source.classes = renumber(source.labels), classes
+    return replace(dataset, source=source)
+
+
 def knows_colour(dataset: Dataset) -> bool:
     """See `augment.has_colour`."""
     return has_colour(dataset.image_shape[0], dataset.depth)

@@ -2,10 +2,13 @@
 
 import itertools
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 
 from .sources.source import Source
+
+NO_LABEL = ("na", "n/a", "nan", "null", "none")  # what tables have where there is no label
 
 
 def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool = False) -> list[str]:
@@ -21,14 +24,22 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
         shown = shown.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 cannot be printed
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
+    parts = ", ".join(count_rows(source, name, part) for name, part in rows.items())
     return [
         f"data {source.name} ({source.kind}): {len(source):,} images{classes}{left_out}",
-        f"splits: {', '.join(f'{name} {len(part):,}' for name, part in rows.items())}{describe_choice(source, rows)}",
+        f"splits: {parts}{describe_choice(source, rows)}",
         f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
         *source.notes,
         *describe_classes(source),
         *describe_groups(source, rows),
     ]
+
+
+def count_rows(source: Source, name: str, rows: np.ndarray) -> str:
+    """The images of a split, and how many of them have a label if not all do or none."""
+    labels = None if source.labels is None or source.labels.ndim == 2 else source.labels[rows]
+    labelled = len(rows) if labels is None else int((labels >= 0).sum())
+    return f"{name} {len(rows):,}" + f" ({labelled:,} labelled)" * (labelled < len(rows))
 
 
 def describe_classes(source: Source) -> list[str]:
@@ -43,6 +54,11 @@ def describe_classes(source: Source) -> list[str]:
     if empty:
         shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         lines.append(f"classes: {len(empty):,} of {count:,} without any image ({shown})")
+    by_name = {key: [*names] for key, names in groupby(sorted(source.classes, key=str.casefold), key=str.casefold)}
+    if alike := [" and ".join(names) for names in by_name.values() if len(names) > 1]:
+        lines.append(f"classes: {', '.join(alike[:3])}{', ...' * (len(alike) > 3)} differ in case alone: are they one?")
+    if missing := next((name for name in source.classes if name.casefold() in NO_LABEL), None):
+        lines.append(f"classes: {missing} is one of them: if it means that there is no label, leave it empty")
     if not several and 2 * (count - len(empty)) > (labelled := int(found.sum())) > 20:
         lines.append(f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?")
     return lines

@@ -131,7 +131,7 @@ def load_splits(
             continue
         if not len(chosen := everything if split == "all" else rows.get(split, ())):
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
-            remedy = "give other data" if split == "train" else f"give another split, or --{split}-fraction"
+            remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
             raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
         dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description, split=split)
         if labelled and dataset.labels is None:

@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 BINS = 15
+MOST = 20.0  # as a temperature
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -23,7 +24,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return nn.functional.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    bound = math.log(20)
+    bound = math.log(MOST)
     return math.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-5}).x)
 
 

@@ -202,8 +202,11 @@ def pretraining_curves(rows: Sequence[dict], path: str | Path, title: str = "") 
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
-    """Rows: true class, columns: predicted; each row in percent of its class. `matrix` holds counts (K, K)."""
-    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    """Rows: true class and its number of images, columns: predicted; each row in percent of its class. `matrix` holds
+    counts (K, K).
+    """
+    counts = matrix.sum(axis=1).astype(int)
+    percent = 100 * matrix / np.maximum(counts, 1)[:, None]
     size = min(max(4.0, 0.45 * len(classes) + 1.5), 14.0)
     figure = Figure(figsize=(size, size))
     axis = figure.subplots()
@@ -224,7 +227,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
     if len(classes) <= NAMED:
         few = len(classes) <= 20
         axis.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center")
-        axis.set_yticks(range(len(classes)), classes)
+        axis.set_yticks(range(len(classes)), [f"{name} ({n:,})" for name, n in zip(classes, counts, strict=True)])
         axis.tick_params(labelsize=8 if few else 6)
     axis.set(xlabel="predicted", ylabel="true", title=f"{title}\neach row in % of its true class".strip())
     return save(figure, path)

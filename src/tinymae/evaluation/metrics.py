@@ -1,6 +1,6 @@
 """Accuracy and reconstruction metrics, and functions mapped over a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..data.datasets import Dataset
 from ..errors import InputError
 from ..models.losses import SSIM_SIDE, structural_similarity
 
+UNBALANCED = 1.2  # times its even share: what the most frequent class has at least, if that is worth saying
 RECONSTRUCTION_METRICS = ("mse", "psnr", "ssim")  # the last is left out of images that are too small for it
 
 
@@ -97,6 +98,19 @@ def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
     verbs = ("has", "is") if absent == 1 else ("have", "are")
     kind = "" if split == "all" else f"{split} "
     return f"{absent} of the {num_classes} classes {verbs[0]} no {kind}image, and {verbs[1]} not judged"
+
+
+def describe_constant(labels: Tensor, classes: Sequence[str]) -> str | None:
+    """What always guessing the most frequent class would score on labels (N,); None if they are balanced.
+
+    >>> describe_constant(torch.tensor([0, 0, 0, 1]), ["cat", "dog"])
+    'always guessing cat would be right about 75.0 % of them'
+    """
+    count, most = labels.bincount().max(dim=0)
+    percent = 100 * float(count) / len(labels)
+    if percent * len(labels.unique()) <= 100 * UNBALANCED:
+        return None
+    return f"always guessing {classes[int(most)]} would be right about {percent:.1f} % of them"
 
 
 def several_metrics(scores: Tensor, labels: Tensor) -> dict:

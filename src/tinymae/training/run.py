@@ -163,7 +163,7 @@ class Run:
         if skipped and self.is_main:
             path = self.folder / "skipped.txt"
             write_bytes(path, ("\n".join(skipped) + "\n").encode())
-            self.print(f"left out {len(skipped)} unreadable images, listed in {path}")
+            self.print(f"left out {len(skipped)} unreadable image{'s'[: len(skipped) != 1]}, listed in {path}")
 
     # ---- going on
 

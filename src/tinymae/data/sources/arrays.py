@@ -261,7 +261,8 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
         classes = [str(number) for number in range(int(given.max()) + 1)]
         return classes, given.astype(np.int64) if classes else None  # all -1: none has a label
     if np.issubdtype(given.dtype, np.str_):
-        blank = np.char.strip(given) == ""
+        given = np.char.strip(given)
+        blank = given == ""
         names, numbers = np.unique(given[~blank], return_inverse=True)
         labels = np.full(count, -1)
         labels[~blank] = numbers

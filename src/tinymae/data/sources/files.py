@@ -230,7 +230,7 @@ def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[s
         if name not in number:
             raise InputError(
                 f"class folder {root / path.split('/')[0] / str(name)} is none of train's classes, "
-                f"{', '.join(classes[:20])}: rename it"
+                f"{', '.join(classes[:20])}: move it away, or rename it"
             )
     if not splits:
         require_images(root, classes)

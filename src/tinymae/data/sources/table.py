@@ -42,15 +42,17 @@ def open_table(
     paths = strings(table.column(column), column, f"{where}, line", first=2)
     if not paths:
         raise InputError(f"{where} has no rows")
-    for row, name in enumerate(paths if not skip_unreadable else (), start=2):
-        if not (path.parent / name).is_file():
-            raise InputError(
-                f"{where}, line {row}: image {path.parent / name} does not exist: leave the row out, or give "
-                "--skip-unreadable"
-            )
+    there = (os.path.isfile(path.parent / name) for name in paths)
+    if skip_unreadable:
+        if not any(there):
+            raise no_such_image(where, 2, path.parent / paths[0])
+    elif (missing := next((row for row, found in enumerate(there, start=2) if not found), None)) is not None:
+        raise no_such_image(where, missing, path.parent / paths[missing - 2])
     source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
     label = choose_column(names, where, label_column, LABEL_COLUMNS, "label")
     label = take_labels(source, table.column(label) if label else None, label, names, given=label_column is not None)
+    if label:
+        require_one_label(source, where)
     split = choose_column(names, where, split_column, SPLIT_COLUMNS, "split")
     if split and split_column is None and not names_splits(table.column(split)):
         source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
@@ -62,6 +64,30 @@ def open_table(
         source.groups = strings(table.column(group), group, f"{where}, line", first=2)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
+
+
+def no_such_image(where: str, row: int, image: Path) -> InputError:
+    """Of an image that a table names, and that is not there."""
+    return InputError(
+        f"{where}, line {row}: image {image} does not exist: paths are relative to the table's folder; correct them, "
+        "or leave out what is missing by --skip-unreadable"
+    )
+
+
+def require_one_label(source: FilesSource, where: str) -> None:
+    """Raises InputError for an image that has several rows, and other labels in them."""
+    assert source.labels is not None
+    paths = source.names(np.arange(len(source)))
+    seen: dict[str, int] = {}
+    for row, name in enumerate(map(os.path.normpath, paths)):
+        first = seen.setdefault(name, row)
+        if (source.labels[first] != source.labels[row]).any():
+            raise InputError(
+                f"{where}, lines {first + 2} and {row + 2}: image {name} has one label here and another there: keep "
+                "one of the rows, or write several labels into one cell, as in cat;dog"
+            )
+    if len(seen) < len(paths):
+        source.notes.append(f"rows: {len(paths) - len(seen):,} are of images that have another row")
 
 
 def names_splits(column: pa.ChunkedArray) -> bool:
@@ -80,7 +106,10 @@ def read_table(path: Path) -> pa.Table:
             return parquet.read_table(path)
         from pyarrow import csv
 
+        path.read_text("utf-8")
         return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=find_delimiter(path)))
+    except UnicodeDecodeError as error:
+        raise InputError(f"table {path} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise refusal(error, f"table {path} cannot be read: {first_line(error)}") from None
 
