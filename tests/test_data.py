@@ -124,7 +124,7 @@ def test_plain_images_have_no_labels(tmp_path):
         picture(tmp_path / f"{number}.png", seed=number)
     train, val = (load_dataset(tmp_path, split, image_size=(6, 8)) for split in ("train", "val"))
     assert train.labels is None and train.image_shape == (3, 6, 8) and len(train) + len(val) == 10
-    with pytest.raises(InputError, match="no images for test, only 9 train, 1 val: give another split, or --test-frac"):
+    with pytest.raises(InputError, match="no images for test, only 9 train, 1 val: give another split, or a larger"):
         load_dataset(tmp_path, "test")
     assert len(load_dataset(tmp_path, "test", test_fraction=0.5)) > 1
 
