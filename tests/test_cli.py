@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from conftest import SCRIPTS
 from PIL import Image
 from running import MODEL, QUICK, flags, launch, metrics, refused
@@ -136,14 +137,16 @@ def test_from_python_the_choices_are_those_of_the_command_line(settings, given, 
         (PretrainSettings, {"show_channels": 1}, "show_channels 1 is of type int: give 3 whole numbers"),
         (
             SETTINGS["neighbours"],
-            {"weights": "w", "query": np.zeros((1, 3))},
-            "query array.* is of type ndarray: give a text",
+            {"weights": "w", "query": np.zeros((1, 3), dtype=np.int64)},
+            r"query array \[1, 3\] of int64, .* is of type ndarray: give a text",
         ),
         (
             SETTINGS["neighbours"],
             {"weights": "w", "query": [np.zeros(3)]},
             "query array.* is of type ndarray: give a text",
         ),
+        (PretrainSettings, {"seed": None}, "seed None: leave it out for the default, 0"),
+        (PretrainSettings, {"flip": None}, "flip None: leave it out for the default, True"),
         (SETTINGS["embed"], {"weights": "w", "layers": ("1",)}, "layers '1' is of type str: give a whole number"),
     ],
 )
@@ -151,6 +154,25 @@ def test_from_python_a_value_of_another_type_is_refused_in_one_line(settings, gi
     with pytest.raises(InputError, match=message) as refused:
         settings(**given)
     assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_keyword_names_the_function_and_the_closest_one():
+    for wrong, says in [
+        ({"epoch": 1}, r"pretrain\(\) got an unexpected keyword argument 'epoch'; did you mean epochs\?"),
+        ({"verbose": True}, r"pretrain\(\) got an unexpected keyword argument 'verbose'$"),
+    ]:
+        with pytest.raises(TypeError, match=says):
+            tinymae.pretrain(**wrong)
+    with pytest.raises(TypeError, match=r"neighbours\(\) missing a required argument: 'query'"):
+        tinymae.neighbours(weights="w")
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_off, quick_figures, tmp_path):
+    with switched_off():
+        run = tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
+        assert not torch.is_grad_enabled()
+    assert run.results["steps"] > 0
 
 
 @pytest.mark.parametrize("command", SETTINGS)
@@ -321,5 +343,6 @@ def test_weights_that_do_not_fit_are_refused(quick_figures, tmp_path, capsys):
     save_digits(tmp_path / "three", ["train"])
     for label in range(3, 10):
         shutil.rmtree(tmp_path / "three" / "train" / str(label), ignore_errors=True)
-    line = refused(capsys, "evaluate", **common, data=tmp_path / "three")
-    assert "know 10 classes" in line and "has 3" in line
+    (tmp_path / "three" / "train" / "0").rename(tmp_path / "three" / "train" / "zero")
+    line = refused(capsys, "evaluate", **common, data=tmp_path / "three", split="all")
+    assert "has images of zero" in line and "do not know (0, 1, 2, 3, 4, ...)" in line

@@ -278,8 +278,11 @@ def test_an_autoencoder_predicts_the_same_in_transformers_and_comes_back_bit_for
     theirs = load_cleanly(transformers.ViTMAEForPreTraining, tmp_path)
     assert_same_predictions(model, theirs)
     theirs.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "preprocessor_config.json").exists()
     for folder in (tmp_path, tmp_path / "again"):
-        assert_same_weights(tinymae.from_transformers(folder), model)
+        assert_same_weights(again := tinymae.from_transformers(folder), model)
+        assert again.config["mean"] == pytest.approx(STATISTICS["mean"])
+        assert again.config["std"] == pytest.approx(STATISTICS["std"])
     sizes = {"encoder", "embed_dim", "depth", "num_heads"}
     back = tinymae.from_transformers(tmp_path).config
     assert {k: v for k, v in back.items() if k not in sizes | {"mean", "std"}} == {
@@ -462,8 +465,9 @@ def test_an_exported_encoder_is_the_encoder_in_plain_timm(tmp_path):
     for theirs, pool in ((hub, "avg"), (averaging, "avg"), (plain, "cls")):
         torch.testing.assert_close(theirs(images), model.encode(images, pool=pool), atol=1e-6, rtol=0)
         torch.testing.assert_close(theirs.forward_features(images), model.encode_tokens(images), atol=1e-6, rtol=0)
-    data = timm.data.resolve_model_data_config(hub)
-    assert (data["input_size"], *map(tuple, (data["mean"], data["std"]))) == ((3, 16, 8), *STATISTICS.values())
+    for vit in (hub, model.encoder, build_classifier(model, classes=CLASSES).vit):
+        data = timm.data.resolve_model_data_config(vit)
+        assert (*map(tuple, (data["input_size"], data["mean"], data["std"])),) == ((3, 16, 8), *STATISTICS.values())
     with pytest.raises(InputError, match="an encoder written for timm, without a head"):
         tinymae.load(tmp_path / "timm")
 

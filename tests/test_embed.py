@@ -104,6 +104,15 @@ def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster():
     assert sorted(everything) == np.flatnonzero(~labelled).tolist()
 
 
+def test_a_number_of_layers_is_that_of_the_last_as_in_python(tmp_path):
+    model, images = small_model(), load_dataset("digits").images[:20]
+    common = {"mixed_precision": "no", "formats": ("npz",), "split": ("all",), "weights": model}
+    tinymae.embed(images, **common, layers=2, output_dir=tmp_path)
+    with torch.no_grad():
+        expected = model.encode(images, layers=2)
+    assert torch.allclose(torch.from_numpy(read_npz(tmp_path / "embeddings.npz")["features"]), expected, atol=1e-5)
+
+
 def load_dataset_of(images, split):
     return load_dataset(images, split).images
 

@@ -48,6 +48,18 @@ def model():
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 6), dtype=np.uint8)
 
 
+def test_one_image_is_a_batch_of_one_and_streams_are_refused(model):
+    features = Features(model).fit(IMAGES)
+    expected = features.transform(IMAGES[:1])
+    for one in (IMAGES[0], IMAGES[0].transpose(1, 2, 0), torch.from_numpy(IMAGES[0])):
+        np.testing.assert_array_equal(features.transform(one), expected)
+    for stream in (iter(IMAGES), torch.utils.data.DataLoader(IMAGES), load_dataset("digits")):
+        with pytest.raises(InputError, match=f"X is a {type(stream).__name__}: give an array of images"):
+            features.transform(stream)
+    with pytest.raises(InputError, match="batch_size 0 is below 1"):
+        Features(model, batch_size=0).fit(IMAGES)
+
+
 @pytest.mark.parametrize(
     "given",
     [

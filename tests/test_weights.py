@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder
@@ -69,6 +70,17 @@ def test_a_folded_probe_gives_the_probes_logits(autoencoder, pool):
     classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool).eval()
     fold_probe(classifier.head, probe)
     torch.testing.assert_close(classifier(images), probe(features), atol=1e-3, rtol=1e-4)
+
+
+def test_the_encoder_by_itself_gives_what_encode_gives(autoencoder, images):
+    torch.testing.assert_close(autoencoder.encoder(autoencoder.normalise(images)), autoencoder.encode(images))
+
+
+def test_a_classifier_of_what_does_not_fit_is_refused(autoencoder):
+    with pytest.raises(InputError, match="encoder is a VisionTransformer: tinymae.build_classifier makes"):
+        Classifier(autoencoder.encoder, nn.Linear(24, 3), classes=CLASSES)
+    with pytest.raises(InputError, match="head has 24 inputs and 2 outputs, for 24 features and 3 classes"):
+        Classifier(autoencoder, nn.Linear(24, 2), classes=CLASSES)
 
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])

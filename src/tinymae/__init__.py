@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .interop.timm import export_timm
     from .models.adapt import adapt
     from .models.base import Reconstruction
-    from .models.classifier import Classifier
+    from .models.classifier import Classifier, build_classifier
     from .models.mae import MAEOutput, MaskedAutoencoder
     from .models.masking import patchify, random_mask, unpatchify
     from .study.compare import compare
@@ -46,6 +46,7 @@ __all__ = [
     "adapt",
     "anomaly_map",
     "attention_maps",
+    "build_classifier",
     "classifier_from_transformers",
     "compare",
     "embed",
@@ -89,7 +90,7 @@ HOMES = {
     "interop.timm": ["export_timm"],
     "models.adapt": ["adapt"],
     "models.base": ["Reconstruction"],
-    "models.classifier": ["Classifier"],
+    "models.classifier": ["Classifier", "build_classifier"],
     "models.mae": ["MAEOutput", "MaskedAutoencoder"],
     "models.masking": ["patchify", "random_mask", "unpatchify"],
     "study.compare": ["compare"],

@@ -74,6 +74,12 @@ class FeatureSettings(JoinedSettings):
     )
     layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
 
+    def __post_init__(self) -> None:
+        """In Python, a number is how many of the last blocks, as `encode` takes it."""
+        if isinstance(self.layers, int) and self.layers > 0:
+            object.__setattr__(self, "layers", tuple(range(-self.layers, 0)))
+        super().__post_init__()
+
     def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
         """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
         model = place(load(self.weights), accelerator)

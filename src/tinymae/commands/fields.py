@@ -1,5 +1,6 @@
 """Settings as fields of a frozen dataclass: each is a flag, a keyword of the Python call and a key of args.json."""
 
+import difflib
 import hashlib
 import inspect
 import operator
@@ -74,7 +75,10 @@ class Settings:
         """Raises InputError for a value that its field does not take: see `checked`."""
         hints = get_type_hints(type(self))
         for f in fields(self):
-            object.__setattr__(self, f.name, checked(f, getattr(self, f.name), alternatives(hints[f.name])))
+            value = getattr(self, f.name)
+            if value is None and not allows_none(hints[f.name]):
+                raise InputError(f"{f.name} None: leave it out for the default, {f.default}")
+            object.__setattr__(self, f.name, checked(f, value, alternatives(hints[f.name])))
 
     def record(self) -> dict:
         """What args.json keeps: the settings that decide what a run computes, as JSON."""
@@ -110,7 +114,8 @@ def as_python(value: Any) -> Any:
         return value.item()
     if isinstance(value, os.PathLike) and not isinstance(value, Path):
         return Path(value)
-    numbers = isinstance(value, range) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
+    row = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu"
+    numbers = isinstance(value, range) or row
     if numbers or (isinstance(value, list | tuple) and any(isinstance(each, np.generic) for each in value)):
         return tuple(map(as_python, value))
     return value
@@ -126,7 +131,8 @@ def require_kind(name: str, value: Any, kinds: list[Any]) -> None:
     if all(words) and not any(is_of_type(value, str | Path if kind is str else kind) for kind in kinds):
         last = words.pop()
         allowed = f"{', '.join(map(str, words))} or {last}" if words else last
-        raise InputError(f"{name} {reprlib.repr(value)} is of type {type(value).__name__}: give {allowed}")
+        shown = describe_value(value) if isinstance(value, Tensor | np.ndarray) else reprlib.repr(value)
+        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {allowed}")
 
 
 def words_of(kind: Any) -> str | None:
@@ -154,6 +160,11 @@ def alternatives(kind: Any) -> list[Any]:
     return [each for each in get_args(kind) if each is not NoneType]
 
 
+def allows_none(kind: Any) -> bool:
+    """Whether a hint has None, or anything."""
+    return kind is Any or NoneType in get_args(kind)
+
+
 def describe_value(value: Any) -> Any:
     """A setting as args.json has it: objects from Python by their kind and digest."""
     if isinstance(value, Tensor | np.ndarray):
@@ -172,8 +183,18 @@ def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
     """A command as a Python function: the settings' fields are its keywords, the positional one may come first."""
 
     def call(*args, **keywords) -> R:
-        with untouched_randomness():
-            return run(settings(**signature.bind(*args, **keywords).arguments))
+        try:
+            given = signature.bind(*args, **keywords).arguments
+        except TypeError as error:
+            close = [difflib.get_close_matches(name, signature.parameters, 1) for name in keywords]
+            unknown = {
+                name: near for name, near in zip(keywords, close, strict=True) if name not in signature.parameters
+            }
+            hint = "".join(f"; did you mean {near[0]}?" for near in unknown.values() if near)
+            raise TypeError(f"{call.__name__}() {error}{hint}") from None
+        # A notebook may have switched gradients off, which training needs.
+        with untouched_randomness(), torch.inference_mode(False), torch.enable_grad():
+            return run(settings(**given))
 
     ordered = sorted(fields(settings), key=lambda f: not f.metadata.get("positional"))
     signature = inspect.Signature([parameter_of(f) for f in ordered])

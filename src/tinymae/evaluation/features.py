@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..interop.load import Model, load
@@ -29,7 +30,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         batch_size: images computed at a time.
         device: where, for instance "cuda".
 
-    Images are (B, C, H, W), (B, H, W, C), grey (B, H, W), or flattened (B, C*H*W), channels first as in CIFAR's files.
+    Images are (B, C, H, W), (B, H, W, C), grey (B, H, W), or flattened (B, C*H*W), channels first as in CIFAR's files;
+    one image is a batch of one. Of a stream, call `transform` of each batch.
     Integers are pixels, 0 to 255, or 0 to 65535 of uint16, and booleans black and white; floats are taken as already
     normalised by the model's mean and std, like everywhere here, so cast float pixels to uint8 before.
 
@@ -67,6 +69,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> Features(model, layers=2).fit(np.zeros((1, 3, 8, 8), np.uint8)).n_features_in_
         192
         """
+        if self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size} is below 1")
         given = self.weights
         # A copy, as a fitted estimator must not change when the given model is trained on.
         model = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else load(given)
@@ -99,6 +103,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _check(self, X: ArrayLike, *, reset: bool) -> Tensor:
         """Images in any accepted form -> uint8, uint16 or float32 (B, C, H, W)."""
         shape = (self.model_.in_channels, *self.model_.image_size)
+        if isinstance(X, Iterator | DataLoader | Dataset):
+            raise InputError(f"X is a {type(X).__name__}: give an array of images, of a stream one batch after another")
         X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) > 2:
             X = flatten_images(np.asarray(X), shape)
@@ -131,8 +137,10 @@ def flatten_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
     Raises InputError for another shape.
     """
     channels, height, width = shape
+    if images.shape in (shape, (height, width, channels)):
+        images = images[None]
     if images.shape[1:] == (height, width, channels) != shape:
         images = np.moveaxis(images, -1, 1)
     elif images.shape[1:] != shape and (channels, *images.shape[1:]) != (1, height, width):
         raise InputError(f"X has shape {images.shape}, this model wants images {shape}, channels first or last")
-    return images.reshape(len(images), -1)
+    return images.reshape(len(images), channels * height * width)

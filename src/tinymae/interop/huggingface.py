@@ -67,9 +67,9 @@ def from_transformers(
 ) -> MaskedAutoencoder:
     """The model of a folder that `ViTMAEForPreTraining.save_pretrained` wrote, in evaluation mode.
 
-    `mean` and `std`, per channel, are by default those of its preprocessor_config.json, else ImageNet's (0.5 for other
-    than 3 channels). LayerNorm's epsilon is as its config says: transformers' default is 1e-12, though the official
-    weights were trained with 1e-6.
+    `mean` and `std`, per channel, are by default those of its preprocessor_config.json, else those that
+    `to_transformers` wrote into config.json, else ImageNet's (0.5 for other than 3 channels). LayerNorm's epsilon is as
+    its config says: transformers' default is 1e-12, though the official weights were trained with 1e-6.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -88,8 +88,8 @@ def from_transformers(
         "mask_ratio": config.get("mask_ratio", 0.75),
         "norm_pix_loss": config.get("norm_pix_loss", False),
         "norm_eps": None if norm_eps == 1e-6 else norm_eps,
-        "mean": read_statistic(folder, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
-        "std": read_statistic(folder, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
+        "mean": read_statistic(folder, config, "image_mean", mean, sizes["in_channels"], IMAGENET_DEFAULT_MEAN),
+        "std": read_statistic(folder, config, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
     }
     build = partial(MaskedAutoencoder.from_config, sizes | arguments, source=folder)
     return build_filled(build, state, source=folder, expected=SAYS).eval()
@@ -124,8 +124,8 @@ def classifier_from_transformers(
     build = partial(create_vit, name, **sizes, num_classes=num_classes or 1, global_pool="token", fc_norm=False)
     vit = build_filled(build, state, source=folder, expected=SAYS)
     set_norm_eps(vit, config["layer_norm_eps"])
-    mean = read_statistic(folder, "image_mean", mean, sizes["in_channels"], (0.5,))
-    std = read_statistic(folder, "image_std", std, sizes["in_channels"], (0.5,))
+    mean = read_statistic(folder, config, "image_mean", mean, sizes["in_channels"], (0.5,))
+    std = read_statistic(folder, config, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
     return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == SEVERAL).eval()
@@ -157,7 +157,11 @@ def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -
     else:
         raise InputError(f"model is a {type(model).__name__}: transformers knows masked ViTs and ViT classifiers")
     write_tensors(to_transformers_names(state), folder / "model.safetensors")
-    write_json(folder / "config.json", config)
+    statistics = {
+        "image_mean": encoder.mean.flatten().expand(model.in_channels).tolist(),
+        "image_std": encoder.std.flatten().expand(model.in_channels).tolist(),
+    }
+    write_json(folder / "config.json", config | statistics)
     height, width = model.image_size
     write_json(
         folder / "preprocessor_config.json",
@@ -169,8 +173,7 @@ def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": encoder.mean.flatten().expand(model.in_channels).tolist(),
-            "image_std": encoder.std.flatten().expand(model.in_channels).tolist(),
+            **statistics,
         },
     )
 
@@ -265,9 +268,12 @@ def read_folder(folder: str | Path, *, model_type: str, architecture: str) -> tu
 
 
 def read_statistic(
-    folder: str | Path, key: str, given: tuple[float, ...] | None, in_channels: int, default: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Mean or std: as given, else as preprocessor_config.json has it, else the default."""
+    folder: str | Path, config: dict, key: str, given: tuple[float, ...] | None, in_channels: int,
+    default: tuple[float, ...],
+) -> tuple[float, ...]:  # fmt: skip
+    """Mean or std: as given, else as preprocessor_config.json has it, else as our config.json does, which outlives
+    training in transformers, else the default.
+    """
     path = Path(folder) / "preprocessor_config.json"
     if given is None and path.is_file():
         content = read_json(path)
@@ -280,6 +286,9 @@ def read_statistic(
             )
         normalises = content.get("do_normalize", True)  # where it is null, transformers does not
         given = content.get(key) if normalises else UNCHANGED[key]
+    if given is None and key in config:
+        require_types(config, {key: tuple[float, ...]}, source=Path(folder) / "config.json")
+        given = config[key]
     return default_statistics(in_channels, given, default)
 
 

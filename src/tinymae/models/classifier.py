@@ -34,14 +34,27 @@ class Classifier(nn.Module, Pretrained):
     """Images -> logits, by an encoder's features and a linear layer.
 
     Args:
-        encoder: the stock timm ViT of a `MaskedAutoencoder`, or another family's autoencoder.
+        encoder: what `encode` gives features of; of a `MaskedAutoencoder` its timm ViT, wrapped.
         head: features -> logits.
         classes: their names, in the order of the logits.
         several: whether an image may have several of the classes, or none.
+
+    Raises:
+        InputError: an encoder that is none of ours, as a `MaskedAutoencoder.encoder` by itself, or a head of other
+            sizes; `build_classifier` makes both of an autoencoder.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Linear, *, classes: Sequence[str], several: bool = False):
         super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise InputError(
+                f"encoder is a {type(encoder).__name__}: tinymae.build_classifier makes a classifier of an autoencoder"
+            )
+        if (sizes := (head.in_features, head.out_features)) != (encoder.num_features, len(classes)):
+            raise InputError(
+                f"head has {sizes[0]} inputs and {sizes[1]} outputs, for {encoder.num_features} features and "
+                f"{len(classes)} classes"
+            )
         self.encoder, self.head, self.classes, self.several = encoder, head, list(classes), several
 
     @property
@@ -136,7 +149,9 @@ class Classifier(nn.Module, Pretrained):
         require_types({SEVERAL: False} | config, types | {"label_names": CLASSES, SEVERAL: bool}, source=source)
         about = {"classes": [*map(str, config["label_names"])], "several": config.get(SEVERAL, False)}
         if not about["classes"]:
-            raise InputError(f"weights {folder} hold an encoder without a head: give a classifier's folder")
+            raise InputError(
+                f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
+            )
         model = (read_of_family if of_family else read_of_timm)(folder, config, **about)
         model.source = folder
         return model.eval()

@@ -32,6 +32,7 @@ from .vit import (
     pool_tokens,
     pools_of,
     set_norm_eps,
+    set_preprocessing,
 )
 
 
@@ -114,6 +115,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         self.num_features = self.encoder.num_features
         self.num_prefix_tokens = self.encoder.num_prefix_tokens  # the cls token and any registers
         self.pools = pools_of(self.encoder)
+        set_preprocessing(self.encoder, mean, std)
 
         if min(decoder_dim, decoder_heads) < 1 or decoder_dim % 4 or decoder_dim % decoder_heads:
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")

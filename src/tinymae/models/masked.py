@@ -98,6 +98,8 @@ class PatchMasking(Autoencoder):
             raise InputError(f"mask is a {kind}: give a bool tensor (True = hidden) or a ratio in [0, 1)")
         if not 0 <= ratio < 1:
             raise InputError(f"mask {ratio} is outside [0, 1): give the ratio of the patches to hide")
+        if not isinstance(generator, torch.Generator | None):
+            raise InputError(f"generator {generator!r}: give one of torch, as torch.Generator().manual_seed(0)")
         device = None if generator is None else generator.device
         if ratio == 0:
             return torch.zeros(len(images), self.num_patches, dtype=torch.bool, device=device)

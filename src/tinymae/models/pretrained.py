@@ -77,5 +77,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
         )  # fmt: skip
         config = read_json(folder / "config.json")
         if not cls.wrote(config):
-            raise InputError(f"weights folder {folder} holds a {config.get('architecture')}, not a {cls.__name__}")
+            raise InputError(
+                f"weights folder {folder} holds a {config.get('architecture')}, not a {cls.__name__}: "
+                "tinymae.load reads every kind"
+            )
         return cls.from_folder(folder, config)

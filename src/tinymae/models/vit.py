@@ -1,7 +1,6 @@
 """timm's VisionTransformer: built to size, described, pooled, and its attention path chosen."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ class ViTEncoder(Encoder):
         super().__init__(image_size=sizes["image_size"], in_channels=sizes["in_channels"], mean=mean, std=std)
         self.vit, self.pool, self.num_features = vit, pool, vit.num_features
         self.pools = pools_of(vit)
+        set_preprocessing(vit, mean, std)
 
     def encode(self, images: Tensor, *, pool: str | None = None, layers: int | Sequence[int] = 1) -> Tensor:
         """Features (B, F) of uint8 or normalised float images (B, C, H, W); see `MaskedAutoencoder.encode`.
@@ -83,14 +83,13 @@ def create_vit(
             raise InputError(f"{key} {value} is below 1")
     if depth is not None and depth > MAX_DEPTH:
         raise InputError(f"depth {depth} is above {MAX_DEPTH}")
+    # As `encode` does by default; the norm comes before the pooling, which has no weights.
+    timm_arguments = {"global_pool": "avg", "fc_norm": False} | timm_arguments
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
-    create = partial(
-        create_timm, name, f"with {sizes}", img_size=image_size, patch_size=patch_size, in_chans=in_channels,
+    vit = create_timm(
+        name, f"with {sizes}", img_size=image_size, patch_size=patch_size, in_chans=in_channels,
         num_classes=num_classes, **timm_arguments,
     )  # fmt: skip
-    vit = create()
-    if type(vit) is VisionTransformer and (vit.attn_pool or not isinstance(vit.fc_norm, nn.Identity)):
-        vit = create(global_pool="avg", fc_norm=False)  # the norm before the pooling, which has no weights
     if type(vit) is not VisionTransformer:  # a distilled one has a second class token, which it adds by itself
         raise InputError(f"encoder {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     if not isinstance(vit.patch_embed, PatchEmbed):
@@ -98,6 +97,24 @@ def create_vit(
     if vit.embed_dim % 4:
         raise InputError(f"embed_dim {vit.embed_dim} is not a multiple of 4, which 2-D sine-cosine positions need")
     return vit
+
+
+def preprocessing(vit: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """What timm's data configuration says of a ViT's images."""
+    sizes = describe(vit)
+    return {
+        "input_size": (sizes["in_channels"], *sizes["image_size"]),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": tuple(mean) * (sizes["in_channels"] // len(mean)),
+        "std": tuple(std) * (sizes["in_channels"] // len(std)),
+    }
+
+
+def set_preprocessing(vit: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let `timm.data.resolve_model_data_config` know a ViT's images, instead of those that timm's weights want."""
+    vit.pretrained_cfg = vit.default_cfg = vit.pretrained_cfg | preprocessing(vit, mean, std)
 
 
 def set_norm_eps(module: nn.Module, norm_eps: float) -> None:
@@ -124,7 +141,10 @@ def encode_layers(
     depth = len(vit.blocks)
     asked = list(range(-layers, 0)) if isinstance(layers, int) else list(layers)
     if not asked or not all(-depth <= layer < depth for layer in asked):
-        raise InputError(f"layers {layers} must name some of this encoder's {depth}: 0 to {depth - 1}, or from the end")
+        wanted = f"a number says how many of the last, 1 to {depth}; one of them is a list, as [-1]"
+        if not isinstance(layers, int):
+            wanted = f"0 to {depth - 1}, or from the end"
+        raise InputError(f"layers {layers} must name some of this encoder's {depth}: {wanted}")
     asked = [layer % depth for layer in asked]
     distinct = sorted(set(asked))
     found = vit.forward_intermediates(
@@ -199,12 +219,7 @@ def write_timm(
                 **{key: sizes[key] for key in ("embed_dim", "depth", "num_heads")},
             },
             "pretrained_cfg": {
-                "input_size": [sizes["in_channels"], *sizes["image_size"]],
-                "fixed_input_size": True,
-                "interpolation": "bicubic",
-                "crop_pct": 1.0,
-                "mean": mean,
-                "std": std,
+                **preprocessing(vit, mean, std),
                 "num_classes": num_classes,
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",
