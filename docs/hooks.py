@@ -1,7 +1,8 @@
 """What mkdocs does for this site: pages made from the code, and links that leave docs/.
 
-`commands.md` and `api.md` hold a marker each, in place of which come the commands' flags and the public names. A link
-to a file outside docs/ works on the site as in the repository, since the file is copied into the site.
+`commands.md` and `api.md` hold a marker each. In place of it, and of what follows it for readers on GitHub, come the
+commands' flags and the public names. A link to a file outside docs/ works on the site as in the repository, since the
+file is copied into the site.
 """
 
 import posixpath
@@ -22,8 +23,9 @@ from tinymae.commands.cli import COMMANDS, heading_of, help_of, options_of, orde
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")  # [text](target#anchor), but for addresses
 ROOMS = {
-    "models": "Models", "data": "Data", "evaluation": "Look inside", "interop": "Load and convert", "errors": "Errors",
+    "interop": "Load and convert", "data": "Data", "models": "Models", "evaluation": "Look inside", "errors": "Errors",
 }  # fmt: skip
+FIRST = ("load", "MaskedAutoencoder", "Classifier")  # of their room
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -56,9 +58,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     markdown = LINK.sub(rewrite, markdown)
     if here == "commands.md":
-        markdown = markdown.replace("<!-- commands -->", "\n".join(describe_commands()))
+        markdown = markdown.split("<!-- commands -->")[0] + "\n".join(describe_commands())
     if here == "api.md":
-        markdown = markdown.replace("<!-- names -->", "\n".join(list_names()))
+        markdown = markdown.split("<!-- names -->")[0] + "\n".join(list_names())
     return markdown
 
 
@@ -109,4 +111,4 @@ def list_names() -> Iterator[str]:
     for room, title in ROOMS.items():
         names = [n for home, names in tinymae.HOMES.items() if home.split(".")[0] == room for n in names]
         yield f"\n## {title}\n"
-        yield from (f"::: tinymae.{name}\n" for name in names)
+        yield from (f"::: tinymae.{name}\n" for name in sorted(names, key=lambda name: name not in FIRST))
