@@ -22,6 +22,7 @@ from tinymae.commands.cli import COMMANDS, heading_of, help_of, options_of, orde
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")  # [text](target#anchor), but for addresses
+UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)")  # no line ends in 94.8 ± 0.1 or in 10 %
 ROOMS = {
     "interop": "Load and convert", "data": "Data", "models": "Models", "evaluation": "Look inside", "errors": "Errors",
 }  # fmt: skip
@@ -56,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         known = files.get_file_from_path(uri) is not None
         return match[1] + (posixpath.relpath(uri, posixpath.dirname(here) or ".") if known else match[2]) + match[3]
 
-    markdown = LINK.sub(rewrite, markdown)
+    markdown = UNBROKEN.sub("\u00a0", LINK.sub(rewrite, markdown))
     if here == "commands.md":
         markdown = markdown.split("<!-- commands -->")[0] + "\n".join(describe_commands())
     if here == "api.md":
