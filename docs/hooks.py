@@ -1,7 +1,8 @@
 """What mkdocs does for this site: pages made from the code, and links that leave docs/.
 
-`commands.md` and `api.md` hold a marker each, in place of which come the commands' flags and the public names. A link
-to a file outside docs/ works on the site as in the repository, since the file is copied into the site.
+`commands.md` and `api.md` hold a marker each. In place of it, and of what follows it for readers on GitHub, come the
+commands' flags and the public names. A link to a file outside docs/ works on the site as in the repository, since the
+file is copied into the site.
 """
 
 import posixpath
@@ -21,9 +22,11 @@ from tinymae.commands.cli import COMMANDS, heading_of, help_of, options_of, orde
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")  # [text](target#anchor), but for addresses
+UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)")  # no line ends in 94.8 ± 0.1 or in 10 %
 ROOMS = {
-    "models": "Models", "data": "Data", "evaluation": "Look inside", "interop": "Load and convert", "errors": "Errors",
+    "interop": "Load and convert", "data": "Data", "models": "Models", "evaluation": "Look inside", "errors": "Errors",
 }  # fmt: skip
+FIRST = ("load", "MaskedAutoencoder", "Classifier")  # of their room
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -54,11 +57,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         known = files.get_file_from_path(uri) is not None
         return match[1] + (posixpath.relpath(uri, posixpath.dirname(here) or ".") if known else match[2]) + match[3]
 
-    markdown = LINK.sub(rewrite, markdown)
+    markdown = UNBROKEN.sub("\u00a0", LINK.sub(rewrite, markdown))
     if here == "commands.md":
-        markdown = markdown.replace("<!-- commands -->", "\n".join(describe_commands()))
+        markdown = markdown.split("<!-- commands -->")[0] + "\n".join(describe_commands())
     if here == "api.md":
-        markdown = markdown.replace("<!-- names -->", "\n".join(list_names()))
+        markdown = markdown.split("<!-- names -->")[0] + "\n".join(list_names())
     return markdown
 
 
@@ -109,4 +112,4 @@ def list_names() -> Iterator[str]:
     for room, title in ROOMS.items():
         names = [n for home, names in tinymae.HOMES.items() if home.split(".")[0] == room for n in names]
         yield f"\n## {title}\n"
-        yield from (f"::: tinymae.{name}\n" for name in names)
+        yield from (f"::: tinymae.{name}\n" for name in sorted(names, key=lambda name: name not in FIRST))

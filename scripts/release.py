@@ -263,13 +263,13 @@ def write_cards(settings: ReleaseSettings, summary: dict, pretrainings: list[Pat
             "pretraining and fine-tuning together)"
         ] = results["scratch_all"]["accuracy_test"]
     origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
-    for folder, run, history, scores in (
-        (mae, pretrainings[0], describe_history(pretrainings), mae_scores),
-        (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}),
-        (tuned, runs / "finetune_all", origin, tuned_scores),
+    for folder, run, history, scores, settings_class in (
+        (mae, pretrainings[0], describe_history(pretrainings), mae_scores, PretrainSettings),
+        (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}, LinearProbeSettings),
+        (tuned, runs / "finetune_all", origin, tuned_scores, FinetuneSettings),
     ):
         remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
-        write_card(folder, run=run, scores=scores, remarks=remarks, licence="MIT")
+        write_card(folder, run=run, scores=scores, remarks=remarks, licence="MIT", defaults=settings_class.defaults())
 
 
 def describe_spread(cell: dict) -> str:

@@ -3,7 +3,9 @@
 Each storage is marked as being on the pretend GPU or not, so views, parameters and copies share what their memory has.
 A torch-function mode answers what Python asks (`.device`, `.to`, factories, generators). A dispatch mode sees every
 aten operation, those of the backward pass and of the optimiser too: it refuses operands on two devices as CUDA does,
-marks the results, counts kernels and notes whatever makes the host wait for the device.
+marks the results, counts kernels and notes whatever makes the host wait for the device. Numbers on their way to the
+host are wrong until their event has passed. A CUDA graph records operations and repeats them on the same memory,
+without Python: what a step does outside that memory is lost, as on a real GPU.
 
 It cannot see CUDA's autocast lists, limits of kernels, memory, NCCL, or what other threads do.
 """

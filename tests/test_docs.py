@@ -139,7 +139,7 @@ def test_every_other_line_of_a_shell_block_is_of_a_known_kind():
                 continue
             if words[0] == "make":
                 assert set(words[1:]) <= targets, line
-            elif words[:2] == ["python", "-m"] or words[:2] == ["pip", "install"]:
+            elif words[:2] in (["python", "-m"], ["pip", "install"], ["git", "clone"]):
                 continue
             else:
                 assert words[0] == "python" and (ROOT / words[1]).exists(), line

@@ -63,6 +63,16 @@ def test_no_legend_covers_a_bar(tmp_path, monkeypatch):
     assert axes.title.get_window_extent().y0 >= axes.get_legend().get_window_extent().y1
 
 
+def test_curves_stand_two_in_a_row_and_fit_a_page(tmp_path):
+    rows = [{"epoch": epoch, "a": epoch, "b": 1, "c": 2} for epoch in range(3)]
+    sizes = {}
+    for names in ("a", "ab", "abc"):
+        path = figures.training_curves(rows, {name: [name] for name in names}, tmp_path / f"{names}.png")
+        sizes[names] = Image.open(path).size
+    assert sizes["abc"][0] == sizes["ab"][0] <= 1200
+    assert sizes["a"][0] < sizes["ab"][0] and sizes["ab"][1] < sizes["abc"][1]
+
+
 def test_a_confusion_matrix_says_what_its_cells_are(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)

@@ -38,7 +38,8 @@ def test_pretraining_leaves_what_it_promises(pretrained):
 def test_a_runs_card_states_what_it_recorded_and_travels_to_the_hub_with_the_weights(pretrained, tmp_path):
     card = (pretrained / "README.md").read_text()
     results = json.loads((pretrained / "results.json").read_text())
-    assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "Settings: " in card and "epochs 2" in card
+    assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "- `epochs`: 2\n" in card
+    assert "`weight_decay`" not in card  # which is at its default
     digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
     assert digest in card and "license" not in card and "(reconstructions.png)" in card
     MaskedAutoencoder.from_pretrained(pretrained).save_pretrained(tmp_path)  # what push_to_hub uploads
@@ -318,7 +319,8 @@ def test_a_folder_of_few_images_needs_no_settings(tmp_path, quick_figures, monke
     run = tinymae.pretrain(tmp_path / "images", epochs=4, **small, output_dir=tmp_path / "run")
     assert run.results["steps"] == 4 and run.results["contrast_epochs"] == 3
     assert (run.results["batch_size"], run.results["contrast_batch_size"]) == (32, 32)
-    assert "batch_size 32" in (run.folder / "README.md").read_text()
+    card = (run.folder / "README.md").read_text()
+    assert "- `batch_size`: 32\n" in card and "ViT of 1 block, 16 wide, patches of 4x4, images of 8x8" in card
 
 
 def test_a_time_limit_is_shared_by_the_phases_and_ends_at_learning_rate_zero(quick_figures, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class Record:
             "minutes": args.minutes,
             "seconds": 0.0,
             "machine": {
-                "platform": platform.platform(),
+                "platform": f"{platform.system()}-{platform.machine()}-{''.join(platform.libc_ver())}",
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "cores": len(os.sched_getaffinity(0)),

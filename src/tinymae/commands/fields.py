@@ -85,6 +85,11 @@ class Settings:
         kept = (f for f in fields(self) if not f.metadata.get("free"))
         return {f.name: describe_value(getattr(self, f.name)) for f in kept}
 
+    @classmethod
+    def defaults(cls) -> dict:
+        """The defaults of what `record` keeps, as args.json has them."""
+        return {f.name: describe_value(f.default) for f in fields(cls) if f.default is not MISSING}
+
 
 def checked(f: Field, value: Any, kinds: list[Any]) -> Any:
     """A value as its field holds it: one may stand for a tuple of it.

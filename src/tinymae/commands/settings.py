@@ -141,7 +141,7 @@ class RunSettings(DataSettings):
                 inputs["weights"] = digest(weights.state_dict())
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
-            datasets=splits, **self.run_options(),
+            datasets=splits, defaults=self.defaults(), **self.run_options(),
         )  # fmt: skip
 
     def run_options(self) -> dict:

@@ -1,5 +1,6 @@
 """Every figure. Functions write one PNG, atomically, and return its path."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,17 +170,22 @@ def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: st
 
 
 def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str = "") -> Path:
-    """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl."""
+    """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl.
+
+    Two panels stand in a row, at most 1,200 pixels wide, so that a page of text can show them without shrinking.
+    """
     panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
     panels = {name: metrics for name, metrics in panels.items() if metrics} or {"no metrics": []}
-    figure = Figure(figsize=(4.2 * len(panels), 3), layout="tight")  # when it is saved, with the fonts of `save`
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (name, metrics) in zip(axes[0], panels.items(), strict=True):
+    columns, lines = min(2, len(panels)), math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(3.9 * columns, 2.8 * lines + 0.2), layout="tight")  # when saved, with the fonts of `save`
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    for axis, (name, metrics) in zip(axes, panels.items(), strict=False):
         for metric, colour in zip(metrics, COLOURS, strict=False):
             points = [(row["epoch"], row[metric]) for row in rows if metric in row]
-            axis.plot(
-                *zip(*points, strict=True), color=colour, marker="o" if len(points) < 40 else "", ms=3, label=metric
-            )
+            few = len(points) < 40
+            axis.plot(*zip(*points, strict=True), color=colour, marker="o" if few else "", ms=5, label=metric)
         axis.set(xlabel="epoch", title=name)
         axis.grid(alpha=0.3)
         if len(metrics) > 1:

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-import textwrap
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -15,19 +15,24 @@ SCORES = {
     "mean_ap_val": "mean average precision, validation",
 }  # fmt: skip
 PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curves.png")
+VITS = {  # by width and number of blocks
+    (192, 12): "ViT-Tiny", (384, 12): "ViT-Small", (768, 12): "ViT-Base", (1024, 24): "ViT-Large",
+    (1280, 32): "ViT-Huge",
+}  # fmt: skip
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 
 
 def write_card(
     folder: str | Path, *, run: str | Path | None = None, remarks: str = "",
     scores: dict[str, float] | None = None, licence: str | None = None, results: dict | None = None,
+    defaults: dict | None = None,
 ) -> Path:  # fmt: skip
     """Write README.md beside weights: data, recipe, cost, scores, images, checksum and licence. Returns its path.
 
     `run` is the folder whose args.json and results.json state these (the weights' own by default), and `results` what
     its results.json is going to say; `remarks` is a paragraph of one's own, `scores` replaces the run's, in percent,
-    `licence` is that of the weights ("MIT"). The head is metadata for the Hugging Face Hub, which shows the scores that
-    name a split: "linear probe, test".
+    `licence` is that of the weights ("MIT"). Settings that are at their value in `defaults` are left out. The head is
+    metadata for the Hugging Face Hub, which shows the scores that name a split: "linear probe, test".
 
     Raises InputError if a file is missing or damaged.
     """
@@ -36,28 +41,72 @@ def write_card(
     results = read_json(run / "results.json") if results is None else results
     settings = with_settled(recorded["arguments"], results)
     classifies = "label_names" in config
-    given = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
-    data, name = ", ".join(Path(str(each)).name for each in given), folder.absolute().name
+    sources = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
+    data, name = ", ".join(Path(str(each)).name for each in sources), folder.absolute().name
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
     stated = f" {licence} licence." if licence else ""
-    told = ", ".join(
-        f"{key} {f'{value:.4g}' if isinstance(value, float) else value}"
-        for key, value in settings.items() if value not in (None, "", data)
-    )  # fmt: skip
+    given = {name: value for name, value in settings.items() if value != (defaults or {}).get(name)}
     checksum = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     parts = [
         front_matter(name, data=data, classifies=classifies, scores=scores, licence=licence),
         f"# {name}",
-        f"{config['architecture']}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
+        f"{describe_model(config)}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
         usage(name if folder.is_absolute() else folder.as_posix(), classifies=classifies),
-        textwrap.fill(f"Settings: {told}.", 118, break_long_words=False, break_on_hyphens=False),
-        cost(results, recorded),
         score_table(scores),
+        cost(results, recorded),
+        list_settings({key: value for key, value in given.items() if value not in (None, "", data)}),
         *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in PICTURES if (folder / name).exists()),
         f"sha256 of model.safetensors: `{checksum}`",
     ]
     write_bytes(folder / "README.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
     return folder / "README.md"
+
+
+def describe_model(config: dict) -> str:
+    """What a config.json is of, in words.
+
+    >>> describe_model({"architecture": "vit_tiny_patch16_224", "model_args": {
+    ...     "img_size": [32, 32], "patch_size": [4, 4], "embed_dim": 192, "depth": 12}})
+    'ViT-Tiny, patches of 4x4, images of 32x32 (timm `vit_tiny_patch16_224` with these sizes)'
+    """
+    kind: str = config["architecture"]
+    sizes: dict = config.get("model_args") or config.get("autoencoder") or config
+    encoder: str = kind if "model_args" in config else sizes.get("encoder") or ""
+    if is_vit := encoder.startswith("vit_"):
+        words = ("" if kind == encoder else "Masked autoencoder of a ") + describe_vit(encoder, sizes)
+    else:
+        words = kind + (f" on the encoder of a {sizes['architecture']}" if sizes is config.get("autoencoder") else "")
+    if patch := sizes.get("patch_size"):
+        words += f", patches of {by(patch)}"
+    if image := sizes.get("img_size") or sizes.get("image_size"):
+        words += f", images of {by(image)}"
+    return words + (f" (timm `{encoder}`{' with these sizes' if is_vit else ''})" if encoder else "")
+
+
+def describe_vit(encoder: str, sizes: dict) -> str:
+    """The common name of a ViT, or its width and number of blocks where it has none."""
+    width, blocks = sizes.get("embed_dim"), sizes.get("depth")
+    if width is None and blocks is None:
+        return f"ViT-{encoder.split('_')[1].capitalize()}"
+    known = {f"vit_{name.split('-')[1].lower()}_": shape for shape, name in VITS.items()}
+    usual = next((shape for start, shape in known.items() if encoder.startswith(start)), (0, 0))
+    width, blocks = width or usual[0], blocks or usual[1]
+    return VITS.get((width, blocks)) or f"ViT of {blocks} block{'s'[: blocks != 1]}, {width} wide"
+
+
+def by(size: Any) -> str:
+    """Height and width, or one number for both, as people write them."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return f"{height}x{width}"
+
+
+def list_settings(settings: dict) -> str:
+    """Settings as Markdown, folded up; nothing if there are none."""
+    lines = [f"- `{name}`: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in settings.items()]
+    if not lines:
+        return ""
+    head = "<details>\n<summary>Settings other than the defaults</summary>"
+    return "\n".join([head, "", *lines, "", "</details>"])
 
 
 def with_settled(settings: dict, results: dict) -> dict:

@@ -48,6 +48,7 @@ class Run:
         checkpoint_minutes: minutes between checkpoints.
         pause_after_minutes: save and raise Stopped then.
         gradient_checkpointing: whether it is on; None of a command that has none.
+        defaults: of the arguments, for the model card to leave out.
 
     Raises InputError if the folder cannot be this run's, on all processes alike.
     """
@@ -56,14 +57,14 @@ class Run:
         self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
         datasets: dict | None = None, overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
         checkpoint_minutes: float = 5.0, pause_after_minutes: float | None = None,
-        gradient_checkpointing: bool | None = None,
+        gradient_checkpointing: bool | None = None, defaults: dict | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
         # As args.json will give them back: tuples become lists.
         self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
         self.datasets, self.overwrite, self.log_with = datasets or {}, overwrite, log_with
         self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.defaults = gradient_checkpointing, defaults
         self.clock = Stopwatch()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
         self.progress = Progress(self.folder, accelerator, log_every=log_every, minutes=lambda: self.clock.minutes)
@@ -347,7 +348,7 @@ class Run:
         self.list_skipped()
         if self.is_main:
             if (self.folder / "model.safetensors").exists():
-                shown = [*shown, write_card(self.folder, results=results)]
+                shown = [*shown, write_card(self.folder, results=results, defaults=self.defaults)]
             write_json(self.folder / "results.json", results)  # the last: where it is, a study does not run again
             log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.progress.close(complete=True)
