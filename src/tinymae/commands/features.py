@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
+from ..data.images import Depth
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..files import digest
@@ -156,6 +157,11 @@ class JoinedSplits:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         return next(iter(self.parts.values())).image_shape
+
+    @property
+    def depth(self) -> Depth:
+        """uint8 or uint16"""
+        return next(iter(self.parts.values())).depth
 
     def find(self, indices: Tensor) -> Tensor:
         """The number of the split (B,) that each of `indices` (B,) lies in."""

@@ -62,10 +62,11 @@ def load_dataset(
         memory_limit_gb: larger data are read batch by batch.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
-    Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Named
-    sets have their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders
-    `train`, `val` and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders
-    are classes. The classes are those of train.
+    Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
+    begin in the folder; those in several folders where these part, which another folder may change. Named sets have
+    their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders `train`, `val`
+    and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders are classes. The
+    classes are those of train.
 
     >>> dataset = load_dataset("digits", "test")
     >>> dataset.images.shape, dataset.images.dtype, dataset.labels.shape, dataset.classes[:3]

@@ -65,6 +65,8 @@ class CompareSettings(DataSettings):
         """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
         if self.minutes is None and self.epochs is None:
             raise InputError("give --minutes or --epochs, the length of each pretraining")
+        if empty := [name for name in ("data", "models", "seeds") if not getattr(self, name)]:
+            raise InputError(f"{empty[0]} () is empty: give at least one")
         for model in self.models:
             if model not in MODELS:
                 raise InputError(f"models {model!r} is none of {', '.join(MODELS)}")

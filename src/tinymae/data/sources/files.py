@@ -23,7 +23,7 @@ from ..images import (
     read_image,
     remark_on_range,
 )  # fmt: skip
-from ..splits import rows_by_split
+from ..splits import hash_names, rows_by_split
 from .source import Source, some_rows
 
 # What folders of the splits may be called, in any case.
@@ -63,6 +63,10 @@ class FilesSource(Source):
     def names(self, rows: np.ndarray) -> Sequence[str]:
         """Paths relative to the folder."""
         return self.paths.take(pa.array(rows)).to_pylist()
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source.places`: by name."""
+        return hash_names(self.names(rows))
 
     def digest(self, rows: np.ndarray) -> str:
         """Of names, sizes in bytes, and labels."""

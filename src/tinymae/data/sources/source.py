@@ -64,14 +64,11 @@ class Source:
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """A number in [0, 1) of each row, which decides on its split: float64 (B,)."""
-        if type(self).names is not Source.names:
-            return hash_names(self.names(rows))
-        if self.given_names:
-            names = self.names(rows)
-            if not all(map(str.isdecimal, names)):
-                return hash_names(names)
-            rows = np.array(names, dtype=np.int64)  # of arrays, whose names are their rows
-        return hash_rows(rows)
+        if not self.given_names:
+            return hash_rows(rows)
+        names = self.names(rows)
+        numbers = [name.removeprefix("row/") for name in names]  # the names of an Arrow table's rows, and of an array's
+        return hash_rows(np.array(numbers, dtype=np.int64)) if all(map(str.isdecimal, numbers)) else hash_names(names)
 
     def digest(self, rows: np.ndarray) -> str:
         """SHA-256 of what shows whether these rows still are the same images."""

@@ -225,7 +225,7 @@ def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
     if pa.types.is_integer(column.type):
-        return np.asarray(column.fill_null(-1))
+        return np.asarray(column.cast(pa.int64()).fill_null(-1))
     return np.array(column.cast(pa.large_string()).fill_null("").to_pylist(), dtype=np.str_)
 
 

@@ -48,9 +48,10 @@ class TorchSource(PartedSource):
         has_label = isinstance(first, tuple | list) and len(first) > 1
         unlabelled = getattr(parts[0], "lists_labels", False) and parts[0].labels is None
         if has_label and not unlabelled:
-            self.labels = self.find_labels()
-            count = self.labels.shape[1] if self.labels.ndim == 2 else int(self.labels.max()) + 1
-            self.classes = list(map(str, getattr(parts[0], "classes", range(count))))
+            labels = self.find_labels()
+            if (labels >= 0).any():  # else none has a label
+                count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+                self.labels, self.classes = labels, list(map(str, getattr(parts[0], "classes", range(count))))
 
     def item(self, row: int) -> Any:
         """The item of a row."""
