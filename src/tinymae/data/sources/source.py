@@ -2,13 +2,46 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..images import Depth, UnreadableImage
+from ...errors import InputError
+from ...tensors import pair
+from ..images import MAX_CHANNELS, Depth, Range, UnreadableImage
 from ..splits import hash_names, hash_rows
+
+FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, as users say it."""
+
+    data_dir: str | Path = "data"
+    image_size: int | tuple[int, int] | None = None
+    channels: int = 3
+    pixel_range: Range | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    skip_unreadable: bool = False
+
+    def __post_init__(self):
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise InputError(f"in_channels {self.channels} is not within 1 and {MAX_CHANNELS}")
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            low, high = self.pixel_range
+            raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of images that have no size of their own."""
+        return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
 
 
 class Source:
