@@ -203,7 +203,7 @@ def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) ->
         for point in product(*axes.values()):
             chosen = choose(settings, model, best["settings"] | dict(zip(axes, point, strict=True)))
             length = training_length(settings.minutes, settings.epochs)
-            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).settle()
+            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).resolve()
             cell = Cell(data, model, chosen, settled, best["trial"])
             cells[cell.folder] = cell
     return list(cells.values())
