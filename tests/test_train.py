@@ -248,7 +248,7 @@ def test_drop_path_keeps_the_mean():
     count = 20_000
     decide_drops(vit, Draws(0, 0, count, torch.arange(count), "cpu"))
     for block in list(vit.blocks)[1:]:
-        keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
+        keep, probability = block.drop_path1.drawn, 1 - block.drop_path1.drop_prob
         assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]
         std = math.sqrt((1 - probability) / probability / count)
         assert abs(keep.mean() - 1) < 5 * std

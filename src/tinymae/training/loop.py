@@ -160,6 +160,7 @@ def train_steps(
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
         if progress >= until:
+            set_drops(drops, [None] * len(drops))  # whoever trains on draws anew
             return
         learning_rate = schedule.learning_rate(progress)
         set_learning_rate(optimizer, learning_rate)
