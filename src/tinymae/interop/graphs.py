@@ -1,4 +1,4 @@
-"""Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs, and a page for a browser.
+"""Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs.
 
 Each graph takes a whole job, preprocessing included, over a batch of any size. `InpaintingGraph` differs from
 `MaskedAutoencoder.reconstruct` in how it hides patches: gathering the visible ones would fix their number when the

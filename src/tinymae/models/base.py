@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         if images.device != self.mean.device:
             images = images.to(self.mean.device)
         found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
-        if not compiling:
+        if found is not images and not compiling:
             vars(found)["of_normalise"] = True
         return found
 

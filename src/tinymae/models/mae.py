@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import put, take, to_device
-from .base import Encoder
+from .base import AutoencoderOutput, Encoder
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
 from .masking import expand_mask, patch_statistics, patchify, require_visible
@@ -35,12 +35,13 @@ from .vit import (
 )
 
 
-@dataclass
-class MAEOutput:
-    """What `MaskedAutoencoder.forward` returns."""
+@dataclass(kw_only=True)
+class MAEOutput(AutoencoderOutput):
+    """What `MaskedAutoencoder.forward` returns.
 
-    loss: Tensor  # scalar, float32: mean squared error over hidden patches
-    reconstruction: Tensor  # images (B, C, H, W), normalised: visible patches as given, hidden ones as predicted
+    The loss is the mean squared error over hidden patches; the reconstruction has the visible ones as given.
+    """
+
     mask: Tensor  # bool (B, N), True = hidden
     prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
     features: Tensor  # (B, D): the mean of the visible patches' tokens
@@ -250,7 +251,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
     # ---- what users call
 
-    def forward(  # type: ignore[override]  # MAEOutput has the same fields, and more
+    def forward(
         self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None,
         num_hidden: int | None = None,
     ) -> MAEOutput:  # fmt: skip
@@ -277,7 +278,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
             patches = patchify(images, self.patch_size)
             predicted = patches.masked_scatter(mask[..., None], core.prediction.to(patches.dtype))
             reconstruction = self.paste(predicted, patches, mask)
-        return MAEOutput(core.loss, reconstruction, mask, core.prediction, core.features)
+        return MAEOutput(core.loss, reconstruction, mask=mask, prediction=core.prediction, features=core.features)
 
     def training_losses(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, *, num_hidden: int | None = None

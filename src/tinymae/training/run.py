@@ -358,6 +358,6 @@ def move_aside(folder: Path) -> None:
     """Give an existing folder another name, with the time in it."""
     if folder.exists():
         lock_folder(folder).release()  # a run that is still going is not moved away under its feet
-        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
         folder.rename(aside)
         print(f"moved the old {folder} to {aside}")
