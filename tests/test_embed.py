@@ -22,7 +22,7 @@ from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.encoding import feature_function
+from tinymae.models.features import feature_function
 
 SPLITS = ["train", "val", "test"]
 

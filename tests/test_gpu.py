@@ -20,7 +20,7 @@ from tinymae.models import mae, masked
 from tinymae.models.classifier import build_classifier
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
-from tinymae.training.numbers import Parcel, StepNumbers
+from tinymae.training.numbers import SentStep, StepNumbers
 from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
@@ -212,12 +212,13 @@ def test_probes_and_evaluations_run(gpu, tmp_path, monkeypatch, head):
 
 
 def test_numbers_are_read_when_they_have_arrived(gpu):
-    parcel = Parcel({"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")})
-    assert not parcel.arrived and 0.5 not in parcel.values.tolist()
-    assert parcel.arrived and parcel.read() == {"loss": 0.5, "grad_norm": 2.0}
-    parcel = Parcel({"loss": torch.tensor(0.25, device="cuda")})
+    scalars = {"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")}
+    sent = SentStep(None, scalars, logged=False)
+    assert not sent.arrived and 0.5 not in sent.values.tolist()
+    assert sent.arrived and sent.read() == {"loss": 0.5, "grad_norm": 2.0}
+    sent = SentStep(None, {"loss": torch.tensor(0.25, device="cuda")}, logged=False)
     gpu.log.waits.clear()
-    assert parcel.read() == {"loss": 0.25}
+    assert sent.read() == {"loss": 0.25}
     assert [what for _, what, _ in gpu.log.waits] == ["Event.synchronize"]
 
 

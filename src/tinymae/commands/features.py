@@ -18,7 +18,7 @@ from ..evaluation.metrics import map_dataset
 from ..files import digest
 from ..interop.load import Model, load
 from ..models.base import Autoencoder
-from ..models.encoding import feature_function
+from ..models.features import feature_function
 from ..randomness import derive_seed
 from ..training.device import choose_attention, gather_parts
 from .fields import setting

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..interop.load import Model, load
-from ..models.encoding import feature_function
+from ..models.features import feature_function
 
 
 class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

@@ -72,7 +72,7 @@ def from_official(
     state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
-    found = {"decoder_dim": 512, "decoder_depth": 8}
+    found: dict[str, Any] = {"decoder_dim": 512, "decoder_depth": 8}
     if has_decoder:
         found["decoder_dim"] = len(state["decoder_embed.weight"])
         found["decoder_depth"] = count_blocks(state, "decoder_blocks")

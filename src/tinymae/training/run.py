@@ -150,10 +150,8 @@ class Run:
 
     def print_summary(self, model: nn.Module, *, depth: int) -> None:
         """torchinfo's table of the layers."""
-        try:
-            import torchinfo
-        except ImportError:  # nice to have: no reason not to train
-            return
+        import torchinfo
+
         self.print(str(torchinfo.summary(model, depth=depth, verbose=0)))
 
     def list_skipped(self) -> None:
