@@ -33,7 +33,7 @@ from tinymae.evaluation.inspection import Pairs, confident_issues, find_duplicat
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
 from tinymae.evaluation.sheets import Tile, in_rows, write_sheet
 from tinymae.files import write_json
-from tinymae.models.encoding import feature_function
+from tinymae.models.features import feature_function
 
 LEAST = InspectSettings.least_correlation
 WEIGHTS = Path(__file__).parent.parent / "weights" / "vit-t-mae"

@@ -15,7 +15,7 @@ from timing import describe_machine
 
 import tinymae
 from tinymae.evaluation.layout import choose_to_label
-from tinymae.evaluation.probes import choose_probe, linear_fits
+from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
 from tinymae.files import write_json
 
 
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
             drawn = np.random.default_rng(seed).choice(len(train), count, replace=False)
             for name, rows in {"chosen": chosen, "random": drawn}.items():
                 fits = linear_fits(train[rows], known[rows], num_classes=10)
-                tried = choose_probe(fits, val, truth)[2]
+                tried = choose_probe(fits, lambda probe: predict_score(probe, val, truth))[2]
                 found[name].append((max(tried.values()), len(known[rows].unique())))
         results[str(count)] = {}
         for name, rows in found.items():

@@ -192,6 +192,8 @@ def test_halving_stops_at_two_pixels_unless_told_otherwise():
     assert halvings((32, 32), None) == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     assert halvings((28, 40), None)[-1] == (2, 3)
     assert halvings((9, 9), 4)[-1] == (1, 1)
+    with pytest.raises(InputError, match=r"image_size \(1, 8\) is one pixel wide or high: it cannot be halved"):
+        ResNetUNet(image_size=(1, 8))
     with pytest.raises(InputError, match=r"depth 5 halves image_size \(9, 9\) below one pixel: at most 4"):
         halvings((9, 9), 5)
     with pytest.raises(InputError, match="depth 0 leaves"):

@@ -118,6 +118,9 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeyp
         assert len(PROGRAMS[page][0].strip().splitlines()) <= 11
         assert names["features"].shape == (16, 192)
         assert np.asarray(Image.open("reconstructions.png")).std() > 20
+    if page == "docs/design.md":
+        names["model"].save_pretrained("family")
+        assert names["LinearAutoencoder"].from_pretrained("family").config == names["model"].config
 
 
 @pytest.mark.parametrize("line", [line for line in command_lines() if COMMAND.search(line)])

@@ -23,7 +23,7 @@ from tinymae.commands.features import JoinedSplits
 from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.encoding import feature_function
+from tinymae.models.features import feature_function
 
 SPLITS = ["train", "val", "test"]
 

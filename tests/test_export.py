@@ -20,7 +20,7 @@ from tinymae.commands.export import ExportSettings, calibration_batches
 from tinymae.interop.graphs import (
     ClassifierGraph,
     EncoderGraph,
-    InpaintingGraph,
+    ViTInpaintingGraph,
     export_onnx,
     export_torch,
     reconstruction_graph,
@@ -87,7 +87,7 @@ def by_torch_export(graph, folder):
 )
 def test_reconstruction_is_torchs_for_masks_of_every_size(name, runner, tmp_path):
     model = create(name)
-    reconstruct = runner(InpaintingGraph(model), tmp_path)
+    reconstruct = runner(ViTInpaintingGraph(model), tmp_path)
     for batch_size in (1, 5):
         images = random_images(model, batch_size)
         hidden = torch.linspace(model.num_patches - 1, 0, batch_size).round()  # all but one, ..., none

@@ -113,6 +113,17 @@ def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path
         torch.testing.assert_close(run.model(images), load_classifier(tmp_path)(images), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_result_can_be_trained_on_and_drops_anew(ema_decay, quick_figures, tmp_path):
+    drops = {"ema_decay": ema_decay, "drop_path": 0.5, "patch_drop": 0.5, "depth": 2, "no_test": True, "epochs": 1}
+    run = tinymae.finetune(
+        **FEW | drops, from_scratch=True, patch_size=4, embed_dim=16, num_heads=2, output_dir=tmp_path
+    )
+    images, model = torch.randn(9, 1, 8, 8), run.model.train()
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+
+
 def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, tmp_path):
     model, recipe, losses = small_model(), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0}, []
     for parts in (1, 2):

@@ -17,8 +17,10 @@ from tinymae.evaluation.metrics import accuracy
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.interop.graphs import EncoderGraph, trace
 from tinymae.models import mae, masked
+from tinymae.models.classifier import build_classifier
+from tinymae.models.pca import PrincipalComponents
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
-from tinymae.training.numbers import Parcel, StepNumbers
+from tinymae.training.numbers import SentStep, StepNumbers
 from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
@@ -209,12 +211,13 @@ def test_probes_and_evaluations_run(gpu, tmp_path, monkeypatch, head):
 
 
 def test_numbers_are_read_when_they_have_arrived(gpu):
-    parcel = Parcel({"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")})
-    assert not parcel.arrived and 0.5 not in parcel.values.tolist()
-    assert parcel.arrived and parcel.read() == {"loss": 0.5, "grad_norm": 2.0}
-    parcel = Parcel({"loss": torch.tensor(0.25, device="cuda")})
+    scalars = {"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")}
+    sent = SentStep(None, scalars, logged=False)
+    assert not sent.arrived and 0.5 not in sent.values.tolist()
+    assert sent.arrived and sent.read() == {"loss": 0.5, "grad_norm": 2.0}
+    sent = SentStep(None, {"loss": torch.tensor(0.25, device="cuda")}, logged=False)
     gpu.log.waits.clear()
-    assert parcel.read() == {"loss": 0.25}
+    assert sent.read() == {"loss": 0.25}
     assert [what for _, what, _ in gpu.log.waits] == ["Event.synchronize"]
 
 
@@ -245,6 +248,15 @@ def test_a_model_on_the_gpu_takes_images_of_the_cpu_and_is_exported(gpu):
         torch.testing.assert_close(found.cpu(), expected)
         assert tinymae.anomaly_map(model, images, passes=2).shape == (4, 8, 8)
         torch.testing.assert_close(program.module()(images=model.normalise(images).cpu()), expected)
+
+
+def test_autocast_is_switched_off_on_the_models_device_whatever_the_images_are_on(monkeypatch):
+    classifier = build_classifier(MaskedAutoencoder(image_size=8, depth=1), classes=["a", "b"])
+    components, autocast, devices = PrincipalComponents(image_size=8, latent_dim=4), torch.autocast, []
+    monkeypatch.setattr(torch, "autocast", lambda device, **given: devices.append(device) or autocast("cpu", **given))
+    for function in (classifier.to("meta"), components.to("meta").encode):
+        function(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert devices == ["meta"] * 2
 
 
 def test_nothing_is_saved_of_a_run_that_diverges(gpu, tmp_path, monkeypatch):

@@ -380,6 +380,15 @@ def test_floats_that_nobody_normalised_are_warned_of_once():
         )
 
 
+def test_floats_that_are_given_stay_as_they_are():
+    """What one model made of them is nothing that the next one, or a file that they are saved in, should know."""
+    images = torch.rand(2, 3, 8, 8)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="lie in .0, 1., and are taken as normalised"):
+            MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).reconstruct(images)
+    assert not vars(images)
+
+
 @pytest.mark.parametrize(
     "images", [torch.zeros(2, 3, 8, 8).numpy(), [torch.zeros(3, 8, 8)], Image.new("RGB", (8, 8)), "cat.png"]
 )

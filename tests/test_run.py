@@ -368,6 +368,15 @@ def test_a_run_that_left_anything_is_not_taken_over(name, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_folders_are_moved_aside_however_soon_after_each_other(tmp_path):
+    folder = tmp_path / "run"
+    for content in ("a", "b", "c"):
+        folder.mkdir()
+        (folder / "results.json").write_text(content)
+        run_module.move_aside(folder)
+    assert sorted(file.read_text() for file in tmp_path.glob("*/results.json")) == ["a", "b", "c"]
+
+
 def test_a_run_that_took_a_step_is_not_taken_over(tmp_path):
     leave(tmp_path, LEFT, step=1)
     with pytest.raises(InputError, match="seed was 1, now 2"):

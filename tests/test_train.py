@@ -187,11 +187,10 @@ def test_tokens_norms_biases_and_positions_are_not_decayed():
 
 def test_learned_tokens_of_a_masked_convolution_are_not_decayed():
     learner = ReconstructionLearner(MaskedConvAutoencoder(image_size=8, patch_size=2, decoder_dim=16))
-    undecayed = [f"model.{name}" for name in learner.model.undecayed]
-    groups = parameter_groups(learner, weight_decay=0.1, undecayed=undecayed)
+    groups = parameter_groups(learner, weight_decay=0.1)
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
     tokens = list(learner.model.tokens)
-    assert len(tokens) == len(undecayed) == 4 and not any(id(token) in decayed for token in tokens)
+    assert len(tokens) == 4 and not any(id(token) in decayed for token in tokens)
     assert id(learner.model.to_pixels.weight) in decayed
 
 
@@ -248,7 +247,7 @@ def test_drop_path_keeps_the_mean():
     count = 20_000
     decide_drops(vit, Draws(0, 0, count, torch.arange(count), "cpu"))
     for block in list(vit.blocks)[1:]:
-        keep, probability = block.drop_path1.keep, 1 - block.drop_path1.drop_prob
+        keep, probability = block.drop_path1.drawn, 1 - block.drop_path1.drop_prob
         assert keep.unique().tolist() == [0, pytest.approx(1 / probability)]
         std = math.sqrt((1 - probability) / probability / count)
         assert abs(keep.mean() - 1) < 5 * std

@@ -215,6 +215,16 @@ def test_a_size_beyond_the_weights_is_refused_before_memory_is_taken(tmp_path, k
         (tmp_path / "config.json").write_text(whole)
 
 
+@pytest.mark.parametrize("decoder", [{}, {"decoder_embed.weight": torch.zeros(16, 4000)}])
+def test_a_width_beyond_an_official_files_tensors_likewise(tmp_path, decoder):
+    sizes = {"patch_embed.proj.weight": (4000, 3, 2, 2), "pos_embed": (1, 17, 4000), "blocks.0.mlp.fc1.weight": (1, 1)}
+    state = {name: torch.zeros(size) for name, size in sizes.items()} | decoder
+    torch.save({"model": state}, file := tmp_path / "mae.pth")
+    with Allocations() as taken, pytest.raises(InputError, match="another architecture than a plain ViT MAE"):
+        tinymae.from_official(file, num_heads=2, decoder_heads=2)
+    assert 0 < taken.largest <= file.stat().st_size
+
+
 # ---- values that cannot be
 
 KINDS = [

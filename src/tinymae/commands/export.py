@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import is_about, unwritable, write_json
 from ..interop.graphs import ClassifierGraph, EncoderGraph, Graph, export_onnx, export_torch, reconstruction_graph
 from ..interop.load import Model, load, load_autoencoder, load_classifier
-from ..interop.page import SAMPLES, read_samples, require_shown, write_page
+from ..interop.page import SAMPLES, read_samples, require_viewable, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
@@ -81,7 +81,7 @@ export = keywords_of(run, ExportSettings)
 def write_files(settings: ExportSettings, folder: Path) -> tuple[Model, dict[str, str]]:
     """Write what is asked for: the model, and what each graph takes, in words."""
     if settings.format == "web":
-        require_shown(autoencoder := load_autoencoder(settings.weights))
+        require_viewable(autoencoder := load_autoencoder(settings.weights))
         classifier = None if settings.classifier is None else load_classifier(settings.classifier)
         samples = read_samples(SAMPLES if settings.samples is None else settings.samples, autoencoder)
         write_page(autoencoder, folder, samples=samples, classifier=classifier)

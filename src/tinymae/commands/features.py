@@ -17,7 +17,7 @@ from ..data.images import Depth
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
-from ..models.encoding import feature_function
+from ..models.features import feature_function
 from ..training.device import choose_attention, gather_parts
 from .fields import setting
 from .settings import SheetSettings

@@ -16,7 +16,7 @@ from ..files import digest, write_tensors
 from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, fold_probe
-from ..models.encoding import feature_function
+from ..models.features import feature_function
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes

@@ -170,8 +170,7 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
         here = saved if saved is not None and number == saved["phase"] else None
         began = {"first_step": step, "first_epoch": epoch} if here is None else {k: here[k] for k in BEGAN}
         phase, stretch = part.phase, part.stretch.starting(**began)
-        undecayed = [f"model.{name}" for name in model.undecayed]
-        groups = parameter_groups(part.learner, weight_decay=settings.weight_decay, undecayed=undecayed)
+        groups = parameter_groups(part.learner, weight_decay=settings.weight_decay)
         optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.95), ends=model.end_weights)
         prepared, optimizer = accelerator.prepare(part.learner, optimizer)
         run.track(here, model=accelerator.unwrap_model(prepared), optimizer=optimizer, phase=number, **began)
@@ -228,7 +227,6 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
     if not run.is_main:
         return
     run.print_summary(model, depth=2)
-    model.eval()  # a codebook learns from what it sees in training
     run.print(f"{reconstruction_flops(model) / 1e9:.3f} GFLOP an image or view, forward and backward")
     run.print(f"{len(train_set):,} images to learn from, {run.processes}")
     views = sum(part.phase.epochs * part.phase.views for part in parts) * len(train_set)

@@ -1,6 +1,6 @@
-"""Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs, and a page for a browser.
+"""Trained weights for programs that know nothing of tinymae: ONNX and torch.export graphs.
 
-Each graph takes a whole job, preprocessing included, over a batch of any size. `InpaintingGraph` differs from
+Each graph takes a whole job, preprocessing included, over a batch of any size. `ViTInpaintingGraph` differs from
 `MaskedAutoencoder.reconstruct` in how it hides patches: gathering the visible ones would fix their number when the
 graph is drawn, so all tokens run and the hidden ones are closed to attention. That is the same mathematics, costs the
 time of a full image, and lets every image of a batch hide its own number of patches.
@@ -19,10 +19,9 @@ from ..errors import InputError
 from ..files import write_bytes
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
-from ..models.encoding import feature_function
+from ..models.features import feature_function
 from ..models.mae import MaskedAutoencoder
 from ..models.masked import PatchMasking
-from ..models.masked_conv import MaskedConvAutoencoder
 from ..models.masking import patchify
 from ..models.vit import set_fused_attention
 
@@ -32,8 +31,12 @@ OPSET = 18  # what the exporter speaks; 17 would be converted from it
 class Graph(nn.Module):
     """A job to be exported: `inputs` are an example of each by its name, `output` is the name of the answer."""
 
-    inputs: dict[str, Tensor]
+    model: nn.Module
     output: str
+
+    def __init__(self, model: nn.Module, **inputs: Tensor):
+        super().__init__()
+        self.model, self.inputs = model, inputs
 
 
 class EncoderGraph(Graph):
@@ -43,12 +46,13 @@ class EncoderGraph(Graph):
     and std.
     """
 
+    model: Autoencoder
+    output = "features"
+
     def __init__(self, model: Autoencoder, *, pool: str = "avg", normalised: bool = False):
-        super().__init__()
-        self.model, self.pool = model, pool
         model.require_pool(pool)
-        self.inputs = {"images": example_images(model, normalised=normalised)}
-        self.output = "features"
+        super().__init__(model, images=example_images(model, normalised=normalised))
+        self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
         return feature_function(self.model, pool=self.pool)(images)
@@ -57,41 +61,28 @@ class EncoderGraph(Graph):
 class ClassifierGraph(Graph):
     """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes: see `Classifier.probabilities`."""
 
-    def __init__(self, classifier: Classifier):
-        super().__init__()
-        self.classifier = classifier
-        self.inputs, self.output = {"images": example_images(classifier)}, "probabilities"
+    model: Classifier
+    output = "probabilities"
+
+    def __init__(self, model: Classifier):
+        super().__init__(model, images=example_images(model))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not classifier(images), whose switching of autocast does not belong in a graph.
-        return self.classifier.probabilities(self.classifier.head(self.classifier.encoder.encode(images)))
+        # Not model(images), whose switching of autocast does not belong in a graph.
+        return self.model.probabilities(self.model.head(self.model.encoder.encode(images)))
 
 
 class ReconstructionGraph(Graph):
     """uint8 images (B, C, H, W) -> images in [0, 1], as `reconstruct` of a family that hides nothing."""
 
+    model: Autoencoder
+    output = "reconstruction"
+
     def __init__(self, model: Autoencoder):
-        super().__init__()
-        self.model = model
-        self.inputs, self.output = {"images": example_images(model)}, "reconstruction"
+        super().__init__(model, images=example_images(model))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.reconstruct(images).images
-
-
-class MaskedConvGraph(Graph):
-    """As `InpaintingGraph`, of a masked convolutional network, which computes what it is asked for in any case."""
-
-    def __init__(self, model: MaskedConvAutoencoder):
-        super().__init__()
-        self.model = model
-        self.inputs, self.output = {"images": example_images(model), "mask": example_mask(model)}, "reconstruction"
-
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        model = self.model
-        images = model.normalise(images)
-        predicted = model.predict(images, mask)
-        return model.denormalise(model.paste(predicted, patchify(images, model.patch_size), mask))
 
 
 class InpaintingGraph(Graph):
@@ -101,28 +92,42 @@ class InpaintingGraph(Graph):
     interpolated from it, and a graph cannot refuse its input.
     """
 
-    def __init__(self, model: MaskedAutoencoder):
-        super().__init__()
-        self.model = model
-        self.inputs, self.output = {"images": example_images(model), "mask": example_mask(model)}, "reconstruction"
+    model: PatchMasking
+    output = "reconstruction"
+
+    def __init__(self, model: PatchMasking):
+        super().__init__(model, images=example_images(model), mask=example_mask(model))
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        model, prefix = self.model, self.model.num_prefix_tokens
-        images = model.normalise(images)
-        closed = nn.functional.pad(mask, (prefix, 0))  # (B, prefix + N)
+        images = self.model.normalise(images)
+        pasted = self.model.paste(self.predict(images, mask), patchify(images, self.model.patch_size), mask)
+        return self.model.denormalise(pasted)
+
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """See `PatchMasking.predict`."""
+        return self.model.predict(images, mask)
+
+
+class ViTInpaintingGraph(InpaintingGraph):
+    """The same of a ViT, whose hidden patches are closed to attention."""
+
+    model: MaskedAutoencoder
+
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        model = self.model
+        closed = nn.functional.pad(mask, (model.num_prefix_tokens, 0))  # (B, prefix + N)
         # Added to the scores, not -inf: an image that hides everything then stays finite inside the encoder.
         bias = closed[:, None, None, :] * torch.finfo(torch.float32).min  # (B, 1, 1, prefix + N)
         tokens = model.decoder_embed(model.encoder.forward_features(images, attn_mask=bias))  # (B, prefix + N, D)
         tokens = torch.where(closed[..., None], model.mask_token, tokens) + model.decoder_pos_embed
-        predicted = model.decoder_pred(model.run_decoder(tokens))
-        return model.denormalise(model.paste(predicted, patchify(images, model.patch_size), mask))
+        return model.decoder_pred(model.run_decoder(tokens))
 
 
 def reconstruction_graph(model: Autoencoder) -> Graph:
     """What an autoencoder makes of images: a family that hides patches takes a mask as well."""
     if isinstance(model, MaskedAutoencoder):
-        return InpaintingGraph(model)
-    return MaskedConvGraph(model) if isinstance(model, MaskedConvAutoencoder) else ReconstructionGraph(model)
+        return ViTInpaintingGraph(model)
+    return InpaintingGraph(model) if isinstance(model, PatchMasking) else ReconstructionGraph(model)
 
 
 def example_mask(model: PatchMasking) -> Tensor:

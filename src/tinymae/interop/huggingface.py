@@ -59,7 +59,7 @@ DEFAULTS = {"image_size": 224, "num_attention_heads": 12, "layer_norm_eps": 1e-1
 # What is read of a preprocessor_config.json beside mean and std, and those where it does not normalise.
 PREPROCESSING = {"do_normalize": bool | None, "do_rescale": bool | None, "rescale_factor": float | None}
 UNCHANGED = {"image_mean": (0.0,), "image_std": (1.0,)}
-SEVERAL = "multi_label_classification"  # the `problem_type` whose probabilities are sigmoids
+MULTI_LABEL = "multi_label_classification"  # the `problem_type` whose probabilities are sigmoids
 
 
 def from_transformers(
@@ -116,7 +116,7 @@ def classifier_from_transformers(
     """
     config, sizes, state = read_folder(folder, model_type="vit", architecture="ViTForImageClassification")
     problem = config.get("problem_type")
-    if problem not in (None, "single_label_classification", SEVERAL):
+    if problem not in (None, "single_label_classification", MULTI_LABEL):
         raise InputError(f"problem_type {problem!r} of {folder} is no classification: give the folder of a classifier")
     num_classes = len(state.get("encoder.head.bias", ()))  # where there is no head, the strict check below says so
     name, sizes = sizes["encoder"], {key: value for key, value in sizes.items() if key != "encoder"}
@@ -128,7 +128,7 @@ def classifier_from_transformers(
     std = read_statistic(folder, config, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
-    return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == SEVERAL).eval()
+    return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == MULTI_LABEL).eval()
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
@@ -235,7 +235,7 @@ def classifier_config(model: Classifier) -> dict:
         "id2label": {str(index): name for index, name in enumerate(model.classes)},
         "label2id": {name: index for index, name in enumerate(model.classes)},
     }
-    return config | ({"problem_type": SEVERAL} if model.several else {})
+    return config | ({"problem_type": MULTI_LABEL} if model.several else {})
 
 
 def read_folder(folder: str | Path, *, model_type: str, architecture: str) -> tuple[dict, dict, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ patch are in the order row, column, channel, in theirs as in `patchify`.
 import argparse
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError, refusal
 from ..files import read_tensors, require_types, write_atomically
-from ..models.filling import fill_strictly
+from ..models.filling import Sketch, build_filled, require_same_shapes
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
 from .sizes import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain
@@ -71,30 +72,31 @@ def from_official(
     state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
-    found = {"decoder_dim": 512, "decoder_depth": 8}
+    found: dict[str, Any] = {"decoder_dim": 512, "decoder_depth": 8}
     if has_decoder:
-        found = {
-            "decoder_dim": len(state["decoder_embed.weight"]),
-            "decoder_depth": count_blocks(state, "decoder_blocks"),
-        }
-    for name, value in (("decoder_dim", decoder_dim), ("decoder_depth", decoder_depth)):
-        if has_decoder and value not in (None, found[name]):
+        found["decoder_dim"] = len(state["decoder_embed.weight"])
+        found["decoder_depth"] = count_blocks(state, "decoder_blocks")
+    asked = {"decoder_dim": decoder_dim, "decoder_depth": decoder_depth}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        if has_decoder and value != found[name]:
             raise InputError(f"{name} {value} contradicts {path}, whose decoder has {found[name]}: leave it out")
-        found[name] = found[name] if value is None else value
+    found |= given
     heads = decoder_heads or guess_heads(found["decoder_dim"], known={512: 16}, name="decoder_heads", source=path)
-    model = MaskedAutoencoder(
-        **sizes, decoder_dim=found["decoder_dim"], decoder_depth=found["decoder_depth"], decoder_heads=heads,
-        mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss,
+    build = partial(
+        MaskedAutoencoder, **sizes, **found, decoder_heads=heads, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss,
         mean=default_statistics(sizes["in_channels"], mean, IMAGENET_DEFAULT_MEAN),
         std=default_statistics(sizes["in_channels"], std, IMAGENET_DEFAULT_STD),
     )  # fmt: skip
     expected = "a plain ViT MAE of its sizes has"
     if has_decoder:
-        fill_strictly(model, state, source=path, expected=expected)
-    else:
-        encoder = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
-        fill_strictly(model.encoder, encoder, source=path, expected=expected)
-        warnings.warn(f"{path} holds an encoder alone: the decoder is at its initialisation", stacklevel=2)
+        return build_filled(build, state, source=path, expected=expected).eval()
+    encoder = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+    with Sketch():  # as in `build_filled`
+        require_same_shapes(build().encoder, encoder, source=path, expected=expected)
+    model = build()
+    model.encoder.load_state_dict(encoder, strict=True)
+    warnings.warn(f"{path} holds an encoder alone: the decoder is at its initialisation", stacklevel=2)
     return model.eval()
 
 

@@ -29,6 +29,7 @@ from ..models.masked import PatchMasking
 from .graphs import ClassifierGraph, export_onnx, reconstruction_graph
 
 SAMPLES = Path(__file__).parents[3] / "assets" / "cifar10"  # of a source checkout
+SHOWN = 10  # samples
 RUNTIME = "onnxruntime-web-1.30.0"
 RUNTIME_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 # The build for the CPU alone: the others are twice the size and want a GPU or a page served with special headers.
@@ -73,7 +74,7 @@ def write_page(
     Raises InputError if the channels or the classifier do not fit, or if onnxruntime-web cannot be had.
     """
     folder = Path(folder)
-    require_shown(model)
+    require_viewable(model)
     shape = (model.in_channels, *model.image_size)
     if classifier is not None and (wanted := (classifier.in_channels, *classifier.image_size)) != shape:
         raise InputError(f"classifier takes images of {wanted}, the weights take {shape}: they must be the same")
@@ -105,7 +106,7 @@ def write_page(
         write_bytes(folder / source.name, source.read_bytes())
 
 
-def require_shown(model: Autoencoder) -> None:
+def require_viewable(model: Autoencoder) -> None:
     """Raises InputError unless a browser can show the model's images."""
     if model.in_channels not in (1, 3):
         raise InputError(
@@ -127,8 +128,8 @@ def describe_space(model: Autoencoder) -> str:
     return f"---\n{head.to_yaml()}\n---\n{CARD.format(title=title, lead=lead, parameters=parameters)}"
 
 
-def read_samples(folder: str | Path, model: Autoencoder, count: int = 10) -> list[tuple[str, Tensor]]:
-    """Up to `count` images of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
+def read_samples(folder: str | Path, model: Autoencoder) -> list[tuple[str, Tensor]]:
+    """Up to SHOWN images of a folder, evenly spread over its files: (name, uint8 (C, H, W) of the model's size).
 
     Raises InputError if there are none, or if one cannot be read.
     """
@@ -138,7 +139,7 @@ def read_samples(folder: str | Path, model: Autoencoder, count: int = 10) -> lis
     files = [folder / path for path in list_images(folder)[0]]
     if not files:
         raise InputError(f"samples folder {folder} holds no images")
-    chosen = [files[i * len(files) // count] for i in range(count)] if len(files) > count else files
+    chosen = [files[i * len(files) // SHOWN] for i in range(SHOWN)] if len(files) > SHOWN else files
     return [(file.stem, read_image(file, (model.in_channels, *model.image_size), depth="uint8")) for file in chosen]
 
 

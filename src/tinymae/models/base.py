@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from ..errors import InputError, first_line, refusal
 from ..files import require_types, write_json, write_tensors
+from ..randomness import Draws
 from ..tensors import LEVELS, pair, to_unit
 from .filling import build_from_file
 from .losses import LOSSES, SSIM_SIDE, parse_loss
@@ -177,7 +178,7 @@ class Encoder(nn.Module):
         if images.device != self.mean.device:
             images = images.to(self.mean.device)
         found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
-        if not compiling:
+        if found is not images and not compiling:
             vars(found)["of_normalise"] = True
         return found
 
@@ -222,7 +223,6 @@ class Autoencoder(Encoder, Pretrained):
     samples = False  # whether it has `sample`
     fitted = False  # whether `fit` finds it at once, instead of gradients
     decoder_parts: tuple[str, ...] = ()  # the children that `encode` makes no use of
-    undecayed: tuple[str, ...] = ()  # parameters that are tokens, which weight decay leaves alone
     ends: tuple[str, ...] = ()  # the weights of its first and its last layer, which Muon leaves to AdamW
     config: dict[str, Any]
 
@@ -277,7 +277,7 @@ class Autoencoder(Encoder, Pretrained):
         """The weights that `ends` names."""
         return [self.get_parameter(name) for name in self.ends]
 
-    def draw(self, draws) -> dict[str, Any]:
+    def draw(self, draws: Draws) -> dict[str, Any]:
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
         return {}
 

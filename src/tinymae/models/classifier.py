@@ -87,7 +87,7 @@ class Classifier(nn.Module, Pretrained):
         Images are (B, C, H, W), or one (C, H, W), which is a batch of one.
         """
         features = self.encoder.encode(images)
-        with torch.autocast(images.device.type, enabled=False):  # half precision would blur a probe's logits
+        with torch.autocast(features.device.type, enabled=False):  # half precision would blur a probe's logits
             bias = None if self.head.bias is None else self.head.bias.float()
             return nn.functional.linear(features.float(), self.head.weight.float(), bias)
 

@@ -80,15 +80,15 @@ class ContrastiveLearner(nn.Module):
         `num_hidden` is how many patches each mask hides, if it is known. Gives the "loss" and its two parts.
         """
         num_images = len(images) // self.num_views
-        core = self.model.forward_masked(
+        found = self.model.forward_masked(
             self.model.normalise(images), mask, decoded=self.decoded_views * num_images, num_hidden=num_hidden
         )
-        features = core.features.float().unflatten(0, (self.num_views, num_images))
+        features = found.features.float().unflatten(0, (self.num_views, num_images))
         features = gather_rows(features.transpose(0, 1)).transpose(0, 1)  # (V, images of all processes, F)
         projected = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         contrast = nt_xent(projected, temperature=self.temperature)
-        loss = core.loss + self.weight * contrast
-        return {"loss": loss, "reconstruction_loss": core.loss, "contrastive_loss": contrast}
+        loss = found.loss + self.weight * contrast
+        return {"loss": loss, "reconstruction_loss": found.loss, "contrastive_loss": contrast}
 
 
 class ReconstructionLearner(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..randomness import Draws
 from .base import Autoencoder, AutoencoderOutput
 
 
@@ -95,6 +96,7 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
     """
 
     decoder_parts = ("from_latents", "decoder")
+    heads = 1  # numbers that the encoder gives for each of the latent's
 
     def __init__(
         self,
@@ -109,20 +111,16 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
         std: Sequence[float] = (0.5,),
     ):
         super().__init__()
-        self.build(depth, width, latent_dim, heads=1)
-
-    def build(self, depth: int | None, width: int, latent_dim: int | None, *, heads: int) -> None:
-        """The layers; the encoder's last one gives `heads` numbers for each number of the latent."""
         sizes = halvings(self.image_size, depth)
         channels = channels_at(width, len(sizes) - 1)
         self.map_shape = (channels[-1], *sizes[-1])
-        self.encoder = ConvEncoder(self.in_channels, channels)
-        self.decoder = ConvDecoder(self.in_channels, channels, sizes)
+        self.encoder = ConvEncoder(in_channels, channels)
+        self.decoder = ConvDecoder(in_channels, channels, sizes)
         flat = math.prod(self.map_shape)
         if latent_dim is not None and latent_dim < 1:
             raise InputError(f"latent_dim {latent_dim} is below 1")
         self.num_features = latent_dim or flat
-        self.to_latents = nn.Linear(flat, heads * latent_dim) if latent_dim else nn.Identity()
+        self.to_latents = nn.Linear(flat, self.heads * latent_dim) if latent_dim else nn.Identity()
         self.from_latents = nn.Linear(latent_dim, flat) if latent_dim else nn.Identity()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -158,6 +156,7 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
     """
 
     samples = True
+    heads = 2  # a mean and a log variance
 
     def __init__(
         self,
@@ -173,11 +172,13 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
     ):
-        Autoencoder.__init__(self)
         if beta < 0:
             raise InputError(f"beta {beta} is negative")
+        super().__init__(
+            image_size=image_size, in_channels=in_channels, depth=depth, width=width, latent_dim=latent_dim, loss=loss,
+            mean=mean, std=std,
+        )  # fmt: skip
         self.beta, self.kl_warmup_steps = beta, kl_warmup_steps
-        self.build(depth, width, latent_dim, heads=2)
 
     def encode_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents, each (B, latent_dim), in float32."""
@@ -188,7 +189,7 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
         """The means of the latents (B, latent_dim)."""
         return self.encode_distribution(images)[0]
 
-    def draw(self, draws) -> dict[str, Any]:
+    def draw(self, draws: Draws) -> dict[str, Any]:
         """The noise of the reparameterisation trick, and beta during its warm-up."""
         reached = min(1.0, draws.step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
         beta = torch.full((), self.beta * reached, device=draws.device)

@@ -12,23 +12,16 @@ from ..tensors import constant, take
 
 
 class SampleDropPath(DropPath):
-    """timm's DropPath with its draw made outside, for the global batch: see `draw_drops`."""
+    """timm's DropPath with its draw made outside, for the global batch: see `draw_drops`. Without one, timm's own."""
 
-    keep: Tensor  # (B,), 0 or 1 / keep_prob
-
-    def __init__(self, drop_prob: float, scale_by_keep: bool):
-        super().__init__(drop_prob, scale_by_keep)
-        self.drops = drop_prob > 0  # the number itself would make each block a case of its own for the compiler
-
-    @classmethod
-    def like(cls, other: DropPath) -> "SampleDropPath":
-        """One that drops as often."""
-        return cls(other.drop_prob, other.scale_by_keep)
+    drawn: Tensor | None = None  # (B,), 0 or 1 / keep_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.drops:
-            return x
-        return x * self.keep.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        if not self.training:
+            return x  # not timm's, whose number makes each block a case of its own for the compiler
+        if self.drawn is None:
+            return super().forward(x)
+        return x * self.drawn.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def use_sample_drop_path(model: nn.Module) -> nn.Module:
@@ -36,24 +29,24 @@ def use_sample_drop_path(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is DropPath:
-                setattr(module, name, SampleDropPath.like(child))
+                setattr(module, name, SampleDropPath(child.drop_prob, child.scale_by_keep))
     return model
 
 
 class SamplePatchDropout(PatchDropout):
-    """timm's PatchDropout (Liu et al., arXiv 2208.07220) with its draw made outside: see `draw_drops`."""
+    """timm's PatchDropout (Liu et al., arXiv 2208.07220), as `SampleDropPath`."""
 
-    kept: Tensor  # (B, number kept), places of the patches that each image keeps
+    drawn: Tensor | None = None  # (B, number kept), places of the patches that each image keeps
 
     def __init__(self, prob: float, *, num_patches: int, num_prefix_tokens: int):
         super().__init__(prob, num_prefix_tokens=num_prefix_tokens)
         self.num_patches = num_patches
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
+        if not self.training or self.drawn is None:
+            return super().forward(x)
         prefix, patches = x.tensor_split([self.num_prefix_tokens], dim=1)
-        return torch.cat([prefix, take(patches, self.kept)], dim=1)
+        return torch.cat([prefix, take(patches, self.drawn)], dim=1)
 
     def draw(self, draws: Draws) -> Tensor:
         """Which patches each image keeps, (B, number kept)."""
@@ -94,10 +87,7 @@ def draw_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], draws: Dra
     return [next(kept) if isinstance(layer, SampleDropPath) else layer.draw(draws) for layer in layers]
 
 
-def set_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], drawn: Sequence[Tensor]) -> None:
-    """Let the layers of a model drop what `draw_drops` decided."""
+def set_drops(layers: Sequence[SampleDropPath | SamplePatchDropout], drawn: Sequence[Tensor | None]) -> None:
+    """Let the layers of a model drop what `draw_drops` decided; those that are given None draw for themselves."""
     for layer, values in zip(layers, drawn, strict=True):
-        if isinstance(layer, SampleDropPath):
-            layer.keep = values
-        else:
-            layer.kept = values
+        layer.drawn = values

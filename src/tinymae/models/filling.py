@@ -81,24 +81,14 @@ def build_from_file(build: Callable[[], Built], path: str | Path) -> Built:
 def build_filled(build: Callable[[], Built], state: dict[str, Tensor], *, source: str | Path, expected: str) -> Built:
     """The model that `build` makes, every parameter and buffer from `state`, in the model's own dtype.
 
-    It is first built without memory, so that sizes which the tensors do not bear out cost none. Raises InputError as
-    `fill_strictly` does.
+    It is first built without memory, so that sizes which the tensors do not bear out cost none. Raises InputError, in
+    the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match one by one.
     """
     with Sketch():
         require_same_shapes(build(), state, source=source, expected=expected)
     model = build()
     model.load_state_dict(state, strict=True)
     return model
-
-
-def fill_strictly(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:
-    """Fill every parameter and buffer of `model` from `state`, in the model's own dtype.
-
-    Raises InputError, in the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match
-    one by one. The model is untouched when it raises.
-    """
-    require_same_shapes(model, state, source=source, expected=expected)
-    model.load_state_dict(state, strict=True)
 
 
 def require_same_shapes(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:

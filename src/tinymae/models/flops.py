@@ -24,6 +24,8 @@ def reconstruction_flops(model: Autoencoder) -> int:
     """Those of an autoencoder's training pass, for each image; its gradients are cleared."""
     # Of two, as a norm over one image's group may have one value.
     images = torch.zeros(2, model.in_channels, *model.image_size, dtype=torch.uint8)
+    training = model.training
+    model.eval()  # in training a codebook would learn from them
     flops = training_flops(lambda: model.training_losses(images)["loss"])
-    model.zero_grad()
+    model.train(training).zero_grad()
     return flops // len(images)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import put, take, to_device
-from .base import Encoder
+from .base import AutoencoderOutput, Encoder
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
-from .masking import expand_mask, patch_statistics, patchify, require_visible
+from .masking import expand_mask, normalise_patches, patchify, require_visible
 from .vit import (
     MAX_DEPTH,
     TIMM_POOLS,
@@ -36,22 +36,23 @@ from .vit import (
 )
 
 
-@dataclass
-class MAEOutput:
-    """What `MaskedAutoencoder.forward` returns."""
+@dataclass(kw_only=True)
+class MAEOutput(AutoencoderOutput):
+    """What `MaskedAutoencoder.forward` returns.
 
-    loss: Tensor  # scalar, float32: mean squared error over hidden patches
-    reconstruction: Tensor  # images (B, C, H, W), normalised: visible patches as given, hidden ones as predicted
+    The loss is the mean squared error over hidden patches; the reconstruction has the visible ones as given.
+    """
+
     mask: Tensor  # bool (B, N), True = hidden
     prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
     features: Tensor  # (B, D): the mean of the visible patches' tokens
 
 
-class CoreOutput(NamedTuple):
-    """What the layers give: see `MaskedAutoencoder.forward_core`."""
+class MaskedOutput(NamedTuple):
+    """What the layers give: see `MaskedAutoencoder.forward_masked`."""
 
     loss: Tensor  # scalar, float32
-    prediction: Tensor  # (B', hidden, P*P*C)
+    prediction: Tensor  # (decoded, hidden, P*P*C)
     features: Tensor  # (B, D)
 
 
@@ -221,38 +222,31 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         """Mean squared error in float32 over the hidden patches' pixels; both (B, H, P*P*C)."""
         target = patches.float()
         if self.norm_pix_loss:
-            mean, deviation = patch_statistics(target)
-            target = (target - mean) / deviation
+            target = normalise_patches(target)
         return (prediction.float() - target).square().mean()
-
-    def forward_core(self, patches: Tensor, target: Tensor, visible: Tensor, hidden: Tensor) -> CoreOutput:
-        """From visible patches (B, V, P*P*C) to the loss on the hidden ones.
-
-        Only the first images are decoded, as many as have `target` (B', H, P*P*C) and `hidden` (B', H).
-        """
-        tokens = self.forward_encoder(patches, visible)
-        features = pool_tokens(tokens, "avg", self.encoder)
-        decoded, visible = tokens[: len(hidden)], visible[: len(hidden)]
-        tokens = self.forward_decoder(decoded, visible, hidden)[:, visible.shape[1] :]
-        prediction = self.decoder_pred(tokens)  # (B', H, P*P*C)
-        return CoreOutput(self.forward_loss(prediction, target), prediction, features)
 
     def forward_masked(
         self, images: Tensor, mask: Tensor, *, decoded: int | None = None, num_hidden: int | None = None
-    ) -> CoreOutput:
-        """The same from normalised images (B, C, H, W) and masks (B, N), of which the first `decoded` are decoded.
+    ) -> MaskedOutput:
+        """From normalised images (B, C, H, W) and masks (B, N) to the loss on the hidden patches.
 
-        `num_hidden`: see `split`.
+        Only the first `decoded` images are decoded. `num_hidden`: see `split`.
         """
         visible, hidden = self.split(mask, images.device, num_hidden)
         if not hidden.shape[1]:
             raise InputError("mask hides no patch: there is nothing to predict")
-        patches, hidden = patchify(images, self.patch_size), hidden[:decoded]  # (B, N, P*P*C)
-        return self.forward_core(take(patches, visible), take(patches[:decoded], hidden), visible, hidden)
+        patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
+        tokens = self.forward_encoder(take(patches, visible), visible)
+        features = pool_tokens(tokens, "avg", self.encoder)
+        visible, hidden = visible[:decoded], hidden[:decoded]
+        tokens = self.forward_decoder(tokens[:decoded], visible, hidden)[:, visible.shape[1] :]
+        prediction = self.decoder_pred(tokens)
+        loss = self.forward_loss(prediction, take(patches[:decoded], hidden))
+        return MaskedOutput(loss, prediction, features)
 
     # ---- what users call
 
-    def forward(  # type: ignore[override]  # MAEOutput has the same fields, and more
+    def forward(
         self, images: Tensor, mask: Tensor | float | None = None, *, generator: torch.Generator | None = None,
         num_hidden: int | None = None,
     ) -> MAEOutput:  # fmt: skip
@@ -273,13 +267,13 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         """
         images = self.normalise(images)
         mask = self.choose_mask(mask, images, generator)
-        core = self.forward_masked(images, mask, num_hidden=num_hidden)
+        found = self.forward_masked(images, mask, num_hidden=num_hidden)
         mask = to_device(mask, images.device)
         with torch.no_grad():
             patches = patchify(images, self.patch_size)
-            predicted = patches.masked_scatter(mask[..., None], core.prediction.to(patches.dtype))
+            predicted = patches.masked_scatter(mask[..., None], found.prediction.to(patches.dtype))
             reconstruction = self.paste(predicted, patches, mask)
-        return MAEOutput(core.loss, reconstruction, mask, core.prediction, core.features)
+        return MAEOutput(found.loss, reconstruction, mask=mask, prediction=found.prediction, features=found.features)
 
     def training_losses(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, *, num_hidden: int | None = None

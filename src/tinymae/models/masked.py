@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..randomness import Draws
 from ..tensors import pair, to_device
 from .base import Autoencoder, Reconstruction
 from .masking import (
@@ -105,7 +106,7 @@ class PatchMasking(Autoencoder):
             return torch.zeros(len(images), self.num_patches, dtype=torch.bool, device=device)
         return random_mask(len(images), self.num_patches, ratio, generator, device)
 
-    def draw(self, draws, *, mask_ratio: float | None = None) -> dict[str, Any]:
+    def draw(self, draws: Draws, *, mask_ratio: float | None = None) -> dict[str, Any]:
         """The masks of a process's part of a step's batch (B, N), on its device, and how many patches each hides.
 
         Raises InputError for a `mask_ratio`, instead of the model's own, that hides no patch or all of them.

@@ -13,7 +13,7 @@ from ..tensors import to_device
 from .base import AutoencoderOutput, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
-from .masking import patch_statistics, patchify, require_visible
+from .masking import normalise_patches, patchify, require_visible
 
 
 class VisibleResponseNorm(GlobalResponseNorm):
@@ -96,7 +96,6 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         if min(self.image_size) < (coarsest := self.encoder.feature_info[-1]["reduction"]):
             raise InputError(f"image_size {image_size} is below {coarsest}, the last stride: use a smaller stem_size")
         self.across = nn.ModuleList(nn.Conv2d(count, decoder_dim, 1) for count in channels)
-        self.undecayed = tuple(f"tokens.{stage}" for stage in range(len(channels)))
         self.tokens = nn.ParameterList(nn.Parameter(0.02 * torch.randn(decoder_dim, 1, 1)) for _ in channels)
         self.layers = nn.ModuleList(ConvLayer(decoder_dim, decoder_dim) for _ in channels)
         self.to_pixels = nn.Conv2d(decoder_dim, in_channels * self.stride**2, 1)
@@ -164,8 +163,7 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
         pasted = self.paste(predicted, patches, mask)
         if not self.norm_pix_loss:  # over all pixels the visible ones add nothing: the mean is over the hidden
             return AutoencoderOutput(self.reconstruction_loss(pasted, images) / mask.float().mean(), pasted)
-        mean, deviation = patch_statistics(patches)
-        error = (predicted - (patches - mean) / deviation).square().mean(dim=2)  # (B, N)
+        error = (predicted - normalise_patches(patches)).square().mean(dim=2)  # (B, N)
         return AutoencoderOutput((error * mask).sum() / mask.sum(), pasted.detach())
 
     def predict(self, images: Tensor, mask: Tensor) -> Tensor:

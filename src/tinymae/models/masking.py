@@ -106,6 +106,12 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + 1e-6).sqrt()
 
 
+def normalise_patches(patches: Tensor) -> Tensor:
+    """Each patch (B, N, P*P*C) by its own mean and std."""
+    mean, std = patch_statistics(patches)
+    return (patches - mean) / std
+
+
 def denormalise_patches(
     prediction: Tensor, patches: Tensor, mask: Tensor, *, grid_size: tuple[int, int], statistics: str
 ) -> Tensor:
@@ -126,5 +132,5 @@ def denormalise_patches(
         closeness = closeness * ~mask[:, None, :]  # (B, N, N): only visible patches speak
         guessed = closeness @ known / closeness.sum(dim=2, keepdim=True)
         known = torch.where(mask[..., None], guessed, known)
-    mean, deviation = known.split(1, dim=2)
-    return prediction * deviation + mean
+    mean, std = known.split(1, dim=2)
+    return prediction * std + mean

@@ -54,7 +54,7 @@ class PrincipalComponents(Autoencoder, tags=["pca"]):
 
     def encode(self, images: Tensor) -> Tensor:
         """Coordinates (B, latent_dim) of uint8 or normalised float images (B, C, H, W)."""
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(self.mean.device.type, enabled=False):
             return (self.normalise(images).flatten(1) - self.centre) @ self.components.T
 
     def forward(self, images: Tensor) -> AutoencoderOutput:

@@ -8,8 +8,9 @@ import torch
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .base import Autoencoder, AutoencoderOutput, create_timm
-from .conv import ConvLayer, halvings
+from .conv import ConvLayer
 
 
 class ResNetUNet(Autoencoder, tags=["u-net"]):
@@ -46,7 +47,9 @@ class ResNetUNet(Autoencoder, tags=["u-net"]):
         self.skips = skips
         # A map of one pixel is not halved again: besides making no sense, torch's bf16 kernel for that reads
         # uninitialised memory on CPUs (seen with 2.15), and now and then a gradient is NaN.
-        count = min(4, len(halvings(self.image_size, min(self.image_size).bit_length() - 1)) - 1)
+        count = min(4, min(self.image_size).bit_length() - 1)
+        if not count:
+            raise InputError(f"image_size {image_size} is one pixel wide or high: it cannot be halved")
         self.encoder = create_timm(
             encoder, "as a timm ResNet", in_chans=in_channels, features_only=True, out_indices=tuple(range(count)),
             norm_layer=partial(GroupNorm, num_groups=8),

@@ -43,9 +43,6 @@ class Checkpoints:
                 self.say(f"checkpoint {path} is damaged (its content does not match its name): trying the one before")
                 continue
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if name := find_infinite(state):
-                self.say(f"checkpoint {path} is not finite ({name}): trying the one before")
-                continue
             self.say(f"resuming from {path}")
             return state
         return None

@@ -19,21 +19,19 @@ from .clock import Stopwatch
 from .cuda_graph import GraphedStep
 from .muon import Muon
 
-NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token")
+# Parts of the names of parameters that are learned tokens or positions.
+NO_DECAY = {"pos_embed", "decoder_pos_embed", "cls_token", "reg_token", "mask_token", "tokens"}
 
 
-def parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, undecayed: Sequence[str] = ()
-) -> list[dict]:
-    """Groups for an optimiser: no weight decay on norms, biases, class and mask tokens, position embeddings and what
-    `undecayed` names.
+def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Groups for an optimiser: no weight decay on norms, biases, learned tokens and position embeddings.
 
     `decays` of a group is whether it is of the others, whatever `weight_decay` is.
 
     With `layer_decay` below 1, a stock timm model's groups carry an `lr_scale` that shrinks by this factor from each
     layer to the one below it (Clark et al., arXiv 2003.10555; BEiT).
     """
-    undecayed = [*undecayed, *(name for name, _ in model.named_parameters() if name.endswith(NO_DECAY))]
+    undecayed = [name for name, _ in model.named_parameters() if NO_DECAY & {*name.split(".")}]
     if layer_decay < 1:
         groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=undecayed, layer_decay=layer_decay)
     else:
@@ -160,6 +158,7 @@ def train_steps(
         minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
         if progress >= until:
+            set_drops(drops, [None] * len(drops))  # whoever trains on draws anew
             return
         learning_rate = schedule.learning_rate(progress)
         set_learning_rate(optimizer, learning_rate)

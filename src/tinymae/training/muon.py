@@ -11,6 +11,8 @@ from torch.optim.adamw import adamw
 
 from .device import supports_bf16
 
+MOMENTUM = 0.95  # of Muon, Nesterov's
+EPSILON = 1e-8  # of AdamW
 # Coefficients of the five quintic Newton-Schulz steps: each step's own, fitted by F. L. Cesista (2025), "Muon and a
 # selective survey on steepest descent"; they bring all singular values into about 0.7 to 1.2.
 QUINTIC = (
@@ -45,33 +47,25 @@ class Muon(torch.optim.Optimizer):
     size of AdamW's, 0.2 x sqrt(max(M, N)), so that one learning rate serves both.
 
     Args:
-        groups: parameter groups; each may have its own lr, weight_decay and `orthogonal`.
-        lr: learning rate.
-        weight_decay: decoupled, multiplied by the learning rate.
-        momentum: of Muon (Nesterov's).
-        betas, eps: of AdamW.
+        groups: parameter groups; each may have its own `orthogonal`, `lr`, and `weight_decay`, which is decoupled and
+            multiplied by the learning rate.
+        betas: of AdamW.
         dtype: in which matrices are orthogonalised; None: bfloat16 where the device has it, or else float32, which is
             many times as fast there.
     """
 
     def __init__(
-        self, groups: list[dict], *, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
-        defaults = {
-            "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps,
-            "orthogonal": True, "fused": True,
-        }  # fmt: skip  # by "fused", load_state_dict leaves AdamW's step on the parameters' device
+        self, groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.95), dtype: torch.dtype | None = None
+    ):
+        # By "fused", load_state_dict leaves AdamW's step on the parameters' device.
+        defaults = {"lr": 1e-3, "weight_decay": 0.0, "betas": betas, "orthogonal": True, "fused": True}
         super().__init__(groups, defaults)
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update. `closure` may compute the loss again, as in any torch optimiser."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One update. A `closure`, for which Accelerate gives None, is not provided for."""
+        assert closure is None
         matrices = []  # parameters, each with its group
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -81,7 +75,6 @@ class Muon(torch.optim.Optimizer):
                 self.step_adamw(parameters, group)
         if matrices:
             self.step_matrices(matrices)
-        return loss
 
     def step_matrices(self, members: list[tuple[Tensor, dict]]) -> None:
         """Update matrices, each with its group's settings."""
@@ -90,9 +83,8 @@ class Muon(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        momentum = members[0][1]["momentum"]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = self.orthogonalise_all(list(torch._foreach_lerp(gradients, buffers, momentum)))
+        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
+        updates = self.orthogonalise_all(list(torch._foreach_lerp(gradients, buffers, MOMENTUM)))
         for group in {id(group): group for _, group in members}.values():
             own = [number for number, (_, its) in enumerate(members) if its is group]
             moved = [parameters[number] for number in own]
@@ -127,7 +119,7 @@ class Muon(torch.optim.Optimizer):
         adamw(
             parameters, [grad(parameter) for parameter in parameters], averages, squares, [], steps, fused=True,
             amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+            weight_decay=group["weight_decay"], eps=EPSILON, maximize=False,
         )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,14 +9,17 @@ from torch import Tensor
 from .loop import TrainStep
 
 
-class Parcel:
-    """Scalars that are copied to the host, into pinned memory, while both go on.
+class SentStep:
+    """A step whose numbers are copied to the host, into pinned memory, while both go on.
 
-    >>> Parcel({"loss": torch.tensor(0.5), "grad_norm": torch.tensor(2.0)}).read()
-    {'loss': 0.5, 'grad_norm': 2.0}
+    Args:
+        state: the step.
+        scalars: its numbers.
+        logged: whether they are the means over all processes, to be shown.
     """
 
-    def __init__(self, scalars: dict[str, Tensor]):
+    def __init__(self, state: TrainStep, scalars: dict[str, Tensor], *, logged: bool):
+        self.state, self.logged = state, logged
         values = torch.stack([value.float() for value in scalars.values()])
         self.names, self.event = list(scalars), None
         self.values = values.to("cpu", non_blocking=values.is_cuda)
@@ -37,15 +39,6 @@ class Parcel:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
-@dataclass
-class SentStep:
-    """A step whose numbers are on their way."""
-
-    state: TrainStep
-    parcel: Parcel
-    logged: bool  # whether its numbers are the means over all processes, to be shown
-
-
 class StepNumbers:
     """The steps whose numbers have not been read yet, in order.
 
@@ -61,14 +54,14 @@ class StepNumbers:
 
     def send(self, state: TrainStep, scalars: dict[str, Tensor], *, logged: bool) -> None:
         """Begin to copy a step's numbers."""
-        self.sent.append(SentStep(state, Parcel(scalars), logged))
+        self.sent.append(SentStep(state, scalars, logged=logged))
 
     def receive(self, *, everything: bool = False) -> Iterator[tuple[TrainStep, dict[str, float], bool]]:
         """(step, its numbers, whether they are to be logged) of those that arrived; or of all, waiting for them."""
         while self.sent:
             oldest = self.sent[0]
-            late = everything or len(self.sent) > self.most or oldest.parcel.event is None
-            if not late and (self.together or not oldest.parcel.arrived):
+            late = everything or len(self.sent) > self.most or oldest.event is None
+            if not late and (self.together or not oldest.arrived):
                 return
             self.sent.popleft()
-            yield oldest.state, oldest.parcel.read(), oldest.logged
+            yield oldest.state, oldest.read(), oldest.logged

@@ -151,10 +151,8 @@ class Run:
 
     def print_summary(self, model: nn.Module, *, depth: int) -> None:
         """torchinfo's table of the layers."""
-        try:
-            import torchinfo
-        except ImportError:  # nice to have: no reason not to train
-            return
+        import torchinfo
+
         self.print(str(torchinfo.summary(model, depth=depth, verbose=0)))
 
     def list_skipped(self) -> None:
@@ -359,6 +357,6 @@ def move_aside(folder: Path) -> None:
     """Give an existing folder another name, with the time in it."""
     if folder.exists():
         lock_folder(folder).release()  # a run that is still going is not moved away under its feet
-        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
         folder.rename(aside)
         print(f"moved the old {folder} to {aside}")

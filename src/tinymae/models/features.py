@@ -23,12 +23,9 @@ def feature_function(
     encoder: Encoder = model.encoder if isinstance(model, Classifier) else model
     if pool is not None:
         encoder.require_pool(pool)
-    last = layers == 1 if isinstance(layers, int) else tuple(layers) == (-1,)
     if not encoder.layered:
-        if not last:
+        if layers not in (1, [-1], (-1,)):
             raise InputError(f"layers {layers}: a {type(encoder).__name__} is no ViT, leave it out")
         return encoder.encode
-    keywords: dict[str, Any] = {"layers": 1 if last else layers if isinstance(layers, int) else list(layers)}
-    if pool is not None:
-        keywords["pool"] = pool
-    return partial(encoder.encode, **keywords)
+    given: dict[str, Any] = {"layers": layers} | ({} if pool is None else {"pool": pool})
+    return partial(encoder.encode, **given)
