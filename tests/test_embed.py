@@ -273,7 +273,7 @@ def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
     tinymae.embed(**settings, formats=("npz",))
     assert "holds another run (layers was [-1], now [0]" in refused(capsys, "embed", **settings, layers=(0,))
     shutil.rmtree(tmp_path / "run")
-    assert "layers [7] must name some of this encoder's 2" in refused(capsys, "embed", **settings, layers=(7,))
+    assert "layers (7,) must name some of this encoder's 2" in refused(capsys, "embed", **settings, layers=(7,))
 
 
 @pytest.mark.parametrize("given", [{}, {"pixel_range": (0, 4095)}])

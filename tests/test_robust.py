@@ -186,7 +186,7 @@ def test_two_checkpoints_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_state_that_is_not_finite_is_neither_saved_nor_loaded(value, tmp_path, capsys):
+def test_a_state_that_is_not_finite_is_not_saved(value, tmp_path):
     checkpoints, state = checkpoints_in(tmp_path), state_of(2)
     optimizer = torch.optim.AdamW([torch.zeros(3, requires_grad=True)])
     optimizer.param_groups[0]["params"][0].sum().backward()
@@ -196,12 +196,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_loaded(value, tmp_path,
     state["optimizer"]["state"][0]["exp_avg"][1] = value
     with pytest.raises(Diverged, match=r"exp_avg is not finite at step 2; last good checkpoint: .*step-000000001-"):
         checkpoints.save(state, step=2)
-    assert len(checkpoints.files) == 1
-    older = tmp_path / "older.pt"  # as a version without this check wrote it
-    torch.save(state, older)
-    older.rename(tmp_path / "checkpoints" / f"step-000000002-{files.file_digest(older)}.pt")
-    assert checkpoints.load()["step"] == 1
-    assert "exp_avg): trying the one before" in capsys.readouterr().out
+    assert len(checkpoints.files) == 1 and checkpoints.load()["step"] == 1
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
