@@ -26,7 +26,8 @@ from .device import agree, environment, explain_memory, keep_freed_memory, on_ma
 from .inputs import has_begun, holds_run, require_same_run, write_names
 from .loop import TrainStep
 from .numbers import StepNumbers
-from .progress import Progress, Stretch
+from .progress import Progress
+from .schedule import Stretch
 from .signals import StopSignals
 from .trackers import log_results, start_trackers
 
