@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from tinymae.files import write_json
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import fused_is_faster, keep_freed_memory
+from tinymae.training.device import fused_is_faster
 from tinymae.training.loop import parameter_groups
+from tinymae.training.memory import keep_freed_memory
 
 
 def parse() -> argparse.ArgumentParser:

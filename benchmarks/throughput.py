@@ -25,8 +25,9 @@ from torch import nn
 from tinymae.files import write_json
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import fused_is_faster, keep_freed_memory
+from tinymae.training.device import fused_is_faster
 from tinymae.training.loop import parameter_groups
+from tinymae.training.memory import keep_freed_memory
 
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 

@@ -21,7 +21,7 @@ from ..evaluation.layout import find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
 from ..files import read_json, write_atomically
 from ..interop.load import Model
-from ..training.device import on_main
+from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default

@@ -20,7 +20,8 @@ from ..interop.load import Model, load
 from ..models.base import Autoencoder
 from ..models.features import feature_function
 from ..randomness import derive_seed
-from ..training.device import choose_attention, gather_parts
+from ..training.device import choose_attention
+from ..training.processes import gather_parts
 from .fields import setting
 from .settings import SheetSettings
 
