@@ -29,8 +29,8 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from steps import pretraining_steps
-from timing import product_seconds, synchronise
+from steps import pretraining_steps, step_alone
+from timing import matmul_rate, synchronise
 from torch import Tensor, nn
 
 import tinymae
@@ -40,13 +40,13 @@ from tinymae.errors import Stopped, first_line
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import write_json
-from tinymae.models.base import Autoencoder
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws
-from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
+from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
 from tinymae.training.numbers import StepNumbers
 from tinymae.training.run import Run
+from tinymae.training.schedule import Schedule
 
 LARGE: dict = {"images": 50_000, "batch_sizes": (512, 2048), "steps": 40, "model": {}}
 SMALL: dict = {"images": 400, "batch_sizes": (32,), "steps": 3,
@@ -97,11 +97,6 @@ def is_real(device: torch.device) -> bool:
 def launches(device: torch.device) -> dict[str, dict]:
     """The ways to launch a step here, and the settings that choose them."""
     return LAUNCHES if is_real(device) else {"eager": LAUNCHES["eager"]}
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Measured FLOP/s of a large matrix product."""
-    return 2 * size**3 / min(product_seconds(device, dtype, size, 8))
 
 
 # ---- right numbers
@@ -247,7 +242,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     yield from train_steps(
         prepared, optimizer, partial(finetune.prepare_inputs, asked, model, mix),
         finetune.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
-        accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05), clock=None,
+        accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05),
         batch_size=asked.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip
 
@@ -283,22 +278,6 @@ def end_to_end(states: Iterator) -> Callable[[], None]:
         numbers.send(state, {**state.losses, "grad_norm": state.grad_norm}, logged=False)
         for _ in numbers.receive():
             pass
-
-    return step
-
-
-def step_alone(model: Autoencoder, device: torch.device, batch_size: int, precision: torch.dtype) -> Callable:
-    """Forward, backward and fused AdamW on images and masks that stay the same."""
-    images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
-    drawn = model.draw(Draws(0, 0, batch_size, torch.arange(batch_size), device))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            loss = model.training_losses(images, **drawn)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     return step
 

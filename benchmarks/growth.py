@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import parquet
+from timing import describe_machine
 
 from tinymae import MaskedAutoencoder
 from tinymae.data.augment import padded_crop, random_flip
@@ -34,9 +35,9 @@ from tinymae.data.load import load_splits
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.randomness import Draws
-from tinymae.training.clock import Stopwatch
 from tinymae.training.device import create_accelerator
-from tinymae.training.loop import Schedule, parameter_groups, train_steps
+from tinymae.training.loop import parameter_groups, train_steps
+from tinymae.training.schedule import Schedule
 
 MILLION = 1_000_000
 BATCH_SIZE = 512
@@ -114,7 +115,7 @@ def run_child(args: argparse.Namespace) -> None:
 
     loop = train_steps(
         learner, optimizer, draw_inputs, learner, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
-        schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0), clock=Stopwatch(),
+        schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0),
     )  # fmt: skip
     next(loop)
     start = time.time() - Path(f"/proc/{os.getpid()}").stat().st_ctime
@@ -177,7 +178,7 @@ def main(args: argparse.Namespace) -> None:
                 write_files(files, args.files)
             for processes in args.processes:
                 note(f"{args.files:,} files", [str(files)], processes)
-    write_json(args.output, {"results": results, "torch": torch.__version__})
+    write_json(args.output, {"results": results, "machine": describe_machine("cpu")})
     print(f"wrote {args.output}")
 
 

@@ -34,7 +34,6 @@ from tinymae.data.batches import split_batch, step_batches
 from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.training import loop
-from tinymae.training.clock import Stopwatch
 from tinymae.training.cuda_graph import copies
 
 SIZES = {"image_size": 16, "patch_size": 2, "in_channels": 1, "embed_dim": 12, "decoder_dim": 8, "decoder_heads": 4}
@@ -110,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     )  # fmt: skip
     next_batch, warm = timed("batches", lambda: next(batches)), 10
     states = loop.train_steps(
-        learner, optimizer, draw_inputs, forward, iter(next_batch, None), accelerator=accelerator, clock=Stopwatch(),
+        learner, optimizer, draw_inputs, forward, iter(next_batch, None), accelerator=accelerator,
         schedule=loop.Schedule(peak=1e-3, last_step=10**6, warmup=0.05), batch_size=args.batch_size, seed=0,
         **{"cuda_graph": True} if args.replayed else {},
     )  # fmt: skip

@@ -9,28 +9,25 @@ over `--rounds`; on a GPU each line also says its peak memory.
 """
 
 import argparse
-import itertools
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from steps import pretraining_steps, step_alone
+from timing import describe_machine, rates_in_turns
 from tqdm import tqdm
 
-from tinymae import MaskedAutoencoder, load_dataset, random_mask
-from tinymae.data.augment import padded_crop, random_flip
-from tinymae.data.batches import Batch, split_batch, step_batches
+from tinymae import MaskedAutoencoder, load_dataset
+from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.datasets import Dataset, ImageDataset
 from tinymae.files import write_json
-from tinymae.models.contrast import ReconstructionLearner
-from tinymae.randomness import Draws
-from tinymae.training.clock import Stopwatch
 from tinymae.training.device import choose_attention, create_accelerator, settle_precision
-from tinymae.training.loop import Schedule, parameter_groups, train_steps
+
+BATCH_SIZE = 256
 
 
 def parse() -> argparse.ArgumentParser:
@@ -61,88 +58,61 @@ def write_pictures(folder: Path, count: int) -> None:
         Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number:06}.png")
 
 
-def measure(
-    args: argparse.Namespace, dataset: Dataset, *, batch_size: int = 256, patch_size: int = 4, alone: bool = False
-) -> float:
-    """Images per second of pretraining on `dataset`."""
-    accelerator = create_accelerator(settle_precision("auto"))
+def end_to_end(
+    args: argparse.Namespace, dataset: Dataset, *, batch_size: int = BATCH_SIZE, patch_size: int = 4
+) -> Callable:
+    """A step of pretraining on `dataset`."""
+    asked = PretrainSettings(
+        data=dataset.name, patch_size=patch_size, batch_size=batch_size, epochs=1, contrast_epochs=0,
+        optimizer="adamw", compile=False, num_workers=args.num_workers,
+    )  # fmt: skip
+    accelerator = asked.create_accelerator()
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=patch_size)
+    train_set = dataset.to(accelerator.device)
+    return partial(next, pretraining_steps(asked.resolve(), accelerator, model, train_set, last_step=10**9))
+
+
+def alone() -> Callable:
+    """The step on one batch."""
+    accelerator = create_accelerator(settle_precision("auto"))
+    model = MaskedAutoencoder().to(accelerator.device)
     choose_attention(model, accelerator)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4, fused=True)
-    learner, optimizer = accelerator.prepare(ReconstructionLearner(model), optimizer)
-    batches: Iterator[list[Batch]] = step_batches(
-        dataset.to(accelerator.device), batch_size=batch_size, parts=split_batch(batch_size, 1), seed=0,
-        device=accelerator.device, num_workers=args.num_workers,
-    )  # fmt: skip
-    if alone:
-        batches = itertools.repeat(next(batches))
-
-    def end_to_end(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
-        images = random_flip(padded_crop(batch.images, draws, 4), draws)
-        mask = random_mask(batch_size, model.num_patches, 0.75, draws.generator)
-        return {"images": images, "mask": mask[draws.cpu_positions]}
-
-    fixed_mask = random_mask(batch_size, model.num_patches, 0.75)
-
-    def step_alone(batch: Batch, draws: Draws, _progress: float) -> dict[str, torch.Tensor]:
-        return {"images": batch.images, "mask": fixed_mask}
-
-    schedule = Schedule(peak=1e-4, last_step=10**9, warmup=0.0)
-    loop = train_steps(
-        learner,
-        optimizer,
-        step_alone if alone else end_to_end,
-        learner,
-        batches,
-        accelerator=accelerator,
-        schedule=schedule,
-        clock=Stopwatch(),
-        batch_size=batch_size,
-        seed=0,
-    )
-    rates = []
-    for round_ in range(args.rounds + 1):
-        began = time.perf_counter()
-        for _ in range(args.steps):
-            loss = next(loop).loss
-        float(loss)  # waits for a GPU
-        if round_:  # the first one warms up
-            rates.append(args.steps * batch_size / (time.perf_counter() - began))
-    return statistics.median(rates)
+    precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return step_alone(model, accelerator.device, BATCH_SIZE, precision)
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     rates: dict[str, float] = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def note(name: str, rate: float) -> None:
-        rates[name] = rate
+    def note(name: str, step: Callable, batch_size: int = BATCH_SIZE) -> None:
+        found = rates_in_turns({name: step}, device, rounds=args.rounds, repeats=args.steps, images=batch_size)
+        rates[name] = found[name]["images_per_second"]
         memory = ""
         if torch.cuda.is_available():
             memory = f"{torch.cuda.max_memory_allocated() / 1e9:>10.2f} GB at the peak"
             torch.cuda.reset_peak_memory_stats()
-        print(f"{name:44}{rate:>10.0f} images/s{memory}", flush=True)
+        print(f"{name:44}{rates[name]:>10.0f} images/s{memory}", flush=True)
 
-    note("step alone, batch 256, patch 4", measure(args, random_images(1000), alone=True))
+    note(f"step alone, batch {BATCH_SIZE}, patch 4", alone())
     for size in args.sizes:
-        note(f"{size:,} images in memory", measure(args, random_images(size)))
+        note(f"{size:,} images in memory", end_to_end(args, random_images(size)))
     if args.stream_images:
         with tempfile.TemporaryDirectory() as folder:
             write_pictures(Path(folder), args.stream_images)
             dataset = load_dataset(folder, "train", image_size=32, memory_limit_gb=0)
-            note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", measure(args, dataset))
+            note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", end_to_end(args, dataset))
     images = random_images(10_000)
     for batch_size in args.batch_sizes:
-        note(f"batch {batch_size}", measure(args, images, batch_size=batch_size))
+        note(f"batch {batch_size}", end_to_end(args, images, batch_size=batch_size), batch_size)
     for patch_size in args.patch_sizes:
         tokens = (32 // patch_size) ** 2
         note(
             f"patch {patch_size}: {tokens} tokens, {tokens // 4} visible",
-            measure(args, images, patch_size=patch_size),
+            end_to_end(args, images, patch_size=patch_size),
         )
-    write_json(
-        args.output, {"images_per_second": rates, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    )
+    write_json(args.output, {"images_per_second": rates, "machine": describe_machine(device)})
     print(f"wrote {args.output}")
     return rates
 

@@ -20,28 +20,20 @@ import torch
 import transformers
 from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+from sizes import add_sizes, build_mae
 from timing import describe_machine, rates_in_turns
 from torch import Tensor, nn
 
-from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import fused_is_faster, keep_freed_memory
+from tinymae.training.device import fused_is_faster
 from tinymae.training.loop import parameter_groups
+from tinymae.training.memory import keep_freed_memory
 
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--patch-size", type=int, default=4)
-    parser.add_argument("--decoder-dim", type=int, default=192)
-    parser.add_argument("--decoder-depth", type=int, default=4)
-    parser.add_argument("--decoder-heads", type=int, default=3)
-    parser.add_argument("--mask-ratio", type=float, default=0.75)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
+    add_sizes(parser)
     parser.add_argument("--output", default="runs/peers.json")
     return parser
 
@@ -88,10 +80,7 @@ class LightlyMAE(nn.Module):
 
 
 def our_mae(args: argparse.Namespace) -> nn.Module:
-    model: Any = MaskedAutoencoder(
-        image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
-        decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads,
-    )  # fmt: skip
+    model: Any = build_mae(args)
     model.compute_loss = lambda images: model.training_losses(images)["loss"]
     return model
 

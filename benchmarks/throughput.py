@@ -12,39 +12,30 @@ rounds: images/s is the median over rounds, the spread its extremes.
 
 import argparse
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import describe_machine, product_seconds, rates_in_turns
+from sizes import add_sizes, build_mae
+from timing import describe_machine, matmul_rate, rates_in_turns
 from torch import nn
 
-from tinymae import MaskedAutoencoder
 from tinymae.files import write_json
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
-from tinymae.training.device import fused_is_faster, keep_freed_memory
+from tinymae.training.device import fused_is_faster
 from tinymae.training.loop import parameter_groups
+from tinymae.training.memory import keep_freed_memory
 
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_sizes(parser)
     parser.add_argument("--encoder", default="vit_tiny_patch16_224")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--patch-size", type=int, default=4)
-    parser.add_argument("--decoder-dim", type=int, default=192)
-    parser.add_argument("--decoder-depth", type=int, default=4)
-    parser.add_argument("--decoder-heads", type=int, default=3)
-    parser.add_argument("--mask-ratio", type=float, default=0.75)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="steps of a variant in each round")
     parser.add_argument("--compile", action="store_true", help="add torch.compile as a last line")
     parser.add_argument("--output", default="runs/throughput.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one variant, for its peak memory
@@ -84,10 +75,7 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     """One full training step on random images, forward, backward, AdamW; and its model."""
     torch.manual_seed(0)
     device = torch.device(args.device)
-    model = MaskedAutoencoder(
-        args.encoder, image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
-        decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **STATISTICS,
-    ).to(device)  # fmt: skip
+    model = build_mae(args, encoder=args.encoder, **STATISTICS).to(device)
     faster = fused_is_faster(device, settings["precision"])
     set_fused_attention(model, settings["attention"] == "fused" or faster)
     groups = parameter_groups(model, weight_decay=0.05)
@@ -109,12 +97,6 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     return step, model
 
 
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Measured FLOP/s of a large matrix product."""
-    size = 8192 if device.startswith("cuda") else 2048
-    return 2 * size**3 / statistics.median(product_seconds(device, dtype, size, 12)[2:])
-
-
 def peak_memory(args: argparse.Namespace, name: str) -> int:
     """Bytes at the peak of two steps of one variant, in a process of its own: on a CPU, its resident memory."""
     command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
@@ -134,10 +116,9 @@ def main(args: argparse.Namespace) -> dict:
 
     steps = {name: create_step(args, settings)[0] for name, settings in table.items()}
     rates = rates_in_turns(steps, args.device, rounds=args.rounds, repeats=args.steps, images=args.batch_size)
-    ceilings = {
-        "fp32": matmul_rate(args.device, torch.float32),
-        "bf16": matmul_rate(args.device, torch.bfloat16),
-    }
+    size = 8192 if args.device.startswith("cuda") else 2048
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    ceilings = {name: matmul_rate(args.device, dtype, size) for name, dtype in dtypes.items()}
 
     rows, first = [], rates["float32"]["images_per_second"]
     for name, settings in table.items():

@@ -23,17 +23,17 @@ def synchronise(device: torch.device | str) -> None:
         torch.cuda.synchronize()
 
 
-def product_seconds(device: torch.device | str, dtype: torch.dtype, size: int, times: int) -> list[float]:
-    """Seconds of each of some products of two square matrices."""
+def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of the fastest of eight products of two square matrices."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
-    for _ in range(times):
+    for _ in range(8):
         synchronise(device)
         began = time.perf_counter()
         a @ b
         synchronise(device)
         seconds.append(time.perf_counter() - began)
-    return seconds
+    return 2 * size**3 / min(seconds)
 
 
 def rates_in_turns(

@@ -189,7 +189,8 @@ def test_the_last_layers_come_by_their_number():
 
 @pytest.mark.parametrize("layers", [[2], [-3], 3, 0, []])
 def test_layers_that_the_encoder_lacks_are_refused(layers):
-    with pytest.raises(InputError, match="layers .* must name some of this encoder's 2: (0 to 1|a number says how many)"):
+    says = "layers .* must name some of this encoder's 2: (0 to 1|a number says how many)"
+    with pytest.raises(InputError, match=says):
         small_model().encode_layers(torch.randn(1, 3, 8, 8), layers)
 
 

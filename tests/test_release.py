@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import release
 import torch
+from publish import halve
 from safetensors.torch import load_file
 
 import tinymae
@@ -13,6 +14,7 @@ from tinymae import InputError, load_dataset
 from tinymae.commands import cli
 from tinymae.data.batches import pick
 from tinymae.errors import Stopped
+from tinymae.models.conv import ConvAutoencoder
 
 MODEL = "--patch-size 4 --embed-dim 32 --depth 1 --num-heads 2 --decoder-dim 16 --decoder-depth 1"
 PRETRAIN = "--batch-size 64 --contrast-batch-size 64 --no-flip --crop none --contrast-crop none"
@@ -38,6 +40,19 @@ def released(quick_stages, tmp_path_factory):
     with pytest.raises(Stopped):
         run(folder, "--max-minutes", 0)
     return folder, run(folder)
+
+
+def test_a_halved_folder_holds_float16_and_the_same_config(tmp_path):
+    autoencoder = ConvAutoencoder(image_size=8, width=8, latent_dim=4)
+    autoencoder.write_weights(tmp_path / "whole")
+    halve(tmp_path / "whole", tmp_path / "half")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
+    loaded = tinymae.load(tmp_path / "half")
+    assert loaded.config == autoencoder.config
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, autoencoder.state_dict()[name].half().float())
+    with pytest.raises(InputError, match="nothing does not exist"):
+        halve(tmp_path / "nothing", tmp_path / "half")
 
 
 def test_a_setting_that_a_stage_would_refuse_is_refused_before_pretraining(tmp_path):

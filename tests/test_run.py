@@ -25,9 +25,8 @@ from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training import run as run_module
 from tinymae.training.checkpoints import Checkpoints
-from tinymae.training.loop import Schedule
-from tinymae.training.progress import Stretch
 from tinymae.training.run import Run
+from tinymae.training.schedule import Schedule, Stretch
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -18,7 +18,8 @@ from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
 from tinymae.training.device import can_compile, choose_attention, create_accelerator
-from tinymae.training.loop import Schedule, create_optimizer, parameter_groups, train_steps
+from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
+from tinymae.training.schedule import Schedule
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
          "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "mean": (0.3,), "std": (0.38,)}  # fmt: skip

@@ -19,7 +19,6 @@ from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier, fold_probe
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.vqvae import VQAutoencoder
-from tinymae.models.weights import halve
 
 SIZES = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
 CLASSES = ["a", "b", "c"]
@@ -227,15 +226,3 @@ def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(loaded.encode(images), autoencoder.encode(images), atol=0.02, rtol=0)
-
-
-def test_a_halved_folder_holds_float16_and_the_same_config(autoencoder, tmp_path):
-    autoencoder.write_weights(tmp_path / "whole")
-    halve(tmp_path / "whole", tmp_path / "half")
-    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
-    loaded = tinymae.load(tmp_path / "half")
-    assert loaded.config == autoencoder.config
-    for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, autoencoder.state_dict()[name].half().float())
-    with pytest.raises(InputError, match="nothing does not exist"):
-        halve(tmp_path / "nothing", tmp_path / "half")

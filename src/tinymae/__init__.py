@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from .interop.official import from_official, to_official
     from .interop.timm import export_timm
     from .models.adapt import adapt
-    from .models.base import Reconstruction
     from .models.classifier import Classifier, build_classifier
     from .models.mae import MAEOutput, MaskedAutoencoder
     from .models.masking import patchify, random_mask, unpatchify
+    from .models.outputs import Reconstruction
     from .study.compare import compare
 
 __version__ = "0.2.0"
@@ -89,10 +89,10 @@ HOMES = {
     "interop.official": ["from_official", "to_official"],
     "interop.timm": ["export_timm"],
     "models.adapt": ["adapt"],
-    "models.base": ["Reconstruction"],
     "models.classifier": ["Classifier", "build_classifier"],
     "models.mae": ["MAEOutput", "MaskedAutoencoder"],
     "models.masking": ["patchify", "random_mask", "unpatchify"],
+    "models.outputs": ["Reconstruction"],
     "study.compare": ["compare"],
 }
 

@@ -117,7 +117,8 @@ def stopping(prog: str | None, remedy: str = "") -> Iterator[None]:
 def call(run, settings: type, parser: Parser, arguments: Sequence[str]) -> None:
     """Parse and run; what may go wrong is one line."""
     from ..errors import InputError, Stopped, ran_out_of_memory
-    from ..training.device import explain_memory, leave_group
+    from ..training.memory import explain_memory
+    from ..training.processes import leave_group
 
     chosen = None
     try:

@@ -23,7 +23,7 @@ from ..evaluation.map import Colouring, write_map
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import read_json, write_atomically, write_csv
 from ..interop.load import Model
-from ..training.device import on_main
+from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default

@@ -29,10 +29,11 @@ from ..evaluation.metrics import (
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, describe_source, load
-from ..models.base import Autoencoder, Reconstruction
+from ..models.base import Autoencoder
 from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
+from ..models.outputs import Reconstruction
 from ..randomness import seeded
 from ..training.run import Run
 from .by_class import report_several

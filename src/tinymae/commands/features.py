@@ -18,7 +18,8 @@ from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
 from ..models.features import feature_function
-from ..training.device import choose_attention, gather_parts
+from ..training.device import choose_attention
+from ..training.processes import gather_parts
 from .fields import setting
 from .settings import SheetSettings
 

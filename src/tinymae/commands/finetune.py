@@ -29,9 +29,9 @@ from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
 from ..randomness import Draws, derive_seed
 from ..training.device import choose_attention, deterministic_algorithms
-from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
-from ..training.progress import Stretch
+from ..training.loop import create_optimizer, parameter_groups, train_steps
 from ..training.run import Run
+from ..training.schedule import Schedule, Stretch
 from .by_class import report_classes
 from .families import complete
 from .features import map_together, require_fit

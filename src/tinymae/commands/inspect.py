@@ -25,7 +25,7 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
 from ..interop.load import Model
 from ..randomness import derive_seed
-from ..training.device import on_main
+from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
 from .fields import Result, keywords_of, setting, with_default

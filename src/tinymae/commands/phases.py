@@ -19,8 +19,7 @@ from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
 from ..randomness import Draws
 from ..training.device import choose_attention
-from ..training.loop import Schedule
-from ..training.progress import Stretch
+from ..training.schedule import Schedule, Stretch
 from .fields import setting
 from .learning import TrainingSettings, batch_for, peak_rate
 

@@ -25,9 +25,9 @@ from ..models.weights import FAMILIES
 from ..randomness import derive_seed, seeded
 from ..tensors import pair
 from ..training.device import deterministic_algorithms
-from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
-from ..training.progress import Stretch
+from ..training.loop import create_optimizer, parameter_groups, train_steps
 from ..training.run import Run
+from ..training.schedule import Schedule, Stretch
 from .families import complete, defaults_of
 from .features import map_together
 from .fields import Result, keywords_of, setting, with_default

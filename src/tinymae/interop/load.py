@@ -60,17 +60,27 @@ def load(
     raise InputError(f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know")
 
 
-def load_autoencoder(source: str | Path | Model, **official) -> Autoencoder:
+def load_autoencoder(source: str | Path | Model) -> Autoencoder:
     """`load`, for what needs an autoencoder. Raises InputError for a classifier."""
-    model = load(source, **official)
+    return require_autoencoder(load(source), source)
+
+
+def require_autoencoder(model: Model, source: str | Path | Model) -> Autoencoder:
+    """The model itself. Raises InputError, naming where it came from, for a classifier."""
     if not isinstance(model, Autoencoder):
         raise InputError(f"weights {describe_source(source)} hold a classifier; give the folder of a pretraining run")
     return model
 
 
-def load_mae(source: str | Path | Model, **official) -> MaskedAutoencoder:
+def load_mae(
+    source: str | Path | Model, *, num_heads: int | None = None, decoder_dim: int | None = None,
+    decoder_depth: int | None = None, decoder_heads: int | None = None,
+) -> MaskedAutoencoder:  # fmt: skip
     """`load`, for what needs a masked ViT. Raises InputError for other families and classifiers."""
-    model = load_autoencoder(source, **official)
+    model = load(
+        source, num_heads=num_heads, decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads
+    )
+    model = require_autoencoder(model, source)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(
             f"weights {describe_source(source)} hold a {type(model).__name__}, where only --model mae will do"

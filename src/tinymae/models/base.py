@@ -5,11 +5,9 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import timm
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -17,94 +15,12 @@ from typing_extensions import Self
 from ..errors import InputError, first_line, refusal
 from ..files import require_types, write_json, write_tensors
 from ..randomness import Draws
-from ..tensors import LEVELS, pair, to_unit
+from ..tensors import pair
 from .filling import build_from_file
 from .losses import LOSSES, SSIM_SIDE, parse_loss
+from .outputs import AutoencoderOutput, Reconstruction
+from .pixels import describe_pixels, normalise
 from .pretrained import Pretrained
-
-BEYOND = 5  # times the largest normalised value: what no image reaches that was normalised
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Pixels, uint8 or uint16 -> float, by the data's mean and std of pixels in [0, 1]; floats are taken as normalised.
-
-    One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`, and for other
-    integers.
-    """
-    images = images[None] if images.ndim == 3 else images
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise InputError(
-            f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
-        )
-    if images.dtype in LEVELS:
-        return ((to_unit(images) - mean) / std).to(mean.dtype)
-    if not images.is_floating_point():
-        raise InputError(
-            f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"
-        )
-    return images.to(mean.dtype)
-
-
-def describe_pixels(images: Tensor, mean: Tensor, std: Tensor) -> str:
-    """How the values of float images show that nobody normalised them; "" if they do not.
-
-    Normalised black and white are -mean / std and (1 - mean) / std. What another mean and std made of an image may lie
-    beyond, but not far.
-    """
-    if not images.numel():
-        return ""
-    low, high = images.min().item(), images.max().item()
-    if low >= 0 and high <= 1:
-        return "all values of these float images lie in [0, 1]"
-    reach = (torch.maximum(mean, 1 - mean) / std).max().item()
-    if max(-low, high) > BEYOND * reach:
-        return f"these float images have values from {low:.4g} to {high:.4g}, while normalised ones reach {reach:.2g}"
-    return ""
-
-
-@dataclass
-class AutoencoderOutput:
-    """What a training step sees."""
-
-    loss: Tensor  # scalar, float32
-    reconstruction: Tensor  # (B, C, H, W), normalised
-    terms: dict[str, Tensor] = field(default_factory=dict)  # scalars worth logging: parts of the loss, code usage
-
-
-@dataclass(repr=False)
-class Reconstruction:
-    """What `reconstruct` returns; images are float (B, C, H, W) in [0, 1].
-
-    Of a model that hides nothing, `images` and `prediction` are the same, and so are `original` and `masked`.
-    Errors are squared differences of such pixels, averaged. A MaskedAutoencoder's visible patches have one as well, but
-    training never asked for it: the model saw the patch and was not asked to copy it.
-    """
-
-    original: Tensor  # the images that were given
-    images: Tensor  # the answer: visible patches as given, hidden ones as predicted
-    prediction: Tensor  # the model's own version of every patch, hidden or not
-    masked: Tensor  # what the encoder saw, hidden patches in mid-grey
-    mask: Tensor | None = None  # bool (B, N), True = hidden; None of a model without masks
-    statistics: str = "none"  # whose mean and std the hidden patches got: "none" needed, "visible" or "target"
-    patch_error: Tensor | None = None  # (B, N): mean squared error of `prediction`, of every patch; None without masks
-
-    def __repr__(self) -> str:  # the shapes of its tensors, not their values
-        shown = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
-
-    @property
-    def error(self) -> Tensor:
-        """Mean squared error of each image's hidden patches (B,); of all of it where nothing is hidden."""
-        if self.mask is None or self.patch_error is None:
-            return (self.prediction - self.original).square().mean(dim=(1, 2, 3))
-        counted = self.mask | ~self.mask.any(dim=1, keepdim=True)
-        return (self.patch_error * counted).sum(dim=1) / counted.sum(dim=1)
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """What a sheet of reconstructions shows, by its headings."""
-        masked = {} if self.mask is None else {"masked": self.masked}
-        return {"original": self.original, **masked, "reconstruction": self.images}
 
 
 class Encoder(nn.Module):
@@ -344,18 +260,3 @@ class Autoencoder(Encoder, Pretrained):
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
             reason = first_line(error)
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
-
-
-def create_timm(name: str, what: str, **arguments) -> Any:
-    """A timm model with random weights.
-
-    Raises InputError unless `name` is one that the installed timm has built in, and where it "cannot be built WHAT".
-    Other names could ask the network or run a file: "hf-hub:...", "local-dir:...".
-    """
-    if not timm.is_model(name) or ":" in name or "/" in name:
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*tiny*")[:3])
-        raise InputError(f"encoder {name!r} is not a timm model" + (f"; there are {close}" if close else ""))
-    try:
-        return timm.create_model(name, pretrained=False, **arguments)
-    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise refusal(error, f"encoder {name!r} cannot be built {what}: {first_line(error)}") from None

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..randomness import Draws
-from .base import Autoencoder, AutoencoderOutput
+from .base import Autoencoder
+from .outputs import AutoencoderOutput
 
 
 def halvings(image_size: tuple[int, int], depth: int | None) -> list[tuple[int, int]]:

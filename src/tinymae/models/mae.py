@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import put, take, to_device
-from .base import AutoencoderOutput, Encoder
+from .base import Encoder
 from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
 from .masking import expand_mask, normalise_patches, patchify, require_visible
+from .outputs import AutoencoderOutput
 from .vit import (
     MAX_DEPTH,
     TIMM_POOLS,

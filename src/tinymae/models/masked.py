@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..randomness import Draws
 from ..tensors import pair, to_device
-from .base import Autoencoder, Reconstruction
+from .base import Autoencoder
 from .masking import (
     count_hidden,
     denormalise_patches,
@@ -19,6 +19,7 @@ from .masking import (
     require_visible,
     unpatchify,
 )
+from .outputs import Reconstruction
 
 
 class PatchMasking(Autoencoder):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import to_device
-from .base import AutoencoderOutput, create_timm
 from .conv import ConvLayer
 from .masked import PatchMasking
 from .masking import normalise_patches, patchify, require_visible
+from .outputs import AutoencoderOutput
+from .timm_models import create_timm
 
 
 class VisibleResponseNorm(GlobalResponseNorm):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Autoencoder, AutoencoderOutput
+from .base import Autoencoder
+from .outputs import AutoencoderOutput
 
 
 class PrincipalComponents(Autoencoder, tags=["pca"]):

@@ -9,8 +9,10 @@ from timm.layers import GroupNorm
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .base import Autoencoder, AutoencoderOutput, create_timm
+from .base import Autoencoder
 from .conv import ConvLayer
+from .outputs import AutoencoderOutput
+from .timm_models import create_timm
 
 
 class ResNetUNet(Autoencoder, tags=["u-net"]):

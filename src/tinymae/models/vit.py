@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import write_json, write_tensors
-from .base import Encoder, create_timm
+from .base import Encoder
+from .timm_models import create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
 OUR_POOLS = {theirs: ours for ours, theirs in TIMM_POOLS.items()}

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..tensors import to_device
-from .base import Autoencoder, AutoencoderOutput
+from .base import Autoencoder
 from .conv import ConvDecoder, ConvEncoder, channels_at, halvings
+from .outputs import AutoencoderOutput
 
 
 class VectorQuantizer(nn.Module):

@@ -1,44 +1,23 @@
-"""What the device of a run can do, and how its process treats memory."""
+"""What the device of a run can do: precision, attention, compilation, determinism."""
 
 import contextlib
-import ctypes
 import functools
 import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Literal, TypeVar, cast
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Literal
 
-import timm
 import torch
-import torchvision
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, parse_flag_from_env
-from torch import Tensor, nn
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from torch import nn
 
-from ..errors import InputError, first_line
+from ..errors import InputError
 from ..models.vit import set_fused_attention
 
-T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
 PATIENCE = timedelta(hours=3)  # of processes with each other: NCCL's ten minutes may be less than the first one's work
-
-
-def keep_freed_memory(keep: bool = True) -> None:
-    """Tell glibc to keep large freed blocks for the next step, instead of giving them back to the kernel.
-
-    By default every step's activations are mapped anew and their pages zeroed one fault at a time: on a CPU this takes
-    some 15 % of a training step. Peak memory stays as it is. Does nothing where the C library is another one.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of the settings, from malloc.h
-    sizes = (1 << 30, 2**31 - 1) if keep else (32 << 20, 64 << 20)  # glibc's defaults grow to the latter
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, sizes[0])
-        libc.mallopt(trim_threshold, sizes[1])
 
 
 def supports_bf16(device: torch.device | str) -> bool:
@@ -69,12 +48,6 @@ def create_accelerator(mixed_precision: str, *, gradient_accumulation_steps: int
     return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
 
 
-def leave_group() -> None:
-    """Part from the other processes at the end of a program, of which NCCL would otherwise warn."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def choose_attention(model: nn.Module, accelerator: Accelerator) -> None:
     """Take the faster way to compute attention."""
     set_fused_attention(model, fused_is_faster(accelerator.device, accelerator.mixed_precision))
@@ -95,50 +68,6 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Do it on the main process, and give its value to all. If it fails, none waits: the others raise InputError."""
-    value, failure = None, None
-    if accelerator.is_main_process:
-        try:
-            value = action()
-        except Exception as error:
-            failure = error
-    value, problem = agree((value, None if failure is None else first_line(failure)))
-    if failure is not None:
-        raise failure
-    if problem is not None:
-        raise InputError(problem)
-    return cast(T, value)
-
-
-def agree(value):
-    """The main process's value, on every process."""
-    return broadcast_object_list([value])[0]
-
-
-def explain_memory(batch_size: int | None, *, gradient_checkpointing: bool | None, name: str = "batch_size") -> str:
-    """What to tell the user when an allocation failed. Gradient checkpointing is on, off, or not known here (None);
-    `name` is the setting that holds the batch size.
-    """
-    lines = ["memory ran out", "" if batch_size is None else f" with {name} {batch_size}", ": repeat the command "]
-    if gradient_checkpointing is False:
-        lines.append("with --gradient-checkpointing, or ")
-    lines.append("when there is more, and it resumes")
-    if batch_size is not None:
-        lines.append(f"; or give a smaller --{name.replace('_', '-')} in another --output-dir")
-    return "".join(lines)
-
-
-def gather_parts(accelerator: Accelerator, rows: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """The rows (N, F) of all processes on the CPU of each, process r having those of `parts[r]`, in order."""
-    if accelerator.num_processes == 1:
-        return rows
-    longest = max(len(part) for part in parts)  # gathering wants equal shapes
-    padded = nn.functional.pad(rows, (0, 0, 0, longest - len(rows))).to(accelerator.device)
-    gathered = accelerator.gather(padded).cpu().split(longest)
-    return torch.cat([chunk[: len(part)] for chunk, part in zip(gathered, parts, strict=True)])
-
-
 @contextlib.contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     """While entered, and if `enabled`, torch takes only algorithms that give the same bits each time.
@@ -157,36 +86,3 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
-
-
-def describe_cores() -> str:
-    """How many of the CPU's cores the run's threads can keep busy."""
-    total = os.cpu_count() or 1
-    busy = min(torch.get_num_threads() * PartialState().num_processes, total)
-    return f"{busy} of {total} CPU cores" if busy < total else f"{total} CPU cores"
-
-
-def environment() -> dict:
-    """Versions, commit and machine, for args.json."""
-    return {
-        "commit": commit_of(Path(__file__).resolve().parents[3]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-        },
-        "device": torch.cuda.get_device_name() if PartialState().device.type == "cuda" else describe_cores(),
-        "date": datetime.now().isoformat(timespec="seconds"),
-    }
-
-
-def commit_of(root: Path) -> str | None:
-    """The commit of a checkout of tinymae; None where it was installed, whatever repository may enclose it there."""
-    if not ((root / ".git").exists() and (root / "src" / "tinymae").is_dir()):
-        return None
-    try:
-        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

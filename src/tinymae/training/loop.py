@@ -1,4 +1,4 @@
-"""Training: parameter groups, the learning rate as a function of progress, and one visible loop."""
+"""Training: parameter groups, optimisers, and one visible loop."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +18,7 @@ from ..randomness import Draws
 from .clock import Stopwatch
 from .cuda_graph import GraphedStep
 from .muon import Muon
+from .schedule import Schedule
 
 # Parts of the names of parameters that are learned tokens or positions.
 NO_DECAY = {"pos_embed", "decoder_pos_embed", "cls_token", "reg_token", "mask_token", "tokens"}
@@ -62,36 +63,6 @@ def create_optimizer(
     return Muon(parts, betas=betas)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, then a half cosine to zero, over steps or over minutes, whichever ends first.
-
-    Progress runs from 0 to 1. Without `minutes` it is the ratio of steps done, and the run is a function of the step
-    alone. With them it is the larger of the ratios of steps and of minutes, so that a run cut to a time still ends at
-    learning rate zero.
-    """
-
-    peak: float  # highest learning rate
-    last_step: int
-    warmup: float  # ratio of the progress, 0 to 1
-    first_step: int = 0
-    minutes: tuple[float, float] | None = None  # of the run, at the beginning and at the end
-
-    def progress(self, step: int, minutes: float = 0.0) -> float:
-        """0 at the start to 1 at the end, after `step` steps and so many minutes of the run."""
-        done = (step - self.first_step) / (self.last_step - self.first_step)
-        if self.minutes is None:
-            return done
-        begin, end = self.minutes
-        return max(done, (minutes - begin) / (end - begin))
-
-    def learning_rate(self, progress: float) -> float:
-        """The learning rate at this progress, before any layer's scale."""
-        if progress < self.warmup:
-            return self.peak * progress / self.warmup
-        return self.peak * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9)))
-
-
 @dataclass
 class TrainStep:
     """What the loop knows after a step. Tensors are left on the device: reading one waits until it has caught up."""
@@ -117,9 +88,9 @@ def train_steps(
     *,
     accelerator: Accelerator,
     schedule: Schedule,
-    clock: Stopwatch,
     batch_size: int,
     seed: int,
+    clock: Stopwatch | None = None,
     start_step: int = 0,
     until: float = 1.0,
     clip_grad: float | None = None,
@@ -131,8 +102,8 @@ def train_steps(
     `model` and `optimizer` come from `accelerator.prepare`; `batches` gives this process's micro-batches of each step;
     `draw_inputs` makes of one, and the progress, what `compute_losses` takes as keywords, which gives at least "loss".
     Everything random in step s is drawn from (seed, s), so starting at `start_step` with that step's state goes on
-    exactly as if nothing had stopped. With `cuda_graph`, all after the draws is launched at once: one micro-batch a
-    step, on one GPU.
+    exactly as if nothing had stopped. The `clock` is for a schedule with minutes. With `cuda_graph`, all after the
+    draws is launched at once: one micro-batch a step, on one GPU.
     """
     bare_model = accelerator.unwrap_model(model)
     modules, parameters, drops = list(bare_model.modules()), list(model.parameters()), find_drops(bare_model)
@@ -155,7 +126,10 @@ def train_steps(
         group["capturable"] = cuda_graph
     run_update = GraphedStep(update, accelerator.device) if cuda_graph else update
     for step, micro_batches in enumerate(batches, start_step):
-        minutes = 0.0 if schedule.minutes is None else clock.agreed_minutes(accelerator)
+        minutes = 0.0
+        if schedule.minutes is not None:
+            assert clock is not None
+            minutes = clock.agreed_minutes(accelerator)
         progress = schedule.progress(step, minutes)
         if progress >= until:
             set_drops(drops, [None] * len(drops))  # whoever trains on draws anew

@@ -4,42 +4,15 @@ import json
 import math
 import time
 from collections.abc import Callable, KeysView
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..files import read_metrics, write_bytes
-from .loop import Schedule, TrainStep
+from .loop import TrainStep
+from .schedule import Stretch
 from .trackers import log_picture
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A part of a run with one schedule: all of it, or one phase."""
-
-    schedule: Schedule
-    steps_per_epoch: int
-    batch_size: int
-    first_epoch: float = 0.0
-    begin: float = 0.0  # ratio of the run's whole work that is done before it
-    end: float = 1.0  # and after it
-
-    def starting(self, first_step: int, first_epoch: float) -> "Stretch":
-        """This stretch from another step and epoch on."""
-        length = self.schedule.last_step - self.schedule.first_step
-        schedule = replace(self.schedule, first_step=first_step, last_step=first_step + length)
-        return replace(self, schedule=schedule, first_epoch=first_epoch)
-
-    def epoch(self, step: int) -> float:
-        """Epochs of the run after `step` steps."""
-        return self.first_epoch + (step - self.schedule.first_step) / self.steps_per_epoch
-
-    def ends_epoch(self, step: int, every: int) -> bool:
-        """Whether an epoch whose number is a multiple of `every` ends with this step."""
-        whole, rest = divmod(step - self.schedule.first_step, self.steps_per_epoch)
-        return not rest and (round(self.first_epoch) + whole) % every == 0
 
 
 class Progress:
@@ -67,11 +40,11 @@ class Progress:
 
     def start(self, stretch: Stretch, step: int) -> None:
         """Begin, or go on with, a stretch at `step`."""
-        self.stretch, self.first_step, self.last_step = stretch, step, step
-        self.last_report, self.last_done = time.monotonic(), self.done(step)
+        self.stretch, self.first_step, self.reported_step = stretch, step, step
+        self.reported_at, self.reported_done = time.monotonic(), self.done(step)
         if self.bar is None:
             self.bar = tqdm(
-                total=1.0, initial=self.last_done, disable=not self.is_main, dynamic_ncols=True,
+                total=1.0, initial=self.reported_done, disable=not self.is_main, dynamic_ncols=True,
                 bar_format="{percentage:5.1f}%|{bar}| {postfix}",
             )  # fmt: skip
 
@@ -87,9 +60,9 @@ class Progress:
     def log_step(self, state: TrainStep, numbers: dict[str, float]) -> None:
         """Losses and the gradient's norm, learning rate, speed and the time that is left."""
         now, done = time.monotonic(), self.done(state.step)
-        seconds = now - self.last_report
+        seconds = now - self.reported_at
         # A clock that stands still, or was put back, says nothing of the speed.
-        rate = (state.step - self.last_step) * self.stretch.batch_size / seconds if seconds > 0 else 0.0
+        rate = (state.step - self.reported_step) * self.stretch.batch_size / seconds if seconds > 0 else 0.0
         losses = {name: value for name, value in numbers.items() if name != "grad_norm"}
         values = {
             "learning_rate": state.learning_rate, "grad_norm": numbers["grad_norm"], "images_per_second": rate,
@@ -98,8 +71,8 @@ class Progress:
         if self.accelerator.scaler is not None:
             values["skipped_steps"] = self.skipped_steps
         self.log(state.step, losses | values)
-        left = seconds * (1 - done) / max(done - self.last_done, 1e-12)
-        self.last_step, self.last_report, self.last_done = state.step, now, done
+        left = seconds * (1 - done) / max(done - self.reported_done, 1e-12)
+        self.reported_step, self.reported_at, self.reported_done = state.step, now, done
         if self.bar is not None:
             eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left < 1e9 else "?"
             self.bar.n = done
@@ -126,7 +99,7 @@ class Progress:
 
     def leave_out(self, seconds: float) -> None:
         """Time spent on something else does not count in images per second."""
-        self.last_report += seconds
+        self.reported_at += seconds
 
     def close(self, *, complete: bool = False) -> None:
         """Close the bar, which is full if the run is `complete`, and the trackers."""

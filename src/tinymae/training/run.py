@@ -22,11 +22,14 @@ from ..files import is_about, lock_folder, read_json, unwritable, write_bytes, w
 from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .device import agree, environment, explain_memory, keep_freed_memory, on_main
+from .environment import environment
 from .inputs import has_begun, holds_run, require_same_run, write_names
 from .loop import TrainStep
+from .memory import explain_memory, keep_freed_memory
 from .numbers import StepNumbers
-from .progress import Progress, Stretch
+from .processes import agree, on_main
+from .progress import Progress
+from .schedule import Stretch
 from .signals import StopSignals
 from .trackers import log_results, start_trackers
 

@@ -68,6 +68,17 @@ class RunInMLflow(MLflowTracker):
             self.logged.setdefault(key, set()).add(step)
         super().log(values, step=step, **kwargs)
 
+    def show(self, name: str, path: Path, *, step: int) -> None:
+        """Keep a PNG."""
+        self.log_artifact(str(path), f"pictures/step-{step:09d}")
+
+    def keep(self, results: dict, files: Iterable[Path]) -> None:
+        """The end of a run: figures that no step had, and all files."""
+        unknown = {key: value for key, value in numbers_of(results).items() if key not in self.logged}
+        self.log(unknown, step=results["steps"])
+        for file in files:
+            self.log_artifact(str(file))
+
 
 def create_database(path: Path) -> None:
     """An empty store of MLflow."""
@@ -88,6 +99,28 @@ class RunInWandB(WandBTracker):
     def address(self) -> dict[str, str]:
         return {"run": self.tracker.id}
 
+    def show(self, name: str, path: Path, *, step: int) -> None:
+        """Show a PNG."""
+        self.log_images({name: read_picture(path)}, step=step)
+
+    def keep(self, results: dict, files: Iterable[Path]) -> None:
+        """The end of a run: its figures, and the files that are images."""
+        self.tracker.summary.update(numbers_of(results))
+        for file in files:
+            if file.suffix == ".png":
+                self.show(file.stem, file, step=results["steps"])
+
+
+class RunInTensorBoard(TensorBoardTracker):
+    """TensorBoard's events in a run's folder, from after `step` on."""
+
+    def __init__(self, folder: Path, *, step: int):
+        super().__init__("tensorboard", folder, purge_step=step + 1 if step else 0)
+
+    def show(self, name: str, path: Path, *, step: int) -> None:
+        """Show a PNG."""
+        self.log_images({name: read_picture(path)}, step=step, dataformats="NHWC")
+
 
 def start_trackers(
     accelerator: Accelerator, names: Iterable[str], folder: Path, *, step: int, arguments: dict, metrics: list[dict]
@@ -100,7 +133,7 @@ def start_trackers(
     file = folder / "trackers.json"
     addresses = read_json(file) if file.exists() else {}
     create = {
-        "tensorboard": lambda _: TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0),
+        "tensorboard": lambda _: RunInTensorBoard(folder, step=step),
         "mlflow": lambda previous: RunInMLflow(folder, previous),
         "wandb": lambda previous: RunInWandB(folder, previous),
     }
@@ -131,28 +164,18 @@ def keepers(accelerator: Accelerator) -> list[RunInMLflow | RunInWandB]:
 def log_picture(accelerator: Accelerator, name: str, path: Path, *, step: int) -> None:
     """Show a PNG as it is after `step`."""
     for tracker in accelerator.trackers:
-        if tracker.name == "mlflow":
-            tracker.log_artifact(str(path), f"pictures/step-{step:09d}")
-        elif tracker.name == "wandb":
-            tracker.log_images({name: read_picture(path)}, step=step)
-        else:
-            tracker.log_images({name: read_picture(path)}, step=step, dataformats="NHWC")
+        tracker.show(name, path, step=step)
 
 
 def log_results(accelerator: Accelerator, results: dict, files: Iterable[Path]) -> None:
     """The end of a run: its figures; to MLflow its files, to W&B those that are images."""
     for tracker in keepers(accelerator):
-        numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
-        if isinstance(tracker, RunInMLflow):
-            unknown = {key: value for key, value in numbers.items() if key not in tracker.logged}
-            tracker.log(unknown, step=results["steps"])
-            for file in files:
-                tracker.log_artifact(str(file))
-        else:
-            tracker.tracker.summary.update(numbers)
-            for file in files:
-                if file.suffix == ".png":
-                    tracker.log_images({file.stem: read_picture(file)}, step=results["steps"])
+        tracker.keep(results, files)
+
+
+def numbers_of(results: dict) -> dict[str, float]:
+    """The figures among results."""
+    return {key: value for key, value in results.items() if isinstance(value, int | float)}
 
 
 def read_picture(path: Path) -> np.ndarray:

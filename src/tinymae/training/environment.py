@@ -1,0 +1,45 @@
+"""What a run was made with: versions, commit and machine."""
+
+import os
+import platform
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from accelerate import PartialState
+
+
+def describe_cores() -> str:
+    """How many of the CPU's cores the run's threads can keep busy."""
+    total = os.cpu_count() or 1
+    busy = min(torch.get_num_threads() * PartialState().num_processes, total)
+    return f"{busy} of {total} CPU cores" if busy < total else f"{total} CPU cores"
+
+
+def environment() -> dict:
+    """Versions, commit and machine, for args.json."""
+    return {
+        "commit": commit_of(Path(__file__).resolve().parents[3]),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+        },
+        "device": torch.cuda.get_device_name() if PartialState().device.type == "cuda" else describe_cores(),
+        "date": datetime.now().isoformat(timespec="seconds"),
+    }
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of a checkout of tinymae; None where it was installed, whatever repository may enclose it there."""
+    if not ((root / ".git").exists() and (root / "src" / "tinymae").is_dir()):
+        return None
+    try:
+        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
