@@ -103,7 +103,7 @@ def paint_cifar10(path: str) -> Path:
     images = torch.stack([read_image(file, (3, 32, 32), depth="uint8") for file in files])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
     title = "CIFAR-10 test images, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
-    return figures.reconstruction_sheet(seen.columns, path, title, groups=4)
+    return figures.reconstruction_sheet(seen.columns, path, title)
 
 
 if __name__ == "__main__":

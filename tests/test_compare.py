@@ -323,8 +323,9 @@ def test_settings_are_held_against_the_length_that_was_given():
 def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     given = ["--data", "digits", "--models", "pca", "--epochs", "1", "--finetune-epochs", "0", "--latent-dims", "2"]
     given += ["--mixed-precision", "no", "--output-dir", str(tmp_path / "run"), "--extra", "pca: --image-size 12"]
+    settings = settings_of(*given).resolve()
     for _ in range(2):  # a second time it resumes
-        assert compare.score_pixels(settings_of(*given).resolve(), "digits")["num_features"] == 144
+        assert compare.score_pixels(settings, "digits", compare.check(settings))["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     with pytest.raises(InputError, match="validation has .*choose another output_dir"):
         run(tmp_path / "run", *other)
@@ -393,7 +394,7 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
     monkeypatch.setattr(compare, "search", lambda objective, space, recipe, **_: begun.append((space, recipe)))
     arguments = ["--data", "digits", "--models", "conv_ae", "--epochs", "1", "--search", "optuna", "--trials", "1"]
     settings = settings_of(*arguments, "--output-dir", str(tmp_path)).resolve()
-    compare.tune(settings, "digits", "conv_ae")
+    compare.tune(settings, "digits", "conv_ae", compare.check(settings))
     ((space, recipe),) = begun
     assert recipe["base_lr"] == pytest.approx(2e-3 * (64 / 512) ** 0.5 * 256 / 64)  # 1,300 images: 64 a step
     assert all(search.holds(space[name], recipe[name]) for name in space)

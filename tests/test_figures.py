@@ -41,7 +41,11 @@ def test_eight_bits_are_seen_as_they_are_and_so_is_an_image_without_contrast():
 def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeypatch):
     images = (torch.rand(24, 1, 8, 8) * 4095).to(torch.uint16)
     shown = {}
-    monkeypatch.setattr(figures, "reconstruction_sheet", lambda columns, path, *_, **__: shown.update(columns) or path)
+
+    def sheet(columns, path, title, *, channels, limits):
+        shown.update({name: viewable(column, channels, limits) for name, column in columns.items()})
+
+    monkeypatch.setattr(figures, "reconstruction_sheet", sheet)
     statistics = {"mean": [0.03], "std": [0.02]}
     model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
                               **statistics).eval()  # fmt: skip

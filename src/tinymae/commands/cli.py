@@ -208,11 +208,10 @@ def options_of(f: Field, kind: Any) -> dict[str, Any]:
     if first is int and any(get_origin(each) is tuple for each in kinds):
         return {"nargs": "+", "type": int, "action": SeveralAction, "metavar": "N"}
     if get_origin(first) is tuple:
-        element = get_args(first)[0]
+        element, *others = get_args(first)
         choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
-        if "choices" in f.metadata:
-            choices["choices"] = f.metadata["choices"]
-        return {"nargs": f.metadata.get("nargs", "+"), **choices, "metavar": METAVARS.get(element, "NAME")}
+        count = "+" if Ellipsis in others else 1 + len(others)
+        return {"nargs": count, **choices, "metavar": METAVARS.get(element, "NAME")}
     return {"type": first, "metavar": METAVARS[first]}
 
 

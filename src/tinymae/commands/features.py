@@ -48,7 +48,6 @@ class WeightsSettings(SheetSettings):
 class JoinedSettings(WeightsSettings):
     """What those share that work on one row of images, of any splits."""
 
-    heading = "weights"
     split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":

@@ -66,7 +66,6 @@ def with_default(base: type, name: str, default: Any) -> Any:
 class Settings:
     """What all commands share."""
 
-    heading = "run"
     resumes = False  # whether a command that was stopped goes on where it was
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
+from ..evaluation.metrics import describe_absent, describe_score
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
@@ -280,7 +280,7 @@ def score(
     result = label_score(logits, dataset.labels.cpu())
     title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
-    run.print((describe_precision if judged.several else describe_accuracy)(result, len(dataset), split))
+    run.print(describe_score(result, len(dataset), split, several=judged.several))
     scores = {} if judged.several else {f"accuracy_{split}": result}  # the mean is there among those by class
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 

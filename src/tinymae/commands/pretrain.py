@@ -28,7 +28,7 @@ from ..training.device import deterministic_algorithms
 from ..training.loop import Schedule, create_optimizer, parameter_groups, train_steps
 from ..training.progress import Stretch
 from ..training.run import Run
-from .families import complete, defaults_of
+from .families import complete
 from .features import map_together
 from .fields import Result, keywords_of, setting, with_default
 from .learning import LONG_ON_CPU
@@ -219,7 +219,7 @@ def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAuto
     if start:
         task: dict[str, Any] = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
         return adapt(start, **data, **task).train()
-    own = {name: getattr(settings, name) for name in defaults_of(settings.model) if hasattr(settings, name)}
+    own = complete(settings.model, settings.constructor_settings)
     return FAMILIES[settings.model](**own, **data)
 
 
@@ -301,9 +301,7 @@ def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, data
         samples = figures.grid(figures.viewable(drawn, channels, limits), run.folder / "samples.png")
         run.progress.log_picture("samples", samples, step)
     note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
-    columns = {name: figures.viewable(column, channels, limits) for name, column in shown.columns.items()}
-    sheet = figures.reconstruction_sheet(
-        columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
-    )
+    sheet, title = run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}"
+    figures.reconstruction_sheet(shown.columns, sheet, title, channels=channels, limits=limits)
     run.progress.log_picture("reconstructions", sheet, step)
     return results

@@ -144,11 +144,15 @@ def colour_classes(masks: Tensor) -> Tensor:
     return torch.where(numbers[..., None] == 255, 1.0, colours).permute(0, 3, 1, 2)
 
 
-def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
-    """One row per image: each named column shows its version of that image, (N, C, H, W) as `viewable` takes them.
+def reconstruction_sheet(
+    columns: dict[str, Tensor], path: str | Path, title: str, *, channels: Channels | None = None,
+    limits: Limits = FULL, groups: int = 4,
+) -> Path:  # fmt: skip
+    """One row per image: each named column shows its version of that image, (N, C, H, W), as `viewable` shows it.
 
     The rows stand in `groups` blocks side by side.
     """
+    columns = {name: viewable(images, channels, limits) for name, images in columns.items()}
     count = len(next(iter(columns.values())))
     per_group = -(-count // groups)
     height, width = next(iter(columns.values())).shape[2:]
