@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from sklearn.metrics import roc_auc_score
 from timing import describe_machine
 from torch import Tensor
@@ -90,6 +91,12 @@ def score_nearest(images: Tensor, known: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, known).amin(dim=1) for part in (images.flatten(1) / 255).split(500)])
 
 
+def heat(maps: Tensor, limit: float) -> Tensor:
+    """Maps (B, H, W) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit`."""
+    coloured = colormaps["inferno"]((maps / limit).clamp(0, 1).numpy())[..., :3]  # (B, H, W, 3)
+    return torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
+
+
 def main(args: argparse.Namespace) -> dict:
     folder = Path(args.output_dir)
     pretrain(folder / "pretrain", args.data_dir)
@@ -155,7 +162,7 @@ def main(args: argparse.Namespace) -> dict:
     columns = {}
     for kind, (images, found) in shown.items():
         columns[kind.split(" (")[0]] = images[:8] / 255
-        columns[" " * len(columns)] = figures.heat(found[:8], limit=limit)  # no heading, yet each key another
+        columns[" " * len(columns)] = heat(found[:8], limit)  # no heading, yet each key another
     picture = figures.reconstruction_sheet(
         columns, folder / "anomaly.png", f"MNIST {args.split} digits, odd images, and their anomaly maps", groups=1
     )

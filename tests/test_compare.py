@@ -380,7 +380,7 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_search_proposes_is_a_model(family):
     digits = load_dataset("digits")
-    space = search.search_space(family, values=64)
+    space = search.search_space(family, values=64, given=())
     study = search.require_optuna().create_study()
     for found in (study.ask(space).params for _ in range(5)):
         settings = PretrainSettings(model=family, **found).resolve()
@@ -401,7 +401,7 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
 
 
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
-    space = search.search_space("vae", values=64)
+    space = search.search_space("vae", values=64, given=())
     recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}
     whole, cut = [], []
 

@@ -84,10 +84,10 @@ def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkey
 
     monkeypatch.setattr(figures, "training_curves", record)
     first = [{"epoch": 1, "loss": 0.9}, {"epoch": 1, "knn_val": 30.0}, {"epoch": 2, "loss": 0.8}]
-    figures.pretraining_curves(first, tmp_path / "curves.png")
+    figures.pretraining_curves(first, tmp_path / "curves.png", "title")
     assert drawn["loss"] == [(1, 0.9), (2, 0.8)] and len(drawn) == 3
     drawn.clear()
     second = [{"epoch": 3, "loss": 2.7, "reconstruction_loss": 0.7, "contrastive_loss": 2.0}]
-    figures.pretraining_curves(first + second, tmp_path / "curves.png")
+    figures.pretraining_curves(first + second, tmp_path / "curves.png", "title")
     assert drawn["reconstruction loss"] == [(1, 0.9), (2, 0.8), (3, 0.7)] and "loss" not in drawn
     assert drawn["contrastive loss"] == [(3, 2.0)]

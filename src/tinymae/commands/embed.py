@@ -24,7 +24,8 @@ from ..interop.load import Model
 from ..training.device import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
 PROJECTED = 5000  # images in TensorBoard's projector, which is slow with more

@@ -35,7 +35,8 @@ from ..randomness import seeded
 from ..training.run import Run
 from .by_class import report_several
 from .features import Split, WeightsSettings, map_together, place, require_fit, whole_batches
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class

@@ -20,7 +20,7 @@ from ..interop.load import Model, load
 from ..models.encoding import feature_function
 from ..training.device import choose_attention, gather_parts
 from .fields import setting
-from .settings import SheetSettings
+from .settings import Pool, SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 4.0  # times it
@@ -65,7 +65,7 @@ class FeatureSettings(JoinedSettings):
     """Which features of the images."""
 
     heading = "features"
-    pool: Literal["avg", "cls"] | None = setting(
+    pool: Pool | None = setting(
         None, "the mean of the patch tokens, or the class token (default: avg, or a classifier's own)"
     )
     layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")

@@ -35,10 +35,11 @@ from ..training.run import Run
 from .by_class import report_classes
 from .families import complete
 from .features import map_together, require_fit
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
-from .settings import EncoderSettings
+from .results import Result
+from .settings import EncoderSettings, Pool
 from .unlabelled import Stage
 
 VIT_ALONE: dict[str, Any] = {
@@ -61,7 +62,7 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
     )
 
-    pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
+    pool: Pool = setting("avg", "features: the mean of the patch tokens, or the class token", group="regularisation")
     drop_path: float = setting(
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",

@@ -21,8 +21,9 @@ from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
 from .features import place, require_fit, split_features
-from .fields import Result, keywords_of
+from .fields import keywords_of
 from .probing import LinearProbeSettings, with_controls
+from .results import Result
 from .segmentation import probe_segmentation
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features

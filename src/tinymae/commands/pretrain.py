@@ -30,9 +30,10 @@ from ..training.progress import Stretch
 from ..training.run import Run
 from .families import complete
 from .features import map_together
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
 from .learning import LONG_ON_CPU
 from .phases import Part, PhaseSettings, draw_inputs, plan_parts
+from .results import Result
 from .settings import EncoderSettings, SheetSettings
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")

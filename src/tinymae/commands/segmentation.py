@@ -25,8 +25,8 @@ from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
 from .features import place, require_fit, split_features
-from .fields import Result
 from .probing import LinearProbeSettings, with_controls
+from .results import Result
 
 SHOWN = 32  # images on the sheet
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..training.run import Run
 from .fields import Settings, describe_value, setting
 
 Size = int | tuple[int, int]  # one number, or height and width
+Pool = Literal["avg", "cls"]  # of a ViT's tokens: the mean of the patches', or the class token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from accelerate import PartialState
 
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
-from ..commands.fields import Result, keywords_of, setting, with_default
+from ..commands.fields import keywords_of, setting, with_default
 from ..commands.pretrain import PretrainSettings
+from ..commands.results import Result
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
 from ..data.datasets import Dataset
 from ..data.load import load_dataset, load_splits

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
@@ -24,6 +23,7 @@ from ..data.load import load_dataset
 from ..evaluation.figures import Channels, display_limits, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
+from ..evaluation.pages import render
 from ..files import read_json, read_metrics, write_bytes
 from ..interop.load import load_autoencoder
 from ..tensors import to_unit
@@ -50,12 +50,9 @@ def write_report(
     """
     names = dict.fromkeys(row["data"] for row in rows if not row["control"])
     sections = [data_section([row for row in rows if row["data"] == name], reading, channels) for name in names]
-    templates = Environment(
-        loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    template, left_out = templates.get_template("report_template.html"), describe_diverged(diverged)
-    write_bytes(path, template.render(sections=sections, left_out=left_out).encode())
+    left_out = describe_diverged(diverged)
+    page = render(__package__, "report_template.html", sections=sections, left_out=left_out)
+    write_bytes(path, page.encode())
     return path
 
 
