@@ -134,8 +134,8 @@ def call(run, settings: type, parser: Parser, arguments: Sequence[str]) -> None:
             raise
         # Before there is a run that says it: while data are read, or a model is made.
         batch_size, saving = (getattr(chosen, name, None) for name in ("batch_size", "gradient_checkpointing"))
-        told = explain_memory(batch_size, gradient_checkpointing=saving)
-        sys.exit(exit_with(f"{parser.prog}: error: {told}"))
+        message = explain_memory(batch_size, gradient_checkpointing=saving)
+        sys.exit(exit_with(f"{parser.prog}: error: {message}"))
 
 
 def exit_with(line: str) -> int:

@@ -122,7 +122,7 @@ def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
     """
     require_colour(images, "trivial_augment")
     # Chosen and sorted on the CPU, as the number of images that get an operation shapes its tensors.
-    chosen = (draws.choice() * len(TRIVIAL_AUGMENT)).long()
+    chosen = (draws.uniform_on_cpu() * len(TRIVIAL_AUGMENT)).long()
     counts = chosen.bincount(minlength=len(TRIVIAL_AUGMENT)).tolist()
     order = to_device(chosen.argsort(stable=True), images.device)
     strength, sign = draws.uniform(2)[order].unbind(1)

@@ -25,8 +25,8 @@ from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
 from .report import write_report
+from .runs import Extra, parse_extra, require_distinct, run_once
 from .search import require_optuna, search, search_space
-from .stages import Extra, parse_extra, require_distinct, run_stage
 from .tables import cell_rows, pixel_row, write_tables
 
 # What `models` offers: the family, and the settings that make a variant of it.
@@ -239,23 +239,23 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     length = training_length(settings.minutes, settings.epochs)
     shown = shared | {"show_channels": settings.show_channels}
     pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
-    run_stage(pretrain, PretrainSettings(**pretraining))
+    run_once(pretrain, PretrainSettings(**pretraining))
     shared |= {"weights": folder / "pretrain"}
     shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
     kept: linear_probe.Kept = {}
-    run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
-    run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
+    run_once(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
+    run_once(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
     del kept
-    run_stage(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
+    run_once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         if cell.settings.model != "mae":
             tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
         try:
-            run_stage(finetune, finetune.FinetuneSettings(**tuning))
+            run_once(finetune, finetune.FinetuneSettings(**tuning))
         except Diverged as error:
             print(error)
             diverged.append(f"{cell.folder}/seed{seed}/finetune")
@@ -274,9 +274,9 @@ def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> 
     folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
     shared = settings.common | {"data": data, "seed": 0}
     one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
-    run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | size | one))
+    run_once(pretrain, PretrainSettings(**PROTOCOL | shared | size | one))
     probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
-    run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
+    run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
     return pixel_row(folder, data=Path(data).name, model="pixels")
 
 
@@ -299,12 +299,12 @@ def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any])
         length = training_length(settings.minutes, settings.epochs, settings.trial_share)
         chosen = choose(settings, model, fixed | found) | {"output_dir": trial / "pretrain"}
         try:
-            run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
+            run_once(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
         except Diverged as error:  # a learning rate too high is a finding
             print(error)
             return 0.0
         probing = {"weights": trial / "pretrain", "no_test": True, "output_dir": trial / "linear"}
-        return run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
+        return run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
 
     return search(
         objective, space, start, folder=folder, storage=Path(settings.output_dir) / "search.db",
