@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from sklearn.metrics import roc_auc_score
 from timing import describe_machine
 from torch import Tensor
@@ -116,8 +117,14 @@ def draw(shown: dict[str, tuple[Tensor, Tensor]], path: Path, title: str, *, lim
     columns = {}
     for kind, (images, maps) in shown.items():
         columns[kind.split(" (")[0]] = images[:8] / 255
-        columns[" " * len(columns)] = figures.heat(maps[:8], limit=limit)  # no heading, yet each key another
+        columns[" " * len(columns)] = heat(maps[:8], limit)  # no heading, yet each key another
     return figures.reconstruction_sheet(columns, path, title, groups=1)
+
+
+def heat(maps: Tensor, limit: float) -> Tensor:
+    """Maps (B, H, W) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit`."""
+    coloured = colormaps["inferno"]((maps / limit).clamp(0, 1).numpy())[..., :3]  # (B, H, W, 3)
+    return torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import tinymae
 from tinymae.commands.cli import run_main
@@ -82,7 +83,7 @@ def run(settings: DemoSettings) -> dict:
     folder = settings.output_dir
     title = "handwritten digits, 360 test images"
     shown = [
-        figures.bars(table, f"{folder}/accuracy.png", xlabel="test accuracy, %", title=title),
+        bars(table, f"{folder}/accuracy.png", xlabel="test accuracy, %", title=title),
         paint_cifar10(f"{folder}/cifar10_reconstructions.png"),
         f"{folder}/pretrain/reconstructions.png",
         f"{folder}/pretrain/curves.png",
@@ -95,6 +96,26 @@ def run(settings: DemoSettings) -> dict:
     return table
 
 
+def bars(groups: dict[str, dict[str, float]], path: str | Path, *, xlabel: str, title: str) -> Path:
+    """Horizontal bars: a line for each name, the first on top, with a bar and its value for each group."""
+    names = list(next(iter(groups.values())))
+    height = 0.8 / len(groups)
+    figure = Figure(figsize=(7, 0.3 * len(names) * len(groups) + 1.2))
+    axis = figure.subplots()
+    for number, (group, values) in enumerate(groups.items()):
+        places = [place + (number - (len(groups) - 1) / 2) * height for place in range(len(names))]
+        axis.barh(
+            places, [values[name] for name in names], height=0.92 * height, color=figures.COLOURS[number], label=group
+        )
+        for place, name in zip(places, names, strict=True):
+            axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel, title=title, xlim=(0, 1.1 * max(max(values.values()) for values in groups.values())))
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(groups), frameon=False)
+    return figures.save(figure, path)
+
+
 def paint_cifar10(path: str) -> Path:
     """The released weights at work on a few test images of CIFAR-10 that the repository holds."""
     root = Path(__file__).parent.parent
@@ -103,7 +124,7 @@ def paint_cifar10(path: str) -> Path:
     images = torch.stack([read_image(file, (3, 32, 32), depth="uint8") for file in files])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
     title = "CIFAR-10 test images, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
-    return figures.reconstruction_sheet(seen.columns, path, title, groups=4)
+    return figures.reconstruction_sheet(seen.columns, path, title)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ from tinymae.models.classifier import build_classifier
 from tinymae.models.drops import draw_drops, find_drops, set_drops
 from tinymae.models.flops import reconstruction_flops, training_flops
 from tinymae.randomness import Draws
-from tinymae.study.stages import Extra, parse_extra, require_distinct, run_stage
+from tinymae.study.runs import Extra, parse_extra, require_distinct, run_once
 
 PLACES: dict[str, type[RunSettings]] = {"pretrain": PretrainSettings}
 PLACES |= dict.fromkeys(["finetune", *LABELS, "unlabelled"], FinetuneSettings)
@@ -113,7 +113,7 @@ def run(settings: ReleaseSettings) -> dict:
         if settings.max_minutes is not None and command in (pretrain, finetune):
             left = settings.max_minutes - (time.monotonic() - started) / 60
             common["pause_after_minutes"] = max(left, 0)
-        return run_stage(command, kind(**common | own | {"output_dir": runs / name}))
+        return run_once(command, kind(**common | own | {"output_dir": runs / name}))
 
     pretrained = runs / "pretrain" if settings.weights is None else Path(settings.weights)
     if settings.weights is None:

@@ -133,8 +133,9 @@ def draw_tiles(patch: pytest.MonkeyPatch) -> None:
         write_atomically(path, lambda beside: image.save(beside, format="png"))
         return Path(path)
 
-    def sheet(columns, path, title="", groups=2):
-        return write(figures.tile(torch.cat(list(columns.values())), 16), path)
+    def sheet(columns, path, title, *, channels=None, limits=figures.FULL, groups=4):
+        shown = [figures.viewable(column, channels, limits) for column in columns.values()]
+        return write(figures.tile(torch.cat(shown), 16), path)
 
     patch.setattr(figures, "reconstruction_sheet", sheet)
     patch.setattr(figures, "grid", lambda images, path, *_: write(figures.tile(images, 16), path))

@@ -12,12 +12,12 @@ It cannot see CUDA's autocast lists, limits of kernels, memory, NCCL, or what ot
 
 import collections
 import contextlib
+import functools
 import traceback
 import types
 from collections.abc import Iterator
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -86,12 +86,11 @@ def size_of(tensor: Tensor) -> str:
     return f"{tensor.numel() * tensor.element_size()} bytes"
 
 
-def is_view(func, known: dict = {}) -> bool:  # noqa: B006  # a cache
+@functools.cache
+def is_view(func) -> bool:
     """Whether an operation of aten does nothing but name memory again."""
-    if func not in known:
-        returns = func._schema.returns
-        known[func] = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    return known[func]
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 class PretendGenerator(RealGenerator):
@@ -228,9 +227,8 @@ class Crossing(torch.autograd.Function):
 
     @staticmethod
     def cross(tensor, target):
-        copy = torch.from_numpy(np.empty(0, dtype=np.uint8))  # its own storage, unmarked
         with _disable_current_modes():
-            copy = tensor.detach().clone()
+            copy = tensor.detach().clone()  # its own storage, unmarked
         return mark(copy) if target else copy
 
 

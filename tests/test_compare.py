@@ -323,8 +323,9 @@ def test_settings_are_held_against_the_length_that_was_given():
 def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     given = ["--data", "digits", "--models", "pca", "--epochs", "1", "--finetune-epochs", "0", "--latent-dims", "2"]
     given += ["--mixed-precision", "no", "--output-dir", str(tmp_path / "run"), "--extra", "pca: --image-size 12"]
+    settings = settings_of(*given).resolve()
     for _ in range(2):  # a second time it resumes
-        assert compare.score_pixels(settings_of(*given).resolve(), "digits")["num_features"] == 144
+        assert compare.score_pixels(settings, "digits", compare.check(settings))["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     with pytest.raises(InputError, match="validation has .*choose another output_dir"):
         run(tmp_path / "run", *other)
@@ -379,7 +380,7 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_search_proposes_is_a_model(family):
     digits = load_dataset("digits")
-    space = search.search_space(family, values=64)
+    space = search.search_space(family, values=64, given=())
     study = search.require_optuna().create_study()
     for found in (study.ask(space).params for _ in range(5)):
         settings = PretrainSettings(model=family, **found).resolve()
@@ -393,14 +394,14 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
     monkeypatch.setattr(compare, "search", lambda objective, space, recipe, **_: begun.append((space, recipe)))
     arguments = ["--data", "digits", "--models", "conv_ae", "--epochs", "1", "--search", "optuna", "--trials", "1"]
     settings = settings_of(*arguments, "--output-dir", str(tmp_path)).resolve()
-    compare.tune(settings, "digits", "conv_ae")
+    compare.tune(settings, "digits", "conv_ae", compare.check(settings))
     ((space, recipe),) = begun
     assert recipe["base_lr"] == pytest.approx(2e-3 * (64 / 512) ** 0.5 * 256 / 64)  # 1,300 images: 64 a step
     assert all(search.holds(space[name], recipe[name]) for name in space)
 
 
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
-    space = search.search_space("vae", values=64)
+    space = search.search_space("vae", values=64, given=())
     recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}
     whole, cut = [], []
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tinymae import InputError, load_dataset
-from tinymae.commands.fields import Result
+from tinymae.commands.results import Result
 from tinymae.evaluation import figures
 
 

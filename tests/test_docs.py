@@ -16,7 +16,7 @@ import tinymae
 from tinymae.commands.cli import COMMANDS, create_parser, parse
 from tinymae.models.classifier import build_classifier
 from tinymae.study import compare
-from tinymae.study.stages import parse_extra
+from tinymae.study.runs import parse_extra
 
 import demo  # isort: skip  # a script, as is the next
 import release  # isort: skip

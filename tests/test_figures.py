@@ -41,7 +41,11 @@ def test_eight_bits_are_seen_as_they_are_and_so_is_an_image_without_contrast():
 def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeypatch):
     images = (torch.rand(24, 1, 8, 8) * 4095).to(torch.uint16)
     shown = {}
-    monkeypatch.setattr(figures, "reconstruction_sheet", lambda columns, path, *_, **__: shown.update(columns) or path)
+
+    def sheet(columns, path, title, *, channels, limits):
+        shown.update({name: viewable(column, channels, limits) for name, column in columns.items()})
+
+    monkeypatch.setattr(figures, "reconstruction_sheet", sheet)
     statistics = {"mean": [0.03], "std": [0.02]}
     model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
                               **statistics).eval()  # fmt: skip
@@ -67,7 +71,7 @@ def test_curves_stand_two_in_a_row_and_fit_a_page(tmp_path):
     rows = [{"epoch": epoch, "a": epoch, "b": 1, "c": 2} for epoch in range(3)]
     sizes = {}
     for names in ("a", "ab", "abc"):
-        path = figures.training_curves(rows, {name: [name] for name in names}, tmp_path / f"{names}.png")
+        path = figures.training_curves(rows, {name: [name] for name in names}, tmp_path / f"{names}.png", "title")
         sizes[names] = Image.open(path).size
     assert sizes["abc"][0] == sizes["ab"][0] <= 1200
     assert sizes["a"][0] < sizes["ab"][0] and sizes["ab"][1] < sizes["abc"][1]
@@ -90,10 +94,10 @@ def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkey
 
     monkeypatch.setattr(figures, "training_curves", record)
     first = [{"epoch": 1, "loss": 0.9}, {"epoch": 1, "knn_val": 30.0}, {"epoch": 2, "loss": 0.8}]
-    figures.pretraining_curves(first, tmp_path / "curves.png")
+    figures.pretraining_curves(first, tmp_path / "curves.png", "title")
     assert drawn["loss"] == [(1, 0.9), (2, 0.8)] and len(drawn) == 3
     drawn.clear()
     second = [{"epoch": 3, "loss": 2.7, "reconstruction_loss": 0.7, "contrastive_loss": 2.0}]
-    figures.pretraining_curves(first + second, tmp_path / "curves.png")
+    figures.pretraining_curves(first + second, tmp_path / "curves.png", "title")
     assert drawn["reconstruction loss"] == [(1, 0.9), (2, 0.8), (3, 0.7)] and "loss" not in drawn
     assert drawn["contrastive loss"] == [(3, 2.0)]

@@ -112,7 +112,9 @@ def test_every_label_is_ranked_by_its_probability_to_a_probe_of_other_images(ins
     every = torch.arange(len(joined))
     with torch.no_grad():
         features = model.encode(joined[every])
-    probabilities = held_out_probabilities(features, joined.labels, num_classes=2, seed=derive_seed(0, "folds"))
+    probabilities = held_out_probabilities(
+        features, joined.labels, num_classes=2, folds=5, seed=derive_seed(0, "folds")
+    )
     own = probabilities.gather(1, joined.labels[:, None])[:, 0].tolist()
     doubtful = confident_issues(probabilities, joined.labels).tolist()
     expected = dict(zip(joined.names(every), zip(joined.labels.tolist(), own, doubtful, strict=True), strict=True))
@@ -231,7 +233,7 @@ def test_held_out_probabilities_are_those_of_scikit_learn_and_find_wrong_labels(
     wrong = torch.zeros(300, dtype=torch.bool)
     wrong[::20] = True
     given = torch.where(wrong, (labels + 1) % 3, labels)
-    probabilities = held_out_probabilities(features, given, num_classes=3, l2=1e-2)
+    probabilities = held_out_probabilities(features, given, num_classes=3, folds=5, seed=0)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (240 * 1e-2), tol=1e-6))
     folds = [fold.numpy() for fold in torch.randperm(300, generator=torch.Generator().manual_seed(0)).tensor_split(5)]
     parts = [(np.setdiff1d(np.arange(300), fold), fold) for fold in folds]
@@ -245,7 +247,7 @@ def test_held_out_probabilities_are_those_of_scikit_learn_and_find_wrong_labels(
 
 def test_a_probability_was_found_without_the_image_itself():
     features, labels = torch.randn(40, 200), torch.arange(40) % 2  # so wide that any labels can be learned by heart
-    probabilities = held_out_probabilities(features, labels, num_classes=2)
+    probabilities = held_out_probabilities(features, labels, num_classes=2, folds=5, seed=0)
     assert (probabilities.argmax(dim=1) == labels).float().mean() < 0.8
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(40), atol=1e-5)
 

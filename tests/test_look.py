@@ -6,7 +6,6 @@ from reference import layer_norm
 from test_mae import small_model, trained_looking
 
 from tinymae import InputError, MaskedAutoencoder, adapt, anomaly_map, attention_maps, load, patchify
-from tinymae.evaluation import figures
 from tinymae.evaluation.explain import covering_masks
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
@@ -252,15 +251,3 @@ def test_attention_of_another_kind_is_refused():
     model.encoder.blocks[1].attn = torch.nn.Identity()
     with pytest.raises(InputError, match="does not attend by timm's plain Attention"):
         attention_maps(model, torch.randn(1, 3, 8, 8))
-
-
-# ---- pictures
-
-
-def test_heat_is_black_at_zero_and_brightest_at_the_limit():
-    maps = torch.linspace(0, 2, 16).view(1, 4, 4)
-    picture = figures.heat(maps, limit=1.0)
-    assert picture.shape == (1, 3, 4, 4) and picture[0, :, 0, 0].max() < 0.02
-    brightness = picture.sum(1).flatten()
-    assert brightness.argmax() == brightness[maps.flatten() >= 1].argmax() + int((maps < 1).sum())
-    assert torch.equal(figures.heat(maps), figures.heat(maps, limit=2.0))

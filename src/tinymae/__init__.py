@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from .commands.embed import embed
     from .commands.evaluate import evaluate
     from .commands.export import export
-    from .commands.fields import Result
     from .commands.finetune import finetune
     from .commands.inspect import inspect
     from .commands.linear_probe import linear_probe
     from .commands.neighbours import neighbours
     from .commands.predict import predict
     from .commands.pretrain import pretrain
+    from .commands.results import Result
     from .data.load import load_dataset
     from .errors import Diverged, InputError, Stopped
     from .evaluation.explain import anomaly_map, attention_maps
@@ -79,8 +79,8 @@ HOMES = {
     "commands.neighbours": ["neighbours"],
     "commands.predict": ["predict"],
     "commands.pretrain": ["pretrain"],
+    "commands.results": ["Result"],
     "data.load": ["load_dataset"],
-    "commands.fields": ["Result"],
     "errors": ["Diverged", "InputError", "Stopped"],
     "evaluation.explain": ["anomaly_map", "attention_maps"],
     "evaluation.features": ["Features"],

@@ -51,7 +51,7 @@ class Draws:
         drawn = torch.randn(self.batch_size, *shape, generator=self.device_generator, device=self.device)
         return drawn if self.whole else drawn[self.positions]
 
-    def choice(self, *shape: int) -> Tensor:
+    def uniform_on_cpu(self, *shape: int) -> Tensor:
         """U(0, 1) of shape (B, *shape), on the CPU: for what decides the shape of what follows."""
         drawn = torch.rand(self.batch_size, *shape, generator=self.generator)
         return drawn if self.whole else drawn[self.cpu_positions]

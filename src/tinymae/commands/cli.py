@@ -135,8 +135,8 @@ def call(run, settings: type, parser: Parser, arguments: Sequence[str]) -> None:
             raise
         # Before there is a run that says it: while data are read, or a model is made.
         batch_size, saving = (getattr(chosen, name, None) for name in ("batch_size", "gradient_checkpointing"))
-        told = explain_memory(batch_size, gradient_checkpointing=saving)
-        sys.exit(exit_with(f"{parser.prog}: error: {told}"))
+        message = explain_memory(batch_size, gradient_checkpointing=saving)
+        sys.exit(exit_with(f"{parser.prog}: error: {message}"))
 
 
 def exit_with(line: str) -> int:
@@ -209,11 +209,10 @@ def options_of(f: Field, kind: Any) -> dict[str, Any]:
     if first is int and any(get_origin(each) is tuple for each in kinds):
         return {"nargs": "+", "type": int, "action": SeveralAction, "metavar": "N"}
     if get_origin(first) is tuple:
-        element = get_args(first)[0]
+        element, *others = get_args(first)
         choices = {"choices": get_args(element)} if get_origin(element) is Literal else {"type": element}
-        if "choices" in f.metadata:
-            choices["choices"] = f.metadata["choices"]
-        return {"nargs": f.metadata.get("nargs", "+"), **choices, "metavar": METAVARS.get(element, "NAME")}
+        count = "+" if Ellipsis in others else 1 + len(others)
+        return {"nargs": count, **choices, "metavar": METAVARS.get(element, "NAME")}
     return {"type": first, "metavar": METAVARS[first]}
 
 

@@ -26,7 +26,8 @@ from ..interop.load import Model
 from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
 SHOWN = 100  # images on the sheet of those to label first

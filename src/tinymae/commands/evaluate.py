@@ -21,9 +21,8 @@ from ..evaluation.metrics import (
     RECONSTRUCTION_METRICS,
     accuracy,
     describe_absent,
-    describe_accuracy,
     describe_constant,
-    describe_precision,
+    describe_score,
     reconstruction_metrics,
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
@@ -38,7 +37,8 @@ from ..randomness import seeded
 from ..training.run import Run
 from .by_class import report_several
 from .features import Split, WeightsSettings, map_together, place, require_fit, whole_batches
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
@@ -48,7 +48,6 @@ REPORTED = ("precision", "recall", "f1-score")  # of each class
 class EvaluateSettings(WeightsSettings):
     """Settings of a closer look."""
 
-    heading = "weights"
     output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/evaluate")
     split: Split | None = setting(
         None, "which images (default: test, or val where the data have no test images)", group="data"
@@ -174,7 +173,7 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
         "classes_judged": len(present), "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
     }  # fmt: skip
-    run.print(f"accuracy {describe_accuracy(results['accuracy'], len(dataset), str(settings.split))}\n\n{text}")
+    run.print(f"accuracy {describe_score(results['accuracy'], len(dataset), str(settings.split))}\n\n{text}")
     if absent := describe_absent(labels, len(numbers), str(settings.split)):
         run.print(absent)
     if constant := describe_constant(labels, model.classes):
@@ -194,7 +193,7 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     assert dataset.labels is not None
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
-    run.print(describe_precision(found["mean_ap"], len(dataset), str(settings.split)))
+    run.print(describe_score(found["mean_ap"], len(dataset), str(settings.split), several=True))
     if absent := describe_absent(dataset.labels, len(model.classes), str(settings.split)):
         run.print(absent)
     results = found | {"images": len(dataset)}
@@ -293,22 +292,29 @@ def evaluate_autoencoder(
         hidden = count_hidden(model.num_patches, ratio)
         totals["masked"]["mse_hidden"] = totals["masked"]["mse"] * model.num_patches / hidden
         results["mask_ratio"] = ratio
-
-    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
-        if name in totals:
-            run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
+    print_errors(run, totals, ratio)
     some, _ = pick(dataset, 24)[torch.arange(min(24, len(dataset)))]
     shown = next(iter(reconstruct(some.to(accelerator.device), 0).values()))
     results["statistics"] = shown.statistics
-    title = f"{settings.data_name} {settings.split}"
+    run.finish(results, [draw_reconstructions(settings, run, shown, some, ratio)])
+    return results
+
+
+def print_errors(run: Run, totals: dict[str, dict[str, float]], ratio: float | None) -> None:
+    """A line of errors with patches hidden, and one with none hidden."""
+    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
+        if name in totals:
+            run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
+
+
+def draw_reconstructions(
+    settings: EvaluateSettings, run: Run, shown: Reconstruction, images: Tensor, ratio: float | None
+) -> Path:
+    """The sheet of some images and what they were reconstructed as, which the main process draws."""
+    title, sheet = f"{settings.data_name} {settings.split}", run.folder / "reconstructions.png"
     if ratio is not None:
         title += f", {ratio:.0%} hidden; patch statistics: {shown.statistics}"
-    sheet = run.folder / "reconstructions.png"
     if run.is_main:
-        limits = figures.display_limits(some, settings.show_channels)
-        columns = {
-            name: figures.viewable(column, settings.show_channels, limits) for name, column in shown.columns.items()
-        }
-        figures.reconstruction_sheet(columns, sheet, title, groups=4)
-    run.finish(results, [sheet])
-    return results
+        channels, limits = settings.show_channels, figures.display_limits(images, settings.show_channels)
+        figures.reconstruction_sheet(shown.columns, sheet, title, channels=channels, limits=limits)
+    return sheet

@@ -18,7 +18,9 @@ from ..interop.page import SAMPLES, read_samples, require_viewable, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
 from ..models.classifier import Classifier
-from .fields import Result, Settings, keywords_of, setting
+from .fields import Settings, keywords_of, setting
+from .results import Result
+from .settings import Pool
 
 CALIBRATION = 256  # images
 
@@ -31,7 +33,7 @@ class ExportSettings(Settings):
     weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id", positional=True)
     format: Literal["timm", "onnx", "torch", "web"] = setting(help="what to write")
     output_dir: str | Path = setting(help="folder for the files; old ones are replaced")
-    pool: Literal["avg", "cls"] = setting("avg", "the features", group="onnx and torch")
+    pool: Pool = setting("avg", "the features", group="onnx and torch")
     normalised: bool = setting(False, "the encoder takes normalised floats, not uint8", group="onnx and torch")
     int8: str | Path | None = setting(
         None, "training images, as --data of pretraining takes them: also write the encoder or classifier in 8 bits, "

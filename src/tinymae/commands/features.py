@@ -21,7 +21,7 @@ from ..models.features import feature_function
 from ..training.device import choose_attention
 from ..training.processes import gather_parts
 from .fields import setting
-from .settings import SheetSettings
+from .settings import Pool, SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 4.0  # times it
@@ -49,7 +49,6 @@ class WeightsSettings(SheetSettings):
 class JoinedSettings(WeightsSettings):
     """What those share that work on one row of images, of any splits."""
 
-    heading = "weights"
     split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
@@ -67,7 +66,7 @@ class FeatureSettings(JoinedSettings):
     """Which features of the images."""
 
     heading = "features"
-    pool: Literal["avg", "cls"] | None = setting(
+    pool: Pool | None = setting(
         None, "the mean of the patch tokens, or the class token (default: avg, or a classifier's own)"
     )
     layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")

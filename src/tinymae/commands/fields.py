@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import update_wrapper
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -26,27 +26,8 @@ LIMITS = {
     "least": (operator.ge, "below"), "above": (operator.gt, "not above"),
     "most": (operator.le, "above"), "below": (operator.lt, "not below"),
 }  # fmt: skip
-M = TypeVar("M")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, repr=False)
-class Result(Generic[M]):
-    """What a command gives back."""
-
-    model: M  # in evaluation mode
-    results: dict  # as in results.json
-    folder: Path  # the output folder
-
-    def __repr__(self) -> str:  # one line, while results hold tables of all classes
-        of = "" if self.model is None else f" of a {type(self.model).__name__}"
-        numbers = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self.results.items()
-            if isinstance(value, int | float)
-        ]
-        return f"Result{of} in {self.folder}: {', '.join(numbers) or 'see .results'}"
 
 
 def setting(default: Any = MISSING, help: str = "", *, group: str = "", **metadata: Any) -> Any:
@@ -67,7 +48,6 @@ def with_default(base: type, name: str, default: Any) -> Any:
 class Settings:
     """What all commands share."""
 
-    heading = "run"
     resumes = False  # whether a command that was stopped goes on where it was
     output_dir: str | Path = setting("runs/run", "folder of this run", free=True)
 

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
+from ..evaluation.metrics import describe_absent, describe_score
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load_autoencoder
 from ..models.base import Autoencoder
@@ -35,10 +35,11 @@ from ..training.schedule import Schedule, Stretch
 from .by_class import report_classes
 from .families import complete
 from .features import map_together, require_fit
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
-from .settings import EncoderSettings
+from .results import Result
+from .settings import EncoderSettings, Pool
 from .unlabelled import Stage
 
 VIT_ALONE: dict[str, Any] = {
@@ -61,7 +62,7 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
     )
 
-    pool: str = setting("avg", "features: avg, the mean of the patch tokens, or cls", group="regularisation")
+    pool: Pool = setting("avg", "features: the mean of the patch tokens, or the class token", group="regularisation")
     drop_path: float = setting(
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
@@ -280,7 +281,7 @@ def score(
     result = label_score(logits, dataset.labels.cpu())
     title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
-    run.print((describe_precision if judged.several else describe_accuracy)(result, len(dataset), split))
+    run.print(describe_score(result, len(dataset), split, several=judged.several))
     scores = {} if judged.several else {f"accuracy_{split}": result}  # the mean is there among those by class
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import torch
-from jinja2 import Environment
 from torch import Tensor
 
 from ..errors import InputError
@@ -21,6 +19,7 @@ from ..evaluation.inspection import (
 )
 from ..evaluation.metrics import accuracy
 from ..evaluation.neighbours import kth_distance
+from ..evaluation.pages import render
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
 from ..interop.load import Model
@@ -28,7 +27,8 @@ from ..randomness import derive_seed
 from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 SHOWN = 60  # images on a sheet, or groups
 LARGEST_GROUP = 12  # images of a group on a sheet, and in a row of it
@@ -79,7 +79,7 @@ inspect = keywords_of(run, InspectSettings)
 
 
 @dataclass
-class Part:
+class Finding:
     """What was found in one respect."""
 
     heading: str
@@ -88,7 +88,7 @@ class Part:
     files: Sequence[Path]  # the table, then the sheet
 
 
-def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor, run: Run) -> list[Part]:
+def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor, run: Run) -> list[Finding]:
     """All that is looked for, and the page."""
     on_device = features.to(run.accelerator.device)
     parts = [
@@ -103,7 +103,7 @@ def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor,
     return parts
 
 
-def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
+def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Finding:
     """Groups of near-duplicates; those across splits first, then the most similar."""
     pairs = find_duplicates(features, images.__getitem__, least_correlation=settings.least_correlation)
     group_of = group_pairs(pairs.first, pairs.second, len(images))
@@ -143,7 +143,7 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
             "split; or images that resemble each other by nature, as drawings do: then raise --least-correlation, "
             f"which is {settings.least_correlation:g} here"
         )
-    return Part("Near-duplicates", text, numbers, [table, sheet])
+    return Finding("Near-duplicates", text, numbers, [table, sheet])
 
 
 def strongest(pairs: Pairs, count: int) -> Tensor:
@@ -177,7 +177,7 @@ def in_columns(groups: Sequence[list[Tile]]) -> list[list[Tile]]:
     return rows
 
 
-def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
+def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Finding:
     """All images by the distance to their k-th neighbour."""
     k = min(settings.k or min(max(len(images) // 10, 1), 500), len(images) - 1)
     distance = kth_distance(features, k=k).cpu()
@@ -195,10 +195,10 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     sheet = write_sheet(in_rows(tiles), folder / "outliers.png", title)
     text = f"the distance to neighbour number {k} is {float(distance.median()):.3f} in the median, and up to "
     text += f"{float(distance.max()):.3f}"
-    return Part("Outliers", text, {"k": k, "median_distance": float(distance.median())}, [table, sheet])
+    return Finding("Outliers", text, {"k": k, "median_distance": float(distance.median())}, [table, sheet])
 
 
-def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Part:
+def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Finding:
     """All labelled images by the held-out probability of their label."""
     labelled = (images.labels >= 0).nonzero()[:, 0]
     labels = images.labels[labelled]
@@ -234,12 +234,11 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     if is_weak(right, labels):
         text += ", which is too rarely for this list to mean much"
     numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum()), "held_out_accuracy": right}
-    return Part("Doubtful labels", text, numbers, [table, sheet])
+    return Finding("Doubtful labels", text, numbers, [table, sheet])
 
 
-def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> None:
+def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Finding], path: Path) -> None:
     """index.html, which shows the sheets beside it."""
-    template = resources.files(__package__).joinpath("inspect_template.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
     splits = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
-    write_bytes(path, page.render(name=settings.data_name, splits=splits, parts=parts).encode())
+    page = render(__package__, "inspect_template.html", name=settings.data_name, splits=splits, parts=parts)
+    write_bytes(path, page.encode())

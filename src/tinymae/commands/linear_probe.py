@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
+from ..evaluation.metrics import describe_absent, describe_score
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
@@ -21,8 +21,9 @@ from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
 from .features import place, require_fit, split_features
-from .fields import Result, keywords_of
+from .fields import keywords_of
 from .probing import LinearProbeSettings, with_controls
+from .results import Result
 from .segmentation import probe_segmentation
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
@@ -97,7 +98,7 @@ def probe(
     judged, several = list(splits)[-1], has_several(splits["train"])
     for name, row in {"pretrained": scores, **controls}.items():
         neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
-        what = (describe_precision if several else describe_accuracy)(found, count, judged)
+        what = describe_score(found, count, judged, several=several)
         run.print(
             f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
             f"{row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g}"

@@ -17,7 +17,8 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model
 from .features import FeatureSettings, JoinedSplits, map_images, map_together
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 SHOWN = 50  # queries on the sheet
 MOST_ACROSS = 21  # images in a row of it

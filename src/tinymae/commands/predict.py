@@ -18,7 +18,8 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from .evaluate import match_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
+from .results import Result
 
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame

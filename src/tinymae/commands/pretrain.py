@@ -12,7 +12,7 @@ from ..data.batches import chunks, pick
 from ..data.datasets import Dataset, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import accuracy, describe_accuracy
+from ..evaluation.metrics import accuracy, describe_score
 from ..evaluation.neighbours import knn_predict
 from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
@@ -28,11 +28,12 @@ from ..training.device import deterministic_algorithms
 from ..training.loop import create_optimizer, parameter_groups, train_steps
 from ..training.run import Run
 from ..training.schedule import Schedule, Stretch
-from .families import complete, defaults_of
+from .families import complete
 from .features import map_together
-from .fields import Result, keywords_of, setting, with_default
+from .fields import keywords_of, setting, with_default
 from .learning import LONG_ON_CPU
 from .phases import Part, PhaseSettings, draw_inputs, plan_parts
+from .results import Result
 from .settings import EncoderSettings, SheetSettings
 
 ARCHITECTURE = ("encoder", "embed_dim", "depth", "num_heads", "decoder_dim", "decoder_depth", "decoder_heads")
@@ -218,7 +219,7 @@ def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAuto
     if start:
         task: dict[str, Any] = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
         return adapt(start, **data, **task).train()
-    own = {name: getattr(settings, name) for name in defaults_of(settings.model) if hasattr(settings, name)}
+    own = complete(settings.model, settings.constructor_settings)
     return FAMILIES[settings.model](**own, **data)
 
 
@@ -279,7 +280,7 @@ def look_at(
             classes = knn_predict(known, labels, queries, num_classes=len(train_set.classes))
             results["knn_val"] = accuracy(classes, asked.labels)
             epoch = run.progress.stretch.epoch(step)
-            run.print(f"epoch {epoch:.3g}: k-NN accuracy {describe_accuracy(results['knn_val'], len(asked), 'val')}")
+            run.print(f"epoch {epoch:.3g}: k-NN accuracy {describe_score(results['knn_val'], len(asked), 'val')}")
         if run.is_main:
             results |= draw_pictures(settings, model, run, pick(val_set, SHOWN), step)
         run.progress.log(step, results)
@@ -299,9 +300,7 @@ def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, data
         samples = figures.grid(figures.viewable(drawn, channels, limits), run.folder / "samples.png")
         run.progress.log_picture("samples", samples, step)
     note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
-    columns = {name: figures.viewable(column, channels, limits) for name, column in shown.columns.items()}
-    sheet = figures.reconstruction_sheet(
-        columns, run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}", groups=4
-    )
+    sheet, title = run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}"
+    figures.reconstruction_sheet(shown.columns, sheet, title, channels=channels, limits=limits)
     run.progress.log_picture("reconstructions", sheet, step)
     return results

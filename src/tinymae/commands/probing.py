@@ -15,7 +15,7 @@ from ..models.base import Autoencoder
 from ..randomness import derive_seed
 from .features import WeightsSettings, place
 from .fields import setting, with_default
-from .settings import LabelSettings
+from .settings import LabelSettings, Pool
 
 A = TypeVar("A", bound=Autoencoder)
 F = TypeVar("F")  # the features, whatever is scored
@@ -28,7 +28,7 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
 
     heading = "probe"
     output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
-    pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
+    pool: Pool = setting("avg", "the mean of the patch tokens, or the class token")
     head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
     task: Literal["classification", "segmentation"] = setting(
         "classification", "segmentation: a 1x1 convolution on the patches of a ViT, learned from --masks"

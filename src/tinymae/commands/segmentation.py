@@ -25,8 +25,8 @@ from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
 from .features import place, require_fit, split_features
-from .fields import Result
 from .probing import LinearProbeSettings, with_controls
+from .results import Result
 
 SHOWN = 32  # images on the sheet
 
@@ -125,7 +125,7 @@ def write_sheet(
     images, channels = dataset[rows][0].cpu(), settings.show_channels
     columns = {
         "image": figures.viewable(images, channels, figures.display_limits(images, channels)),
-        "mask": figures.viewable(figures.colour_classes(masks[rows.to(masks.device)])),
-        "predicted": figures.viewable(figures.colour_classes(predictions[rows.to(masks.device)])),
+        "mask": figures.colour_classes(masks[rows.to(masks.device)]),
+        "predicted": figures.colour_classes(predictions[rows.to(masks.device)]),
     }
-    return figures.reconstruction_sheet(columns, run.folder / "masks.png", title, groups=4)
+    return figures.reconstruction_sheet(columns, run.folder / "masks.png", title)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..training.run import Run
 from .fields import Settings, describe_value, setting
 
 Size = int | tuple[int, int]  # one number, or height and width
+Pool = Literal["avg", "cls"]  # of a ViT's tokens: the mean of the patches', or the class token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,6 @@ class DataSettings(Settings):
     pixel_range: tuple[float, float] | None = setting(
         None,
         "values of black and white: of float or 32-bit pixels, and of 16-bit ones that use fewer (12 bits: 0 4095)",
-        nargs=2,
     )
     image_column: str | None = setting(None, f"of a table (default: {', '.join(PATH_COLUMNS)})")
     label_column: str | None = setting(None, f"of a table (default: {', '.join(LABEL_COLUMNS)})")
@@ -152,7 +152,7 @@ class SheetSettings(RunSettings):
     heading = "data"
     show_channels: Channels | None = setting(
         None, "channels that sheets of images show as red, green and blue, from 0 (default: the first three; the first "
-        "in grey of one or two)", nargs=3, free=True,
+        "in grey of one or two)", free=True,
     )  # fmt: skip
 
     def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:

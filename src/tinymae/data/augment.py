@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import equalize
 
 from ..errors import InputError
 from ..randomness import Draws
@@ -121,7 +122,7 @@ def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
     """
     require_colour(images, "trivial_augment")
     # Chosen and sorted on the CPU, as the number of images that get an operation shapes its tensors.
-    chosen = (draws.choice() * len(TRIVIAL_AUGMENT)).long()
+    chosen = (draws.uniform_on_cpu() * len(TRIVIAL_AUGMENT)).long()
     counts = chosen.bincount(minlength=len(TRIVIAL_AUGMENT)).tolist()
     order = to_device(chosen.argsort(stable=True), images.device)
     strength, sign = draws.uniform(2)[order].unbind(1)
@@ -246,17 +247,6 @@ def autocontrast(images: Tensor) -> Tensor:
     return torch.where(high > low, (images - low) * 255 / (high - low).clamp(min=1), images)
 
 
-def equalize(images: Tensor) -> Tensor:
-    """Flatten each channel's histogram, by Pillow's rule."""
-    flat = images.flatten(2).long()  # (B, C, H*W)
-    histogram = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, torch.ones_like(flat))
-    brightest = histogram.gather(2, flat.amax(dim=2, keepdim=True))  # how many pixels have the highest value
-    step = (flat.shape[2] - brightest) // 255
-    before = histogram.cumsum(2) - histogram
-    table = ((before + step // 2) // step.clamp(min=1)).clamp(0, 255)
-    return torch.where((step > 0)[..., None], table.gather(2, flat).view_as(images), images.long()).float()
-
-
 FARTHEST = 32  # pixels that a translation moves an image, as in torchvision's wide space
 
 # name -> (operation of images and a strength in [0, 1], or in [-1, 1] where the sign counts)
@@ -274,5 +264,5 @@ TRIVIAL_AUGMENT: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
     "posterize": (lambda x, s: posterize(x, 8 - (6 * s).round()), False),
     "solarize": (lambda x, s: solarize(x, 255 * (1 - s)), False),
     "autocontrast": (lambda x, _: autocontrast(x), False),
-    "equalize": (lambda x, _: equalize(x), False),
+    "equalize": (lambda x, _: equalize(x.to(torch.uint8)).float(), False),
 }

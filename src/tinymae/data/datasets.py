@@ -4,7 +4,6 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
 from ..tensors import LEVELS, to_device
@@ -268,17 +267,10 @@ class StreamedDataset(Indexed):
             ], []
         parts = np.array_split(self.rows, len(self) // 64 + 1)
         read = self.source.read_good if self.skip_unreadable else lambda rows: (list(self.source.read(rows)), [])
-        images: list[Tensor | None] = []
-        bad: list[str] = []
-        with (
-            ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-            tqdm(total=len(self), desc="reading images", leave=False, disable=len(self) < 5000) as bar,
-        ):
-            for some, unreadable in pool.map(read, parts):
-                images += some
-                bad += unreadable
-                bar.update(len(some))
-        return images, bad
+        found = thread_map(
+            read, parts, max_workers=os.cpu_count(), desc="reading images", leave=False, disable=len(self) < 5000
+        )
+        return [image for some, _ in found for image in some], [name for _, unreadable in found for name in unreadable]
 
 
 Dataset = ImageDataset | StreamedDataset

@@ -42,11 +42,6 @@ class UnreadableImage(InputError):
         super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
 
 
-def unreadable(name: str, error: Exception) -> Exception:
-    """What to raise for an error met in an image: see `errors.refusal`."""
-    return error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))
-
-
 def read_image(
     source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth, pixel_range: Range | None = None,
     name: str | None = None,
@@ -69,7 +64,7 @@ def read_image(
     except InputError:
         raise
     except UNREADABLE as error:
-        raise unreadable(name, error) from None
+        raise (error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))) from None
 
 
 def decode(source: Path | bytes, shape: tuple[int, int, int], name: str) -> Image.Image:

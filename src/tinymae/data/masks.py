@@ -1,14 +1,14 @@
 """Masks beside images: the class of every pixel, in a PNG file for each image."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
@@ -33,14 +33,8 @@ def read_masks(folder: str | Path, dataset: Dataset, *, classes: int | None = No
         raise InputError(f"masks {folder}: data {dataset.name} has no image files that masks could stand beside")
     paths = [mask_path(folder, name) for name in dataset.names]
     size = dataset.image_shape[1:]
-    with (
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-        tqdm(total=len(paths), desc="reading masks", leave=False, disable=len(paths) < 5000) as bar,
-    ):
-        masks = torch.empty(len(paths), *size, dtype=torch.uint8)
-        for row, mask in enumerate(pool.map(lambda path: read_mask(path, size), paths)):
-            masks[row] = mask
-            bar.update()
+    options = {"desc": "reading masks", "leave": False, "disable": len(paths) < 5000}
+    masks = torch.stack(thread_map(partial(read_mask, size=size), paths, max_workers=os.cpu_count(), **options))
     if classes is not None:
         unknown = ((masks >= classes) & (masks != IGNORED)).flatten(1).any(dim=1).nonzero()
         if len(unknown):

@@ -1,7 +1,6 @@
 """The order of an epoch: a permutation that is looked up piece by piece, so that its memory does not grow."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,13 +12,7 @@ from .splits import fixed_permutation
 LISTED = 4_000_000  # images up to which the whole order is listed: 8 bytes each
 
 
-class Order(Protocol):
-    """A permutation of 0..N-1, by slices."""
-
-    def __getitem__(self, places: slice, /) -> Tensor: ...
-
-
-def epoch_order(count: int, seed: int) -> Order:
+def epoch_order(count: int, seed: int) -> "Tensor | ComputedOrder":
     """The order of `count` images in an epoch with this seed: listed, or beyond some millions computed."""
     return fixed_permutation(count, seed) if count <= LISTED else ComputedOrder(count, seed)
 

@@ -11,16 +11,14 @@ from ..models.masking import count_hidden
 from ..models.vit import ViTEncoder
 
 
-def covering_masks(
-    num_patches: int, *, num_hidden: int, passes: int, generator: torch.Generator | None = None
-) -> Tensor:
+def covering_masks(num_patches: int, *, num_hidden: int, passes: int, generator: torch.Generator | None) -> Tensor:
     """Masks that together hide every patch: bool (passes, N), True = hidden, `num_hidden` of them in each.
 
     The patches stand in a random circle, and pass k hides the arc that starts at k / passes of it. So with
     passes x num_hidden = N the hidden patches are a random partition, with passes x (N - num_hidden) = N the visible
     ones are, and a patch is hidden about equally often as any other.
 
-    >>> covering_masks(16, num_hidden=4, passes=4).sum(dim=0).tolist()
+    >>> covering_masks(16, num_hidden=4, passes=4, generator=None).sum(dim=0).tolist()
     [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 
     Raises InputError if passes x num_hidden is less than N.

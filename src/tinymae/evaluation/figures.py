@@ -128,14 +128,6 @@ def grid(images: Tensor, path: str | Path) -> Path:
     return save(figure, path)
 
 
-def heat(maps: Tensor, *, limit: float | None = None) -> Tensor:
-    """Maps (B, H, W) as images (B, 3, H, W) in [0, 1]: black is 0, bright is `limit` (None: each map's own maximum)."""
-    maps = maps.detach().float().cpu()
-    top = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) if limit is None else limit
-    coloured = colormaps["inferno"]((maps / top).clamp(0, 1).numpy())[..., :3]  # (B, H, W, 3)
-    return torch.from_numpy(coloured).float().permute(0, 3, 1, 2)
-
-
 def colour_classes(masks: Tensor) -> Tensor:
     """Numbers of classes (B, H, W) as colours (B, 3, H, W) in [0, 1]: 0 black, 255 white, the others 20 colours."""
     palette = torch.tensor([(0.0, 0.0, 0.0), *colormaps["tab20"].colors])  # type: ignore[attr-defined]
@@ -145,11 +137,15 @@ def colour_classes(masks: Tensor) -> Tensor:
     return torch.where(numbers[..., None] == 255, 1.0, colours).permute(0, 3, 1, 2)
 
 
-def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: str = "", groups: int = 2) -> Path:
-    """One row per image: each named column shows its version of that image, (N, C, H, W) as `viewable` takes them.
+def reconstruction_sheet(
+    columns: dict[str, Tensor], path: str | Path, title: str, *, channels: Channels | None = None,
+    limits: Limits = FULL, groups: int = 4,
+) -> Path:  # fmt: skip
+    """One row per image: each named column shows its version of that image, (N, C, H, W), as `viewable` shows it.
 
     The rows stand in `groups` blocks side by side.
     """
+    columns = {name: viewable(images, channels, limits) for name, images in columns.items()}
     count = len(next(iter(columns.values())))
     per_group = -(-count // groups)
     height, width = next(iter(columns.values())).shape[2:]
@@ -169,7 +165,7 @@ def reconstruction_sheet(columns: dict[str, Tensor], path: str | Path, title: st
     return save(figure, path)
 
 
-def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str = "") -> Path:
+def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str) -> Path:
     """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl.
 
     Two panels stand in a row, at most 1,200 pixels wide, so that a page of text can show them without shrinking.
@@ -194,7 +190,7 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
     return save(figure, path)
 
 
-def pretraining_curves(rows: Sequence[dict], path: str | Path, title: str = "") -> Path:
+def pretraining_curves(rows: Sequence[dict], path: str | Path, title: str) -> Path:
     """`training_curves` of pretraining. Where a contrast is learned as well, each loss has its panel: their sum would
     jump where the contrast begins.
     """
@@ -255,22 +251,4 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     upper.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    return save(figure, path)
-
-
-def bars(groups: dict[str, dict[str, float]], path: str | Path, *, xlabel: str, title: str = "") -> Path:
-    """Horizontal bars: a line for each name, the first on top, with a bar and its value for each group."""
-    names = list(next(iter(groups.values())))
-    height = 0.8 / len(groups)
-    figure = Figure(figsize=(7, 0.3 * len(names) * len(groups) + 1.2))
-    axis = figure.subplots()
-    for number, (group, values) in enumerate(groups.items()):
-        places = [place + (number - (len(groups) - 1) / 2) * height for place in range(len(names))]
-        axis.barh(places, [values[name] for name in names], height=0.92 * height, color=COLOURS[number], label=group)
-        for place, name in zip(places, names, strict=True):
-            axis.text(values[name], place, f" {values[name]:.1f}", va="center", fontsize=8)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.invert_yaxis()
-    axis.set(xlabel=xlabel, title=title, xlim=(0, 1.1 * max(max(values.values()) for values in groups.values())))
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(groups), frameon=False)
     return save(figure, path)

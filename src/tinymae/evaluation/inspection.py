@@ -14,6 +14,7 @@ from .probes import fit_linear
 CANDIDATES = {"features": 5, "details": 3}  # neighbours of each image that are compared with it, by either
 GRID = 16  # pixels a side at which they are compared
 WINDOWS = (16, 15, 14, 13, 12, 11)  # what of them a crop may have kept
+L2 = 1e-2  # of the probe that judges labels
 BLUR = 5  # pixels; what is coarser than this is left out
 
 
@@ -112,16 +113,14 @@ def group_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
     return torch.where(sizes[groups] > 1, numbers[groups], -1)
 
 
-def held_out_probabilities(
-    features: Tensor, labels: Tensor, *, num_classes: int, folds: int = 5, l2: float = 1e-2, seed: int = 0
-) -> Tensor:
+def held_out_probabilities(features: Tensor, labels: Tensor, *, num_classes: int, folds: int, seed: int) -> Tensor:
     """Probabilities (N, classes) of each row of features (N, F) by a linear probe that was fitted without its fold."""
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     probabilities = torch.zeros(len(features), num_classes)
     for fold in order.tensor_split(min(folds, len(features))):
         rest = torch.ones(len(features), dtype=torch.bool)
         rest[fold] = False
-        probe = fit_linear(features[rest], labels[rest], num_classes=num_classes, l2=l2)
+        probe = fit_linear(features[rest], labels[rest], num_classes=num_classes, l2=L2)
         with torch.no_grad():
             probabilities[fold] = probe(features[fold]).softmax(dim=1)
     return probabilities

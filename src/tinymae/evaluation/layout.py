@@ -73,10 +73,10 @@ def to_unit_square(places: Array) -> Array:
     return (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
 
 
-def find_clusters(features: Array, *, count: int = 10, seed: int = 0) -> NDArray[np.int64]:
+def find_clusters(features: Array, *, count: int, seed: int) -> NDArray[np.int64]:
     """The cluster (N,) of each row (N, F) by k-means on their directions; the largest cluster is number 0.
 
-    >>> find_clusters(np.eye(2, dtype=np.float32)[[0, 0, 1]], count=2).tolist()
+    >>> find_clusters(np.eye(2, dtype=np.float32)[[0, 0, 1]], count=2, seed=0).tolist()
     [0, 0, 1]
     """
     found = fit_means(features, count, seed)[0]

@@ -35,7 +35,7 @@ class Colouring:
 
 def write_map(
     path: str | Path, *, places: NDArray[np.float32], names: Sequence[str], images: Callable[[Tensor], Tensor],
-    side: int, colourings: Sequence[Colouring], title: str, subtitle: str = "",
+    side: int, colourings: Sequence[Colouring], title: str, subtitle: str,
 ) -> Path:  # fmt: skip
     """Write the page. Memory does not grow with the pixels: images are read sheet by sheet.
 

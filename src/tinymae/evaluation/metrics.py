@@ -56,33 +56,32 @@ def wilson_interval(percent: float, count: int) -> tuple[float, float]:
     >>> [round(bound) for bound in wilson_interval(100 * 9 / 19, 19)]
     [27, 68]
     """
-    ratio, z = percent / 100, 1.959964
-    scale = 100 / (1 + z**2 / count)
-    middle = ratio + z**2 / (2 * count)
-    half = z * (ratio * (1 - ratio) / count + z**2 / (4 * count**2)) ** 0.5
-    return scale * (middle - half), scale * (middle + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(percent * count / 100), count).proportion_ci(method="wilson")
+    return 100 * interval.low, 100 * interval.high
 
 
-def describe_accuracy(percent: float, count: int, split: str) -> str:
-    """An accuracy as it is printed, with its 95 % interval; of few images with fewer digits.
+def describe_score(percent: float, count: int, split: str, *, several: bool = False) -> str:
+    """A score as it is printed: an accuracy with its 95 % interval, of few images with fewer digits; of several labels
+    an image a mean average precision.
 
-    >>> describe_accuracy(100 * 9 / 19, 19, "test")
+    >>> describe_score(100 * 9 / 19, 19, "test")
     '47.4 % of the 19 test images (95 % interval 27 to 68)'
-    """
-    digits = 1 if count < 1000 else 2
-    low, high = (f"{bound:.{digits - 1}f}" for bound in wilson_interval(percent, count))
-    kind = "" if split == "all" else f"{split} "
-    return f"{percent:.{digits}f} % of the {count:,} {kind}images (95 % interval {low} to {high})"
-
-
-def describe_precision(percent: float, count: int, split: str) -> str:
-    """A mean average precision as it is printed.
-
-    >>> describe_precision(81.234, 1900, "test")
+    >>> describe_score(81.234, 1900, "test", several=True)
     '81.23 % mean average precision on the 1,900 test images'
     """
-    kind = "" if split == "all" else f"{split} "
-    return f"{percent:.2f} % mean average precision on the {count:,} {kind}images"
+    images = f"the {count:,} {kind_of(split)}images"
+    if several:
+        return f"{percent:.2f} % mean average precision on {images}"
+    digits = 1 if count < 1000 else 2
+    low, high = (f"{bound:.{digits - 1}f}" for bound in wilson_interval(percent, count))
+    return f"{percent:.{digits}f} % of {images} (95 % interval {low} to {high})"
+
+
+def kind_of(split: str) -> str:
+    """What stands before "images": a split's name, or nothing of all."""
+    return "" if split == "all" else f"{split} "
 
 
 def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
@@ -96,8 +95,7 @@ def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
     if not absent:
         return None
     verbs = ("has", "is") if absent == 1 else ("have", "are")
-    kind = "" if split == "all" else f"{split} "
-    return f"{absent} of the {num_classes} classes {verbs[0]} no {kind}image, and {verbs[1]} not judged"
+    return f"{absent} of the {num_classes} classes {verbs[0]} no {kind_of(split)}image, and {verbs[1]} not judged"
 
 
 def describe_constant(labels: Tensor, classes: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from .metrics import accuracy, several_metrics
 
 M = TypeVar("M", bound=nn.Module)
+HIDDEN, DROPOUT, BATCH, MLP_RATE = 256, 0.3, 256, 2e-3  # of the MLP probe
 L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
 
 
@@ -97,20 +98,19 @@ def solve_logistic(
 
 
 def fit_mlp(
-    features: Tensor, labels: Tensor, *, num_classes: int, weight_decay: float, seed: int, hidden: int = 256,
-    dropout: float = 0.3, epochs: int = 30, batch_size: int = 256, learning_rate: float = 2e-3,
-) -> nn.Module:  # fmt: skip
+    features: Tensor, labels: Tensor, *, num_classes: int, weight_decay: float, seed: int, epochs: int = 30
+) -> nn.Module:
     """Affine-free BatchNorm and one hidden layer with dropout, by AdamW with a cosine schedule."""
-    first, last = nn.Linear(features.shape[1], hidden), nn.Linear(hidden, num_classes)
+    first, last = nn.Linear(features.shape[1], HIDDEN), nn.Linear(HIDDEN, num_classes)
     norm = nn.BatchNorm1d(features.shape[1], affine=False)
-    probe = nn.Sequential(norm, first, nn.GELU(), nn.Dropout(dropout), last)
+    probe = nn.Sequential(norm, first, nn.GELU(), nn.Dropout(DROPOUT), last)
     generator = torch.Generator().manual_seed(seed)
     for layer in (first, last):
         nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
         nn.init.zeros_(layer.bias)
     probe.to(features.device)
-    batch_size = min(batch_size, len(features))
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    batch_size = min(BATCH, len(features))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=MLP_RATE, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(features) // batch_size))
     torch.manual_seed(seed)  # dropout
     for _ in range(epochs):

@@ -26,7 +26,7 @@ class Tile:
     frame: str | None = None  # a colour
 
 
-def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "") -> Path:
+def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) -> Path:
     """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, small ones with hard edges.
 
     Lines that are too long are cut in their middle, as names differ at their ends.
@@ -34,7 +34,7 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str = "
     columns = max((len(row) for row in rows), default=1)
     lines = max((len(tile.lines) for row in rows for tile in row), default=0)
     cell = (SIDE + GAP, SIDE + GAP + lines * (TEXT + 3))
-    top = TEXT + 2 * GAP if title else GAP
+    top = TEXT + 2 * GAP
     width = min(math.ceil(font_for(title).getlength(title)), 600) + 2 * GAP  # a few tiles are narrower than their title
     size = (max(columns * cell[0] + GAP, width), max(top + len(rows) * cell[1], 40))
     sheet = Image.new("RGB", size, "white")

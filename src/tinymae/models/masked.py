@@ -113,7 +113,7 @@ class PatchMasking(Autoencoder):
         Raises InputError for a `mask_ratio`, instead of the model's own, that hides no patch or all of them.
         """
         num_hidden = self.num_hidden if mask_ratio is None else count_hidden(self.num_patches, mask_ratio)
-        mask = hide_lowest(draws.choice(self.num_patches), num_hidden)
+        mask = hide_lowest(draws.uniform_on_cpu(self.num_patches), num_hidden)
         return {"mask": to_device(mask, draws.device), "num_hidden": num_hidden}
 
     def colour(self, predicted: Tensor, patches: Tensor, mask: Tensor, *, statistics: str) -> Tensor:

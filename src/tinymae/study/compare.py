@@ -12,8 +12,9 @@ from accelerate import PartialState
 
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
-from ..commands.fields import Result, keywords_of, setting, with_default
+from ..commands.fields import keywords_of, setting, with_default
 from ..commands.pretrain import PretrainSettings
+from ..commands.results import Result
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
 from ..data.datasets import Dataset
 from ..data.load import load_dataset, load_splits
@@ -24,8 +25,8 @@ from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
 from .report import write_report
+from .runs import Extra, parse_extra, require_distinct, run_once
 from .search import require_optuna, search, search_space
-from .stages import Extra, parse_extra, require_distinct, run_stage
 from .tables import cell_rows, pixel_row, write_tables
 
 # What `models` offers: the family, and the settings that make a variant of it.
@@ -44,7 +45,9 @@ class CompareSettings(DataSettings):
     heading = "grid"
     resumes = True
     data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positional=True)
-    models: tuple[str, ...] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)", choices=(*MODELS,))
+    models: tuple[
+        Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca", "resnet_unet_no_skips"], ...
+    ] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)")
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
     losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
     seeds: tuple[int, ...] = setting((0,), "")
@@ -67,9 +70,6 @@ class CompareSettings(DataSettings):
             raise InputError("give --minutes or --epochs, the length of each pretraining")
         if empty := [name for name in ("data", "models", "seeds") if not getattr(self, name)]:
             raise InputError(f"{empty[0]} () is empty: give at least one")
-        for model in self.models:
-            if model not in MODELS:
-                raise InputError(f"models {model!r} is none of {', '.join(MODELS)}")
         if len({Path(data).name for data in self.data}) < len(self.data):
             raise InputError(f"data {' '.join(self.data)}: two have one name, and would share a folder; rename one")
         require_distinct("seeds", self.seeds)
@@ -125,7 +125,7 @@ def run(settings: CompareSettings) -> Result[None]:
     Raises InputError for what cannot work, before anything is trained, and at the end if a loss diverged.
     """
     settings = settings.resolve()
-    check(settings)
+    size = check(settings)
     folder = Path(settings.output_dir)
     if settings.overwrite:
         move_aside(folder)
@@ -133,8 +133,10 @@ def run(settings: CompareSettings) -> Result[None]:
     diverged: list[str] = []
     with lock_folder(folder):
         for data in settings.data:
-            tuned = {model: tune(settings, data, model) for model in settings.models} if settings.search else {}
-            rows.append(score_pixels(settings, data))
+            tuned: dict[str, dict | None] = {}
+            if settings.search:
+                tuned = {model: tune(settings, data, model, size) for model in settings.models}
+            rows.append(score_pixels(settings, data, size))
             for cell, seed in product(plan(settings, data, tuned), settings.seeds):
                 try:
                     rows += run_cell(settings, cell, seed, diverged)
@@ -143,7 +145,9 @@ def run(settings: CompareSettings) -> Result[None]:
                     diverged.append(f"{cell.folder}/seed{seed}")
                 tables = write_tables(rows, folder, diverged)
         print("\n" + tables[1].read_text(encoding="utf-8"))
-        report = write_report(rows, folder / "report.html", loader(settings), diverged, channels=settings.show_channels)
+        report = write_report(
+            rows, folder / "report.html", diverged, reading=settings.reading, channels=settings.show_channels
+        )
     print("wrote " + "\n      ".join(map(str, [*tables, report])))
     if diverged:
         raise InputError(
@@ -155,8 +159,10 @@ def run(settings: CompareSettings) -> Result[None]:
 compare = keywords_of(run, CompareSettings)
 
 
-def check(settings: CompareSettings) -> None:
-    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models."""
+def check(settings: CompareSettings) -> dict[str, Any]:
+    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models. The size
+    of the images, which all cells have.
+    """
     cells = [cell for data in settings.data for cell in plan(settings, data, {})]
     sizes = [{"image_size": cell.settings.image_size, "channels": cell.settings.in_channels or 3} for cell in cells]
     for cell, own in zip(cells, sizes, strict=True):
@@ -181,6 +187,7 @@ def check(settings: CompareSettings) -> None:
                 pretrain.create_model(cell.settings, val_sets[cell.data], None)
             except InputError as error:
                 raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
+    return {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
 
 
 def require_same_data(folder: Path, val_set: Dataset) -> None:
@@ -232,23 +239,23 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     length = training_length(settings.minutes, settings.epochs)
     shown = shared | {"show_channels": settings.show_channels}
     pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
-    run_stage(pretrain, PretrainSettings(**pretraining))
+    run_once(pretrain, PretrainSettings(**pretraining))
     shared |= {"weights": folder / "pretrain"}
     shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
     kept: linear_probe.Kept = {}
-    run_stage(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
-    run_stage(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
+    run_once(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
+    run_once(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
     del kept
-    run_stage(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
+    run_once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         if cell.settings.model != "mae":
             tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
         try:
-            run_stage(finetune, finetune.FinetuneSettings(**tuning))
+            run_once(finetune, finetune.FinetuneSettings(**tuning))
         except Diverged as error:
             print(error)
             diverged.append(f"{cell.folder}/seed{seed}/finetune")
@@ -262,29 +269,27 @@ def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
     return settings.common | length | {"eval_every": NO_END, "recipe": "light"} | settings.extra["finetune"]
 
 
-def score_pixels(settings: CompareSettings, data: str) -> dict:
+def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> dict:
     """The row of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA."""
     folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
     shared = settings.common | {"data": data, "seed": 0}
-    one_of_them = plan(settings, data, {})[0].settings  # whose images all have
-    sizes = {"image_size": one_of_them.image_size, "in_channels": one_of_them.in_channels}
     one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
-    run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | sizes | one))
+    run_once(pretrain, PretrainSettings(**PROTOCOL | shared | size | one))
     probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
-    run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
+    run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
     return pixel_row(folder, data=Path(data).name, model="pixels")
 
 
-def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
+def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any]) -> dict | None:
     """Search for a model's best settings by its linear probe on validation. None if all of them are given."""
     fixed = {name: values[0] for name, values in grid_of(settings, MODELS[model][0]).items()}
     recipe = next(cell.settings for cell in plan(settings, data, {}) if cell.model == model)
-    sized = {"image_size": recipe.image_size, "channels": recipe.in_channels or 3}
-    train_set, val_set = (loader(settings)(data, split, **sized) for split in ("train", "val"))
+    sized = {"image_size": size["image_size"], "channels": size["in_channels"] or 3}
+    train_set = load_dataset(data, **sized, **settings.reading)
     start = recipe.record() | recipe.plan_phases(train_set)[0].settled
     assert isinstance(settings.extra, dict)
     given = {*fixed, *settings.extra["pretrain"], *settings.extra[model]}
-    space = search_space(MODELS[model][0], values=math.prod(val_set.image_shape), given=given)
+    space = search_space(MODELS[model][0], values=math.prod(train_set.image_shape), given=given)
     folder = Path(settings.output_dir) / Path(data).name / "search" / model
     seed = settings.seeds[0]
     shared = settings.common | {"data": data, "seed": seed}
@@ -294,12 +299,12 @@ def tune(settings: CompareSettings, data: str, model: str) -> dict | None:
         length = training_length(settings.minutes, settings.epochs, settings.trial_share)
         chosen = choose(settings, model, fixed | found) | {"output_dir": trial / "pretrain"}
         try:
-            run_stage(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
+            run_once(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
         except Diverged as error:  # a learning rate too high is a finding
             print(error)
             return 0.0
         probing = {"weights": trial / "pretrain", "no_test": True, "output_dir": trial / "linear"}
-        return run_stage(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
+        return run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
 
     return search(
         objective, space, start, folder=folder, storage=Path(settings.output_dir) / "search.db",
@@ -311,8 +316,3 @@ def training_length(minutes: float | None, epochs: int | None, ratio: float = 1.
     """Settings that end a training by the clock or by epochs, at a `ratio` of them."""
     epochs = NO_END if epochs is None else max(1, round(ratio * epochs))
     return {"epochs": epochs, "max_minutes": None if minutes is None else ratio * minutes}
-
-
-def loader(settings: CompareSettings):
-    """`load_dataset` as the runs call it: a function of the name, the split and the size of the images."""
-    return partial(load_dataset, **settings.reading)

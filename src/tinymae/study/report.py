@@ -5,23 +5,25 @@ What the page says and how it looks is in report_template.html; here is what it 
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, with_label
+from ..data.load import load_dataset
 from ..evaluation.figures import Channels, display_limits, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
+from ..evaluation.pages import render
 from ..files import read_json, read_metrics, write_bytes
 from ..interop.load import load_autoencoder
 from ..tensors import to_unit
@@ -41,26 +43,21 @@ SETTINGS = (
 
 
 def write_report(
-    rows: Sequence[dict], path: Path, load: Callable[..., Dataset], diverged: Sequence[str], *,
-    channels: Channels | None,
-) -> Path:  # fmt: skip
-    """Write the page about these rows, see `tables.cell_rows`. `load(data, split, image_size=, channels=)`.
-
+    rows: Sequence[dict], path: Path, diverged: Sequence[str], *, reading: dict[str, Any], channels: Channels | None
+) -> Path:
+    """Write the page about these rows, see `tables.cell_rows`. `reading` is how `load_dataset` reads their data,
     `diverged` are the cells and seeds that have no rows; `channels` of images are those to look at, see `viewable`.
     """
     names = dict.fromkeys(row["data"] for row in rows if not row["control"])
-    sections = [data_section([row for row in rows if row["data"] == name], load, channels) for name in names]
-    templates = Environment(
-        loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    template, left_out = templates.get_template("report_template.html"), describe_diverged(diverged)
-    write_bytes(path, template.render(sections=sections, left_out=left_out).encode())
+    sections = [data_section([row for row in rows if row["data"] == name], reading, channels) for name in names]
+    left_out = describe_diverged(diverged)
+    page = render(__package__, "report_template.html", sections=sections, left_out=left_out)
+    write_bytes(path, page.encode())
     return path
 
 
 @torch.no_grad()
-def data_section(rows: Sequence[dict], load: Callable[..., Dataset], channels: Channels | None) -> dict:
+def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channels | None) -> dict:
     """All about one data set."""
     lines = summarise(rows)
     trained = [row for row in rows if not row["control"]]
@@ -69,8 +66,8 @@ def data_section(rows: Sequence[dict], load: Callable[..., Dataset], channels: C
     models = {row["name"]: load_autoencoder(Path(row["folder"]) / "pretrain") for row in cells}
     run = read_json(Path(cells[0]["folder"]) / "pretrain" / "args.json")
     first = next(iter(models.values()))
-    loaded = load(run["arguments"]["data"], "test", image_size=first.image_size, channels=first.in_channels)
-    test_set = with_label(loaded)
+    size: dict[str, Any] = {"image_size": first.image_size, "channels": first.in_channels}
+    test_set = with_label(load_dataset(run["arguments"]["data"], "test", **size, **reading))
     seeds = sorted({row["seed"] for row in trained})
     best = find_best(trained)
     return {

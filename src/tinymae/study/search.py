@@ -20,7 +20,7 @@ def require_optuna():
     return optuna
 
 
-def search_space(family: str, *, values: int, given: Collection[str] = ()) -> dict:
+def search_space(family: str, *, values: int, given: Collection[str]) -> dict:
     """Which settings of a family are searched, and where, but for those that are `given`.
 
     `values` is how many numbers an image has.

@@ -16,7 +16,7 @@ from ..training.inputs import require_same_run
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 
 
-def run_stage(command: ModuleType, settings: RunSettings, **given: Any) -> dict:
+def run_once(command: ModuleType, settings: RunSettings, **given: Any) -> dict:
     """The results of a command's run with these settings: read if it has ended in its folder, else made, and `given`
     what spares it work.
 
