@@ -64,7 +64,7 @@ def test_every_public_function_and_method_of_the_model_has_an_example():
     own = "forward encode encode_tokens encode_layers encode_dense decode".split()
     methods = {f"tinymae.models.mae.MaskedAutoencoder.{name}" for name in own}
     methods.add("tinymae.models.masked.PatchMasking.reconstruct")
-    methods |= {f"tinymae.models.base.Autoencoder.{name}" for name in ("save_pretrained", "from_pretrained")}
+    methods |= {f"tinymae.models.pretrained.Pretrained.{name}" for name in ("save_pretrained", "from_pretrained")}
     methods |= {f"tinymae.models.base.Encoder.{name}" for name in ("normalise", "denormalise")}
     classes = {"tinymae.models.mae.MaskedAutoencoder", "tinymae.evaluation.features.Features"}
     assert {"tinymae.models.masking.patchify", "tinymae.data.load.load_dataset"} <= exported
