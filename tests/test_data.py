@@ -392,6 +392,8 @@ def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(film
     ]:
         with pytest.raises(InputError, match=f"^{says}$"):
             load_dataset(films / "films", **wrong)
+    with pytest.raises(InputError, match="group_pattern '1': data digits has splits of its own; leave it out"):
+        load_dataset("digits", group_pattern="1")
     with pytest.raises(InputError, match="group_column reel is none of table .*films.csv's columns, path, label, film"):
         load_dataset(films / "films.csv", group_column="reel")
     with pytest.raises(InputError, match="group_column and group_pattern are two ways to say the same: give one"):

@@ -197,6 +197,8 @@ def cut(
 
 def match_groups(source: Source, pattern: str) -> list[str]:
     """The group of each image, by a regular expression found in its name. Raises InputError where it is not found."""
+    if source.held_out:
+        raise InputError(f"group_pattern {pattern!r}: data {source.name} has splits of its own; leave it out")
     if source.groups:
         raise InputError("group_column and group_pattern are two ways to say the same: give one")
     try:
