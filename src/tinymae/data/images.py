@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +11,10 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..errors import InputError, first_line, ran_out_of_memory
+from ..errors import InputError
 from ..tensors import LEVELS
+from .bands import Range, describe_shape, find_kind, map_array, open_tiff, read_array
+from .unreadable import UNREADABLE, UnreadableImage, require_safe_size, unreadable
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
@@ -23,28 +23,8 @@ with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is 
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif", ".heic", ".heif", ".npy")
 LARGEST = 50_000_000  # pixels while resizing: a narrow image grows by far more than its file says
-MAX_CHANNELS = 64
-
-# What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
-UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become uint16 over their stated range
-Range = tuple[float, float]  # which values of float or 32-bit images are black and white
-
-
-class UnreadableImage(InputError):
-    """One image of many that cannot be read."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
-
-
-def unreadable(name: str, error: Exception) -> Exception:
-    """What to raise for an error met in an image: see `errors.refusal`."""
-    return error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))
 
 
 def read_image(
@@ -58,14 +38,14 @@ def read_image(
     need a `pixel_range`. Only the first image of a file with several is read. Bytes have to be given a `name`.
 
     Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
-    for a number of channels that its format does not give.
+    for a number of channels that the file does not have or its format does not give.
     """
     name = name or str(source)
     try:
-        pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape, name)
-        if isinstance(pixels, Image.Image):
-            return from_pillow(pixels, shape, depth, pixel_range, name)
-        return fit_array(to_depth(pixels, depth, pixel_range, name), shape, name)
+        if (kind := find_kind(source, shape[0])) is None:
+            return from_pillow(decode(source, shape, name), shape, depth, pixel_range, name)
+        values = read_array(source, kind, shape[0], pixel_range=pixel_range, name=name)
+        return fit_array(to_depth(values, depth, pixel_range, name), shape, name)
     except InputError:
         raise
     except UNREADABLE as error:
@@ -78,10 +58,7 @@ def decode(source: Path | bytes, shape: tuple[int, int, int], name: str) -> Imag
         scale = min(file.width / shape[2], file.height / shape[1])
         if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
             file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
-        if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:  # Pillow reads twice as many
-            raise Image.DecompressionBombError(
-                f"{file.width} x {file.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS"
-            )
+        require_safe_size(file.height, file.width)
         cover((file.height, file.width), shape[1:], name)  # a width that it refuses is a MemoryError of Pillow's
         upright = ImageOps.exif_transpose(file)
         upright.load()
@@ -129,49 +106,6 @@ def cover(old: tuple[int, int], wanted: tuple[int, int], name: str) -> tuple[tup
     if size[0] * size[1] > LARGEST:
         raise UnreadableImage(name, f"{old[1]} x {old[0]} pixels are too narrow for {wanted[1]} x {wanted[0]}")
     return size, ((size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2)
-
-
-# ---- arrays: many channels, more than 8 bits
-
-
-def is_array(source: Path | bytes, channels: int) -> bool:
-    """Whether Pillow is not asked to read it."""
-    suffix = source.suffix.lower() if isinstance(source, Path) else ""
-    return suffix == ".npy" or (channels not in (1, 3) and suffix in (".tif", ".tiff"))
-
-
-def open_array(path: Path | bytes, channels: int) -> np.ndarray:
-    """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
-    assert isinstance(path, Path)
-    if path.suffix.lower() == ".npy":
-        map_array(path)  # which sees whether the file is as long as it says
-        values = np.load(path, allow_pickle=False)
-    else:
-        try:
-            import tifffile
-        except ImportError:
-            raise InputError(
-                f"images of {channels} channels, like {path}, need tifffile: pip install tifffile"
-            ) from None
-        with tifffile.TiffFile(path) as file:
-            if Image.MAX_IMAGE_PIXELS and file.series[0].size > Image.MAX_IMAGE_PIXELS * channels:
-                raise UnreadableImage(str(path), f"{file.series[0].shape} is more than PIL.Image.MAX_IMAGE_PIXELS")
-            values = file.series[0].asarray()
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
-        values = np.moveaxis(values, 0, 2)
-    if values.ndim != 3 or values.shape[2] != channels:
-        raise UnreadableImage(str(path), f"its shape {values.shape} has no {channels} channels")
-    return values
-
-
-def map_array(path: Path) -> np.ndarray:
-    """The values of an .npy file where they are. Raises UnreadableImage for what cannot be pixels."""
-    mapped = np.load(path, allow_pickle=False, mmap_mode="r")
-    if not (isinstance(mapped, np.ndarray) and mapped.size and mapped.dtype.kind in "buif"):
-        raise UnreadableImage(str(path), "it holds no array of pixels")
-    return mapped
 
 
 def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: str) -> np.ndarray:
@@ -247,29 +181,21 @@ def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
 
     Raises one of UNREADABLE.
     """
-    if path.suffix.lower() == ".npy":
+    kind = find_kind(path, channels)
+    if kind == "npy":
         array = map_array(path)
         return *describe_shape(array.shape, channels), str(array.dtype.newbyteorder("="))
-    if is_array(path, channels):
-        import tifffile
-
-        with tifffile.TiffFile(path) as file:
-            return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype.newbyteorder("="))
+    if kind == "tiff":
+        with open_tiff(path, channels, str(path)) as (_, part):
+            return *describe_shape(part.shape, channels, part.axes), str(part.dtype.newbyteorder("="))
     with Image.open(path) as file:
         deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
-        kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
-        return len(file.getbands()), file.height, file.width, kind
+        values = "uint16" if kind or is_deep_pgm(file) else deep.get(file.mode, "uint8")
+        return len(file.getbands()), file.height, file.width, values
 
 
 def largest_value(path: Path, shape: tuple[int, int, int]) -> int:
     """Of an image file's values as they are stored. Raises one of UNREADABLE."""
-    values = open_array(path, shape[0]) if is_array(path, shape[0]) else np.asarray(decode(path, shape, str(path)))
+    name, kind = str(path), find_kind(path, shape[0])
+    values = np.asarray(decode(path, shape, name)) if kind is None else read_array(path, kind, shape[0], name=name)
     return int(values.max())
-
-
-def describe_shape(shape: tuple[int, ...], channels: int) -> tuple[int, int, int]:
-    """(channels, height, width) of an array whose channels, if it has a dimension of them, are first or last."""
-    if len(shape) == 3 and shape[0] == channels != shape[2]:
-        return shape[0], shape[1], shape[2]
-    height, width, last = (*shape, 1, 1, 1)[:3]
-    return last, height, width

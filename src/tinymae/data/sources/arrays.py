@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
 from ...tensors import pair
-from ..images import MAX_CHANNELS, Range, UnreadableImage, cover, remark_on_range, resize, to_depth
+from ..bands import MAX_CHANNELS
+from ..images import Range, UnreadableImage, cover, remark_on_range, resize, to_depth
 from .source import PartedSource, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")

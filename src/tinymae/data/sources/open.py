@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...tensors import pair
-from ..images import MAX_CHANNELS, Range
+from ..bands import MAX_CHANNELS, Range
 from .arrays import ARRAYS, open_array, open_array_file
 from .arrow import HUB, ArrowSource, is_loaded, open_arrow, split_parts
 from .files import is_image_file, open_folders, open_images
