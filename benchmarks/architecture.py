@@ -100,11 +100,9 @@ def learn(args: argparse.Namespace, model: MaskedAutoencoder, train: Dataset, st
     """Reconstruct, as `tinymae pretrain` does."""
     asked = PretrainSettings(
         contrast_epochs=0, epochs=10**4, batch_size=args.batch_size, base_lr=args.base_lr, seed=args.seed
-    )
+    ).resolve()
     accelerator = asked.create_accelerator()
-    for _ in tqdm(
-        pretraining_steps(asked.resolve(), accelerator, model, train, last_step=steps), desc=name, total=steps
-    ):
+    for _ in tqdm(pretraining_steps(asked, accelerator, model, train, last_step=steps), desc=name, total=steps):
         pass
 
 
@@ -121,7 +119,7 @@ def score(model: MaskedAutoencoder, known: Dataset, val: Dataset) -> dict[str, f
     classes = knn_predict(features[0], known.labels, features[1], num_classes=10)
     with torch.enable_grad():
         fits = linear_fits(features[0], known.labels, num_classes=10)
-        probe = choose_probe(fits, features[1], val.labels)[0]
+        probe = choose_probe(fits, lambda probe: predict_score(probe, features[1], val.labels))[0]
     return {
         "hidden_error": sum(losses) / len(val),
         "knn": accuracy(classes, val.labels),

@@ -219,9 +219,8 @@ def ends_in_same_bits(sizes: dict, how: dict, data: dict) -> bool:
 
 def pretraining(device: torch.device, **settings) -> Iterator:
     """The steps of the pretraining command, without its folder."""
-    asked = pretrain.PretrainSettings(**settings)
+    asked = pretrain.PretrainSettings(**settings).resolve()
     accelerator = asked.create_accelerator()
-    asked = asked.resolve()
     with contextlib.redirect_stdout(io.StringIO()):
         train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     model = pretrain.create_model(asked, train_set, None)
@@ -233,9 +232,8 @@ def pretraining(device: torch.device, **settings) -> Iterator:
 def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Iterator:
     """The steps of the fine-tuning command, from scratch, without its folder."""
     encoder = {name: value for name, value in sizes["model"].items() if not name.startswith("decoder")}
-    asked = finetune.FinetuneSettings(**data, **encoder, **settings, recipe="light", from_scratch=True)
+    asked = finetune.FinetuneSettings(**data, **encoder, **settings, recipe="light", from_scratch=True).resolve()
     accelerator = asked.create_accelerator()
-    asked = asked.resolve()
     with contextlib.redirect_stdout(io.StringIO()):
         train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     asked = asked.settle_for(train_set)
@@ -357,7 +355,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     """All sections, until the time is up."""
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    device = pretrain.PretrainSettings().create_accelerator().device
+    device = pretrain.PretrainSettings().resolve().create_accelerator().device
     sizes = SMALL if args.small or device.type == "cpu" else LARGE
     drawn = torch.Generator().manual_seed(0)
     data = {

@@ -100,7 +100,7 @@ def paint_cifar10(path: str) -> Path:
     root = Path(__file__).parent.parent
     model = tinymae.MaskedAutoencoder.from_pretrained(root / "weights" / "vit-t-mae")
     files = sorted((root / "assets" / "cifar10").glob("*.png"))
-    images = torch.stack([read_image(file, (3, 32, 32)) for file in files])
+    images = torch.stack([read_image(file, (3, 32, 32), depth="uint8") for file in files])
     seen = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
     title = "CIFAR-10 test images, 75 % hidden (brightness and contrast of hidden patches guessed from visible ones)"
     return figures.reconstruction_sheet(seen.columns, path, title, groups=4)

@@ -2,11 +2,13 @@ import shutil
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import LabelSettings
@@ -303,8 +305,10 @@ def test_a_data_set_is_data_again_with_its_size_and_classes(classes_folder, limi
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
-def test_images_that_are_data_again_stay_in_their_splits(classes_folder, limit):
-    for data in (classes_folder, pixels(60, 8, 8)):
+def test_images_that_are_data_again_stay_in_their_splits(classes_folder, tmp_path, limit):
+    encoded = [(classes_folder / "dog" / f"{number:02}.png").read_bytes() for number in range(0, 30, 2)] * 4
+    parquet.write_table(pa.table({"image": encoded}), tmp_path / "rows.parquet")
+    for data in (classes_folder, pixels(60, 8, 8), tmp_path / "rows.parquet"):
         sizes = {"image_size": 8, "channels": 1, "val_fraction": 0.3, "test_fraction": 0.2}
         whole = load_dataset(data, "all", image_size=8, channels=1, memory_limit_gb=limit)
         for split in ("train", "val", "test"):

@@ -25,7 +25,9 @@ def test_knn_votes_as_scikit_learns_weighted_neighbours(pixels):
 
 def test_the_probe_is_chosen_on_validation(pixels):
     (features, labels), (val, val_labels), _ = pixels
-    probe, l2, tried = choose_probe(linear_fits(features, labels, num_classes=10), val, val_labels)
+    probe, l2, tried = choose_probe(
+        linear_fits(features, labels, num_classes=10), lambda probe: predict_score(probe, val, val_labels)
+    )
     assert tried[l2] == max(tried.values()) and len(tried) == len(L2_GRID)
     assert predict_score(probe, val, val_labels) == tried[l2]
 

@@ -171,9 +171,8 @@ def test_a_finetuning_of_a_vit_is_by_cuda_graph_unless_told_otherwise(gpu, tmp_p
     ],
 )
 def test_long_runs_by_cuda_graph_are_compiled_where_that_works(gpu, monkeypatch, own, works, compiled):
-    chosen = pretrain.PretrainSettings(**FEW | {"batch_size": 16, "epochs": 2000, "contrast_epochs": 0} | own)
+    chosen = pretrain.PretrainSettings(**FEW | {"batch_size": 16, "epochs": 2000, "contrast_epochs": 0} | own).resolve()
     accelerator, dataset = chosen.create_accelerator(), load_dataset(FEW["data"], "train")
-    chosen = chosen.resolve()
     model, cores = pretrain.create_model(chosen, dataset, None), []
     monkeypatch.setattr(learning, "can_compile", lambda _: works)
     monkeypatch.setattr(model, "compile_core", lambda: cores.append(model))

@@ -119,12 +119,12 @@ def test_a_deep_photo_stands_upright_as_others_do(orientation):
     shallow = io.BytesIO()
     Image.fromarray((values // 257).astype(np.uint8)).save(shallow, "PNG", exif=exif)
     turned = (9, 6) if orientation > 4 else (6, 9)
-    expected = read_image(shallow.getvalue(), (3, *turned), name="bytes")
+    expected = read_image(shallow.getvalue(), (3, *turned), depth="uint8", name="bytes")
     for content in (
         deep_png(values // 257 * 257, exif.tobytes().removeprefix(b"Exif\0\0")),
         tiff(values // 257 * 257, photometric="rgb", extratags=[(274, "H", 1, orientation, True)]),
     ):
-        assert torch.equal(read_image(content, (3, *turned), name="bytes"), expected)
+        assert torch.equal(read_image(content, (3, *turned), depth="uint8", name="bytes"), expected)
 
 
 # How a file of several bands that are no colours may be written.
@@ -160,13 +160,15 @@ def test_bands_that_are_no_colours_are_all_read_or_refused(tmp_path, kind, count
 def test_a_fourth_band_that_a_program_took_for_alpha_is_no_alpha():
     content = tiff(colours(8, 8)[..., [0, 1, 2, 0]] // 16)  # tifffile's default for four
     with pytest.raises(InputError, match="has 4 channels, 3 are wanted"):
-        read_image(content, (3, 8, 8), name="bytes")
+        read_image(content, (3, 8, 8), depth="uint8", name="bytes")
 
 
 def test_three_bands_are_three_channels():
     values = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     for write in (BANDS["pages"], BANDS["planes"], BANDS["interleaved"]):
-        assert np.array_equal(read_image(write(values), (3, 8, 12), name="bytes").numpy(), planes(values))
+        assert np.array_equal(
+            read_image(write(values), (3, 8, 12), depth="uint8", name="bytes").numpy(), planes(values)
+        )
 
 
 def test_arrays_in_files_are_grey_or_colours_as_images_are(tmp_path):
@@ -178,7 +180,7 @@ def test_arrays_in_files_are_grey_or_colours_as_images_are(tmp_path):
     assert (read == values[..., 0]).all()
     assert read_image(tmp_path / "colours.npy", (1, 8, 12), depth="uint16").shape == (1, 8, 12)
     with pytest.raises(InputError, match=r"bands\.npy has 5 channels, 3 are wanted: give --in-channels 5"):
-        read_image(tmp_path / "bands.npy", (3, 8, 12))
+        read_image(tmp_path / "bands.npy", (3, 8, 12), depth="uint8")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -200,7 +202,7 @@ def test_what_pillow_reads_is_read_by_it(tmp_path, channels):
     rgb.convert("L").save(tmp_path / "grey frames.tif", save_all=True, append_images=[rgb.rotate(180).convert("L")] * 3)
     expected |= {"frames.tif": rgb, "grey frames.tif": rgb.convert("L")}
     for name, image in expected.items():
-        read = read_image(tmp_path / name, (channels, 8, 12)).permute(1, 2, 0).squeeze(2).numpy()
+        read = read_image(tmp_path / name, (channels, 8, 12), depth="uint8").permute(1, 2, 0).squeeze(2).numpy()
         difference = np.abs(read.astype(int) - np.asarray(image.convert("L" if channels == 1 else "RGB")))
         assert difference.max() <= ("LA" in name), name  # of grey with alpha the order of rounding
 
@@ -215,7 +217,7 @@ def test_a_damaged_deep_file_is_refused_by_name_or_read(tmp_path, name):
             content[generator.integers(min(len(content), 300))] = generator.integers(256)
         path.write_bytes(content[: generator.integers(len(content))] if number % 3 == 0 else content)
         try:
-            assert read_image(path, (3, 8, 8)).shape == (3, 8, 8)
+            assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
         except InputError as error:
             assert name in str(error)
             refused += 1
@@ -228,15 +230,15 @@ def test_what_an_optional_library_is_needed_for_is_said(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="image bytes has many channels or more than 8 bits a colour, which need tifff"
     ):
-        read_image(DEEP["interleaved.tif"](values), (3, 8, 8), name="bytes")
+        read_image(DEEP["interleaved.tif"](values), (3, 8, 8), depth="uint8", name="bytes")
     monkeypatch.undo()
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: 1 / 0)
     with pytest.raises(UnreadableImage, match="bytes"):
-        read_image(DEEP["frames.tif"](values), (3, 8, 8), name="bytes")
+        read_image(DEEP["frames.tif"](values), (3, 8, 8), depth="uint8", name="bytes")
 
     def needs(*_, **__):
         raise KeyError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", needs)
     with pytest.raises(InputError, match="image bytes is compressed in a way that needs imagecodecs: pip install"):
-        read_image(DEEP["frames.tif"](values), (3, 8, 8), name="bytes")
+        read_image(DEEP["frames.tif"](values), (3, 8, 8), depth="uint8", name="bytes")

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import linear_probe as command
-from tinymae.commands.features import untrained_twin
+from tinymae.commands.probing import untrained_twin
 from tinymae.evaluation.probes import linear_fits
 from tinymae.interop.load import load_classifier
 

@@ -94,6 +94,25 @@ def test_queries_find_themselves_first(tmp_path):
     assert more.results == {"images": 1797, "queries": 3, "k": 8}
 
 
+def test_queries_of_sixteen_bits_keep_them_and_find_themselves_first(tmp_path):
+    """Of twelve bits, which differ in less than eight of sixteen tell."""
+    torch.manual_seed(0)
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate((2000 + 60 * torch.randn(40, 8, 8)).numpy().astype(np.uint16)):
+        Image.fromarray(image).save(tmp_path / "data" / f"{number:02}.png")
+    mean, std = load_dataset(tmp_path / "data", "all", image_size=8, channels=1).statistics
+    shape = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = MaskedAutoencoder(**shape, mean=mean, std=std).eval()
+    run = tinymae.neighbours(
+        tmp_path / "data", weights=model, split=("all",), query=(tmp_path / "data",), k=1, mixed_precision="no",
+        output_dir=tmp_path / "run",
+    )  # fmt: skip
+    with open(run.folder / "neighbours.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 40 and all(row["name"] == row["query"].rpartition("/")[2] for row in rows)
+    assert all(float(row["cosine"]) > 0.999 for row in rows)
+
+
 def test_queries_of_floats_are_scaled_as_the_data_are(tmp_path):
     torch.manual_seed(0)
     model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2).eval()

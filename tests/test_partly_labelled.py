@@ -90,6 +90,10 @@ def test_where_no_image_has_a_label_there_are_none(files):
     nothing = load_dataset(images, "all", labels=np.full(20, -1))
     assert nothing.labels is None and "no labels" in nothing.description[0]
     assert load_dataset(images, "all", labels=[""] * 20).labels is None
+    items = torch.utils.data.TensorDataset(torch.from_numpy(images[:, None]), torch.full((20,), -1))
+    unknown = load_dataset(items, image_size=6, channels=1)
+    assert unknown.labels is None and "no labels" in unknown.description[0]
+    assert unknown.names == load_dataset(images).names  # so nothing is held out for a test
     assert with_label(nothing) is nothing
     labels = np.arange(20) % 2
     complete = load_dataset(images, "all", labels=labels)

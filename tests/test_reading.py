@@ -33,6 +33,15 @@ def test_columns_are_known_in_any_case_and_said(tmp_path):
     assert load_dataset(both, "test", image_size=8, label_column="LABEL").classes == ["a", "b"]
 
 
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int64()])
+def test_a_column_of_numbers_may_have_an_empty_cell_whatever_their_type(tmp_path, kind):
+    paths = [f"{number}.png" for number in range(4)]
+    for path in paths:
+        picture(tmp_path / path)
+    parquet.write_table(pa.table({"path": paths, "label": pa.array([0, None, 1, 1], kind)}), tmp_path / "t.parquet")
+    assert load_dataset(tmp_path / "t.parquet", "all", image_size=8).labels.tolist() == [0, -1, 1, 1]
+
+
 def test_data_without_labels_say_where_they_might_be(tmp_path):
     table = write_table(tmp_path, [{"path": f"{n}.png", "kind": "a", "age": n} for n in range(10)])
     with pytest.raises(InputError, match="no labels in train: give --label-column, one of its columns path, kind, age"):
@@ -186,7 +195,8 @@ def test_single_image_files_are_data(tmp_path):
         (tmp_path / f"{name}.png").rename(tmp_path / name)
     np.save(tmp_path / "3.npy", pixels(12, 12, 3))
     one = load_dataset(tmp_path / "a" / "1.png", "all", image_size=12)
-    assert one.names == ["1.png"] and torch.equal(one.images[0], read_image(tmp_path / "a" / "1.png", (3, 12, 12)))
+    pixels_of_it = read_image(tmp_path / "a" / "1.png", (3, 12, 12), depth="uint8")
+    assert one.names == ["1.png"] and torch.equal(one.images[0], pixels_of_it)
     files = [tmp_path / name for name in ("b/c/2.png", "a/1.png", "3.npy")]
     three = load_dataset(files, "all", image_size=12)
     assert three.labels is None and three.names == ["3.npy", "a/1.png", "b/c/2.png"]

@@ -109,6 +109,7 @@ def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
 WRITE_NAMES = """
 import sys
 from pathlib import Path
+from tinymae.files import read_json, read_metrics
 from tinymae.training.inputs import changed_names, write_names
 
 class Names(list):
@@ -116,15 +117,19 @@ class Names(list):
 
 write_names(Path(sys.argv[1]), {"train": Names(["\\u00e9.png"])})
 print(ascii(changed_names(Path(sys.argv[1]), "train", Names(["\\u00e8.png"]))))
+print(ascii([read_json(sys.argv[2]), *read_metrics(sys.argv[2])]))
 """
 
 
-def test_names_are_written_and_read_as_utf_8_whatever_the_locale(tmp_path):
+def test_names_and_json_are_written_and_read_as_utf_8_whatever_the_locale(tmp_path):
     ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-c", WRITE_NAMES, str(tmp_path)]
+    config = tmp_path / "config.json"
+    config.write_text('{"label_names": ["café"]}\n', encoding="utf-8")
+    command = [sys.executable, "-c", WRITE_NAMES, str(tmp_path), str(config)]
     shown = subprocess.run(command, env=ascii_alone, capture_output=True, text=True, check=True).stdout
     assert (tmp_path / "inputs" / "train.txt").read_bytes() == "é.png\n".encode()
     assert r"1 of train came: \xe8.png, 1 of train went: \xe9.png" in shown
+    assert shown.count(r"caf\xe9") == 2
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path):
@@ -273,8 +278,8 @@ def save_pictures(folder):
 def test_awkward_pictures_are_converted(tmp_path):
     for path in save_pictures(tmp_path / "images"):
         for channels in (1, 3):
-            assert read_image(path, (channels, 16, 12)).shape == (channels, 16, 12), path
-    read = {path.stem: read_image(path, (3, 8, 8)) for path in (tmp_path / "images").iterdir()}
+            assert read_image(path, (channels, 16, 12), depth="uint8").shape == (channels, 16, 12), path
+    read = {path.stem: read_image(path, (3, 8, 8), depth="uint8") for path in (tmp_path / "images").iterdir()}
     for name in ("16bit_png", "16bit_pgm"):
         assert (read[name] == round(40_000 / 257)).all()  # scaled, not clipped
         path = next((tmp_path / "images").glob(f"{name}.*"))
@@ -289,7 +294,7 @@ def test_a_rotated_photo_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
     image.save(tmp_path / "photo.png", exif=exif)
-    assert read_image(tmp_path / "photo.png", (1, 8, 8))[0, 0].max() == 0
+    assert read_image(tmp_path / "photo.png", (1, 8, 8), depth="uint8")[0, 0].max() == 0
 
 
 def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
@@ -310,27 +315,27 @@ def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
 def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
     Image.new("L", (1, 30_000)).save(tmp_path / "line.png")
     with pytest.raises(InputError, match=r"line\.png cannot be read \(1 x 30000 pixels are too narrow for 64 x 64\)"):
-        read_image(tmp_path / "line.png", (3, 64, 64))  # 64 x 1,920,000 pixels, from a file of 100 bytes
+        read_image(tmp_path / "line.png", (3, 64, 64), depth="uint8")  # 64 x 1,920,000 pixels, from a file of 100 bytes
     monkeypatch.setattr(images, "LARGEST", 8 * 800)
     for height, fits in ((100, True), (101, False)):
         Image.new("L", (1, height), 9).save(tmp_path / "line.png")
         if fits:
-            assert (read_image(tmp_path / "line.png", (1, 8, 8)) == 9).all()
+            assert (read_image(tmp_path / "line.png", (1, 8, 8), depth="uint8") == 9).all()
         else:
             with pytest.raises(InputError, match="1 x 101 pixels are too narrow"):
-                read_image(tmp_path / "line.png", (1, 8, 8))
+                read_image(tmp_path / "line.png", (1, 8, 8), depth="uint8")
 
 
 def test_an_image_of_more_pixels_than_pillow_thinks_safe_is_refused(tmp_path, monkeypatch):
     """A file of 2 kB may say that it has 150 million pixels, and Pillow takes gigabytes for them."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.new("RGB", (40, 25), "red").save(tmp_path / "fits.png")
-    assert read_image(tmp_path / "fits.png", (3, 8, 8)).shape == (3, 8, 8)
+    assert read_image(tmp_path / "fits.png", (3, 8, 8), depth="uint8").shape == (3, 8, 8)
     Image.new("RGB", (40, 26)).save(tmp_path / "large.png")
     with pytest.raises(InputError, match=r"large\.png cannot be read \(40 x 26 pixels are more than"):
-        read_image(tmp_path / "large.png", (3, 8, 8))
+        read_image(tmp_path / "large.png", (3, 8, 8), depth="uint8")
     Image.new("RGB", (44, 44), "red").save(tmp_path / "photo.jpg")  # which JPEG decodes at half its size
-    assert read_image(tmp_path / "photo.jpg", (3, 8, 8)).shape == (3, 8, 8)
+    assert read_image(tmp_path / "photo.jpg", (3, 8, 8), depth="uint8").shape == (3, 8, 8)
 
 
 def test_no_mutated_picture_crashes_or_hangs(tmp_path):
@@ -348,7 +353,7 @@ def test_no_mutated_picture_crashes_or_hangs(tmp_path):
         path = tmp_path / f"mutant{suffixes[which]}"
         path.write_bytes(content)
         try:
-            assert read_image(path, (3, 8, 8)).shape == (3, 8, 8)
+            assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
             outcomes["read"] += 1
         except InputError as error:
             assert path.name in str(error) and "\n" not in str(error)
@@ -493,19 +498,19 @@ def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch
     np.lib.format.write_array_header_1_0(header, {"descr": "<u1", "fortran_order": False, "shape": (10**7, 10**7, 3)})
     (tmp_path / "huge.npy").write_bytes(header.getvalue() + bytes(100))
     with pytest.raises(images.UnreadableImage, match="huge.npy"):
-        read_image(tmp_path / "huge.npy", (3, 8, 8))
+        read_image(tmp_path / "huge.npy", (3, 8, 8), depth="uint8")
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 80_000_000, 1, 8, 6, 0, 0, 0)  # too wide for Pillow to have a row of it
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "wide.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     with pytest.raises(images.UnreadableImage, match="80000000 x 1 pixels"):
-        read_image(tmp_path / "wide.png", (3, 8, 8))
+        read_image(tmp_path / "wide.png", (3, 8, 8), depth="uint8")
     tifffile = pytest.importorskip("tifffile")
     bands = np.zeros((4, 9, 9), np.uint8)
     tifffile.imwrite(tmp_path / "large.tif", bands, photometric="minisblack", planarconfig="separate")
-    read_image(tmp_path / "large.tif", (4, 8, 8))
+    read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
     with pytest.raises(images.UnreadableImage, match="more than PIL.Image.MAX_IMAGE_PIXELS"):
-        read_image(tmp_path / "large.tif", (4, 8, 8))
+        read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")
 
 
 def test_memory_that_runs_out_before_there_is_a_run_is_one_line(tmp_path, monkeypatch, capsys):

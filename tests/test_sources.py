@@ -157,6 +157,8 @@ def test_an_unreadable_image_is_stood_in_for_by_the_next_of_its_class(tmp_path, 
     images, labels = dataset[torch.tensor([place, place + 1])]
     assert torch.equal(images[0], images[1]) and labels.tolist() == [0, 0]
     assert dataset.skipped == ["a/2.png"]
+    by_mask, labels = dataset[torch.arange(8) >= place]  # by a mask as by rows, if one of them is unreadable
+    assert torch.equal(by_mask, dataset[torch.arange(place, 8)][0]) and len(labels) == 8 - place
     shutil.copy(tmp_path / "a" / "2.png", tmp_path / "b" / "x.png")
     left_out = load_dataset(tmp_path, "all", image_size=12, skip_unreadable=True)
     assert len(left_out) == 7 and left_out.skipped == ["a/2.png", "b/x.png"]
@@ -190,7 +192,7 @@ def test_a_table_names_paths_labels_and_splits(tmp_path, name):
     assert splits["train"].classes == ["cat", "dog"] and splits["val"].names == [
         f"images/{n}.png" for n in (1, 4, 7, 10)
     ]
-    assert torch.equal(splits["test"].images[0], read_image(tmp_path / "images" / "2.png", (3, 12, 12)))
+    assert torch.equal(splits["test"].images[0], read_image(tmp_path / "images" / "2.png", (3, 12, 12), depth="uint8"))
     assert splits["test"].labels.tolist() == [1] * 4
 
 
@@ -520,7 +522,7 @@ def test_a_set_of_torchvisions_is_read_through_its_files(tmp_path):
     splits = load_splits("gtsrb", data_dir=tmp_path, image_size=12)
     assert [len(dataset) for dataset in splits.values()] == [36, 4, 4]  # 2,000 held out, but a tenth at most
     assert splits["train"].classes == ["0", "1"] and splits["test"].labels.tolist() == [1] * 4
-    first = read_image(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm", (3, 12, 12))
+    first = read_image(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm", (3, 12, 12), depth="uint8")
     assert torch.equal(splits["test"].images[0], first)
 
 
@@ -668,6 +670,6 @@ def test_images_of_several_splits_are_read_in_the_order_that_is_asked():
 def test_large_jpegs_are_decoded_small(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     image.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
-    small = read_image(tmp_path / "large.jpg", (3, 30, 40)).float()
+    small = read_image(tmp_path / "large.jpg", (3, 30, 40), depth="uint8").float()
     exact = np.asarray(Image.open(tmp_path / "large.jpg").resize((40, 30), Image.Resampling.BICUBIC))
     assert (small.permute(1, 2, 0) - torch.tensor(exact).float()).abs().mean() < 2

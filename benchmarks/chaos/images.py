@@ -97,7 +97,7 @@ def prepare(place: Path, seed: int) -> Callable[[int], Case]:
             signal.setitimer(signal.ITIMER_PROF, 5)  # of computing: the machine may be busy
             # What black and white are in floats, only the user knows.
             pixel_range = (0, 255) if original.name == "F.tif" else None
-            pixels = read_image(path, (channels, 16, 12), pixel_range=pixel_range)
+            pixels = read_image(path, (channels, 16, 12), depth="uint8", pixel_range=pixel_range)
             if pixels.dtype != torch.uint8 or pixels.shape != (channels, 16, 12):
                 lost = f"gave {pixels.dtype} {tuple(pixels.shape)}"
         except InputError as error:

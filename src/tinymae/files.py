@@ -87,7 +87,7 @@ def write_json(path: str | Path, content: dict) -> None:
 def read_json(path: str | Path) -> dict:
     """Read a JSON object. Raises InputError, naming the file, if it is missing or is not one."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -131,7 +131,7 @@ def is_of_type(value: Any, wanted: Any) -> bool:
 def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
+from ..data.images import Depth
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
-from ..files import digest
 from ..interop.load import Model, load
-from ..models.base import Autoencoder
 from ..models.encoding import feature_function
-from ..randomness import derive_seed
 from ..training.device import choose_attention, gather_parts
 from .fields import setting
 from .settings import SheetSettings
@@ -27,7 +25,6 @@ from .settings import SheetSettings
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 4.0  # times it
 M = TypeVar("M", bound=nn.Module)
-A = TypeVar("A", bound=Autoencoder)
 Split = Literal["train", "val", "test", "all"]
 
 LIMITS_OF = 64  # images that what is seen as black and white is found by
@@ -157,6 +154,11 @@ class JoinedSplits:
         """(channels, height, width)"""
         return next(iter(self.parts.values())).image_shape
 
+    @property
+    def depth(self) -> Depth:
+        """uint8 or uint16"""
+        return next(iter(self.parts.values())).depth
+
     def find(self, indices: Tensor) -> Tensor:
         """The number of the split (B,) that each of `indices` (B,) lies in."""
         return torch.searchsorted(self.starts, indices, right=True) - 1
@@ -228,15 +230,3 @@ def split_features(
         name: map_together(function, split, accelerator, desc=f"features of {name}", **options).to(accelerator.device)
         for name, split in splits.items()
     }
-
-
-def untrained_twin(model: A, accelerator: Accelerator, *, seed: int) -> A:
-    """The same model with random weights, on the same device: a control."""
-    torch.manual_seed(derive_seed(seed, "weights"))
-    return place(type(model)(**model.config), accelerator)
-
-
-def require_unchanged(model: Autoencoder, before: str) -> None:
-    """Raises RuntimeError if the weights are no longer those of this digest."""
-    if digest(model.state_dict()) != before:
-        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing

@@ -39,6 +39,7 @@ from .fields import Result, keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
 from .settings import EncoderSettings
+from .unlabelled import Stage
 
 VIT_ALONE: dict[str, Any] = {
     "layer_decay": 1.0,
@@ -136,11 +137,12 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:
         splits["unlabelled"] = chosen["unlabelled"]
-    settings.plan_stages(accelerator, chosen)
+    chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
+    steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
     with asked.open_run(accelerator, splits=splits, weights=start) as run:
-        chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
+        print_plan(settings, run, model, chosen, steps_per_epoch)
         with deterministic_algorithms(settings.deterministic):
-            judged, results = train(settings, model, run, chosen)
+            judged, results = train(settings, model, run, chosen["val"], steps_per_epoch, stages)
         last = "val" if settings.no_test else "test"
         scores, shown = score(settings, judged, run, chosen[last], split=last)
         results |= scores
@@ -183,23 +185,29 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
     return model
 
 
-def train(
-    settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]
-) -> tuple[Classifier, dict]:
-    """Train to the end: what is to be judged, and the results so far."""
-    accelerator, val_set = run.accelerator, chosen["val"]
-    choose_attention(model, accelerator)
-    steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
-    batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
-    assert batch_size and epochs and every and settings.layer_decay  # settled
+def print_plan(
+    settings: FinetuneSettings, run: Run, model: Classifier, chosen: dict[str, Dataset], steps_per_epoch: int
+) -> None:
+    """Layers and lengths, for the user to check."""
+    train_set, epochs = chosen["train"], settings.epochs
+    assert epochs is not None  # settled
     run.print_summary(model.vit or model, depth=1)
-    run.print(f"{len(chosen['train']):,} labelled images, {run.processes}")
-    if advice := settings.advise(epochs * len(chosen["train"]), accelerator.device.type):
+    run.print(f"{len(train_set):,} labelled images, {run.processes}")
+    if advice := settings.advise(epochs * len(train_set), run.accelerator.device.type):
         run.print(advice)
-    run.print(f"{epochs} epochs of {steps_per_epoch} steps of {batch_size} images")
+    run.print(f"{epochs} epochs of {steps_per_epoch} steps of {settings.batch_size} images")
     if settings.unlabelled:
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
+
+def train(
+    settings: FinetuneSettings, model: Classifier, run: Run, val_set: Dataset, steps_per_epoch: int, stages: list[Stage]
+) -> tuple[Classifier, dict]:
+    """Train to the end: what is to be judged, and the results so far."""
+    accelerator = run.accelerator
+    choose_attention(model, accelerator)
+    batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
+    assert batch_size and epochs and every and settings.layer_decay  # settled
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     optimizer = create_optimizer(settings.optimizer, groups, betas=(0.9, 0.999))
     # Around the model, as what is prepared computes in mixed precision for good, and so would the result.
@@ -219,15 +227,6 @@ def train(
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
 
-    def validate(epoch: float) -> dict[str, float]:
-        assert val_set.labels is not None
-        name, words = ("mean_ap_val", "mean average precision") if model.several else ("accuracy_val", "accuracy")
-        with run.pause():
-            found = {name: label_score(predict(settings, judged, val_set, run), val_set.labels.cpu())}
-        run.progress.log(step, found)
-        run.print(f"epoch {epoch:.3g}: {words} {found[name]:.2f} % on validation")
-        return found
-
     for stage in stages:
         if stage.is_final:
             settings = settings.without_distortion()
@@ -246,12 +245,26 @@ def train(
             step = state.step
             if stretch.ends_epoch(step, every) and step < schedule.last_step:
                 run.settle(state)
-                validate(stretch.epoch(step))  # before the step's checkpoint: who stops there will not see it again
+                # Before the step's checkpoint: who stops there will not see it again.
+                validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
             run.report(state)
     run.end_stretch(step)
-    found = validate(stretch.epoch(step))
+    found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
     return judged, found | length | {"base_lr": peak * 256 / batch_size}
+
+
+def validate(
+    settings: FinetuneSettings, judged: Classifier, dataset: Dataset, run: Run, *, step: int, epoch: float
+) -> dict[str, float]:
+    """Accuracy or, of several labels an image, mean average precision on validation: printed and logged."""
+    assert dataset.labels is not None
+    name, words = ("mean_ap_val", "mean average precision") if judged.several else ("accuracy_val", "accuracy")
+    with run.pause():
+        found = {name: label_score(predict(settings, judged, dataset, run), dataset.labels.cpu())}
+    run.progress.log(step, found)
+    run.print(f"epoch {epoch:.3g}: {words} {found[name]:.2f} % on validation")
+    return found
 
 
 def score(

@@ -235,7 +235,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
 
 def write_page(settings: InspectSettings, images: JoinedSplits, parts: Sequence[Part], path: Path) -> None:
     """index.html, which shows the sheets beside it."""
-    template = resources.files(__package__).joinpath("inspect_template.html").read_text()
+    template = resources.files(__package__).joinpath("inspect_template.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
     splits = ", ".join(f"{len(part):,} {name}" for name, part in images.parts.items())
     write_bytes(path, page.render(name=settings.data_name, splits=splits, parts=parts).encode())

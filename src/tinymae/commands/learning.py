@@ -11,7 +11,7 @@ from typing_extensions import Self
 from ..data.batches import Batch, count_steps, split_batch, step_batches
 from ..data.datasets import Dataset
 from ..errors import InputError
-from ..training.device import can_compile, create_accelerator, settle_precision
+from ..training.device import can_compile, create_accelerator
 from ..training.trackers import require_installed
 from .fields import setting
 from .settings import RunSettings
@@ -83,9 +83,9 @@ class TrainingSettings(RunSettings):
         return self.warmup_epochs / epochs
 
     def create_accelerator(self) -> Accelerator:
-        """Accelerate, with the run's precision and gradient accumulation."""
-        precision = settle_precision(self.mixed_precision)
-        accelerator = create_accelerator(precision, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        """Accelerate, with the run's precision, once it is resolved, and gradient accumulation."""
+        steps = self.gradient_accumulation_steps
+        accelerator = create_accelerator(self.mixed_precision, gradient_accumulation_steps=steps)
         if self.cuda_graph and (missing := self.missing_for_graphs(accelerator)):
             raise InputError(f"cuda_graph needs {' and '.join(missing)}: leave cuda_graph out")
         return accelerator

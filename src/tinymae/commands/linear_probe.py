@@ -2,20 +2,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..errors import InputError
 from ..evaluation.metrics import describe_absent, describe_accuracy, describe_precision
 from ..evaluation.neighbours import knn_scores
-from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
+from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
 from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
@@ -24,44 +20,12 @@ from ..models.encoding import feature_function
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
-from .features import WeightsSettings, place, require_fit, require_unchanged, split_features, untrained_twin
-from .fields import Result, keywords_of, setting, with_default
+from .features import place, require_fit, split_features
+from .fields import Result, keywords_of
+from .probing import LinearProbeSettings, with_controls
 from .segmentation import probe_segmentation
-from .settings import LabelSettings
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearProbeSettings(LabelSettings, WeightsSettings):
-    """Settings of probing."""
-
-    heading = "probe"
-    output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
-    pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
-    head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
-    task: Literal["classification", "segmentation"] = setting(
-        "classification", "segmentation: a 1x1 convolution on the patches of a ViT, learned from --masks"
-    )
-    masks: str | Path | None = setting(
-        None,
-        "folder of PNG masks with the images' relative names; pixels are classes from 0, 255 is none",
-        group="data",
-    )
-    controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
-        None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
-    )
-
-    def resolve(self) -> Self:
-        """See `RunSettings.resolve`."""
-        segments = self.task == "segmentation"
-        if segments != (self.masks is not None):
-            remedy = "give masks, their folder" if segments else "give task segmentation, which learns from masks"
-            raise InputError(f"task {self.task} with masks {self.masks}: {remedy}")
-        if segments and (self.head, self.pool) != ("linear", "avg"):
-            raise InputError(f"head {self.head}, pool {self.pool}: leave both out with --task segmentation")
-        return super().resolve()
-
 
 Kept = dict[tuple[str, str], dict[str, Tensor]]  # features of each split, by the encoder's digest and the pooling
 
@@ -106,28 +70,30 @@ def probe(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], kept: Kept
 ) -> tuple[dict, nn.Module, Tensor]:
     """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
-    before = digest(model.state_dict())
-    started = time.monotonic()
+    seconds = {}
 
     def extract(function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return split_features(function, splits, run.accelerator, **settings.reading_options)
 
-    key = before, settings.pool
-    if key not in kept:
-        kept[key] = extract(feature_function(model, pool=settings.pool))
-    features = kept[key]
-    seconds = {"features": time.monotonic() - started}
-    started = time.monotonic()
-    scores, head, logits = score(settings, features, splits, run)
-    seconds["heads"] = time.monotonic() - started
-    require_unchanged(model, before)
-    controls = {}
-    if settings.controls in ("all", "raw_pixels"):
-        controls["raw_pixels"] = score(settings, extract(few_values), splits, run)[0]
-    if settings.controls in ("all", "untrained"):
-        untrained = untrained_twin(model, run.accelerator, seed=settings.seed)
-        encoded = extract(feature_function(untrained, pool=settings.pool))
-        controls["untrained"] = score(settings, encoded, splits, run)[0]
+    def encode(encoder: Autoencoder) -> dict[str, Tensor]:
+        if encoder is not model:
+            return extract(feature_function(encoder, pool=settings.pool))
+        key = digest(model.state_dict()), settings.pool
+        started = time.monotonic()
+        if key not in kept:
+            kept[key] = extract(feature_function(model, pool=settings.pool))
+        seconds["features"] = time.monotonic() - started
+        return kept[key]
+
+    def judge(features: dict[str, Tensor]) -> tuple[dict, nn.Module, Tensor]:
+        started = time.monotonic()
+        found = score(settings, features, splits, run)
+        seconds.setdefault("heads", time.monotonic() - started)  # of the model, which comes before the controls
+        return found
+
+    (scores, head, logits), proof, controls = with_controls(
+        settings, model, run.accelerator, judge, encode=encode, raw=lambda: extract(few_values)
+    )
     judged, several = list(splits)[-1], has_several(splits["train"])
     for name, row in {"pretrained": scores, **controls}.items():
         neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
@@ -139,8 +105,7 @@ def probe(
     labels = splits[judged].labels
     if labels is not None and (absent := describe_absent(labels, len(splits[judged].classes), judged)):
         run.print(absent)
-    proof = {"encoder_sha256": before, "encoder_unchanged": True, "seconds": seconds}
-    return scores | proof | controls, head, logits
+    return scores | proof | {"seconds": seconds} | controls, head, logits
 
 
 def few_values(images: Tensor) -> Tensor:
@@ -152,31 +117,34 @@ def few_values(images: Tensor) -> Tensor:
     return (values if shrink == 1 else nn.functional.adaptive_avg_pool2d(values, size)).flatten(1)
 
 
-def score(settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset], run: Run):
-    """k-NN and the head: (figures, the chosen head, its logits on the last split)."""
+def score(
+    settings: LinearProbeSettings, features: dict[str, Tensor], splits: dict[str, Dataset], run: Run
+) -> tuple[dict, nn.Module, Tensor]:
+    """k-NN and the head: (scores, the chosen head, its logits on the last split)."""
     device = features["train"].device
     labels = {name: split.labels.to(device) for name, split in splits.items() if split.labels is not None}
     num_classes = len(splits["train"].classes)
     fits = partial(mlp_fits, seed=settings.seed) if settings.head == "mlp" else linear_fits
     head, chosen, tried = choose_probe(
-        fits(features["train"], labels["train"], num_classes=num_classes), features["val"], labels["val"],
+        fits(features["train"], labels["train"], num_classes=num_classes),
+        lambda probe: predict_score(probe, features["val"], labels["val"]),
         desc=f"{settings.head} probes" if run.is_main else None,
-    )  # fmt: skip
+    )
     neighbours = partial(knn_scores, features["train"], labels["train"], num_classes=num_classes)
-    figures_of: dict = {}
+    scores: dict = {}
     for split in list(splits)[1:]:  # validation, then test
         with torch.no_grad():
             logits = head(features[split])
-        figures_of[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
-        figures_of[f"probe_{split}"] = label_score(logits, labels[split])
-        figures_of[f"num_{split}_labels"] = len(labels[split])
-    figures_of |= {
+        scores[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
+        scores[f"probe_{split}"] = label_score(logits, labels[split])
+        scores[f"num_{split}_labels"] = len(labels[split])
+    scores |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
         "num_features": features["train"].shape[1],
         "num_labels": len(labels["train"]),
     }
-    return figures_of, head, logits
+    return scores, head, logits
 
 
 def finish(

@@ -1,6 +1,7 @@
 """Find the images that are most like some others: a sheet to look at, and a table."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,8 +44,9 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     model, encode = settings.open_model(accelerator)
     shape = (model.in_channels, *model.image_size)
     files = find_queries(settings.query)
-    queries = torch.stack([read_image(file, shape, pixel_range=settings.pixel_range) for file in files])
     images = settings.open_images(model, accelerator)
+    read = partial(read_image, shape=shape, depth=images.depth, pixel_range=settings.pixel_range)  # as the data are
+    queries = torch.stack([read(file) for file in files])
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
         wanted = ImageDataset("query", queries, None, [])

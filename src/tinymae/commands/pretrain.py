@@ -73,22 +73,20 @@ class PretrainSettings(PhaseSettings, SheetSettings, EncoderSettings):
     )
 
     def resolve(self, start: MaskedAutoencoder | None = None) -> Self:
-        """Every value settled; `start` is the model of `weights`.
+        """Every value settled; `start` is the model of `weights`, which are read where it is not given.
 
         Raises InputError for a setting of another family, one that contradicts the weights, or values that do not go
         together.
         """
         if self.weights is not None and self.model != "mae":
             raise InputError(f"weights go with --model mae, not {self.model}")
+        if start is None and self.weights is not None:
+            start = load_mae(self.weights, **self.of_official_file)
         settled = super().resolve()
         own = self.constructor_settings
         own = complete(self.model, own) if start is None else self.read_architecture(start, own)
         settled = replace(settled, **own).settle_contrast()
         return replace(settled, warmup_epochs=settled.warmup_of(settled.epochs) * settled.epochs)
-
-    def settle(self) -> Self:
-        """See `RunSettings.settle`."""
-        return self.resolve(None if self.weights is None else load_mae(self.weights, **self.of_official_file))
 
     def read_architecture(self, start: MaskedAutoencoder, given: dict) -> dict:
         """The settings that the weights have. Raises InputError for a given one that contradicts them."""
@@ -120,10 +118,10 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     Raises InputError for settings or data that cannot work, Diverged if a loss is no longer finite, Stopped after
     Ctrl-C or at a pause: the state is saved then.
     """
-    accelerator = settings.create_accelerator()
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     start = None if settings.weights is None else load_mae(settings.weights, **settings.of_official_file)
     settings = settings.resolve(start)
+    accelerator = settings.create_accelerator()
     channels = settings.in_channels or 3
     splits = settings.load_splits(["train", "val"], image_size=settings.image_size, channels=channels)
     found = splits["train"].image_shape[0]

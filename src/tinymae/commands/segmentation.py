@@ -1,12 +1,9 @@
 """The linear probe of segmentation: a 1x1 convolution on frozen feature maps, learned from masks."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from ..data.datasets import Dataset, StreamedDataset
 from ..data.masks import IGNORED, read_masks
 from ..errors import InputError
 from ..evaluation import figures
+from ..evaluation.probes import choose_probe
 from ..evaluation.segmentation import (
     Segmenter,
     patch_pixels,
@@ -22,15 +20,13 @@ from ..evaluation.segmentation import (
     segmentation_fits,
     segmentation_metrics,
 )
-from ..files import digest, write_tensors
+from ..files import write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
-from .features import place, require_fit, require_unchanged, split_features, untrained_twin
+from .features import place, require_fit, split_features
 from .fields import Result
-
-if TYPE_CHECKING:
-    from .linear_probe import LinearProbeSettings
+from .probing import LinearProbeSettings, with_controls
 
 SHOWN = 32  # images on the sheet
 
@@ -86,46 +82,39 @@ def probe(
     masks: dict[str, Tensor], num_classes: int,
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Scores and the controls' scores, the head that was chosen, and its predictions of the last split."""
-    before = digest(model.state_dict())
-    score_maps = partial(score, settings, run, splits, masks, num_classes)
-    scores, head, predictions = score_maps(model.encode_dense)
-    require_unchanged(model, before)
-    controls = {}
-    if settings.controls in ("all", "raw_pixels"):
-        controls["raw_pixels"] = score_maps(partial(patch_pixels, patch_size=model.patch_size))[0]
-    if settings.controls in ("all", "untrained"):
-        controls["untrained"] = score_maps(untrained_twin(model, run.accelerator, seed=settings.seed).encode_dense)[0]
+    (scores, head, predictions), proof, controls = with_controls(
+        settings, model, run.accelerator, partial(score, settings, run, splits, masks, num_classes),
+        encode=lambda encoder: encoder.encode_dense, raw=lambda: partial(patch_pixels, patch_size=model.patch_size),
+    )  # fmt: skip
     judged = [*splits][-1]
     for name, row in {"pretrained": scores, **controls}.items():
         run.print(
             f"{name:12} mean IoU {row[f'miou_{judged}']:.2f} %, pixel accuracy {row[f'pixel_accuracy_{judged}']:.2f} % "
             f"of the {judged} images ({row['num_features']} features a patch, weight decay {row['chosen']:g})"
         )
-    about = {"classes": [str(number) for number in range(num_classes)], "num_labels": len(splits["train"]),
-             "num_val_labels": len(splits["val"]), "encoder_sha256": before, "encoder_unchanged": True}  # fmt: skip
-    return scores | about | controls, head, predictions
+    classes = [str(number) for number in range(num_classes)]
+    about = {"classes": classes, "num_labels": len(splits["train"]), "num_val_labels": len(splits["val"])}
+    return scores | about | proof | controls, head, predictions
 
 
 def score(
     settings: LinearProbeSettings, run: Run, splits: dict[str, Dataset], masks: dict[str, Tensor], num_classes: int,
     function: Callable[[Tensor], Tensor],
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
-    """Of maps by `function`: figures, the head that is best on validation, and its predictions of the last split."""
+    """Of maps by `function`: scores, the head that is best on validation, and its predictions of the last split."""
     maps = split_features(function, splits, run.accelerator, **settings.reading_options)
     judge = partial(segmentation_metrics, num_classes=num_classes)
     size = masks["val"].shape[1:]
-    heads = dict(segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed))
-    tried = {
-        weight_decay: judge(predict_masks(head, maps["val"], size), masks["val"])["miou"]
-        for weight_decay, head in heads.items()
-    }
-    chosen = max(tried, key=lambda weight_decay: tried[weight_decay])
-    figures_of: dict = {"chosen": chosen, "tried_on_val": {str(name): value for name, value in tried.items()},
-                        "num_features": maps["train"].shape[1]}  # fmt: skip
+    head, chosen, tried = choose_probe(
+        segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed),
+        lambda head: judge(predict_masks(head, maps["val"], size), masks["val"])["miou"],
+    )
+    scores: dict = {"chosen": chosen, "tried_on_val": {str(name): value for name, value in tried.items()},
+                    "num_features": maps["train"].shape[1]}  # fmt: skip
     for split in [*splits][1:]:  # validation, then test
-        predictions = predict_masks(heads[chosen], maps[split], size)
-        figures_of |= {f"{name}_{split}": value for name, value in judge(predictions, masks[split]).items()}
-    return figures_of, heads[chosen], predictions
+        predictions = predict_masks(head, maps[split], size)
+        scores |= {f"{name}_{split}": value for name, value in judge(predictions, masks[split]).items()}
+    return scores, head, predictions
 
 
 def write_sheet(

@@ -89,10 +89,6 @@ class RunSettings(DataSettings):
         labels = np.asarray(self.labels) if isinstance(self.labels, Sequence) else self.labels
         return super().record() | {"labels": describe_value(labels)}
 
-    def settle(self) -> Self:
-        """`resolve`, reading what it needs from the weights."""
-        return self.resolve()
-
     @property
     def further_data(self) -> Any:
         """Other data that are read alike, or None."""
@@ -127,8 +123,8 @@ class RunSettings(DataSettings):
         return loaded
 
     def create_accelerator(self) -> Accelerator:
-        """Accelerate, with the run's precision."""
-        return create_accelerator(settle_precision(self.mixed_precision))
+        """Accelerate, with the run's precision, once it is resolved."""
+        return create_accelerator(self.mixed_precision)
 
     def open_run(
         self, accelerator: Accelerator, *, splits: dict[str, Dataset], weights: Model | None, **further: str

@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..tensors import LEVELS, to_device
 from .augment import has_colour
-from .images import UnreadableImage
+from .images import Depth
 from .sources.arrays import ArraySource
 from .sources.files import FilesSource
 from .sources.source import Source
+from .unreadable import UnreadableImage
 
 STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
 
@@ -47,7 +48,7 @@ class Indexed(torch.utils.data.Dataset):
             images, labels = self.batch(torch.tensor([place]))
             return images[0], torch.tensor(-1) if labels is None else labels[0]
         rows = torch.as_tensor(index)
-        return self.batch(rows if rows.dtype == torch.bool else rows.long())
+        return self.batch(rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows.long())
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
         """What a DataLoader collates to a batch, read together."""
@@ -55,7 +56,7 @@ class Indexed(torch.utils.data.Dataset):
         return [*zip(images, torch.full((len(images),), -1) if labels is None else labels, strict=True)]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images and labels at `indices`, int64 (B,) or bool (N,)."""
+        """Images and labels at `indices`, int64 (B,)."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -90,9 +91,9 @@ class ImageDataset(Indexed):
         return channels, height, width
 
     @property
-    def depth(self) -> str:
+    def depth(self) -> Depth:
         """uint8 or uint16"""
-        return str(self.images.dtype).removeprefix("torch.")
+        return "uint8" if self.images.dtype == torch.uint8 else "uint16"
 
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
@@ -162,7 +163,7 @@ class StreamedDataset(Indexed):
         return self.source.image_shape
 
     @property
-    def depth(self) -> str:
+    def depth(self) -> Depth:
         """uint8 or uint16"""
         return self.source.depth
 

@@ -28,7 +28,7 @@ Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become 
 
 
 def read_image(
-    source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth = "uint8", pixel_range: Range | None = None,
+    source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth, pixel_range: Range | None = None,
     name: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Decode an image file, or its bytes, to pixels (C, H, W): the shorter side resized, then centre-cropped.

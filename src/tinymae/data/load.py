@@ -12,8 +12,8 @@ from torch import Tensor
 from ..errors import InputError
 from .datasets import Dataset, ImageDataset, StreamedDataset
 from .description import describe
-from .sources.open import Reading, open_source
-from .sources.source import Source
+from .sources.open import open_source
+from .sources.source import Reading, Source
 from .splits import FRACTIONS, SPLITS, hash_names, held_out, split_by_hash
 
 MEMORY_LIMIT_GB = 4.0  # images that take more than this are read batch by batch
@@ -62,10 +62,11 @@ def load_dataset(
         memory_limit_gb: larger data are read batch by batch.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
-    Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Named
-    sets have their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders
-    `train`, `val` and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders
-    are classes. The classes are those of train.
+    Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
+    begin in the folder; those in several folders where these part, which another folder may change. Named sets have
+    their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders `train`, `val`
+    and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders are classes. The
+    classes are those of train.
 
     >>> dataset = load_dataset("digits", "test")
     >>> dataset.images.shape, dataset.images.dtype, dataset.labels.shape, dataset.classes[:3]
@@ -100,26 +101,12 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
-    in_memory = isinstance(data, ImageDataset) and labels is None
-    given = (data.images, data.labels) if in_memory else (data, labels)
-    source = open_source(*given, Reading(skip_unreadable=skip_unreadable, **reading))
-    if isinstance(data, Dataset):  # cut by the names that its images have: those of one split stay in it
-        source.name, source.given_names = data.name, list(data.names)
-        source.classes = data.classes if source.labels is not None else []
-        if data.split in ("val", "test"):
-            source.splits = {data.split: np.arange(len(source))}
-    unused = source.labels is not None and source.labels.ndim == 2 and not several
-    if unused:
-        if labelled:
-            raise InputError(
-                f"data {source.name} has several labels an image, this command or its weights know one: give others"
-            )
-        source.labels = None
+    source = open_given(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
+    unused = leaves_out_labels(source, labelled=labelled, several=several)
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
-    everything = np.arange(len(source))
     if {*splits} == {"all"}:
-        rows = {"all": everything}
+        rows = {"all": np.arange(len(source))}
     else:
         if group_pattern is not None:
             source.groups = match_groups(source, group_pattern)
@@ -129,7 +116,7 @@ def load_splits(
     for split in splits:
         if present and split != "all" and split not in rows:
             continue
-        if not len(chosen := everything if split == "all" else rows.get(split, ())):
+        if not len(chosen := np.arange(len(source)) if split == "all" else rows.get(split, ())):
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
             remedy = "give other data" if split == "train" else f"give another split, or --{split}-fraction"
             raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
@@ -139,6 +126,35 @@ def load_splits(
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
         loaded[split] = dataset.in_memory() if size <= memory_limit_gb * 2**30 else dataset
     return loaded
+
+
+def open_given(data: Any, labels: Any, reading: Reading) -> Source:
+    """The reader of the data. A data set of ours is data again: it is cut by the names that its images have, so that
+    those of one split stay in it, and val and test are not cut at all.
+    """
+    in_memory = isinstance(data, ImageDataset) and labels is None
+    source = open_source(*((data.images, data.labels) if in_memory else (data, labels)), reading)
+    if isinstance(data, Dataset):
+        source.name, source.given_names = data.name, list(data.names)
+        source.classes = data.classes if source.labels is not None else []
+        if data.split in ("val", "test"):
+            source.splits = {data.split: np.arange(len(source))}
+    return source
+
+
+def leaves_out_labels(source: Source, *, labelled: bool, several: bool) -> bool:
+    """Whether there are several labels an image, which were not asked for: they are taken out of the source.
+
+    Raises InputError for them, if images must be `labelled`.
+    """
+    if source.labels is None or source.labels.ndim < 2 or several:
+        return False
+    if labelled:
+        raise InputError(
+            f"data {source.name} has several labels an image, this command or its weights know one: give others"
+        )
+    source.labels = None
+    return True
 
 
 def cut(

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
-from .images import UNREADABLE, cover
+from .images import cover
+from .unreadable import UNREADABLE
 
 IGNORED = 255  # of a pixel without a class: neither learned from nor judged by
 

@@ -62,11 +62,12 @@ def write_map(
         ],
     }  # fmt: skip
     web = resources.files(__package__).joinpath("web")
-    theme = resources.files("tinymae.interop").joinpath("web", "theme.css").read_text()
+    theme = resources.files("tinymae.interop").joinpath("web", "theme.css")
+    look, script = (file.read_text(encoding="utf-8") for file in (web.joinpath("map.css"), web.joinpath("map.js")))
     templates = Environment(loader=PackageLoader(__package__, "web"), autoescape=True, undefined=StrictUndefined)
     page = templates.get_template("map.html").stream(
         title=title, subtitle=subtitle, count=len(order), side=side, sheets=sheets(order, images, side),
-        style=Markup(theme + web.joinpath("map.css").read_text()), script=Markup(web.joinpath("map.js").read_text()),
+        style=Markup(theme.read_text(encoding="utf-8") + look), script=Markup(script),
         data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),  # a name may say </script>
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Linear and MLP probes: classifiers on frozen features."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from .metrics import accuracy, several_metrics
 
+M = TypeVar("M", bound=nn.Module)
 L2_GRID = [10.0**exponent for exponent in (0, -1, -2, -3, -4, -5)]
 
 
@@ -122,20 +124,19 @@ def fit_mlp(
 
 
 def choose_probe(
-    fits: Iterable[tuple[float, nn.Module]], features: Tensor, labels: Tensor, *, desc: str | None = None
-) -> tuple[nn.Module, float, dict[float, float]]:
-    """The probe with the best validation score, its hyper-parameter, and the score of each that was tried.
+    fits: Iterable[tuple[float, M]], judge: Callable[[M], float], *, desc: str | None = None
+) -> tuple[M, float, dict[float, float]]:
+    """The probe that `judge` gives the best score, its hyper-parameter, and the score of each that was tried.
 
     `desc` names a progress bar.
     """
-    best: tuple[nn.Module, float] | None = None
+    best: tuple[M, float] | None = None
     tried: dict[float, float] = {}
     for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=desc is None):
-        tried[setting] = predict_score(probe, features, labels)
+        tried[setting] = judge(probe)
         if best is None or tried[setting] > tried[best[1]]:
             best = (probe, setting)
-    if best is None:
-        raise ValueError("fits is empty: there is no probe to choose")
+    assert best is not None  # a grid is not empty
     return *best, tried
 
 

@@ -139,7 +139,7 @@ def read_samples(folder: str | Path, model: Autoencoder, count: int = 10) -> lis
     if not files:
         raise InputError(f"samples folder {folder} holds no images")
     chosen = [files[i * len(files) // count] for i in range(count)] if len(files) > count else files
-    return [(file.stem, read_image(file, (model.in_channels, *model.image_size))) for file in chosen]
+    return [(file.stem, read_image(file, (model.in_channels, *model.image_size), depth="uint8")) for file in chosen]
 
 
 def cache_folder() -> Path:

@@ -65,6 +65,8 @@ class CompareSettings(DataSettings):
         """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
         if self.minutes is None and self.epochs is None:
             raise InputError("give --minutes or --epochs, the length of each pretraining")
+        if empty := [name for name in ("data", "models", "seeds") if not getattr(self, name)]:
+            raise InputError(f"{empty[0]} () is empty: give at least one")
         for model in self.models:
             if model not in MODELS:
                 raise InputError(f"models {model!r} is none of {', '.join(MODELS)}")
@@ -201,7 +203,7 @@ def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) ->
         for point in product(*axes.values()):
             chosen = choose(settings, model, best["settings"] | dict(zip(axes, point, strict=True)))
             length = training_length(settings.minutes, settings.epochs)
-            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).settle()
+            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).resolve()
             cell = Cell(data, model, chosen, settled, best["trial"])
             cells[cell.folder] = cell
     return list(cells.values())

@@ -24,7 +24,7 @@ def run_stage(command: ModuleType, settings: RunSettings, **given: Any) -> dict:
     """
     folder, weights = Path(settings.output_dir), getattr(settings, "weights", None)
     inputs = {} if weights is None else {"weights": digest(load(weights).state_dict())}
-    require_same_run(folder, settings.settle().record(), inputs, partial=True)
+    require_same_run(folder, settings.resolve().record(), inputs, partial=True)
     if (folder / "results.json").exists():
         return read_json(folder / "results.json")
     print(f"\n=== {folder}", flush=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 from ...errors import InputError, first_line, refusal
 from ...tensors import pair
 from ..bands import MAX_CHANNELS
-from ..images import Range, UnreadableImage, cover, remark_on_range, resize, to_depth
-from .source import PartedSource, some_rows
+from ..images import cover, remark_on_range, resize, to_depth
+from ..unreadable import UnreadableImage
+from .source import PartedSource, Reading, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
@@ -31,16 +32,13 @@ class ArraySource(PartedSource):
 
     label_remedy = "give labels with the images: labels= in Python, an array of labels in an .npz or HDF5 file"
 
-    def __init__(
-        self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int] | None = None,
-        pixel_range: Range | None = None,
-    ):  # fmt: skip
+    def __init__(self, name: str, parts: Sequence[Any], reading: Reading):
         super().__init__(name, parts)
-        self.kind, self.pixel_range = "array", pixel_range
+        self.kind, self.pixel_range = "array", reading.pixel_range
         first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
-        self.size = (height, width) if image_size is None else pair(image_size)
+        self.size = (height, width) if reading.image_size is None else pair(reading.image_size)
         self.image_shape = (channels, *self.size)
         self.depth = "uint8" if dtype in (np.uint8, np.bool_) else "uint16"
         self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {dtype}"
@@ -50,15 +48,15 @@ class ArraySource(PartedSource):
                     f"data {name} has parts {part.dtype} {tuple(part.shape)} and {first.dtype} {tuple(first.shape)}: "
                     "give them one size and type"
                 )
-        if dtype not in (np.uint8, np.uint16, np.bool_) and pixel_range is None:
+        if dtype not in (np.uint8, np.uint16, np.bool_) and self.pixel_range is None:
             raise InputError(
                 f"data {name} is {dtype}: give uint8 or uint16 pixels, or pixel_range LOW HIGH, the values of "
                 "black and white"
             )
-        if pixel_range is not None or dtype == np.uint16:
+        if self.pixel_range is not None or dtype == np.uint16:
             fitting = LOOKED_AT_BYTES // (int(np.prod(first.shape[1:])) * dtype.itemsize)
             looked_at = some_rows(len(self), max(1, min(LOOKED_AT, fitting)))
-            self.shown += remark_on_range(self.stored(looked_at).astype(dtype, copy=False), pixel_range)
+            self.shown += remark_on_range(self.stored(looked_at).astype(dtype, copy=False), self.pixel_range)
         if cover((height, width), self.size, name)[0] != self.size:
             self.shown += ", resized and centre-cropped"
 
@@ -125,19 +123,19 @@ def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, 
     return channels, height, width
 
 
-def open_array(images: Any, labels: Any, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:
+def open_array(images: Any, labels: Any, reading: Reading) -> ArraySource:
     """A tensor or array from Python, with labels that are numbers or names."""
     if not isinstance(images, Tensor | np.ndarray):
         raise InputError(f"data is {type(images).__name__}: give a name, a path, a tensor, an array or a torch Dataset")
     pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
     if pixels.dtype.kind not in "uif" and pixels.dtype != bool:
         raise InputError(f"data is {pixels.dtype}: give pixels")
-    source = ArraySource("array", [pixels], image_size=image_size, pixel_range=pixel_range)
+    source = ArraySource("array", [pixels], reading)
     source.classes, source.labels = number_labels(labels, len(pixels))
     return source
 
 
-def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = None) -> ArraySource:
+def open_array_file(path: Path, reading: Reading) -> ArraySource:
     """An .npy file of images, or an .npz or HDF5 file of `images` and `labels`, or of `train_images`,
     `train_labels`, `val_images` and so on, as MedMNIST names them, or `x_train`, `y_train`, as Keras does.
 
@@ -158,9 +156,7 @@ def open_array_file(path: Path, *, image_size=None, pixel_range: Range | None = 
         raise InputError(
             f"data {path} has neither images nor train_images or x_train, only {', '.join(sorted(arrays))}"
         )
-    source = ArraySource(
-        path.stem, [images for images, _ in found.values()], image_size=image_size, pixel_range=pixel_range
-    )
+    source = ArraySource(path.stem, [images for images, _ in found.values()], reading)
     source.classes, source.labels = join_labels(path, list(found.values()))
     if "" not in found:
         source.split_by_parts(found)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
-from ..images import Range, UnreadableImage, read_image
+from ..images import read_image
 from ..splits import hash_rows
+from ..unreadable import UnreadableImage
 from .files import SPLIT_NAMES
-from .source import PartedSource
+from .source import PartedSource, Reading
 from .table import (
     LABEL_COLUMNS,
     SPLIT_COLUMNS,
@@ -35,25 +36,20 @@ class ArrowSource(PartedSource):
 
     Args:
         parts: Hugging Face `Dataset`s by the name of their split; "" for one that is not split.
-        image_column, label_column, split_column: None is the only column of images, the first of class labels, and
-            the first that names splits.
-        group_column: images with the same value there stay in one split.
+        reading: without columns these are the only one of images, the first of class labels, and the first that names
+            splits.
     """
 
-    def __init__(
-        self, name: str, parts: dict[str, Any], *, shape: tuple[int, int, int], pixel_range: Range | None = None,
-        image_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
-        group_column: str | None = None,
-    ):  # fmt: skip
+    def __init__(self, name: str, parts: dict[str, Any], reading: Reading):
         from datasets import Image
 
         super().__init__(name, parts.values())
-        self.kind, self.image_shape, self.pixel_range = "Arrow table", shape, pixel_range
+        self.kind, self.image_shape, self.pixel_range = "Arrow table", reading.shape, reading.pixel_range
         features = next(iter(parts.values())).features
-        self.column = choose_image_column(name, features, image_column)
-        label = choose_label_column(name, features, label_column)
-        split = self.read_splits(parts, split_column)
-        if group := choose_column([*features], f"data {name}", group_column, (), "group"):
+        self.column = choose_image_column(name, features, reading.image_column)
+        label = choose_label_column(name, features, reading.label_column)
+        split = self.read_splits(parts, reading.split_column)
+        if group := choose_column([*features], f"data {name}", reading.group_column, (), "group"):
             self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", first=0)
         self.parts = [
             part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
@@ -62,7 +58,7 @@ class ArrowSource(PartedSource):
             raise InputError(f"data {name} has no rows")
         label = take_labels(
             self, self.read_column(parts, label) if label else None, label, [*features],
-            given=label_column is not None, classes=class_names(features[label]) if label else (),
+            given=reading.label_column is not None, classes=class_names(features[label]) if label else (),
         )  # fmt: skip
         if list(parts) != [""]:
             self.split_by_parts(parts)
@@ -164,7 +160,7 @@ def is_loaded(data: Any) -> bool:
     return isinstance(data, (getattr(library, "Dataset", ()), getattr(library, "DatasetDict", ())))
 
 
-def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:
+def open_arrow(data: list[str], reading: Reading) -> ArrowSource:
     """`hf:owner/name` from the Hub or its offline cache, Parquet files, or a folder of `save_to_disk`.
 
     Raises InputError without the library, or for what it cannot open.
@@ -194,7 +190,7 @@ def open_arrow(data: list[str], **arguments: Any) -> ArrowSource:
         if not bars:
             datasets.enable_progress_bars()
     name = first.removeprefix(HUB) if first.startswith(HUB) else Path(first).stem
-    return ArrowSource(name, split_parts(loaded), **arguments)
+    return ArrowSource(name, split_parts(loaded), reading)
 
 
 def by_split(files: list[str]) -> dict[str, list[str]] | list[str]:

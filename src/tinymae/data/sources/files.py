@@ -13,18 +13,10 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import (
-    EXTENSIONS,
-    UNREADABLE,
-    Range,
-    cover,
-    largest_value,
-    look_at_header,
-    read_image,
-    remark_on_range,
-)  # fmt: skip
-from ..splits import rows_by_split
-from .source import Source, some_rows
+from ..images import EXTENSIONS, cover, largest_value, look_at_header, read_image, remark_on_range
+from ..splits import hash_names, rows_by_split
+from ..unreadable import UNREADABLE
+from .source import Reading, Source, some_rows
 
 # What folders of the splits may be called, in any case.
 SPLIT_NAMES = {
@@ -44,17 +36,14 @@ class FilesSource(Source):
         paths: of the files; a row's own name is its path.
     """
 
-    def __init__(
-        self, name: str, kind: str, root: Path, paths: Iterable[str], *, shape: tuple[int, int, int],
-        pixel_range: Range | None = None,
-    ):  # fmt: skip
+    def __init__(self, name: str, kind: str, root: Path, paths: Iterable[str], reading: Reading):
         super().__init__(name)
         # One buffer for all paths: a list of strings would take several times as much.
         try:
             self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
         except UnicodeEncodeError as error:  # tables of results, lists of files and sheets could not name it either
             raise InputError(f"image {error.object!a} in {root} has a name that is not UTF-8: rename it") from None
-        self.image_shape, self.pixel_range = shape, pixel_range
+        self.image_shape, self.pixel_range = reading.shape, reading.pixel_range
         self.look_at_headers()
 
     def __len__(self) -> int:
@@ -63,6 +52,10 @@ class FilesSource(Source):
     def names(self, rows: np.ndarray) -> Sequence[str]:
         """Paths relative to the folder."""
         return self.paths.take(pa.array(rows)).to_pylist()
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """See `Source.places`: by name."""
+        return hash_names(self.names(rows))
 
     def digest(self, rows: np.ndarray) -> str:
         """Of names, sizes in bytes, and labels."""
@@ -124,9 +117,7 @@ def size_of(path: Path) -> int:
 # ---- folders
 
 
-def open_folders(
-    folders: Sequence[Path], *, shape: tuple[int, int, int], pixel_range: Range | None = None
-) -> FilesSource:
+def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     """Images in one or several folders, with or without class sub-folders, in split sub-folders or not.
 
     Raises InputError: a missing or empty folder, images beside class folders, a class that train lacks.
@@ -145,7 +136,7 @@ def open_folders(
             raise InputError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)})")
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
-    source = FilesSource(root.name or str(root), "folder", root, found, shape=shape, pixel_range=pixel_range)
+    source = FilesSource(root.name or str(root), "folder", root, found, reading)
     source.left_out = left_out
     if len(folders) == 1:
         source.labels, source.classes, source.splits = read_layout(root, found)
@@ -163,13 +154,13 @@ def is_image_file(path: Path) -> bool:
     return path.name.lower().endswith(EXTENSIONS) and path.is_file()
 
 
-def open_images(files: Sequence[Path], *, shape: tuple[int, int, int], pixel_range: Range | None = None) -> FilesSource:
+def open_images(files: Sequence[Path], reading: Reading) -> FilesSource:
     """Single image files, without labels."""
     resolved = {file.resolve() for file in files}
     root = Path(os.path.commonpath([file.parent for file in resolved]))
     paths = sorted(file.relative_to(root).as_posix() for file in resolved)
     name = files[0].name if len(files) == 1 else root.name
-    return FilesSource(name, "images", root, paths, shape=shape, pixel_range=pixel_range)
+    return FilesSource(name, "images", root, paths, reading)
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

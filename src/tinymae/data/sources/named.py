@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from filelock import FileLock
 from torchvision import datasets
 
 from ...errors import InputError
-from ..images import Range
+from ...tensors import pair
 from ..splits import fixed_permutation
 from .arrays import ArraySource
-from .source import Source
+from .source import Reading, Source
 from .torch_dataset import TorchSource, labels_of
 
 Opener = Callable[..., Any]  # of torchvision's constructors
@@ -50,25 +51,22 @@ NAMED: dict[str, tuple[Callable[[Path, str, bool], Any], tuple[str, ...]]] = {
 HELD_OUT = 2000  # images that a fixed seed takes from train for validation, at most a tenth of them
 
 
-def open_named(
-    name: str, data_dir: Path, *, image_size: int | tuple[int, int] | None = None, channels: int = 3,
-    pixel_range: Range | None = None,
-) -> Source:  # fmt: skip
+def open_named(name: str, reading: Reading) -> Source:
     """The data set of this name, all splits in one source."""
+    reading = replace(reading, pixel_range=None)  # of other data beside them: these have all values of 8 bits
     if name == "digits":
-        return open_digits(image_size=image_size)
+        return open_digits(reading)
     opener, splits = NAMED[name]
-    opened = {split: open_split(name, opener, data_dir, split) for split in splits}
+    opened = {split: open_split(name, opener, Path(reading.data_dir), split) for split in splits}
     arrays = [array_of(part) for part in opened.values()]
     source: ArraySource | TorchSource
     if all(array is not None for array in arrays):
-        source = ArraySource(name, arrays, image_size=image_size)
+        source = ArraySource(name, arrays, reading)
         labels = [labels_of(part) for part in opened.values()]
         source.labels = None if any(each is None for each in labels) else np.concatenate(labels)  # type: ignore[arg-type]
     else:
-        source = TorchSource(
-            name, list(opened.values()), image_size=image_size or 64, channels=channels, pixel_range=pixel_range
-        )
+        shape = reading.channels, *pair(reading.image_size or 64)
+        source = TorchSource(name, list(opened.values()), shape=shape, pixel_range=None)
     source.kind, source.classes = "named", classes_of(opened["train"], source.labels)
     if len(splits) > 1:
         source.split_by_parts(splits)
@@ -110,13 +108,13 @@ def classes_of(part: Any, labels: np.ndarray | None) -> list[str]:
     return list(map(str, known)) if known else [str(number) for number in range(int(labels.max()) + 1)]
 
 
-def open_digits(*, image_size: int | tuple[int, int] | None = None) -> ArraySource:
+def open_digits(reading: Reading) -> ArraySource:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey: 1,300 train, 137 val, 360 test, cut by the fixed seed."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images) * (255 / 16)  # stored as 0..16
-    source = ArraySource("digits", [images.round().to(torch.uint8).numpy()], image_size=image_size)
+    source = ArraySource("digits", [images.round().to(torch.uint8).numpy()], reading)
     source.kind, source.labels = "named", digits.target.astype(np.int64)
     source.classes = [str(digit) for digit in range(10)]
     order = fixed_permutation(len(source))

@@ -2,13 +2,48 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..images import Depth, UnreadableImage
+from ...errors import InputError
+from ...tensors import pair
+from ..bands import MAX_CHANNELS, Range
+from ..images import Depth
 from ..splits import hash_names, hash_rows
+from ..unreadable import UnreadableImage
+
+FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, as users say it."""
+
+    data_dir: str | Path = "data"
+    image_size: int | tuple[int, int] | None = None
+    channels: int = 3
+    pixel_range: Range | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    skip_unreadable: bool = False
+
+    def __post_init__(self):
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise InputError(f"in_channels {self.channels} is not within 1 and {MAX_CHANNELS}")
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            low, high = self.pixel_range
+            raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of images that have no size of their own."""
+        return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
 
 
 class Source:
@@ -64,14 +99,11 @@ class Source:
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """A number in [0, 1) of each row, which decides on its split: float64 (B,)."""
-        if type(self).names is not Source.names:
-            return hash_names(self.names(rows))
-        if self.given_names:
-            names = self.names(rows)
-            if not all(map(str.isdecimal, names)):
-                return hash_names(names)
-            rows = np.array(names, dtype=np.int64)  # of arrays, whose names are their rows
-        return hash_rows(rows)
+        if not self.given_names:
+            return hash_rows(rows)
+        names = self.names(rows)
+        numbers = [name.removeprefix("row/") for name in names]  # the names of an Arrow table's rows, and of an array's
+        return hash_rows(np.array(numbers, dtype=np.int64)) if all(map(str.isdecimal, numbers)) else hash_names(names)
 
     def digest(self, rows: np.ndarray) -> str:
         """SHA-256 of what shows whether these rows still are the same images."""

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError, first_line, refusal
-from ..images import Range
 from ..splits import rows_by_split
 from .arrays import number_labels
 from .files import SPLIT_NAMES, FilesSource
-from .source import Source
+from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
 # What a column may be called, unless it is named by a flag.
@@ -22,11 +21,7 @@ SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 SEPARATOR = ";"  # of the classes of an image that has several
 
 
-def open_table(
-    path: Path, *, shape: tuple[int, int, int], pixel_range: Range | None = None, image_column: str | None = None,
-    label_column: str | None = None, split_column: str | None = None, group_column: str | None = None,
-    skip_unreadable: bool = False,
-) -> FilesSource:  # fmt: skip
+def open_table(path: Path, reading: Reading) -> FilesSource:
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
 
     A row whose label is empty has none. With `skip_unreadable`, a missing file is an unreadable image. Raises
@@ -34,7 +29,7 @@ def open_table(
     """
     table, where = read_table(path), f"table {path}"
     names = table.column_names
-    column = choose_column(names, where, image_column, PATH_COLUMNS, "image")
+    column = choose_column(names, where, reading.image_column, PATH_COLUMNS, "image")
     if column is None:
         raise InputError(
             f"{where} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(names)}: give --image-column"
@@ -42,23 +37,24 @@ def open_table(
     paths = strings(table.column(column), column, f"{where}, line", first=2)
     if not paths:
         raise InputError(f"{where} has no rows")
-    for row, name in enumerate(paths if not skip_unreadable else (), start=2):
+    for row, name in enumerate(paths if not reading.skip_unreadable else (), start=2):
         if not (path.parent / name).is_file():
             raise InputError(
                 f"{where}, line {row}: image {path.parent / name} does not exist: leave the row out, or give "
                 "--skip-unreadable"
             )
-    source = FilesSource(path.stem, "table", path.parent, paths, shape=shape, pixel_range=pixel_range)
-    label = choose_column(names, where, label_column, LABEL_COLUMNS, "label")
-    label = take_labels(source, table.column(label) if label else None, label, names, given=label_column is not None)
-    split = choose_column(names, where, split_column, SPLIT_COLUMNS, "split")
-    if split and split_column is None and not names_splits(table.column(split)):
+    source = FilesSource(path.stem, "table", path.parent, paths, reading)
+    label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
+    values = table.column(label) if label else None
+    label = take_labels(source, values, label, names, given=reading.label_column is not None)
+    split = choose_column(names, where, reading.split_column, SPLIT_COLUMNS, "split")
+    if split and reading.split_column is None and not names_splits(table.column(split)):
         source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
         split = None
     if split:
         source.splits = read_splits(table.column(split), split, f"{where}, line", first=2)
         require_one_split(paths, source.splits, where)
-    if group := choose_column(names, where, group_column, (), "group"):
+    if group := choose_column(names, where, reading.group_column, (), "group"):
         source.groups = strings(table.column(group), group, f"{where}, line", first=2)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
@@ -225,7 +221,7 @@ def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
     if pa.types.is_integer(column.type):
-        return np.asarray(column.fill_null(-1))
+        return np.asarray(column.cast(pa.int64()).fill_null(-1))
     return np.array(column.cast(pa.large_string()).fill_null("").to_pylist(), dtype=np.str_)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError
-from ...tensors import pair
-from ..images import Range, fit_array, from_pillow, to_depth
+from ..bands import Range
+from ..images import fit_array, from_pillow, to_depth
 from .source import PartedSource
 
 
@@ -22,16 +22,12 @@ class TorchSource(PartedSource):
 
     label_remedy = "let its items be (image, label)"
 
-    def __init__(
-        self, name: str, parts: Sequence[Any], *, image_size: int | tuple[int, int], channels: int = 3,
-        pixel_range: Range | None = None,
-    ):  # fmt: skip
+    def __init__(self, name: str, parts: Sequence[Any], *, shape: tuple[int, int, int], pixel_range: Range | None):
         for part in parts:
             if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
                 raise InputError(f"data {type(part).__name__} has no length: give a map-style torch Dataset")
         super().__init__(name, parts)
-        self.kind, self.pixel_range = "torch Dataset", pixel_range
-        self.image_shape = (channels, *pair(image_size))
+        self.kind, self.image_shape, self.pixel_range = "torch Dataset", shape, pixel_range
         if not len(self):
             raise InputError(f"data {name} has no images")
         first = self.item(0)
@@ -48,9 +44,10 @@ class TorchSource(PartedSource):
         has_label = isinstance(first, tuple | list) and len(first) > 1
         unlabelled = getattr(parts[0], "lists_labels", False) and parts[0].labels is None
         if has_label and not unlabelled:
-            self.labels = self.find_labels()
-            count = self.labels.shape[1] if self.labels.ndim == 2 else int(self.labels.max()) + 1
-            self.classes = list(map(str, getattr(parts[0], "classes", range(count))))
+            labels = self.find_labels()
+            if (labels >= 0).any():  # else none has a label
+                count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+                self.labels, self.classes = labels, list(map(str, getattr(parts[0], "classes", range(count))))
 
     def item(self, row: int) -> Any:
         """The item of a row."""

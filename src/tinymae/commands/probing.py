@@ -1,0 +1,83 @@
+"""What probes of frozen encoders share, whatever they score: their settings, and the controls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from typing_extensions import Self
+
+from ..errors import InputError
+from ..files import digest
+from ..models.base import Autoencoder
+from ..randomness import derive_seed
+from .features import WeightsSettings, place
+from .fields import setting, with_default
+from .settings import LabelSettings
+
+A = TypeVar("A", bound=Autoencoder)
+F = TypeVar("F")  # the features, whatever is scored
+S = TypeVar("S", bound=tuple)  # the scores, and what else comes of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeSettings(LabelSettings, WeightsSettings):
+    """Settings of probing."""
+
+    heading = "probe"
+    output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
+    pool: Literal["avg", "cls"] = setting("avg", "the mean of the patch tokens, or the class token")
+    head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
+    task: Literal["classification", "segmentation"] = setting(
+        "classification", "segmentation: a 1x1 convolution on the patches of a ViT, learned from --masks"
+    )
+    masks: str | Path | None = setting(
+        None,
+        "folder of PNG masks with the images' relative names; pixels are classes from 0, 255 is none",
+        group="data",
+    )
+    controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
+        None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
+    )
+
+    def resolve(self) -> Self:
+        """See `RunSettings.resolve`."""
+        segments = self.task == "segmentation"
+        if segments != (self.masks is not None):
+            remedy = "give masks, their folder" if segments else "give task segmentation, which learns from masks"
+            raise InputError(f"task {self.task} with masks {self.masks}: {remedy}")
+        if segments and (self.head, self.pool) != ("linear", "avg"):
+            raise InputError(f"head {self.head}, pool {self.pool}: leave both out with --task segmentation")
+        return super().resolve()
+
+
+def with_controls(
+    settings: LinearProbeSettings, model: A, accelerator: Accelerator, score: Callable[[F], S], *,
+    encode: Callable[[A], F], raw: Callable[[], F],
+) -> tuple[S, dict[str, Any], dict[str, dict]]:  # fmt: skip
+    """What `score` makes of the frozen model's features, the proof that it stayed frozen, and the scores of the
+    controls by name, of which `raw` gives the pixels.
+    """
+    before = digest(model.state_dict())
+    found = score(encode(model))
+    require_unchanged(model, before)
+    controls = {}
+    if settings.controls in ("all", "raw_pixels"):
+        controls["raw_pixels"] = score(raw())[0]
+    if settings.controls in ("all", "untrained"):
+        controls["untrained"] = score(encode(untrained_twin(model, accelerator, seed=settings.seed)))[0]
+    return found, {"encoder_sha256": before, "encoder_unchanged": True}, controls
+
+
+def untrained_twin(model: A, accelerator: Accelerator, *, seed: int) -> A:
+    """The same model with random weights, on the same device: a control."""
+    torch.manual_seed(derive_seed(seed, "weights"))
+    return place(type(model)(**model.config), accelerator)
+
+
+def require_unchanged(model: Autoencoder, before: str) -> None:
+    """Raises RuntimeError if the weights are no longer those of this digest."""
+    if digest(model.state_dict()) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
