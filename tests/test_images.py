@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.data.images import read_image, to_depth
+from tinymae.data.masks import IGNORED, read_masks
 from tinymae.data.unreadable import UnreadableImage
 
 tifffile = pytest.importorskip("tifffile")
@@ -242,3 +244,119 @@ def test_what_an_optional_library_is_needed_for_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(tifffile.TiffPage, "asarray", needs)
     with pytest.raises(InputError, match="image bytes is compressed in a way that needs imagecodecs: pip install"):
         read_image(DEEP["frames.tif"](values), (3, 8, 8), depth="uint8", name="bytes")
+
+
+# ---- images of another shape than is wanted
+
+
+def long_image(height=10, width=40):
+    """A grey-blue edge of two pixels, speckled, around noise."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image[:2], image[-2:], image[:, :2], image[:, -2:] = 4 * [np.array([90, 100, 140], np.uint8)]
+    image[0, ::7] = 255
+    return image
+
+
+def ways_to_give(folder, image):
+    """The same image as data of each kind, with how exactly its resizing is that of torch's tensors."""
+    folder.mkdir()
+    Image.fromarray(image).save(folder / "image.png")
+    (folder / "table.csv").write_text("path\nimage.png\n")
+    np.savez(folder / "image.npz", images=image[None])
+    return {"folder": (folder / "image.png", 3), "table": (folder / "table.csv", 3), "npz": (folder / "image.npz", 0),
+            "array": (planes(image)[None], 0), "items": ([Image.fromarray(image)], 3),
+            "torch": (list(torch.from_numpy(planes(image))[None]), 0)}  # fmt: skip
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "table", "npz", "array", "items", "torch"])
+def test_padding_keeps_the_whole_image_on_the_colour_of_its_edge(tmp_path, kind, upright):
+    image = long_image()
+    image = image.transpose(1, 0, 2).copy() if upright else image
+    data, tolerance = ways_to_give(tmp_path / "data", image)[kind]
+    padded = load_dataset(Items(data) if isinstance(data, list) else data, "all", image_size=20, fit="pad")
+    assert isinstance(data, list) or ", resized and padded" in padded.description[2]
+    read = padded.images[0].permute(0, 2, 1) if upright else padded.images[0]
+    assert read.shape == (3, 20, 20)
+    outside = torch.cat([read[:, :7], read[:, 12:]], dim=1)  # 5 of 20 rows are the image's
+    assert (outside == torch.tensor([90, 100, 140])[:, None, None]).all()
+    smaller = torch.nn.functional.interpolate(
+        torch.from_numpy(planes(image))[None].float(), (20, 5) if upright else (5, 20), mode="bicubic", antialias=True
+    )[0].round().clamp(0, 255)  # fmt: skip
+    smaller = smaller.permute(0, 2, 1) if upright else smaller
+    assert (read[:, 7:12].float() - smaller).abs().max() <= tolerance
+
+
+def test_an_image_of_the_wanted_shape_is_neither_cropped_nor_padded(tmp_path):
+    Image.fromarray(long_image(10, 20)).save(tmp_path / "image.png")
+    for size in ((10, 20), (5, 10), (20, 40)):
+        cropped, padded = (load_dataset(tmp_path, "all", image_size=size, fit=fit) for fit in ("crop", "pad"))
+        assert torch.equal(cropped.images, padded.images)
+        assert "padded" not in padded.description[2] and "cropped" not in cropped.description[2]
+    assert "resized and centre-cropped" in load_dataset(tmp_path, "all", image_size=8).description[2]
+    with pytest.raises(InputError, match="fit 'stretch' is none of crop and pad"):
+        load_dataset(tmp_path, "all", fit="stretch")
+
+
+@pytest.mark.parametrize("name", ["interleaved.tif", "plain.png"])
+def test_deep_and_grey_images_are_padded_alike(tmp_path, name):
+    values = long_image().astype(np.uint16) * 16
+    (tmp_path / name).write_bytes(DEEP[name](values))
+    read = load_dataset(tmp_path, "all", image_size=20, fit="pad").images[0]
+    assert read[:, 0, 0].tolist() == [90 * 16, 100 * 16, 140 * 16]
+    (tmp_path / name).unlink()
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
+    assert load_dataset(tmp_path, "all", image_size=20, fit="pad").images[0, :, 0, 0].tolist() == 3 * [90 * 16]
+
+
+def test_a_photo_that_is_padded_is_decoded_small_but_sharp(tmp_path):
+    y, x = np.mgrid[0:1200, 0:3000] / 100
+    smooth = np.stack([127 + 100 * np.sin(x + k) * np.cos(y) for k in range(3)], axis=2).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "photo.jpg", quality=95)
+    np.save(tmp_path / "photo.npy", smooth)
+    read, exact = (
+        read_image(tmp_path / f"photo.{kind}", (3, 60, 60), depth="uint8", fit="pad") for kind in ("jpg", "npy")
+    )
+    assert (read.int() - exact.int()).abs().max() <= 6
+
+
+def test_masks_are_padded_as_their_images_are_by_pixels_of_no_class(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    picture = np.zeros((10, 40, 3), np.uint8)
+    picture[:, 20:] = 200
+    Image.fromarray(picture).save(tmp_path / "images" / "1.png")
+    Image.fromarray((picture[..., 0] > 0).astype(np.uint8)).save(tmp_path / "masks" / "1.png")
+    dataset = load_dataset(tmp_path / "images", "all", image_size=20, fit="pad")
+    (mask,) = read_masks(tmp_path / "masks", dataset, fit="pad")
+    assert (mask[:7] == IGNORED).all() and (mask[12:] == IGNORED).all()
+    assert (mask[7:12, :10] == 0).all() and (mask[7:12, 10:] == 1).all()
+    assert ((dataset.images[0, 0, 7:12] > 100) == (mask[7:12] == 1)).all()
+
+
+def test_queries_are_padded_as_the_data_are(tmp_path, quick_figures):
+    (tmp_path / "data").mkdir()
+    for number in range(12):
+        image = long_image()
+        image[:, 5 * (number % 3) :: 9] = 20 * number
+        Image.fromarray(image[:, :: -1 if number % 2 else 1]).save(tmp_path / "data" / f"{number:02}.png")
+    model = tinymae.MaskedAutoencoder(image_size=20, patch_size=4, embed_dim=24, depth=1, num_heads=2)
+    found = {}
+    for fit in ("crop", "pad"):
+        folder = tinymae.neighbours(
+            tmp_path / "data", weights=model, split=("all",), query=(str(tmp_path / "data"),), k=1, fit=fit,
+            output_dir=tmp_path / fit,
+        ).folder  # fmt: skip
+        found[fit] = [line.split(",") for line in (folder / "neighbours.csv").read_text().splitlines()[1:]]
+    assert all(query.endswith(name) and cosine == "1.0000" for query, _, name, _, _, cosine in found["pad"])
