@@ -383,6 +383,11 @@ def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fract
     assert set(classes[parts["train"]]) == set(classes)
 
 
+def test_a_named_set_has_no_groups(mnist_dir):
+    with pytest.raises(InputError, match="group_pattern '1': data mnist has splits of its own; leave it out"):
+        load_dataset("mnist", data_dir=mnist_dir, group_pattern="1")
+
+
 def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(films):
     for wrong, says in [
         ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression: .*"),
@@ -392,8 +397,6 @@ def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(film
     ]:
         with pytest.raises(InputError, match=f"^{says}$"):
             load_dataset(films / "films", **wrong)
-    with pytest.raises(InputError, match="group_pattern '1': data digits has splits of its own; leave it out"):
-        load_dataset("digits", group_pattern="1")
     with pytest.raises(InputError, match="group_column reel is none of table .*films.csv's columns, path, label, film"):
         load_dataset(films / "films.csv", group_column="reel")
     with pytest.raises(InputError, match="group_column and group_pattern are two ways to say the same: give one"):

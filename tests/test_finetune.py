@@ -227,7 +227,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
         ({"final_epochs": 2}, "final_epochs 2 is not within 0 and 1"),
         ({"patch_drop": 1.0}, "patch_drop 1 is not below 1"),
-        ({"pool": "max"}, "pool 'max' is not"),
+        ({"pool": "max"}, "pool 'max' is none of avg, cls"),
         ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
           "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
         ({"weights": small_model(in_channels=3)}, "has 1 channels, the weights want 3"),

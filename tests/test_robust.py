@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from tinymae import InputError, MaskedAutoencoder, files, load, load_dataset, patchify, random_mask, unpatchify
 from tinymae.commands import pretrain
-from tinymae.data import images
+from tinymae.data import fit, images
 from tinymae.data.batches import split_batch, step_indices
 from tinymae.data.images import look_at_header, read_image
 from tinymae.errors import Diverged, ran_out_of_memory
@@ -311,7 +311,7 @@ def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
     Image.new("L", (1, 30_000)).save(tmp_path / "line.png")
     with pytest.raises(InputError, match=r"line\.png cannot be read \(1 x 30000 pixels are too narrow for 64 x 64\)"):
         read_image(tmp_path / "line.png", (3, 64, 64), depth="uint8")  # 64 x 1,920,000 pixels, from a file of 100 bytes
-    monkeypatch.setattr(images, "LARGEST", 8 * 800)
+    monkeypatch.setattr(fit, "LARGEST", 8 * 800)
     for height, fits in ((100, True), (101, False)):
         Image.new("L", (1, height), 9).save(tmp_path / "line.png")
         if fits:

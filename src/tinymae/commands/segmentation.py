@@ -61,7 +61,7 @@ def load_masks(settings: LinearProbeSettings, splits: dict[str, Dataset]) -> tup
     for split in splits.values():
         if isinstance(split, StreamedDataset) and split.skip_unreadable:
             raise InputError("skip_unreadable: images that are read batch by batch would get the masks of others")
-    train = read_masks(settings.masks, splits["train"])
+    train = read_masks(settings.masks, splits["train"], fit=settings.fit)
     found = train[train != IGNORED].unique().tolist()
     if len(found) < 2:
         raise InputError(
@@ -70,7 +70,7 @@ def load_masks(settings: LinearProbeSettings, splits: dict[str, Dataset]) -> tup
         )
     num_classes = found[-1] + 1
     others = {
-        name: read_masks(settings.masks, split, classes=num_classes)
+        name: read_masks(settings.masks, split, classes=num_classes, fit=settings.fit)
         for name, split in splits.items()
         if name != "train"
     }

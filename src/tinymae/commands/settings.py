@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..data.datasets import Dataset
+from ..data.fit import Fit
 from ..data.load import Images, load_splits
 from ..data.sources.open import COLUMNS, has_columns
 from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
@@ -42,6 +43,9 @@ class DataSettings(Settings):
     pixel_range: tuple[float, float] | None = setting(
         None,
         "values of black and white: of float or 32-bit pixels, and of 16-bit ones that use fewer (12 bits: 0 4095)",
+    )
+    fit: Fit = setting(
+        "crop", "images of another shape: crop what is beyond the size, or pad with the median colour of their edge"
     )
     image_column: str | None = setting(None, f"of a table (default: {', '.join(PATH_COLUMNS)})")
     label_column: str | None = setting(None, f"of a table (default: {', '.join(LABEL_COLUMNS)})")

@@ -16,10 +16,11 @@ from tqdm.contrib.concurrent import thread_map
 from ..errors import InputError
 from ..tensors import LEVELS, to_device
 from .augment import has_colour
-from .images import Depth, UnreadableImage
+from .images import Depth
 from .sources.arrays import ArraySource
 from .sources.files import FilesSource
 from .sources.source import Source
+from .unreadable import UnreadableImage
 
 STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
 

@@ -2,19 +2,19 @@
 
 import contextlib
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..errors import InputError, first_line, ran_out_of_memory
-from ..tensors import LEVELS
+from ..errors import InputError
+from .bands import Range, describe_shape, find_kind, map_array, open_tiff, read_array
+from .fit import Fit, border_colour, fit_pixels, fitted_size, place
+from .unreadable import UNREADABLE, require_safe_size, unreadable
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
@@ -22,62 +22,46 @@ with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is 
     register_heif_opener()
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif", ".heic", ".heif", ".npy")
-LARGEST = 50_000_000  # pixels while resizing: a narrow image grows by far more than its file says
-MAX_CHANNELS = 64
-
-# What Pillow raises for files that are no image, are cut short, lie about their size, or are absurdly large.
-UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become uint16 over their stated range
-Range = tuple[float, float]  # which values of float or 32-bit images are black and white
-
-
-class UnreadableImage(InputError):
-    """One image of many that cannot be read."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
 
 
 def read_image(
     source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth, pixel_range: Range | None = None,
-    name: str | None = None,
+    fit: Fit = "crop", name: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Decode an image file, or its bytes, to pixels (C, H, W): the shorter side resized, then centre-cropped.
+
+    With `fit` "pad" the longer side is resized, and the rest has the median colour of the image's outermost pixels.
 
     One channel is grey, three are RGB, any other number is what a multi-band TIFF or an .npy file (H, W, C) or
     (C, H, W) holds. `depth` "uint8" scales 16-bit files down, "uint16" scales 8-bit files up. 32-bit and float files
     need a `pixel_range`. Only the first image of a file with several is read. Bytes have to be given a `name`.
 
     Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
-    for a number of channels that its format does not give.
+    for a number of channels that the file does not have or its format does not give.
     """
     name = name or str(source)
     try:
-        pixels = open_array(source, shape[0]) if is_array(source, shape[0]) else decode(source, shape, name)
-        if isinstance(pixels, Image.Image):
-            return from_pillow(pixels, shape, depth, pixel_range, name)
-        return fit_array(to_depth(pixels, depth, pixel_range, name), shape, name)
+        if (kind := find_kind(source, shape[0])) is None:
+            return from_pillow(decode(source, shape, fit, name), shape, depth, pixel_range, fit, name)
+        values = read_array(source, kind, shape[0], pixel_range=pixel_range, name=name)
+        return fit_array(to_depth(values, depth, pixel_range, name), shape, fit, name)
     except InputError:
         raise
     except UNREADABLE as error:
-        raise (error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))) from None
+        raise unreadable(name, error) from None
 
 
-def decode(source: Path | bytes, shape: tuple[int, int, int], name: str) -> Image.Image:
+def decode(source: Path | bytes, shape: tuple[int, int, int], fit: Fit, name: str) -> Image.Image:
     """The image upright, at a size not far above `shape` where its format (JPEG) can decode smaller."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        scale = min(file.width / shape[2], file.height / shape[1])
+        scale = (min if fit == "crop" else max)(file.width / shape[2], file.height / shape[1])
         if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
             file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
-        if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:  # Pillow reads twice as many
-            raise Image.DecompressionBombError(
-                f"{file.width} x {file.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS"
-            )
-        cover((file.height, file.width), shape[1:], name)  # a width that it refuses is a MemoryError of Pillow's
+        require_safe_size(file.height, file.width)
+        size = file.height, file.width
+        fitted_size(size, shape[1:], fit, name)  # a width that it refuses is a MemoryError of Pillow's
         upright = ImageOps.exif_transpose(file)
         upright.load()
         return upright.convert("I;16") if is_deep_pgm(file) else upright
@@ -89,7 +73,7 @@ def is_deep_pgm(file: Image.Image) -> bool:
 
 
 def from_pillow(
-    image: Image.Image, shape: tuple[int, int, int], depth: Depth, pixel_range: Range | None, name: str
+    image: Image.Image, shape: tuple[int, int, int], depth: Depth, pixel_range: Range | None, fit: Fit, name: str
 ) -> Tensor:
     """Grey or RGB pixels (C, H, W). Raises InputError for another number of channels."""
     channels, height, width = shape
@@ -99,14 +83,22 @@ def from_pillow(
         )
     if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
         grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)
-        return fit_array(grey, (1, height, width), name).repeat(channels, 1, 1)
+        return fit_array(grey, (1, height, width), fit, name).repeat(channels, 1, 1)
     image = to_mode(image, {1: "L", 3: "RGB"}[channels])
-    if image.size != (width, height):
-        (new_height, new_width), (top, left) = cover((image.height, image.width), (height, width), name)
-        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1).contiguous()
+    if image.size == (width, height):
+        pixels = to_tensor(image)
+    else:
+        size, corner = fitted_size((image.height, image.width), (height, width), fit, name)
+        resized = to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC))
+        colour = None if fit == "crop" else border_colour(to_tensor(image)[None])
+        pixels = place(resized[None], (height, width), corner, colour)[0]
     return pixels if depth == "uint8" else (pixels.int() * 257).to(torch.uint16)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pixels (C, H, W) of a grey or RGB image."""
+    values = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -115,58 +107,6 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
-
-
-def cover(old: tuple[int, int], wanted: tuple[int, int], name: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size (height, width) at which an image just covers the wanted one, and the corner of the centre crop."""
-    scale = max(wanted[0] / old[0], wanted[1] / old[1])
-    size = max(wanted[0], round(old[0] * scale)), max(wanted[1], round(old[1] * scale))
-    if size[0] * size[1] > LARGEST:
-        raise UnreadableImage(name, f"{old[1]} x {old[0]} pixels are too narrow for {wanted[1]} x {wanted[0]}")
-    return size, ((size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2)
-
-
-# ---- arrays: many channels, more than 8 bits
-
-
-def is_array(source: Path | bytes, channels: int) -> bool:
-    """Whether Pillow is not asked to read it."""
-    suffix = source.suffix.lower() if isinstance(source, Path) else ""
-    return suffix == ".npy" or (channels not in (1, 3) and suffix in (".tif", ".tiff"))
-
-
-def open_array(path: Path | bytes, channels: int) -> np.ndarray:
-    """The values (H, W, C) of an .npy file or a multi-band TIFF, not yet scaled."""
-    assert isinstance(path, Path)
-    if path.suffix.lower() == ".npy":
-        map_array(path)  # which sees whether the file is as long as it says
-        values = np.load(path, allow_pickle=False)
-    else:
-        try:
-            import tifffile
-        except ImportError:
-            raise InputError(
-                f"images of {channels} channels, like {path}, need tifffile: pip install tifffile"
-            ) from None
-        with tifffile.TiffFile(path) as file:
-            if Image.MAX_IMAGE_PIXELS and file.series[0].size > Image.MAX_IMAGE_PIXELS * channels:
-                raise UnreadableImage(str(path), f"{file.series[0].shape} is more than PIL.Image.MAX_IMAGE_PIXELS")
-            values = file.series[0].asarray()
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
-        values = np.moveaxis(values, 0, 2)
-    if values.ndim != 3 or values.shape[2] != channels:
-        raise UnreadableImage(str(path), f"its shape {values.shape} has no {channels} channels")
-    return values
-
-
-def map_array(path: Path) -> np.ndarray:
-    """The values of an .npy file where they are. Raises UnreadableImage for what cannot be pixels."""
-    mapped = np.load(path, allow_pickle=False, mmap_mode="r")
-    if not (isinstance(mapped, np.ndarray) and mapped.size and mapped.dtype.kind in "buif"):
-        raise UnreadableImage(str(path), "it holds no array of pixels")
-    return mapped
 
 
 def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: str) -> np.ndarray:
@@ -219,22 +159,10 @@ def remark_on_range(values: np.ndarray, pixel_range: Range | None) -> str:
     return f" (values up to {largest:,}: give pixel_range 0 {top} to use the whole range)"
 
 
-def fit_array(values: np.ndarray, shape: tuple[int, int, int], name: str) -> Tensor:
-    """Pixels (H, W, C) -> (C, H, W) of `shape`, resized and cropped as images are."""
+def fit_array(values: np.ndarray, shape: tuple[int, int, int], fit: Fit, name: str) -> Tensor:
+    """Pixels (H, W, C) -> (C, H, W) of `shape`, fitted as images are."""
     pixels = torch.from_numpy(np.array(np.moveaxis(values, 2, 0), order="C"))  # Pillow's own may not be written to
-    if tuple(pixels.shape[1:]) == shape[1:]:
-        return pixels
-    size, (top, left) = cover((pixels.shape[1], pixels.shape[2]), shape[1:], name)
-    return resize(pixels[None], size)[0, :, top : top + shape[1], left : left + shape[2]].contiguous()
-
-
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels (N, C, H, W) of 8 or 16 bits, bicubic with antialiasing, a thousand images at a time."""
-    result = pixels.new_empty(*pixels.shape[:2], *size)
-    for part, place in zip(pixels.split(1000), result.split(1000), strict=True):
-        resized = nn.functional.interpolate(part.float(), list(size), mode="bicubic", antialias=True)
-        place.copy_(resized.round().clamp(0, LEVELS[pixels.dtype]))
-    return result
+    return fit_pixels(pixels[None], shape[1:], fit, name)[0]
 
 
 def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
@@ -242,29 +170,23 @@ def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
 
     Raises one of UNREADABLE.
     """
-    if path.suffix.lower() == ".npy":
+    kind = find_kind(path, channels)
+    if kind == "npy":
         array = map_array(path)
         return *describe_shape(array.shape, channels), str(array.dtype.newbyteorder("="))
-    if is_array(path, channels):
-        import tifffile
-
-        with tifffile.TiffFile(path) as file:
-            return *describe_shape(file.series[0].shape, channels), str(file.series[0].dtype.newbyteorder("="))
+    if kind == "tiff":
+        with open_tiff(path, channels, str(path)) as (_, part):
+            return *describe_shape(part.shape, channels, part.axes), str(part.dtype.newbyteorder("="))
     with Image.open(path) as file:
         deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
-        kind = "uint16" if is_deep_pgm(file) else deep.get(file.mode, "uint8")
-        return len(file.getbands()), file.height, file.width, kind
+        values = "uint16" if kind or is_deep_pgm(file) else deep.get(file.mode, "uint8")
+        return len(file.getbands()), file.height, file.width, values
 
 
 def largest_value(path: Path, shape: tuple[int, int, int]) -> int:
     """Of an image file's values as they are stored. Raises one of UNREADABLE."""
-    values = open_array(path, shape[0]) if is_array(path, shape[0]) else np.asarray(decode(path, shape, str(path)))
+    name, kind = str(path), find_kind(path, shape[0])
+    values = (
+        np.asarray(decode(path, shape, "crop", name)) if kind is None else read_array(path, kind, shape[0], name=name)
+    )
     return int(values.max())
-
-
-def describe_shape(shape: tuple[int, ...], channels: int) -> tuple[int, int, int]:
-    """(channels, height, width) of an array whose channels, if it has a dimension of them, are first or last."""
-    if len(shape) == 3 and shape[0] == channels != shape[2]:
-        return shape[0], shape[1], shape[2]
-    height, width, last = (*shape, 1, 1, 1)[:3]
-    return last, height, width

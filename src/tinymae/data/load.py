@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from .datasets import Dataset, ImageDataset, StreamedDataset
 from .description import describe
+from .fit import Fit
 from .sources.open import open_source
 from .sources.source import Reading, Source
 from .splits import FRACTIONS, SPLITS, hash_names, held_out, split_by_hash
@@ -31,6 +32,7 @@ def load_dataset(
     val_fraction: float | None = None,
     test_fraction: float | None = None,
     pixel_range: tuple[float, float] | None = None,
+    fit: Fit = "crop",
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
@@ -49,12 +51,15 @@ def load_dataset(
             `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test stay what they are.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
-        image_size: pixels, or (height, width); images are resized and centre-cropped. Files have 32 by default.
+        image_size: pixels, or (height, width); images are resized and centre-cropped, or see `fit`. Files have 32 by
+            default.
         channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
         val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
             labels 0.05 and 0.
         pixel_range: the values of black and white, of float or 32-bit pixels and of 16-bit ones that do not use all
             their values.
+        fit: "crop", the shorter side is resized to the wanted size and the longer one centre-cropped; "pad", the longer
+            side is resized, and the rest has the median colour of the image's outermost pixels.
         image_column, label_column, split_column: of tables, where they have other names than the usual ones, in any
             case.
         group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
@@ -77,9 +82,9 @@ def load_dataset(
     """
     return load_splits(
         data, [split], labels=labels, data_dir=data_dir, image_size=image_size, channels=channels,
-        val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, image_column=image_column,
-        label_column=label_column, split_column=split_column, group_column=group_column, group_pattern=group_pattern,
-        memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable,
+        val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, fit=fit,
+        image_column=image_column, label_column=label_column, split_column=split_column, group_column=group_column,
+        group_pattern=group_pattern, memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable,
     )[split]  # fmt: skip
 
 

@@ -12,16 +12,19 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
-from .images import UNREADABLE, cover
+from .fit import Fit, fitted_size, place
+from .unreadable import UNREADABLE
 
 IGNORED = 255  # of a pixel without a class: neither learned from nor judged by
 
 
-def read_masks(folder: str | Path, dataset: Dataset, *, classes: int | None = None) -> Tensor:
+def read_masks(
+    folder: str | Path, dataset: Dataset, *, classes: int | None = None, fit: Fit = "crop"
+) -> Tensor:  # fmt: skip
     """The masks uint8 (N, H, W) of a data set's images, of their size; `IGNORED` is a pixel without a class.
 
     The image `cats/1.jpg` has the mask `FOLDER/cats/1.png`: grey or palette values are the numbers of classes, from 0.
-    A mask is resized to the nearest pixel, and cropped as its image was.
+    A mask is resized to the nearest pixel, and cropped as its image was, or padded with `IGNORED` where that was.
 
     Raises InputError: images that are no files, a mask that is missing or damaged, has more than one channel, or has a
     class beyond the number of `classes`.
@@ -34,7 +37,9 @@ def read_masks(folder: str | Path, dataset: Dataset, *, classes: int | None = No
     paths = [mask_path(folder, name) for name in dataset.names]
     size = dataset.image_shape[1:]
     options = {"desc": "reading masks", "leave": False, "disable": len(paths) < 5000}
-    masks = torch.stack(thread_map(partial(read_mask, size=size), paths, max_workers=os.cpu_count(), **options))
+    masks = torch.stack(
+        thread_map(partial(read_mask, size=size, fit=fit), paths, max_workers=os.cpu_count(), **options)
+    )
     if classes is not None:
         unknown = ((masks >= classes) & (masks != IGNORED)).flatten(1).any(dim=1).nonzero()
         if len(unknown):
@@ -52,8 +57,8 @@ def mask_path(folder: Path, name: str) -> Path:
     return path
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """One mask uint8 (H, W), resized to cover `size` and centre-cropped."""
+def read_mask(path: Path, size: tuple[int, int], fit: Fit) -> Tensor:
+    """One mask uint8 (H, W), fitted to `size`."""
     try:
         with Image.open(path) as file:
             if file.mode not in ("1", "L", "P"):
@@ -65,6 +70,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
         raise
     except UNREADABLE as error:
         raise refusal(error, f"mask {path} cannot be read ({first_line(error)})") from None
-    (height, width), (top, left) = cover((mask.height, mask.width), size, str(path))
-    mask = mask.resize((width, height), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(mask.crop((left, top, left + size[1], top + size[0]))))
+    resized, corner = fitted_size((mask.height, mask.width), size, fit, str(path))
+    numbers = torch.from_numpy(np.array(mask.resize(resized[::-1], Image.Resampling.NEAREST)))
+    beyond = None if fit == "crop" else torch.full((1, 1), IGNORED, dtype=torch.uint8)
+    return place(numbers[None, None], size, corner, beyond)[0, 0]

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
 from ...tensors import pair
-from ..images import MAX_CHANNELS, UnreadableImage, cover, remark_on_range, resize, to_depth
+from ..bands import MAX_CHANNELS
+from ..fit import describe_fit, fit_pixels
+from ..images import remark_on_range, to_depth
+from ..unreadable import UnreadableImage
 from .source import PartedSource, Reading, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
@@ -32,7 +35,7 @@ class ArraySource(PartedSource):
 
     def __init__(self, name: str, parts: Sequence[Any], reading: Reading):
         super().__init__(name, parts)
-        self.kind, self.pixel_range = "array", reading.pixel_range
+        self.kind, self.pixel_range, self.fit = "array", reading.pixel_range, reading.fit
         first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
@@ -55,8 +58,7 @@ class ArraySource(PartedSource):
             fitting = LOOKED_AT_BYTES // (int(np.prod(first.shape[1:])) * dtype.itemsize)
             looked_at = some_rows(len(self), max(1, min(LOOKED_AT, fitting)))
             self.shown += remark_on_range(self.stored(looked_at).astype(dtype, copy=False), self.pixel_range)
-        if cover((height, width), self.size, name)[0] != self.size:
-            self.shown += ", resized and centre-cropped"
+        self.shown += describe_fit((height, width), self.size, self.fit, name)
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
         """The values of these rows as the arrays have them."""
@@ -80,11 +82,7 @@ class ArraySource(PartedSource):
         except UnreadableImage:
             first = rows[~np.isfinite(values).reshape(len(values), -1).all(axis=1)][0]
             raise InputError(f"data {self.name}, row {first}: NaN or infinity among its values: replace them") from None
-        pixels = torch.from_numpy(np.ascontiguousarray(scaled))
-        if tuple(pixels.shape[2:]) == self.size:
-            return pixels
-        (height, width), (top, left) = cover((pixels.shape[2], pixels.shape[3]), self.size, self.name)
-        return resize(pixels, (height, width))[..., top : top + self.size[0], left : left + self.size[1]].contiguous()
+        return fit_pixels(torch.from_numpy(np.ascontiguousarray(scaled)), self.size, self.fit, self.name)
 
     def digest(self, rows: np.ndarray) -> str:
         """Of all values and labels, as they are stored: resizing them to know them would take as long as an epoch."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
-from ..images import UnreadableImage, read_image
+from ..images import read_image
 from ..splits import hash_rows
+from ..unreadable import UnreadableImage
 from .files import SPLIT_NAMES
 from .source import PartedSource, Reading
 from .table import (
@@ -43,7 +44,8 @@ class ArrowSource(PartedSource):
         from datasets import Image
 
         super().__init__(name, parts.values())
-        self.kind, self.image_shape, self.pixel_range = "Arrow table", reading.shape, reading.pixel_range
+        self.kind, self.image_shape = "Arrow table", reading.shape
+        self.pixel_range, self.fit = reading.pixel_range, reading.fit
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, reading.image_column)
         label = choose_label_column(name, features, reading.label_column)
@@ -117,7 +119,9 @@ class ArrowSource(PartedSource):
         if stored is None or (stored["bytes"] is None and not stored["path"]):
             raise UnreadableImage(name, "there is none")
         content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
-        return read_image(content, self.image_shape, depth=self.depth, pixel_range=self.pixel_range, name=name)
+        return read_image(
+            content, self.image_shape, depth=self.depth, pixel_range=self.pixel_range, fit=self.fit, name=name
+        )
 
 
 def choose_image_column(name: str, features: Any, given: str | None) -> str:

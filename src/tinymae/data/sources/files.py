@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,10 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import (
-    EXTENSIONS,
-    UNREADABLE,
-    cover,
-    largest_value,
-    look_at_header,
-    read_image,
-    remark_on_range,
-)  # fmt: skip
+from ..fit import describe_fit, fitted_size
+from ..images import EXTENSIONS, largest_value, look_at_header, read_image, remark_on_range
 from ..splits import hash_names, rows_by_split
+from ..unreadable import UNREADABLE
 from .source import Reading, Source, some_rows
 
 # What folders of the splits may be called, in any case.
@@ -50,7 +45,7 @@ class FilesSource(Source):
             self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
         except UnicodeEncodeError as error:  # tables of results, lists of files and sheets could not name it either
             raise InputError(f"image {error.object!a} in {root} has a name that is not UTF-8: rename it") from None
-        self.image_shape, self.pixel_range = reading.shape, reading.pixel_range
+        self.image_shape, self.pixel_range, self.fit = reading.shape, reading.pixel_range, reading.fit
         self.look_at_headers()
 
     def __len__(self) -> int:
@@ -72,10 +67,8 @@ class FilesSource(Source):
 
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
-        return torch.stack([
-            read_image(self.root / name, self.image_shape, depth=self.depth, pixel_range=self.pixel_range)
-            for name in self.names(rows)
-        ])  # fmt: skip
+        options: dict[str, Any] = {"depth": self.depth, "pixel_range": self.pixel_range, "fit": self.fit}
+        return torch.stack([read_image(self.root / name, self.image_shape, **options) for name in self.names(rows)])
 
     def look_at_headers(self) -> None:
         """Settle the depth, which is that of most images, and how to describe them, by some of them."""
@@ -96,14 +89,14 @@ class FilesSource(Source):
             deep_ones = [name for name, (*_, values) in headers.items() if values == "uint16"]
             self.shown += remark_on_range(self.largest_values(deep_ones), None)
         size = self.image_shape[1:]
-        if any(cover((height, width), size, self.name)[0] != size for _, height, width, _ in headers.values()):
-            self.shown += ", resized and centre-cropped"
+        fits = (describe_fit((height, width), size, self.fit, self.name) for _, height, width, _ in headers.values())
+        self.shown += next(filter(None, fits), "")
 
     def look_at_header(self, name: str) -> tuple[int, int, int, str] | None:
         """Of one image, None if it cannot be read: it is met, and refused or left out, when it is."""
         with contextlib.suppress(*UNREADABLE):
             header = look_at_header(self.root / name, self.image_shape[0])
-            cover(header[1:3], self.image_shape[1:], name)
+            fitted_size(header[1:3], self.image_shape[1:], self.fit, name)
             return header
         return None
 

@@ -66,7 +66,7 @@ def open_named(name: str, reading: Reading) -> Source:
         source.labels = None if any(each is None for each in labels) else np.concatenate(labels)  # type: ignore[arg-type]
     else:
         shape = reading.channels, *pair(reading.image_size or 64)
-        source = TorchSource(name, list(opened.values()), shape=shape, pixel_range=None)
+        source = TorchSource(name, list(opened.values()), shape=shape, reading=reading)
     source.kind, source.classes = "named", classes_of(opened["train"], source.labels)
     if len(splits) > 1:
         source.split_by_parts(splits)

@@ -50,7 +50,7 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
             open_array(data, None, reading)  # says what to give
         channels, *size = getattr(data, "image_shape", reading.shape)  # a streamed data set of ours has its own
         shape = channels, *pair(reading.image_size or size)
-        return TorchSource(type(data).__name__, [data], shape=shape, pixel_range=reading.pixel_range)
+        return TorchSource(type(data).__name__, [data], shape=shape, reading=reading)
     name = str(data)
     if name == "digits" or name in NAMED:
         return open_named(name, reading)

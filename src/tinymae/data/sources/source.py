@@ -4,15 +4,18 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from ...errors import InputError
 from ...tensors import pair
-from ..images import MAX_CHANNELS, Depth, Range, UnreadableImage
+from ..bands import MAX_CHANNELS, Range
+from ..fit import Fit
+from ..images import Depth
 from ..splits import hash_names, hash_rows
+from ..unreadable import UnreadableImage
 
 FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
 
@@ -25,6 +28,7 @@ class Reading:
     image_size: int | tuple[int, int] | None = None
     channels: int = 3
     pixel_range: Range | None = None
+    fit: Fit = "crop"
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
@@ -37,6 +41,8 @@ class Reading:
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
             low, high = self.pixel_range
             raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+        if self.fit not in get_args(Fit):
+            raise InputError(f"fit {self.fit!r} is none of {' and '.join(get_args(Fit))}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError
-from ..images import Range, fit_array, from_pillow, to_depth
-from .source import PartedSource
+from ..images import fit_array, from_pillow, to_depth
+from .source import PartedSource, Reading
 
 
 class TorchSource(PartedSource):
@@ -21,12 +21,13 @@ class TorchSource(PartedSource):
 
     label_remedy = "let its items be (image, label)"
 
-    def __init__(self, name: str, parts: Sequence[Any], *, shape: tuple[int, int, int], pixel_range: Range | None):
+    def __init__(self, name: str, parts: Sequence[Any], *, shape: tuple[int, int, int], reading: Reading):
         for part in parts:
             if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")):
                 raise InputError(f"data {type(part).__name__} has no length: give a map-style torch Dataset")
         super().__init__(name, parts)
-        self.kind, self.image_shape, self.pixel_range = "torch Dataset", shape, pixel_range
+        self.kind, self.image_shape = "torch Dataset", shape
+        self.pixel_range, self.fit = reading.pixel_range, reading.fit
         if not len(self):
             raise InputError(f"data {name} has no images")
         first = self.item(0)
@@ -79,14 +80,14 @@ class TorchSource(PartedSource):
         """An item's image as pixels."""
         image, name = item[0] if isinstance(item, tuple | list) else item, f"{self.name} item {row}"
         if isinstance(image, Image.Image):
-            return from_pillow(image, self.image_shape, self.depth, self.pixel_range, name)
+            return from_pillow(image, self.image_shape, self.depth, self.pixel_range, self.fit, name)
         values = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
         values = values[None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[0] == self.image_shape[0]:
             values = np.moveaxis(values, 0, 2)
         if values.ndim != 3 or values.shape[2] != self.image_shape[0]:
             raise InputError(f"image {name} has shape {values.shape}, not {self.image_shape[0]} channels")
-        return fit_array(to_depth(values, self.depth, self.pixel_range, name), self.image_shape, name)
+        return fit_array(to_depth(values, self.depth, self.pixel_range, name), self.image_shape, self.fit, name)
 
 
 def labels_of(part: Any) -> np.ndarray | None:
