@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..errors import InputError
 from .bands import Range, describe_shape, find_kind, map_array, open_tiff, read_array
 from .fit import Fit, border_colour, fit_pixels, fitted_size, place
-from .unreadable import UNREADABLE, require_safe_size, unreadable
+from .unreadable import UNREADABLE, UnreadableImage, require_safe_size, unreadable
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
