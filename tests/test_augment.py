@@ -95,7 +95,6 @@ AGAINST_TORCHVISION = {
     "posterize": (augment.posterize, tv.posterize, torch.tensor([2, 5, 8])),
     "solarize": (augment.solarize, tv.solarize, torch.tensor([0.0, 128.0, 255.0])),
     "autocontrast": (lambda x, _: augment.autocontrast(x), lambda x, _: tv.autocontrast(x), LEVELS),
-    "equalize": (augment.TRIVIAL_AUGMENT["equalize"][0], lambda x, _: tv.equalize(x), LEVELS),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from reference import reference_loss
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models._manipulate import adapt_input_conv
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
@@ -424,6 +425,30 @@ def test_a_folder_of_transformers_that_does_not_fit_is_refused(tmp_path, change,
 def test_an_epsilon_that_a_classifier_could_not_keep_is_refused():
     with pytest.raises(InputError, match="norm_eps 1e-05 is outside"):
         small_model(norm_eps=1e-5)
+
+
+def test_a_null_mean_is_none(tmp_path):
+    tinymae.to_transformers(small_model(**STATISTICS), tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_mean": None}))
+    again = tinymae.from_transformers(tmp_path).config
+    assert again["mean"] == list(IMAGENET_DEFAULT_MEAN) and again["std"] == pytest.approx(STATISTICS["std"])
+
+
+def test_an_official_file_of_tensors_without_content_is_refused(tmp_path):
+    model = small_model()
+    tinymae.to_official(model, tmp_path / "mae.pth")
+    content = torch.load(tmp_path / "mae.pth", weights_only=True)
+    for name, tensor, says in [
+        ("pos_embed", torch.zeros(1, 1, 1).expand(1, 17, 32), "larger than what is stored of them"),
+        ("patch_embed.proj.weight", torch.zeros(32, 3, 0, 0), "its patch projection or its positions are empty"),
+        ("pos_embed", torch.zeros(1, 0, 32), "its patch projection or its positions are empty"),
+        ("decoder_embed.weight", torch.zeros(()), "decoder_embed.weight is no matrix"),
+    ]:
+        torch.save(content | {"model": content["model"] | {name: tensor}}, tmp_path / "wrong.pth")
+        with pytest.raises(InputError, match=says):
+            tinymae.load(tmp_path / "wrong.pth")
 
 
 def test_an_incomplete_folder_of_transformers_is_refused(tmp_path):

@@ -371,7 +371,7 @@ def test_images_of_a_group_stay_in_one_split(films, kind):
 
 
 @given(
-    labels=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), min_size=12, max_size=40),
+    labels=st.lists(st.tuples(st.integers(0, 8), st.integers(-1, 2)), min_size=12, max_size=40),
     fractions=st.sampled_from([{"val": 0.1}, {"val": 0.3, "test": 0.3}, {"val": 0.0, "test": 0.6}]),
 )
 def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fractions):
@@ -380,7 +380,19 @@ def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fract
     parts = split_by_hash(places, fractions, classes)
     assert sorted(np.concatenate([*parts.values()])) == [*range(len(groups))]
     assert len(set(groups)) == sum(len(set(groups[rows])) for rows in parts.values())
-    assert set(classes[parts["train"]]) == set(classes)
+    if len(set(groups)) < len(groups):
+        assert {*classes[parts["train"]], -1} == {*classes, -1}
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_data_again_keep_their_groups(films, limit):
+    reading = {"group_column": "film", "channels": 1, "memory_limit_gb": limit}
+    train = load_dataset(films / "films.csv", "train", **reading)
+    parts = {split: load_dataset(train, split) for split in ("train", "val", "test")}
+    films_in = [set(map(film_of, part.names)) for part in parts.values()]
+    assert sum(map(len, films_in)) == len(set.union(*films_in)) == len(set(map(film_of, train.names)))
+    some = train.subset([0, 5, 7])
+    assert list(some.groups) == [film_of(name) for name in some.names]
 
 
 def test_a_named_set_has_no_groups(mnist_dir):
@@ -418,7 +430,14 @@ def test_a_subset_is_of_rows_or_of_a_mask(classes_folder):
         for indices in (mask, [2, 7], torch.tensor([2, 7])):
             some = dataset.subset(indices)
             assert list(some.names) == [dataset.names[2], dataset.names[7]]
+            assert torch.equal(some[:][0], dataset[mask][0])
             assert torch.equal(some[:][0], dataset[[2, 7]][0]) and torch.equal(some.labels, dataset.labels[[2, 7]])
+
+
+def test_a_mask_has_as_many_values_as_there_are_images():
+    for dataset in (load_dataset("digits"), load_dataset("digits", memory_limit_gb=0)):
+        with pytest.raises(IndexError, match="a mask of 3 images for 1300"):
+            dataset[torch.ones(3, dtype=torch.bool)]
 
 
 def test_a_data_set_is_one_line():

@@ -55,6 +55,10 @@ def test_an_image_in_several_rows_of_a_table_has_one_label(tmp_path):
     table.write_text("path,label\na.png,x\nb.png,y\n./a.png,y\n")
     with pytest.raises(InputError, match="lines 2 and 4: image a.png has one label here and another there: keep one"):
         load_dataset(table, "all", image_size=4)
+    table.write_text("path,label\na.png,x\nb.png,y\n./a.png,\n")  # one of the rows has no label
+    assert len(load_dataset(table, "all", image_size=4)) == 3
+    table.write_text("path,label\na.png,\nb.png,\n")
+    assert load_dataset(table, "all", image_size=4).labels is None
     table.write_bytes("path,label\na.png,x\nb.png,Diatomée\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"table .*table.csv is not UTF-8 \(byte 31\): save it as CSV UTF-8"):
         load_dataset(table, "all", image_size=4)

@@ -89,6 +89,13 @@ def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
 
 
+def test_images_with_several_labels_are_not_chosen_from(tmp_path):
+    digits = load_dataset("digits")
+    several = {"labels": np.eye(10, dtype=np.uint8)[digits.labels[:100]], "mixed_precision": "no"}
+    with pytest.raises(InputError, match="to_label 5: these images may have several labels each; leave it out"):
+        tinymae.embed(digits.images[:100], **several, weights=small_model(), to_label=5, output_dir=tmp_path)
+
+
 def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster():
     middles = np.eye(6, dtype=np.float32)[np.repeat(np.arange(6), [40, 30, 20, 12, 10, 5])]
     far = np.random.default_rng(0).random(len(middles), dtype=np.float32)

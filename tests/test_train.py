@@ -223,6 +223,23 @@ def test_drop_path_is_drawn_for_the_global_batch():
     assert not torch.allclose(whole, vit.eval()(images), atol=1e-3)
 
 
+def test_a_loop_that_is_left_early_gives_its_drops_back():
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "depth": 2, "drop_path_rate": 0.5}
+    vit = use_sample_drop_path(timm.create_model("vit_tiny_patch16_224", **sizes))
+    accelerator = Accelerator(cpu=True)
+    optimizer = create_optimizer("adamw", parameter_groups(vit, weight_decay=0.0), betas=(0.9, 0.95))
+    model, optimizer = accelerator.prepare(vit, optimizer)
+    batches = step_batches(load_dataset("digits"), batch_size=8, parts=split_batch(8, 1), seed=1, device="cpu")
+    steps = train_steps(
+        model, optimizer, lambda batch, *_: {"images": batch.images / 255},
+        lambda images: {"loss": model(images).square().mean()}, batches, accelerator=accelerator,
+        schedule=Schedule(peak=1e-3, last_step=9, warmup=0.1), batch_size=8, seed=1,
+    )  # fmt: skip
+    next(steps)
+    steps.close()
+    assert vit.train()(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+
+
 def test_dropped_patches_are_not_seen_and_are_drawn_for_the_global_batch():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2)
     use_sample_patch_drop(vit, 0.75).train()

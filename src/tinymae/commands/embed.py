@@ -66,6 +66,8 @@ def run(settings: EmbedSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator)
     if settings.to_label is not None and (images.labels >= 0).all():
         raise InputError(f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out")
+    if settings.to_label is not None and any(part.labels is None and part.classes for part in images.parts.values()):
+        raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
+from ..errors import InputError
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
 from ..models.features import feature_function
 from ..training.device import choose_attention
 from ..training.processes import gather_parts
-from .fields import setting
+from .fields import as_python, setting
 from .settings import Pool, SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
@@ -72,9 +73,12 @@ class FeatureSettings(JoinedSettings):
     layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
 
     def __post_init__(self) -> None:
-        """In Python, a number is how many of the last blocks, as `encode` takes it."""
-        if isinstance(self.layers, int) and self.layers > 0:
-            object.__setattr__(self, "layers", tuple(range(-self.layers, 0)))
+        """In Python, a number from 1 is how many of the last blocks, as `encode` takes it; a negative one is a block."""
+        layers = as_python(self.layers)
+        if type(layers) is int and layers >= 0:
+            if layers == 0:
+                raise InputError("layers 0: a number is how many of the last; the first of them is a list, [0]")
+            object.__setattr__(self, "layers", tuple(range(-layers, 0)))
         super().__post_init__()
 
     def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:

@@ -57,7 +57,8 @@ class Settings:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is None and not allows_none(hints[f.name]):
-                raise InputError(f"{f.name} None: leave it out for the default, {f.default}")
+                remedy = "give one" if f.default is MISSING else f"leave it out for the default, {f.default}"
+                raise InputError(f"{f.name} None: {remedy}")
             object.__setattr__(self, f.name, checked(f, value, alternatives(hints[f.name])))
 
     def record(self) -> dict:

@@ -47,6 +47,8 @@ class Indexed(torch.utils.data.Dataset):
             images, labels = self.batch(torch.tensor([place]))
             return images[0], torch.tensor(-1) if labels is None else labels[0]
         rows = torch.as_tensor(index)
+        if rows.dtype == torch.bool and len(rows) != len(self):
+            raise IndexError(f"a mask of {len(rows)} images for {len(self)}")
         return self.batch(rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows.long())
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -75,6 +77,7 @@ class ImageDataset(Indexed):
     of_files: bool = False  # whether names are those of files
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
     split: str = "all"  # of the data that they were cut from
+    groups: Sequence[str] = ()  # of each image, if it has one
 
     def __post_init__(self):
         if not len(self.names):
@@ -119,7 +122,8 @@ class ImageDataset(Indexed):
         """The dataset of these images only, by rows or a bool mask."""
         rows = torch.arange(len(self))[torch.as_tensor(indices).cpu()]
         images, labels = self.batch(rows)
-        return replace(self, images=images, labels=labels, names=[self.names[row] for row in rows.tolist()])
+        names, groups = ([each[row] for row in rows.tolist()] if each else () for each in (self.names, self.groups))
+        return replace(self, images=images, labels=labels, names=names, groups=groups)
 
     def without_labels(self) -> "ImageDataset":
         """The same images, unlabelled."""
@@ -181,6 +185,11 @@ class StreamedDataset(Indexed):
     def names(self) -> Sequence[str]:
         """Of each image: its path in the folder, or its row."""
         return self.source.names(self.rows)
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Of each image, if it has one."""
+        return [self.source.groups[row] for row in self.rows] if self.source.groups else ()
 
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
@@ -257,7 +266,16 @@ class StreamedDataset(Indexed):
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
         return ImageDataset(
-            self.name, pixels, kept.labels, self.classes, bad, kept.names, self.of_files, self.description, self.split
+            self.name,
+            pixels,
+            kept.labels,
+            self.classes,
+            bad,
+            kept.names,
+            self.of_files,
+            self.description,
+            self.split,
+            kept.groups,
         )
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:

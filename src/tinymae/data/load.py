@@ -113,6 +113,8 @@ def load_splits(
     if {*splits} == {"all"}:
         rows = {"all": np.arange(len(source))}
     else:
+        if group_pattern is not None and reading.get("group_column") is not None:
+            raise InputError("group_column and group_pattern are two ways to say the same: give one")
         if group_pattern is not None:
             source.groups = match_groups(source, group_pattern)
         rows = cut(source, val_fraction, test_fraction, masked=masked)
@@ -140,7 +142,7 @@ def open_given(data: Any, labels: Any, reading: Reading) -> Source:
     in_memory = isinstance(data, ImageDataset) and labels is None
     source = open_source(*((data.images, data.labels) if in_memory else (data, labels)), reading)
     if isinstance(data, Dataset):
-        source.name, source.given_names = data.name, list(data.names)
+        source.name, source.given_names, source.groups = data.name, list(data.names), data.groups
         source.classes = data.classes if source.labels is not None else []
         if data.split in ("val", "test"):
             source.splits = {data.split: np.arange(len(source))}
@@ -204,8 +206,6 @@ def match_groups(source: Source, pattern: str) -> list[str]:
     """The group of each image, by a regular expression found in its name. Raises InputError where it is not found."""
     if source.held_out:
         raise InputError(f"group_pattern {pattern!r}: data {source.name} has splits of its own; leave it out")
-    if source.groups:
-        raise InputError("group_column and group_pattern are two ways to say the same: give one")
     try:
         compiled = re.compile(pattern)
     except re.error as error:

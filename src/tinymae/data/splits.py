@@ -95,12 +95,13 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
     A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
     help small data: a class that train would lack keeps its row with the highest place there, and a split that would be
     empty takes the row with the lowest place that train can spare. Rows without a label, -1, are cut by themselves.
-    Rows of the same place, which is that of their group, are in the same split.
+    Rows of the same place, which is that of their group, are in the same split, with a label or without.
 
     >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
     {'train': array([1, 2, 3]), 'val': array([0])}
     """
-    if labels is not None and 0 < (labels >= 0).sum() < len(labels):  # each kind is in every split
+    grouped = len(np.unique(places)) < len(places)
+    if labels is not None and not grouped and 0 < (labels >= 0).sum() < len(labels):  # each kind is in every split
         kinds = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
         cuts = [split_by_hash(places[rows], fractions, labels[rows]) for rows in kinds]
         return {
@@ -114,7 +115,7 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
         low += fraction
     order = places.argsort(kind="stable")
     if labels is not None:
-        for label in np.setdiff1d(labels, labels[code == 0]):
+        for label in np.setdiff1d(labels[labels >= 0], labels[code == 0]):
             members = order[labels[order] == label]
             code[places == places[members[-1]]] = 0
     for number, fraction in enumerate(fractions.values(), start=1):
@@ -129,4 +130,4 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
 
 def can_spare(labels: np.ndarray | None, rows: np.ndarray, others: np.ndarray) -> bool:
     """Whether there are `others`, and among them rows of each class that these `rows` have; both are bool (N,)."""
-    return bool(others.any() and (labels is None or np.isin(labels[rows], labels[others]).all()))
+    return bool(others.any() and (labels is None or np.isin(labels[rows & (labels >= 0)], labels[others]).all()))

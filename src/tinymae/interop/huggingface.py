@@ -287,7 +287,7 @@ def read_statistic(
         normalises = content.get("do_normalize", True)  # where it is null, transformers does not
         given = content.get(key) if normalises else UNCHANGED[key]
     if given is None and key in config:
-        require_types(config, {key: tuple[float, ...]}, source=Path(folder) / "config.json")
+        require_types(config, {key: tuple[float, ...] | None}, source=Path(folder) / "config.json")
         given = config[key]
     return default_statistics(in_channels, given, default)
 

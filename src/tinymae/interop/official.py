@@ -72,6 +72,8 @@ def from_official(
     state = {to_our_name(name): tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
+    if has_decoder and state["decoder_embed.weight"].ndim != 2:
+        raise InputError(f"{path} holds no masked autoencoder: decoder_embed.weight is no matrix")
     found: dict[str, Any] = {"decoder_dim": 512, "decoder_depth": 8}
     if has_decoder:
         found["decoder_dim"] = len(state["decoder_embed.weight"])
@@ -134,6 +136,8 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} holds no weights under 'model' or at its top")
+    if any(tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size() for tensor in state.values()):
+        raise InputError(f"{path} holds tensors that are larger than what is stored of them: it is no checkpoint")
     if any(name.startswith(("head.", "fc_norm.")) for name in state):
         raise InputError(f"{path} holds a classifier (it has a head): give a checkpoint of pretraining")
     if tensors_alone and "patch_embed.proj.weight" not in state:
@@ -149,7 +153,7 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "model" in content and content.get(name) is not None:
             require_types(content, {name: dict}, source=path)
             require_types(content[name], types, source=path)
-            written |= {key: content[name][key] for key in types}
+            written |= {key: content[name].get(key) for key in types}
     return state, written
 
 

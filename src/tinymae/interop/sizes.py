@@ -28,6 +28,8 @@ def infer_sizes(
         raise InputError(f"{source} holds no masked autoencoder or ViT: it has no {', '.join(needed)}")
     if (state[needed[0]].ndim, state[needed[1]].ndim) != (4, 3):
         raise InputError(f"{source} holds no ViT: its patch projection is no convolution, or its positions no sequence")
+    if min(min(state[name].shape) for name in needed[:2]) < 1 or state[needed[1]].shape[1] < 2:
+        raise InputError(f"{source} holds no ViT: its patch projection or its positions are empty")
     embed_dim, in_channels, *patch_size = state["encoder.patch_embed.proj.weight"].shape
     num_patches = state["encoder.pos_embed"].shape[1] - 1
     if image_size is None:

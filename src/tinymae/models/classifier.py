@@ -50,6 +50,8 @@ class Classifier(nn.Module, Pretrained):
             raise InputError(
                 f"encoder is a {type(encoder).__name__}: tinymae.build_classifier makes a classifier of an autoencoder"
             )
+        if not isinstance(head, nn.Linear):
+            raise InputError(f"head is a {type(head).__name__}: give a torch.nn.Linear, of features to logits")
         if (sizes := (head.in_features, head.out_features)) != (encoder.num_features, len(classes)):
             raise InputError(
                 f"head has {sizes[0]} inputs and {sizes[1]} outputs, for {encoder.num_features} features and "
@@ -150,7 +152,8 @@ class Classifier(nn.Module, Pretrained):
         about = {"classes": [*map(str, config["label_names"])], "several": config.get(SEVERAL, False)}
         if not about["classes"]:
             raise InputError(
-                f"weights {folder} hold an encoder written for timm, without a head: give a classifier's folder"
+                f"weights {folder} name no classes, as an encoder written for timm, without a head: give the folder of "
+                "a classifier"
             )
         model = (read_of_family if of_family else read_of_timm)(folder, config, **about)
         model.source = folder

@@ -24,7 +24,7 @@ def feature_function(
     if pool is not None:
         encoder.require_pool(pool)
     if not encoder.layered:
-        if layers not in (1, [-1], (-1,)):
+        if layers != 1 if isinstance(layers, int) else tuple(layers) != (-1,):
             raise InputError(f"layers {layers}: a {type(encoder).__name__} is no ViT, leave it out")
         return encoder.encode
     given: dict[str, Any] = {"layers": layers} | ({} if pool is None else {"pool": pool})

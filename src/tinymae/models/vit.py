@@ -85,7 +85,7 @@ def create_vit(
     if depth is not None and depth > MAX_DEPTH:
         raise InputError(f"depth {depth} is above {MAX_DEPTH}")
     # As `encode` does by default; the norm comes before the pooling, which has no weights.
-    timm_arguments = {"global_pool": "avg", "fc_norm": False} | timm_arguments
+    timm_arguments = {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": False} | timm_arguments
     timm_arguments |= {key: value for key, value in sizes.items() if value is not None}
     vit = create_timm(
         name, f"with {sizes}", img_size=image_size, patch_size=patch_size, in_chans=in_channels,
@@ -108,8 +108,8 @@ def preprocessing(vit: VisionTransformer, mean: Sequence[float], std: Sequence[f
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "mean": tuple(mean) * (sizes["in_channels"] // len(mean)),
-        "std": tuple(std) * (sizes["in_channels"] // len(std)),
+        "mean": tuple(map(float, mean)) * (sizes["in_channels"] // len(mean)),
+        "std": tuple(map(float, std)) * (sizes["in_channels"] // len(std)),
     }
 
 

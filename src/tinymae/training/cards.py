@@ -89,8 +89,10 @@ def describe_vit(encoder: str, sizes: dict) -> str:
     if width is None and blocks is None:
         return f"ViT-{encoder.split('_')[1].capitalize()}"
     known = {f"vit_{name.split('-')[1].lower()}_": shape for shape, name in VITS.items()}
-    usual = next((shape for start, shape in known.items() if encoder.startswith(start)), (0, 0))
+    usual = next((shape for start, shape in known.items() if encoder.startswith(start)), (None, None))
     width, blocks = width or usual[0], blocks or usual[1]
+    if not (width and blocks):
+        return encoder
     return VITS.get((width, blocks)) or f"ViT of {blocks} block{'s'[: blocks != 1]}, {width} wide"
 
 

@@ -125,35 +125,37 @@ def train_steps(
         group["lr"] = torch.zeros((), device=accelerator.device) if cuda_graph else 0.0
         group["capturable"] = cuda_graph
     run_update = GraphedStep(update, accelerator.device) if cuda_graph else update
-    for step, micro_batches in enumerate(batches, start_step):
-        minutes = 0.0
-        if schedule.minutes is not None:
-            assert clock is not None
-            minutes = clock.agreed_minutes(accelerator)
-        progress = schedule.progress(step, minutes)
-        if progress >= until:
-            set_drops(drops, [None] * len(drops))  # whoever trains on draws anew
-            return
-        learning_rate = schedule.learning_rate(progress)
-        set_learning_rate(optimizer, learning_rate)
+    try:
+        for step, micro_batches in enumerate(batches, start_step):
+            minutes = 0.0
+            if schedule.minutes is not None:
+                assert clock is not None
+                minutes = clock.agreed_minutes(accelerator)
+            progress = schedule.progress(step, minutes)
+            if progress >= until:
+                return
+            learning_rate = schedule.learning_rate(progress)
+            set_learning_rate(optimizer, learning_rate)
 
-        if not all(module.training for module in modules):  # after an evaluation
-            model.train()
-        losses = []
-        for batch in micro_batches:
-            draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
-            draws.seed_global_state()
-            drawn = draw_drops(drops, draws)
-            found, grad_norm = run_update(draw_inputs(batch, draws, progress), drawn)
-            losses.append(found)
-        assert grad_norm is not None  # of the last micro-batch
-        # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
-        if ema is not None and (accelerator.scaler is None or math.isfinite(grad_norm)):
-            ema.update(bare_model, step + 1)
-        means = losses[0]
-        if len(losses) > 1:
-            means = {name: torch.stack([part[name] for part in losses]).mean() for name in means}
-        yield TrainStep(step + 1, progress, learning_rate, means, grad_norm)
+            if not all(module.training for module in modules):  # after an evaluation
+                model.train()
+            losses = []
+            for batch in micro_batches:
+                draws = Draws(seed, step, batch_size, batch.positions, accelerator.device)
+                draws.seed_global_state()
+                drawn = draw_drops(drops, draws)
+                found, grad_norm = run_update(draw_inputs(batch, draws, progress), drawn)
+                losses.append(found)
+            assert grad_norm is not None  # of the last micro-batch
+            # Not accelerator.optimizer_step_was_skipped: a fused optimiser is always called, and skips inside.
+            if ema is not None and (accelerator.scaler is None or math.isfinite(grad_norm)):
+                ema.update(bare_model, step + 1)
+            means = losses[0]
+            if len(losses) > 1:
+                means = {name: torch.stack([part[name] for part in losses]).mean() for name in means}
+            yield TrainStep(step + 1, progress, learning_rate, means, grad_norm)
+    finally:
+        set_drops(drops, [None] * len(drops))  # whoever trains on draws anew
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

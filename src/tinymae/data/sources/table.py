@@ -34,7 +34,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
         raise InputError(
             f"{where} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(names)}: give --image-column"
         )
-    paths = strings(table.column(column), column, f"{where}, line", first=2)
+    paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", first=2)]
     if not paths:
         raise InputError(f"{where} has no rows")
     there = (os.path.isfile(path.parent / name) for name in paths)
@@ -47,7 +47,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     values = table.column(label) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
-    if label:
+    if source.labels is not None:
         require_one_label(source, where)
     split = choose_column(names, where, reading.split_column, SPLIT_COLUMNS, "split")
     if split and reading.split_column is None and not names_splits(table.column(split)):
@@ -75,9 +75,10 @@ def require_one_label(source: FilesSource, where: str) -> None:
     assert source.labels is not None
     paths = source.names(np.arange(len(source)))
     seen: dict[str, int] = {}
-    for row, name in enumerate(map(os.path.normpath, paths)):
+    some: np.ndarray = source.labels >= 0 if source.labels.ndim == 1 else source.labels.max(axis=1) > 0
+    for row, name in enumerate(paths):
         first = seen.setdefault(name, row)
-        if (source.labels[first] != source.labels[row]).any():
+        if some[first] and some[row] and (source.labels[first] != source.labels[row]).any():
             raise InputError(
                 f"{where}, lines {first + 2} and {row + 2}: image {name} has one label here and another there: keep "
                 "one of the rows, or write several labels into one cell, as in cat;dog"
@@ -171,7 +172,7 @@ def require_one_split(paths: Sequence[str], splits: dict[str, np.ndarray], where
     seen: dict[str, str] = {}
     for split, rows in splits.items():
         for row in rows:
-            other = seen.setdefault(os.path.normpath(paths[row]), split)
+            other = seen.setdefault(paths[row], split)
             if other != split:
                 raise InputError(f"{where}: image {paths[row]} is in {other} and in {split}: keep one of its rows")
 
@@ -250,7 +251,10 @@ def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
     if pa.types.is_integer(column.type):
-        return np.asarray(column.cast(pa.int64()).fill_null(-1))
+        try:
+            return np.asarray(column.cast(pa.int64()).fill_null(-1))
+        except pa.ArrowInvalid:
+            raise InputError("labels are numbers of classes, from 0: these are far beyond") from None
     return np.array(column.cast(pa.large_string()).fill_null("").to_pylist(), dtype=np.str_)
 
 
