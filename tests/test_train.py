@@ -236,7 +236,7 @@ def test_a_loop_that_is_left_early_gives_its_drops_back():
         schedule=Schedule(peak=1e-3, last_step=9, warmup=0.1), batch_size=8, seed=1,
     )  # fmt: skip
     next(steps)
-    steps.close()
+    steps.close()  # type: ignore[attr-defined]  # a generator
     assert vit.train()(torch.randn(3, 1, 8, 8)).shape == (3, 10)
 
 

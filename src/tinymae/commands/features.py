@@ -73,7 +73,7 @@ class FeatureSettings(JoinedSettings):
     layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
 
     def __post_init__(self) -> None:
-        """In Python, a number from 1 is how many of the last blocks, as `encode` takes it; a negative one is a block."""
+        """In Python, a number above 0 is how many of the last blocks, as `encode` takes it; one below is a block."""
         layers = as_python(self.layers)
         if type(layers) is int and layers >= 0:
             if layers == 0:
