@@ -20,6 +20,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
+from tinymae.evaluation import layout
 from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
@@ -96,10 +97,13 @@ def test_images_with_several_labels_are_not_chosen_from(tmp_path):
         tinymae.embed(digits.images[:100], **several, weights=small_model(), to_label=5, output_dir=tmp_path)
 
 
-def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster():
+def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster(monkeypatch):
     middles = np.eye(6, dtype=np.float32)[np.repeat(np.arange(6), [40, 30, 20, 12, 10, 5])]
     far = np.random.default_rng(0).random(len(middles), dtype=np.float32)
     features = middles + far[:, None] * np.roll(middles, 1, axis=1) / 9
+    centres = np.array([features[middles.argmax(axis=1) == number].mean(axis=0) for number in range(6)])
+    distances = np.linalg.norm(features - centres[middles.argmax(axis=1)], axis=1)
+    monkeypatch.setattr(layout, "fit_means", lambda *_: (middles.argmax(axis=1), distances))  # found as they were made
     labelled = np.zeros(len(features), dtype=bool)
     labelled[[3, 4, 75]] = True  # of the first cluster and of the third
     rows = choose_to_label(features, labelled, count=3)

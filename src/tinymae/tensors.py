@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,16 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 def to_unit(pixels: Tensor) -> Tensor:
     """Pixels, uint8 or uint16, as floats in [0, 1]."""
     return pixels.float() / LEVELS[pixels.dtype]
+
+
+def movable(pixels: Tensor) -> Tensor:
+    """The same bits, in a type that can be indexed and flipped: with uint16, torch 2.6 cannot."""
+    return pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
+
+
+def pick_pixels(pixels: Tensor, index: Any) -> Tensor:
+    """`pixels[index]`, by tensors or lists."""
+    return movable(pixels)[index].view(pixels.dtype)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

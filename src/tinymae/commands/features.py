@@ -19,6 +19,7 @@ from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
 from ..models.features import feature_function
+from ..tensors import pick_pixels
 from ..training.device import choose_attention
 from ..training.processes import gather_parts
 from .fields import as_python, setting
@@ -147,7 +148,7 @@ class JoinedSplits:
         if len(found) == 1:
             return found[0]
         images = torch.cat(found)
-        return images[torch.cat(places).argsort().to(images.device)]  # not written into: uint16 cannot be
+        return pick_pixels(images, torch.cat(places).argsort().to(images.device))  # not written into: uint16 cannot be
 
     def view(self, indices: Tensor) -> Tensor:
         """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU, all stretched alike."""

@@ -12,13 +12,14 @@ from torchvision.transforms.v2.functional import equalize
 
 from ..errors import InputError
 from ..randomness import Draws
-from ..tensors import LEVELS, constant, to_device
+from ..tensors import LEVELS, constant, movable, pick_pixels, to_device
 
 
 def random_flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror left and right, each image with probability 1/2."""
     flipped = draws.uniform() < 0.5
-    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+    signed = movable(images)
+    return torch.where(flipped[:, None, None, None], signed.flip(3), signed).view(images.dtype)
 
 
 def padded_crop(images: Tensor, draws: Draws, padding: int) -> Tensor:
@@ -35,7 +36,7 @@ def padded_crop(images: Tensor, draws: Draws, padding: int) -> Tensor:
     )
     image = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return pick_pixels(images, (image, channel, rows[:, None, :, None], columns[:, None, None, :]))
 
 
 def reflect(index: Tensor, size: int) -> Tensor:
@@ -88,7 +89,7 @@ def random_erasing(images: Tensor, draws: Draws, *, probability: float) -> Tenso
     erased = inside(top, height, size_h)[:, None, :, None] & inside(left, width, size_w)[:, None, None, :]
     erased &= (chance < probability)[:, None, None, None]
     noise = (draws.uniform(*images.shape[1:]) * (LEVELS[images.dtype] + 1)).to(images.dtype)
-    return torch.where(erased, noise, images)
+    return torch.where(erased, movable(noise), movable(images)).view(images.dtype)
 
 
 def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:

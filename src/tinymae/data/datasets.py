@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
-from ..tensors import LEVELS, to_device
+from ..tensors import LEVELS, pick_pixels, to_device
 from .augment import has_colour
 from .images import Depth
 from .sources.arrays import ArraySource
@@ -113,7 +113,7 @@ class ImageDataset(Indexed):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images and labels at `indices`, on the dataset's device."""
         indices = to_device(indices, self.images.device)
-        return self.images[indices], None if self.labels is None else self.labels[indices]
+        return pick_pixels(self.images, indices), None if self.labels is None else self.labels[indices]
 
     def __repr__(self) -> str:
         return in_short(self)

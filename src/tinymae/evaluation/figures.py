@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomically
-from ..tensors import LEVELS, to_unit
+from ..tensors import LEVELS, pick_pixels, to_unit
 from .fonts import installed
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
@@ -67,7 +67,7 @@ def choose_channels(images: Tensor, channels: Channels | None) -> Tensor:
     """The three channels (N, 3, H, W) of images (N, C, H, W) that are to be seen."""
     count = images.shape[1]
     require_shown(channels, count)
-    return images.detach()[:, list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))]
+    return pick_pixels(images.detach(), (slice(None), list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))))
 
 
 def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
