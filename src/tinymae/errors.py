@@ -3,6 +3,7 @@
 import errno
 import re
 import signal
+from collections.abc import Sequence
 
 PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
 # How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
@@ -46,6 +47,15 @@ def first_line(error: BaseException) -> str:
     """What another library's error says first, or its type: the rest may be a stack trace."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def list_some(names: Sequence[str], most: int = 5) -> str:
+    """Names, some of many.
+
+    >>> list_some(["cat", "dog", "fox"], most=2)
+    'cat, dog, ...'
+    """
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def refusal(error: BaseException, message: str) -> BaseException:

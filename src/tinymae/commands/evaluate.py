@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, has_several, with_classes, with_label
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
 from ..evaluation.metrics import (
@@ -132,15 +132,6 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
             f"({list_some(model.classes)}): leave them out, or give them one of these names"
         )
     return dataset if dataset.classes == model.classes else with_classes(dataset, model.classes)
-
-
-def list_some(names: list[str], most: int = 5) -> str:
-    """Names, some of many.
-
-    >>> list_some(["cat", "dog", "fox"], most=2)
-    'cat, dog, ...'
-    """
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:

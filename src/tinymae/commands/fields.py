@@ -172,11 +172,9 @@ def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
         try:
             given = signature.bind(*args, **keywords).arguments
         except TypeError as error:
-            close = [difflib.get_close_matches(name, signature.parameters, 1) for name in keywords]
-            unknown = {
-                name: near for name, near in zip(keywords, close, strict=True) if name not in signature.parameters
-            }
-            hint = "".join(f"; did you mean {near[0]}?" for near in unknown.values() if near)
+            unknown = [name for name in keywords if name not in signature.parameters]
+            close = [near for name in unknown for near in difflib.get_close_matches(name, signature.parameters, 1)]
+            hint = "".join(f"; did you mean {near}?" for near in close)
             raise TypeError(f"{call.__name__}() {error}{hint}") from None
         # A notebook may have switched gradients off, which training needs.
         with untouched_randomness(), torch.inference_mode(False), torch.enable_grad():

@@ -1,11 +1,11 @@
 """What is said of data when they are opened: what was found, how it is split, and what is odd about it."""
 
-import itertools
 from collections import Counter
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 
+from ..errors import list_some
 from .sources.source import Source
 
 NO_LABEL = ("na", "n/a", "nan", "null", "none")  # what tables have where there is no label
@@ -20,8 +20,9 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
             classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:
-        shown = ", ".join(source.left_out[:3]) + (", ..." if len(source.left_out) > 3 else "")
-        shown = shown.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 cannot be printed
+        shown = (
+            list_some(source.left_out, 3).encode(errors="backslashreplace").decode()
+        )  # a name that is not UTF-8 cannot be printed
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
     parts = ", ".join(count_rows(source, name, part) for name, part in rows.items())
@@ -52,11 +53,10 @@ def describe_classes(source: Source) -> list[str]:
     empty = [source.classes[number] for number in np.flatnonzero(found[:count] == 0)]
     lines = []
     if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        lines.append(f"classes: {len(empty):,} of {count:,} without any image ({shown})")
-    by_name = {key: [*names] for key, names in groupby(sorted(source.classes, key=str.casefold), key=str.casefold)}
-    if alike := [" and ".join(names) for names in by_name.values() if len(names) > 1]:
-        lines.append(f"classes: {', '.join(alike[:3])}{', ...' * (len(alike) > 3)} differ in case alone: are they one?")
+        lines.append(f"classes: {len(empty):,} of {count:,} without any image ({list_some(empty)})")
+    by_name = [[*names] for _, names in groupby(sorted(source.classes, key=str.casefold), key=str.casefold)]
+    if alike := [" and ".join(names) for names in by_name if len(names) > 1]:
+        lines.append(f"classes: {list_some(alike, 3)} differ in case alone: are they one?")
     if missing := next((name for name in source.classes if name.casefold() in NO_LABEL), None):
         lines.append(f"classes: {missing} is one of them: if it means that there is no label, leave it empty")
     if not several and 2 * (count - len(empty)) > (labelled := int(found.sum())) > 20:
@@ -67,12 +67,11 @@ def describe_classes(source: Source) -> list[str]:
 def describe_groups(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
     """That there are groups in several splits, of data that come with splits of their own."""
     of_splits = [{source.groups[row] for row in part} for part in rows.values()] if source.groups else []
-    counts = Counter(itertools.chain(*of_splits))
+    counts = Counter(chain(*of_splits))
     several = sorted(group for group, count in counts.items() if count > 1)
     if not several:
         return []
-    shown = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
-    return [f"groups: {len(several):,} of {len(counts):,} are in more than one split ({shown})"]
+    return [f"groups: {len(several):,} of {len(counts):,} are in more than one split ({list_some(several, 3)})"]
 
 
 def describe_choice(source: Source, rows: dict[str, np.ndarray]) -> str:

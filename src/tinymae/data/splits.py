@@ -100,8 +100,8 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
     >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
     {'train': array([1, 2, 3]), 'val': array([0])}
     """
-    grouped = len(np.unique(places)) < len(places)
-    if labels is not None and not grouped and 0 < (labels >= 0).sum() < len(labels):  # each kind is in every split
+    # Where there are no groups, each kind is in every split.
+    if labels is not None and 0 < (labels >= 0).sum() < len(labels) and len(np.unique(places)) == len(places):
         kinds = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
         cuts = [split_by_hash(places[rows], fractions, labels[rows]) for rows in kinds]
         return {

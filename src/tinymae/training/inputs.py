@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.splits import SPLITS
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..files import read_json, read_metrics, write_bytes
 
 MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came or went
@@ -114,4 +114,4 @@ def names_file(folder: Path, split: str) -> Path:
 
 def some_of(names: set[str]) -> str:
     """The first three, in order."""
-    return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return list_some(sorted(names), 3)

@@ -48,7 +48,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     values = table.column(label) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
     if source.labels is not None:
-        require_one_label(source, where)
+        require_one_label(paths, source, where)
     split = choose_column(names, where, reading.split_column, SPLIT_COLUMNS, "split")
     if split and reading.split_column is None and not names_splits(table.column(split)):
         source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
@@ -70,15 +70,14 @@ def no_such_image(where: str, row: int, image: Path) -> InputError:
     )
 
 
-def require_one_label(source: FilesSource, where: str) -> None:
+def require_one_label(paths: Sequence[str], source: FilesSource, where: str) -> None:
     """Raises InputError for an image that has several rows, and other labels in them."""
     assert source.labels is not None
-    paths = source.names(np.arange(len(source)))
     seen: dict[str, int] = {}
     some: np.ndarray = source.labels >= 0 if source.labels.ndim == 1 else source.labels.max(axis=1) > 0
     for row, name in enumerate(paths):
         first = seen.setdefault(name, row)
-        if some[first] and some[row] and (source.labels[first] != source.labels[row]).any():
+        if first != row and some[first] and some[row] and (source.labels[first] != source.labels[row]).any():
             raise InputError(
                 f"{where}, lines {first + 2} and {row + 2}: image {name} has one label here and another there: keep "
                 "one of the rows, or write several labels into one cell, as in cat;dog"
