@@ -63,6 +63,7 @@ def run(settings: EmbedSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
+    settings = settings.reading_like(model)
     images = settings.open_images(model, accelerator)
     if settings.to_label is not None and (images.labels >= 0).all():
         raise InputError(f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out")

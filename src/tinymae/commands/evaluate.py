@@ -72,6 +72,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model = place(load(settings.weights), accelerator)
+    settings = settings.reading_like(model)
     look: partial[dict]
     if isinstance(model, Classifier):
         dataset, settings = load_images(settings, model, labelled=True, several=model.several)

@@ -121,7 +121,7 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
             export_torch(graph, folder / f"{name}.pt2")
     encoder_of = model.encoder if isinstance(model, Classifier) else model
     statistics = {name: getattr(encoder_of, name).flatten().tolist() for name in ("mean", "std")}
-    write_json(folder / "config.json", config | statistics)
+    write_json(folder / "config.json", config | statistics | model.reading_noted)
     return takes
 
 

@@ -125,6 +125,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     accelerator = settings.create_accelerator()
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     start = None if settings.weights is None else load_autoencoder(settings.weights)
+    settings = settings.reading_like(start)
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
     )
@@ -134,6 +135,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     is_vit = start is None or isinstance(start, MaskedAutoencoder)
     asked, settings = settings, settings.settle_for(chosen["train"], is_vit=is_vit)
     model = create_model(settings, splits["train"], start)
+    model.reading = settings.reading_kept
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:

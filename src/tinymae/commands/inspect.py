@@ -63,6 +63,7 @@ def run(settings: InspectSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
+    settings = settings.reading_like(model)
     images = settings.open_images(model, accelerator)
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")

@@ -54,6 +54,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     accelerator = settings.create_accelerator()
     model = place(load_autoencoder(settings.weights), accelerator)
     model.require_pool(settings.pool)
+    settings = settings.reading_like(model)
     loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     splits = {name: with_label(split) for name, split in loaded.items()}
     require_fit(model, splits["train"])
@@ -165,6 +166,7 @@ def finish(
         classifier = build_classifier(model, classes=classes, several=several, pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
+        classifier.reading = settings.reading_kept
         if run.is_main:
             classifier.write_weights(run.folder)
         head = classifier.eval()

@@ -44,11 +44,12 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
+    settings = settings.reading_like(model)
     shape = (model.in_channels, *model.image_size)
     files = find_queries(settings.query)
     images = settings.open_images(model, accelerator)
-    read = partial(read_image, shape=shape, depth=images.depth, pixel_range=settings.pixel_range, fit=settings.fit)
-    queries = torch.stack([read(file) for file in files])  # as the data are
+    read = partial(read_image, shape=shape, depth=images.depth, pixel_range=settings.pixel_range)
+    queries = torch.stack([read(file, fit=settings.fit or "crop") for file in files])  # as the data are
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
         wanted = ImageDataset("query", queries, None, [])

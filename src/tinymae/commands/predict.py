@@ -55,6 +55,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     model = place(load_classifier(settings.weights), accelerator)
+    settings = settings.reading_like(model)
     images = settings.open_images(model, accelerator)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")

@@ -121,7 +121,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     """
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     start = None if settings.weights is None else load_mae(settings.weights, **settings.of_official_file)
-    settings = settings.resolve(start)
+    settings = settings.resolve(start).reading_like(start)
     accelerator = settings.create_accelerator()
     channels = settings.in_channels or 3
     splits = settings.load_splits(["train", "val"], image_size=settings.image_size, channels=channels)
@@ -132,6 +132,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
             "adapts the weights"
         )
     model = create_model(settings, splits["train"], start)
+    model.reading = settings.reading_kept
     train_set, val_set = (split.to(accelerator.device) for split in splits.values())
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)

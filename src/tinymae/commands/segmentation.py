@@ -36,7 +36,7 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     accelerator = settings.create_accelerator()
     device = accelerator.device
     model = place(load_mae(settings.weights), accelerator)
-    size, channels = model.image_size, model.in_channels
+    settings, size, channels = settings.reading_like(model), model.image_size, model.in_channels
     splits = settings.load_splits(settings.split_names, image_size=size, channels=channels, masked=True)
     require_fit(model, splits["train"])
     splits = settings.choose_labels(splits)
@@ -61,7 +61,7 @@ def load_masks(settings: LinearProbeSettings, splits: dict[str, Dataset]) -> tup
     for split in splits.values():
         if isinstance(split, StreamedDataset) and split.skip_unreadable:
             raise InputError("skip_unreadable: images that are read batch by batch would get the masks of others")
-    train = read_masks(settings.masks, splits["train"], fit=settings.fit)
+    train = read_masks(settings.masks, splits["train"], fit=settings.fit or "crop")
     found = train[train != IGNORED].unique().tolist()
     if len(found) < 2:
         raise InputError(
@@ -70,7 +70,7 @@ def load_masks(settings: LinearProbeSettings, splits: dict[str, Dataset]) -> tup
         )
     num_classes = found[-1] + 1
     others = {
-        name: read_masks(settings.masks, split, classes=num_classes, fit=settings.fit)
+        name: read_masks(settings.masks, split, classes=num_classes, fit=settings.fit or "crop")
         for name, split in splits.items()
         if name != "train"
     }

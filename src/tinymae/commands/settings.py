@@ -20,6 +20,7 @@ from ..data.splits import SPLITS, balanced, few_labels
 from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
+from ..models.pretrained import READING
 from ..training.device import Precision, create_accelerator, settle_precision
 from ..training.run import Run
 from .fields import Settings, describe_value, setting
@@ -42,11 +43,13 @@ class DataSettings(Settings):
     )
     pixel_range: tuple[float, float] | None = setting(
         None,
-        "values of black and white: of float or 32-bit pixels, and of 16-bit ones that use fewer (12 bits: 0 4095)",
+        "values of black and white: of float or 32-bit pixels, and of 16-bit ones that use fewer (12 bits: 0 4095; "
+        "default: all, or the weights')",
     )
-    fit: Fit = setting(
-        "crop", "images of another shape: crop what is beyond the size, or pad with the median colour of their edge"
-    )
+    fit: Fit | None = setting(
+        None, "images of another shape: crop what is beyond the size, or pad with the median colour of their edge "
+        "(default: crop, or the weights')",
+    )  # fmt: skip
     image_column: str | None = setting(None, f"of a table (default: {', '.join(PATH_COLUMNS)})")
     label_column: str | None = setting(None, f"of a table (default: {', '.join(LABEL_COLUMNS)})")
     split_column: str | None = setting(None, f"of a table (default: {', '.join(SPLIT_COLUMNS)})")
@@ -60,9 +63,24 @@ class DataSettings(Settings):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """These, as `load_dataset` takes them."""
+        """Those that are given, as `load_dataset` takes them."""
         own = (f.name for f in fields(DataSettings) if f.name != "output_dir")
-        return {name: getattr(self, name) for name in own}
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
+
+    def reading_like(self, weights: Model | None) -> Self:
+        """The same, with `pixel_range` and `fit` as the weights' images were read, where they are not given."""
+        known = {} if weights is None else weights.reading
+        taken = {name: known[name] for name in READING if getattr(self, name) is None and name in known}
+        if taken and PartialState().is_main_process:
+            said = ", ".join(f"{name} {' '.join(map(str, np.ravel(value)))}" for name, value in taken.items())
+            print(f"images are read as those that the weights learned from: {said}")
+        return replace(self, **taken)
+
+    @property
+    def reading_kept(self) -> dict[str, Any]:
+        """What weights keep of them: see `Pretrained.reading`."""
+        kept = {"fit": "pad"} if self.fit == "pad" else {}
+        return kept if self.pixel_range is None else kept | {"pixel_range": [*self.pixel_range]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -232,14 +232,13 @@ class Autoencoder(Encoder, Pretrained):
     def write_weights(self, folder: str | Path) -> None:
         """`model.safetensors` and `config.json`, each written atomically."""
         write_tensors(self.state_dict(), Path(folder) / "model.safetensors")
-        write_json(Path(folder) / "config.json", {"architecture": type(self).__name__, **self.config})
+        about = {"architecture": type(self).__name__, **self.config, **self.reading_noted}
+        write_json(Path(folder) / "config.json", about)
 
     @classmethod
-    def from_folder(cls, folder: Path, config: dict) -> Self:
-        """The model of a folder whose config.json has been read, in evaluation mode."""
-        model = build_from_file(lambda: cls.from_config(config, source=folder), folder / "model.safetensors")
-        model.source = folder
-        return model.eval()
+    def build_from_folder(cls, folder: Path, config: dict) -> Self:
+        """See `Pretrained.build_from_folder`."""
+        return build_from_file(lambda: cls.from_config(config, source=folder), folder / "model.safetensors")
 
     @classmethod
     def from_config(cls, config: dict, *, source: str | Path) -> Self:

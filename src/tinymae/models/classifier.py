@@ -126,12 +126,13 @@ class Classifier(nn.Module, Pretrained):
         if isinstance(encoder, ViTEncoder):
             assert self.vit is not None
             statistics = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-            write_timm(self.vit, folder, pool=encoder.pool, names=self.label_names, **statistics)
+            write_timm(self.vit, folder, pool=encoder.pool, names=self.label_names | self.reading_noted, **statistics)
             return
         assert isinstance(encoder, Autoencoder)
         write_tensors(self.state_dict(), folder / "model.safetensors")
         autoencoder = {"architecture": type(encoder).__name__, **encoder.config}
-        content = {"architecture": type(self).__name__, "autoencoder": autoencoder, **self.label_names}
+        about = self.label_names | self.reading_noted
+        content = {"architecture": type(self).__name__, "autoencoder": autoencoder, **about}
         write_json(folder / "config.json", content)
 
     @classmethod
@@ -140,11 +141,8 @@ class Classifier(nn.Module, Pretrained):
         return super().wrote(config) or timm.is_model(str(config.get("architecture")))
 
     @classmethod
-    def from_folder(cls, folder: Path, config: dict) -> "Classifier":
-        """The classifier of a folder whose config.json has been read, in evaluation mode.
-
-        Raises InputError for a config that is not one of ours, or does not fit the weights.
-        """
+    def build_from_folder(cls, folder: Path, config: dict) -> "Classifier":
+        """See `Pretrained.build_from_folder`."""
         source = folder / "config.json"
         of_family = config["architecture"] == cls.__name__
         types = {"autoencoder": dict} if of_family else {"model_args": dict, "pretrained_cfg": dict}
@@ -155,9 +153,7 @@ class Classifier(nn.Module, Pretrained):
                 f"weights {folder} name no classes, as an encoder written for timm, without a head: give the folder of "
                 "a classifier"
             )
-        model = (read_of_family if of_family else read_of_timm)(folder, config, **about)
-        model.source = folder
-        return model.eval()
+        return (read_of_family if of_family else read_of_timm)(folder, config, **about)
 
 
 def build_classifier(

@@ -2,13 +2,19 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 from typing_extensions import Self
 
 from ..errors import InputError
-from ..files import read_json
+from ..files import read_json, require_types
 from .filling import find_weights
+
+READING: dict[str, Any] = {
+    "fit": str | None,
+    "pixel_range": tuple[float, float] | None,
+}  # what is known of how images were read
 
 
 class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
@@ -17,15 +23,35 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
     """
 
     source: Path | None = None  # the folder that the weights came from
+    # How the images that it learned from were read, where it says so: `fit` and `pixel_range` of `load_dataset`.
+    reading: dict[str, Any] = {}  # noqa: RUF012  # replaced, never written into
 
     def write_weights(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json`, each atomically."""
         raise NotImplementedError
 
     @classmethod
-    def from_folder(cls, folder: Path, config: dict) -> Self:
-        """The model of a folder whose config.json has been read, in evaluation mode."""
+    def build_from_folder(cls, folder: Path, config: dict) -> Self:
+        """The model of a folder whose config.json has been read, but for its `reading`."""
         raise NotImplementedError
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict) -> Self:
+        """The model of a folder whose config.json has been read, in evaluation mode.
+
+        Raises InputError for a config that is not one of ours, or does not fit the weights.
+        """
+        reading = config.get("reading", {})
+        require_types({"reading": reading}, {"reading": dict}, source=folder / "config.json")
+        require_types(reading, READING, source=f"{folder / 'config.json'}: reading")
+        model = cls.build_from_folder(folder, {name: value for name, value in config.items() if name != "reading"})
+        model.source, model.reading = folder, reading
+        return model.eval()  # type: ignore[attr-defined]  # all are modules
+
+    @property
+    def reading_noted(self) -> dict[str, Any]:
+        """What a config.json says of `reading`."""
+        return {"reading": self.reading} if self.reading else {}
 
     @classmethod
     def wrote(cls, config: dict) -> bool:

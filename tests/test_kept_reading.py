@@ -1,0 +1,102 @@
+"""Weights keep how their images were read, and whoever uses them reads others alike."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from running import MODEL, SHORT
+
+import tinymae
+from tinymae import InputError, load_dataset
+
+READ = {"pixel_range": (0, 4095), "fit": "pad"}
+SIZE = {"image_size": 8, "in_channels": 1}
+PLAIN = {"mixed_precision": "no", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """A file of labelled images of 12 bits, higher than wide, whose upper and lower ends crop would lose."""
+    draws = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    values = draws.integers(0, 2000, (60, 12, 8)).astype(np.uint16)
+    values[labels == 1, :2] += 2000
+    path = tmp_path_factory.mktemp("scans") / "scans.npz"
+    np.savez(path, images=values, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(scans, tmp_path_factory):
+    settings = SIZE | PLAIN | MODEL | SHORT | {"contrast_epochs": 0, "epochs": 1, "batch_size": 16}
+    return tinymae.pretrain(scans, output_dir=tmp_path_factory.mktemp("run"), **settings, **READ)
+
+
+def test_what_comes_of_pretraining_reads_as_pretraining_did(pretrained, scans, tmp_path, capsys):
+    assert json.loads((pretrained.folder / "config.json").read_text())["reading"] == {
+        "fit": "pad", "pixel_range": [0, 4095],
+    }  # fmt: skip
+    probe = tinymae.linear_probe(scans, weights=pretrained.folder, output_dir=tmp_path / "probe", **PLAIN)
+    said = "images are read as those that the weights learned from: fit pad, pixel_range 0 4095"
+    assert said in capsys.readouterr().out
+    asked = tinymae.linear_probe(scans, weights=pretrained.folder, output_dir=tmp_path / "asked", **PLAIN, **READ)
+    assert said not in capsys.readouterr().out
+    assert probe.results["probe_test"] == asked.results["probe_test"]
+    tuned = tinymae.finetune(
+        scans, weights=pretrained.folder, output_dir=tmp_path / "tuned", epochs=1, batch_size=16, **PLAIN
+    )
+    for folder in (probe.folder, tuned.folder):
+        classifier = tinymae.load(folder)
+        tinymae.predict(scans, weights=folder, output_dir=tmp_path / "predict", overwrite=True, **PLAIN)
+        dataset = load_dataset(scans, "all", image_size=8, **READ)
+        with torch.no_grad():
+            expected = classifier.probabilities(classifier(dataset.images)).amax(dim=1)
+        lines = (tmp_path / "predict" / "predictions.csv").read_text().splitlines()
+        column = lines[0].split(",").index("probability")
+        found = torch.tensor([float(line.split(",")[column]) for line in lines[1:]])
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_a_flag_that_is_given_wins(pretrained, scans, tmp_path):
+    kept = []
+    for name, given in {"weights": {}, "given": {"fit": "crop", "pixel_range": (0, 65535)}}.items():
+        run = tinymae.embed(
+            scans,
+            weights=pretrained.model,
+            output_dir=tmp_path / name,
+            formats=("npz",),
+            split=("all",),
+            **PLAIN,
+            **given,
+        )
+        kept.append(run.folder)
+    own, given = (np.load(folder / "embeddings.npz")["features"] for folder in kept)
+    encode = pretrained.model.encode
+    for found, read in ((own, READ), (given, {})):
+        with torch.no_grad():
+            expected = encode(load_dataset(scans, "all", image_size=8, **read).images).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_of_plain_images_say_nothing_of_it(tmp_path):
+    model = tinymae.MaskedAutoencoder(**SIZE, patch_size=2, depth=1)
+    model.save_pretrained(tmp_path)
+    assert "reading" not in json.loads((tmp_path / "config.json").read_text())
+    assert tinymae.load(tmp_path).reading == {}
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ("pad", "config.json: reading 'pad' is not dict"),
+        ({"fit": 3}, "config.json: reading: fit 3 is not str"),
+        ({"pixel_range": [0]}, r"config.json: reading: pixel_range \[0\] is not tuple"),
+    ],
+)
+def test_a_damaged_note_is_refused(reading, message, tmp_path):
+    tinymae.MaskedAutoencoder(**SIZE, patch_size=2, depth=1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"reading": reading}))
+    with pytest.raises(InputError, match=message):
+        tinymae.load(tmp_path)
