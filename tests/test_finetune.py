@@ -72,7 +72,17 @@ def test_the_defaults_are_the_recipe_of_the_released_classifier():
     recorded = json.loads((LOGS / "vit-t-classifier-pretrained" / "args.json").read_text())["arguments"]
     settings = FinetuneSettings(weights="weights/vit-t-mae").settle_for(blank(48_000)).record()
     assert peak_rate(None, 512) == recorded["base_lr"] * 512 / 256
-    chosen = {"warmup_epochs", "base_lr", "max_minutes", "compile", "mixed_precision", "eval_every", "precision"}
+    assert (settings["pool"], recorded["pool"]) == (None, "avg")  # which None is, but for a classifier's weights
+    chosen = {
+        "warmup_epochs",
+        "base_lr",
+        "max_minutes",
+        "compile",
+        "mixed_precision",
+        "eval_every",
+        "precision",
+        "pool",
+    }
     assert {name: settings[name] for name in recorded if name not in chosen} == {
         name: value for name, value in recorded.items() if name not in chosen
     }
@@ -285,3 +295,25 @@ def test_who_has_no_gpu_is_told_of_the_light_recipe_before_hours_are_spent():
     strong, light = (FinetuneSettings(weights="somewhere", recipe=recipe) for recipe in ("strong", "light"))
     assert "3,840,000 images take hours: --recipe light" in strong.advise(3_840_000, "cpu")
     assert not any([strong.advise(48_000, "cpu"), strong.advise(3_840_000, "cuda"), light.advise(3_840_000, "cpu")])
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_another_classifier_is_a_start_as_well(pool, tmp_path):
+    first = tinymae.finetune(**ONE_EPOCH, weights=small_model(), pool=pool, output_dir=tmp_path / "first")
+    labels = ["odd" if label % 2 else "even" for label in ONE_EPOCH["labels"]]
+    again = ONE_EPOCH | {"labels": labels, "base_lr": 1e-9, "output_dir": tmp_path / "second"}
+    second = tinymae.finetune(**again, weights=first.folder)
+    assert second.model.classes == ["even", "odd"] and second.model.vit.num_classes == 2
+    (old, new), images = (run.model.encoder for run in (first, second)), ONE_EPOCH["data"]
+    assert new.pool == pool and torch.equal(old.mean, new.mean)
+    torch.testing.assert_close(new.encode(images), old.encode(images), atol=1e-4, rtol=0)
+
+
+def test_a_classifier_of_another_family_is_a_start_as_well(tmp_path):
+    model = ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=4)
+    first = tinymae.finetune(**ONE_EPOCH | {"random_erasing": 0.0}, weights=model, output_dir=tmp_path / "first")
+    tinymae.finetune(**ONE_EPOCH, weights=first.model, output_dir=tmp_path / "second")
+    with pytest.raises(
+        InputError, match=r"weights \(Classifier\) hold a classifier; give the folder of a pretraining run"
+    ):
+        tinymae.finetune(**ONE_EPOCH, weights=first.model, from_scratch=True, output_dir=tmp_path / "third")

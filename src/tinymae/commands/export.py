@@ -17,7 +17,7 @@ from ..interop.load import Model, load, load_autoencoder, load_classifier
 from ..interop.page import SAMPLES, read_samples, require_viewable, write_page
 from ..interop.quantise import quantise_onnx
 from ..interop.timm import export_timm
-from ..models.classifier import Classifier
+from ..models.classifier import Classifier, encoder_of
 from .fields import Settings, keywords_of, setting
 from .results import Result
 from .settings import Pool
@@ -119,8 +119,7 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
                 quantise_onnx(folder / f"{name}.onnx", folder / f"{name}.int8.onnx", batches)
         else:
             export_torch(graph, folder / f"{name}.pt2")
-    encoder_of = model.encoder if isinstance(model, Classifier) else model
-    statistics = {name: getattr(encoder_of, name).flatten().tolist() for name in ("mean", "std")}
+    statistics = {name: getattr(encoder_of(model), name).flatten().tolist() for name in ("mean", "std")}
     write_json(folder / "config.json", config | statistics | model.reading_noted)
     return takes
 

@@ -21,9 +21,8 @@ from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import describe_absent, describe_score
 from ..evaluation.probes import label_loss, label_score
-from ..interop.load import Model, load_autoencoder
-from ..models.base import Autoencoder
-from ..models.classifier import Classifier, build_classifier
+from ..interop.load import Model, load, require_autoencoder
+from ..models.classifier import Classifier, build_classifier, encoder_of
 from ..models.drops import set_patch_drop
 from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
@@ -55,14 +54,20 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
 
     weights: str | Path | Model | None = setting(
-        None, "what pretraining gave: a folder, or a Hub id; it fixes the architecture", group="model"
+        None,
+        "what pretraining gave, or a classifier, whose head is left behind: a folder, or a Hub id; it fixes the "
+        "architecture",
+        group="model",
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
     eval_every: int | None = setting(
         None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
     )
 
-    pool: Pool = setting("avg", "features: the mean of the patch tokens, or the class token", group="regularisation")
+    pool: Pool | None = setting(
+        None, "features: the mean of the patch tokens, or the class token (default: avg, or a classifier's own)",
+        group="regularisation",
+    )  # fmt: skip
     drop_path: float = setting(
         0.1,
         "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
@@ -124,7 +129,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     settings = settings.resolve()
     accelerator = settings.create_accelerator()
     torch.manual_seed(derive_seed(settings.seed, "weights"))
-    start = None if settings.weights is None else load_autoencoder(settings.weights)
+    start = None if settings.weights is None else load(settings.weights)
     settings = settings.reading_like(start)
     size, channels = (
         (settings.image_size, settings.in_channels or 3) if start is None else (start.image_size, start.in_channels)
@@ -132,7 +137,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     splits = settings.load_labelled(image_size=size, channels=channels)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
-    is_vit = start is None or isinstance(start, MaskedAutoencoder)
+    is_vit = start is None or encoder_of(start).layered
     asked, settings = settings, settings.settle_for(chosen["train"], is_vit=is_vit)
     model = create_model(settings, splits["train"], start)
     model.reading = settings.reading_kept
@@ -169,7 +174,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
 finetune = keywords_of(run, FinetuneSettings)
 
 
-def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoencoder | None) -> Classifier:
+def create_model(settings: FinetuneSettings, train_set: Dataset, start: Model | None) -> Classifier:
     """A classifier that starts at pretrained features, or anew."""
     if start is None:
         mean, std = train_set.statistics
@@ -178,6 +183,7 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Autoenco
     else:
         require_fit(start, train_set)
         if settings.from_scratch:
+            start = require_autoencoder(start, settings.weights or start)
             start = type(start)(**start.config)
     model = build_classifier(
         start, classes=train_set.classes, several=has_several(train_set), pool=settings.pool,

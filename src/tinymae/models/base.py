@@ -38,6 +38,7 @@ class Encoder(nn.Module):
     num_features: int  # the width of `encode`
     seen_floats = False  # whether float images were looked at once, for values that are no normalised ones
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
+    pool = "avg"  # the one of them that `encode` takes by default
     layered = False  # whether it is a ViT: `encode` takes `pool` and `layers`, and `encode_dense` gives a map
 
     def __init__(
@@ -108,6 +109,16 @@ class Encoder(nn.Module):
         """
         return (images.float() * self.std + self.mean).clamp(0, 1)
 
+    def encoder_and_head(
+        self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
+    ) -> tuple["Encoder", nn.Linear]:
+        """The two halves of a classifier that starts at these features: a copy of this model, and a new linear layer.
+        `drop_path` and `patch_drop` are for ViTs.
+
+        Raises InputError for a `pool` that it does not have.
+        """
+        raise NotImplementedError
+
     def compile_core(self) -> None:
         """`torch.compile` the layers, in place: a copy of the model is not compiled."""
         for child in self.children():
@@ -177,11 +188,7 @@ class Autoencoder(Encoder, Pretrained):
     def encoder_and_head(
         self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
     ) -> tuple[Encoder, nn.Linear]:
-        """The two halves of a classifier that starts at these features: a copy of this model, with what `encode` makes
-        no use of frozen, and a new linear layer. `drop_path` and `patch_drop` are for families that are ViTs.
-
-        Raises InputError for a `pool` that the family does not have.
-        """
+        """See `Encoder.encoder_and_head`; what `encode` makes no use of is frozen in the copy."""
         self.require_pool(pool)
         encoder = copy.deepcopy(self)
         for name in self.decoder_parts:

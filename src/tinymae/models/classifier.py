@@ -157,24 +157,33 @@ class Classifier(nn.Module, Pretrained):
 
 
 def build_classifier(
-    autoencoder: Autoencoder, *, classes: Sequence[str], several: bool = False, pool: str = "avg",
+    model: Autoencoder | Classifier, *, classes: Sequence[str], several: bool = False, pool: str | None = None,
     drop_path: float = 0.0, patch_drop: float = 0.0,
 ) -> Classifier:  # fmt: skip
-    """A classifier that starts at an autoencoder's features, with a head that starts near zero.
+    """A classifier that starts at the features of an autoencoder, or of another classifier; its head starts near zero.
 
-    Of a MaskedAutoencoder this is a stock timm ViT; `drop_path` and `patch_drop` are for it alone.
+    Of a MaskedAutoencoder this is a stock timm ViT; `drop_path` and `patch_drop` are for it alone. `pool` None is avg,
+    or the other classifier's own.
 
     >>> from tinymae import MaskedAutoencoder
     >>> model = MaskedAutoencoder(image_size=8, patch_size=2, depth=1)
     >>> build_classifier(model, classes=["cat", "dog"])(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 2])
 
-    Raises InputError for a `pool` that the family does not have.
+    Raises InputError for a `pool` that the encoder does not have.
     """
-    encoder, head = autoencoder.encoder_and_head(len(classes), pool=pool, drop_path=drop_path, patch_drop=patch_drop)
+    start = encoder_of(model)
+    encoder, head = start.encoder_and_head(
+        len(classes), pool=pool or start.pool, drop_path=drop_path, patch_drop=patch_drop
+    )
     nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    return Classifier(encoder, head, classes=classes, several=several).to(autoencoder.mean.device)
+    return Classifier(encoder, head, classes=classes, several=several).to(start.mean.device)
+
+
+def encoder_of(model: Encoder | Classifier) -> Encoder:
+    """What gives the features: of an autoencoder itself."""
+    return model.encoder if isinstance(model, Classifier) else model
 
 
 def wrap_vit(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Encoder
-from .classifier import Classifier
+from .classifier import Classifier, encoder_of
 
 
 def feature_function(
@@ -20,7 +20,7 @@ def feature_function(
 
     Raises InputError for a `pool` or `layers` that it does not have.
     """
-    encoder: Encoder = model.encoder if isinstance(model, Classifier) else model
+    encoder = encoder_of(model)
     if pool is not None:
         encoder.require_pool(pool)
     if not encoder.layered:

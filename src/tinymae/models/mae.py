@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..tensors import put, take, to_device
 from .base import Encoder
-from .drops import use_sample_drop_path, use_sample_patch_drop
 from .masked import PatchMasking
 from .masking import expand_mask, normalise_patches, patchify, require_visible
 from .outputs import AutoencoderOutput
 from .vit import (
     MAX_DEPTH,
-    TIMM_POOLS,
     ViTEncoder,
     compile_blocks,
     create_vit,
@@ -296,29 +294,9 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
     def encoder_and_head(
         self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
     ) -> tuple[Encoder, nn.Linear]:
-        """A stock timm ViT with these weights, and its head: see `Autoencoder.encoder_and_head`.
-
-        Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
-
-        Args:
-            num_classes: outputs of the head.
-            pool: "avg" or "cls".
-            drop_path: probability that a training image skips a residual branch of the last block; 0 in the first.
-            patch_drop: ratio of the patches that training does not see.
-        """
-        self.require_pool(pool)
-        config = self.config
-        sizes = {key: config[key] for key in ("in_channels", "embed_dim", "depth", "num_heads")}
-        vit = create_vit(
-            config["encoder"], image_size=self.image_size, patch_size=self.patch_size, **sizes, num_classes=num_classes,
-            global_pool=TIMM_POOLS[pool], fc_norm=False, drop_path_rate=drop_path,
-        )  # fmt: skip
-        head = vit.head
-        vit.reset_classifier(0)
-        vit.load_state_dict(self.encoder.state_dict(), strict=True)
-        use_sample_drop_path(vit)
-        use_sample_patch_drop(vit, patch_drop)
-        return ViTEncoder(vit, mean=config["mean"], std=config["std"], pool=pool), head
+        """A stock timm ViT with these weights, and its head: see `ViTEncoder.encoder_and_head`."""
+        wrapped = ViTEncoder(self.encoder, mean=self.config["mean"], std=self.config["std"], pool=pool)
+        return wrapped.encoder_and_head(num_classes, pool=pool, drop_path=drop_path, patch_drop=patch_drop)
 
     def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens after the encoder's final norm: (B, prefix + visible, D), patches in row-major order.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import write_json, write_tensors
 from .base import Encoder
+from .drops import use_sample_drop_path, use_sample_patch_drop
 from .timm_models import create_timm
 
 TIMM_POOLS = {"avg": "avg", "cls": "token"}  # our names of poolings, and timm's
@@ -52,6 +53,32 @@ class ViTEncoder(Encoder):
     def encode_dense(self, images: Tensor, *, layer: int = -1) -> Tensor:
         """A feature map (B, D, rows, columns), see `MaskedAutoencoder.encode_dense`."""
         return dense_features(self.vit, self.normalise(images), layer)
+
+    def encoder_and_head(
+        self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
+    ) -> tuple["ViTEncoder", nn.Linear]:
+        """A stock timm ViT with these weights, and its head: see `Encoder.encoder_and_head`.
+
+        Its final norm comes before the pooling, as in the features that probes see; timm's `fc_norm` is off.
+
+        Args:
+            num_classes: outputs of the head.
+            pool: "avg" or "cls".
+            drop_path: probability that a training image skips a residual branch of the last block; 0 in the first.
+            patch_drop: ratio of the patches that training does not see.
+        """
+        self.require_pool(pool)
+        sizes = describe(self.vit)
+        vit = create_vit(
+            sizes.pop("encoder"), **sizes, num_classes=num_classes, global_pool=TIMM_POOLS[pool], fc_norm=False,
+            drop_path_rate=drop_path,
+        )  # fmt: skip
+        head = vit.head
+        vit.reset_classifier(0)
+        vit.load_state_dict(self.vit.state_dict(), strict=True)
+        use_sample_drop_path(vit)
+        use_sample_patch_drop(vit, patch_drop)
+        return ViTEncoder(vit, mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(), pool=pool), head
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place."""
