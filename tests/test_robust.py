@@ -278,7 +278,7 @@ def test_awkward_pictures_are_converted(tmp_path):
     for name in ("16bit_png", "16bit_pgm"):
         assert (read[name] == round(40_000 / 257)).all()  # scaled, not clipped
         path = next((tmp_path / "images").glob(f"{name}.*"))
-        assert look_at_header(path, 1) == (1, 20, 20, "uint16")
+        assert look_at_header(path, 1, str(path)) == (1, 20, 20, "uint16")
     assert (read["alpha"] == 255).all()  # what is transparent is white
     assert read["tiny"][:, 4, 4].tolist() == [10, 20, 30] and (read["wide"] == 77).all()
 

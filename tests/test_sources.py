@@ -674,3 +674,18 @@ def test_large_jpegs_are_decoded_small(tmp_path):
     small = read_image(tmp_path / "large.jpg", (3, 30, 40), depth="uint8").float()
     exact = np.asarray(Image.open(tmp_path / "large.jpg").resize((40, 30), Image.Resampling.BICUBIC))
     assert (small.permute(1, 2, 0) - torch.tensor(exact).float()).abs().mean() < 2
+
+
+def test_an_arrow_table_keeps_the_depth_that_its_images_have(tmp_path, hub):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8, 8)).astype(np.uint16)
+    buffers = [io.BytesIO() for _ in values]
+    for buffer, image in zip(buffers, values, strict=True):
+        Image.fromarray(image).save(buffer, "png")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None} for buffer in buffers]}
+    table = hub.Dataset.from_dict(rows, features=hub.Features({"image": hub.Image()}))
+    table.to_parquet(tmp_path / "scans.parquet")
+    dataset = load_dataset(tmp_path / "scans.parquet", "all", channels=1, image_size=8)
+    assert dataset.depth == "uint16" and (dataset.images.numpy()[:, 0] == values).all()
+    assert "8 x 8 pixels, 1 channel of uint16 (values up to 4,0" in dataset.description[2]
+    spread = load_dataset(tmp_path / "scans.parquet", "all", channels=1, image_size=8, pixel_range=(0, 4095))
+    assert spread.images.int().max() > 65000

@@ -15,7 +15,7 @@ from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import map_together, whole_batches
 from tinymae.data import batches, load
-from tinymae.data.sources import files
+from tinymae.data.sources import encoded
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.training.device import create_accelerator
@@ -161,13 +161,13 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png")
     (tmp_path / "readers").mkdir()
-    read = files.read_image
+    read = encoded.read_image
 
     def noted(*arguments, **options):
         (tmp_path / "readers" / str(os.getpid())).touch()
         return read(*arguments, **options)
 
-    monkeypatch.setattr(files, "read_image", noted)
+    monkeypatch.setattr(encoded, "read_image", noted)
     monkeypatch.setattr(batches, "FEW", 0)
     monkeypatch.setitem(load.load_splits.__kwdefaults__, "memory_limit_gb", 0)
     return tmp_path / "images"

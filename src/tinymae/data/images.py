@@ -165,28 +165,27 @@ def fit_array(values: np.ndarray, shape: tuple[int, int, int], fit: Fit, name: s
     return fit_pixels(pixels[None], shape[1:], fit, name)[0]
 
 
-def look_at_header(path: Path, channels: int) -> tuple[int, int, int, str]:
-    """(channels, height, width, type of values) of an image file, without decoding it where that can be.
+def look_at_header(source: Path | bytes, channels: int, name: str) -> tuple[int, int, int, str]:
+    """(channels, height, width, type of values) of an image file or its bytes, not decoded where that can be.
 
     Raises one of UNREADABLE.
     """
-    kind = find_kind(path, channels)
+    kind = find_kind(source, channels)
     if kind == "npy":
-        array = map_array(path)
+        assert isinstance(source, Path)
+        array = map_array(source)
         return *describe_shape(array.shape, channels), str(array.dtype.newbyteorder("="))
     if kind == "tiff":
-        with open_tiff(path, channels, str(path)) as (_, part):
+        with open_tiff(source, channels, name) as (_, part):
             return *describe_shape(part.shape, channels, part.axes), str(part.dtype.newbyteorder("="))
-    with Image.open(path) as file:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
         values = "uint16" if kind or is_deep_pgm(file) else deep.get(file.mode, "uint8")
         return len(file.getbands()), file.height, file.width, values
 
 
-def largest_value(path: Path, shape: tuple[int, int, int]) -> int:
-    """Of an image file's values as they are stored. Raises one of UNREADABLE."""
-    name, kind = str(path), find_kind(path, shape[0])
-    values = (
-        np.asarray(decode(path, shape, "crop", name)) if kind is None else read_array(path, kind, shape[0], name=name)
-    )
-    return int(values.max())
+def largest_value(source: Path | bytes, shape: tuple[int, int, int], name: str) -> int:
+    """Of an image's values as they are stored. Raises one of UNREADABLE."""
+    if (kind := find_kind(source, shape[0])) is None:
+        return int(np.asarray(decode(source, shape, "crop", name)).max())
+    return int(read_array(source, kind, shape[0], name=name).max())

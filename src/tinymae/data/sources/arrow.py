@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from ...errors import InputError, first_line, refusal
-from ..images import read_image
 from ..splits import hash_rows
 from ..unreadable import UnreadableImage
+from .encoded import Content, EncodedSource
 from .files import SPLIT_NAMES
 from .source import PartedSource, Reading
 from .table import (
@@ -31,7 +29,7 @@ from .table import (
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
 
-class ArrowSource(PartedSource):
+class ArrowSource(PartedSource, EncodedSource):
     """Encoded images in a column, decoded when they are read. Nothing of them is kept in memory.
 
     Args:
@@ -44,8 +42,7 @@ class ArrowSource(PartedSource):
         from datasets import Image
 
         super().__init__(name, parts.values())
-        self.kind, self.image_shape = "Arrow table", reading.shape
-        self.pixel_range, self.fit = reading.pixel_range, reading.fit
+        self.kind = "Arrow table"
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, reading.image_column)
         label = choose_label_column(name, features, reading.label_column)
@@ -64,7 +61,7 @@ class ArrowSource(PartedSource):
         if list(parts) != [""]:
             self.split_by_parts(parts)
         self.split_names = list(parts)
-        self.shown = "encoded images"
+        self.settle(reading)
         self.notes.append(describe_columns(images=self.column, labels=label, splits=split, groups=group))
 
     def read_column(self, parts: dict[str, Any], column: str) -> pa.ChunkedArray:
@@ -103,25 +100,18 @@ class ArrowSource(PartedSource):
         total.update(rows.tobytes())
         return total.hexdigest()
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        """See `Source.read`."""
+    def contents(self, rows: np.ndarray) -> list[Content]:
+        """See `EncodedSource.contents`: bytes, or the file that the table names."""
         which, places = self.locate(rows)
-        images: list[Tensor | None] = [None] * len(rows)
+        found: list[Content | None] = [None] * len(rows)
         for number in np.unique(which):
             here = np.flatnonzero(which == number)
             for place, stored in zip(here, self.parts[number][places[here].tolist()][self.column], strict=True):
-                images[place] = self.decode(stored, rows[place])
-        return torch.stack(images)  # type: ignore[arg-type]  # none is left None
-
-    def decode(self, stored: dict | None, row: int) -> Tensor:
-        """One image, of its bytes or of the file that the table names."""
-        name = f"{self.name} row {row}"
-        if stored is None or (stored["bytes"] is None and not stored["path"]):
-            raise UnreadableImage(name, "there is none")
-        content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
-        return read_image(
-            content, self.image_shape, depth=self.depth, pixel_range=self.pixel_range, fit=self.fit, name=name
-        )
+                name = f"{self.name} row {rows[place]}"
+                if stored is None or (stored["bytes"] is None and not stored["path"]):
+                    raise UnreadableImage(name, "there is none")
+                found[place] = (Path(stored["path"]) if stored["bytes"] is None else stored["bytes"]), name
+        return found  # type: ignore[return-value]  # none is left None
 
 
 def choose_image_column(name: str, features: Any, given: str | None) -> str:

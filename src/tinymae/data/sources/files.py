@@ -1,24 +1,18 @@
 """Images in files of their own: a folder, several folders, or a table of paths."""
 
-import contextlib
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from ...errors import InputError
-from ..fit import describe_fit, fitted_size
-from ..images import EXTENSIONS, largest_value, look_at_header, read_image, remark_on_range
+from ..images import EXTENSIONS
 from ..splits import hash_names, rows_by_split
-from ..unreadable import UNREADABLE
-from .source import Reading, Source, some_rows
+from .encoded import Content, EncodedSource
+from .source import Reading
 
 # What folders of the splits may be called, in any case.
 SPLIT_NAMES = {
@@ -27,10 +21,9 @@ SPLIT_NAMES = {
 }  # fmt: skip
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")  # what a folder of images without labels may be called, in any case
 UNLABELLED = ""  # their class
-LOOKED_AT = 16  # headers that decide on the depth and describe the images
 
 
-class FilesSource(Source):
+class FilesSource(EncodedSource):
     """Image files, decoded when they are read.
 
     Args:
@@ -45,8 +38,7 @@ class FilesSource(Source):
             self.kind, self.root, self.paths = kind, root, pa.array(paths, pa.large_string())
         except UnicodeEncodeError as error:  # tables of results, lists of files and sheets could not name it either
             raise InputError(f"image {error.object!a} in {root} has a name that is not UTF-8: rename it") from None
-        self.image_shape, self.pixel_range, self.fit = reading.shape, reading.pixel_range, reading.fit
-        self.look_at_headers()
+        self.settle(reading)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,48 +57,9 @@ class FilesSource(Source):
         sizes = np.array([size_of(self.root / name) for name in names], dtype="<i8")
         return hashlib.sha256(super().digest(rows).encode() + sizes.tobytes()).hexdigest()
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        """See `Source.read`."""
-        options: dict[str, Any] = {"depth": self.depth, "pixel_range": self.pixel_range, "fit": self.fit}
-        return torch.stack([read_image(self.root / name, self.image_shape, **options) for name in self.names(rows)])
-
-    def look_at_headers(self) -> None:
-        """Settle the depth, which is that of most images, and how to describe them, by some of them."""
-        names = self.names(some_rows(len(self), LOOKED_AT))
-        headers = {name: header for name in names if (header := self.look_at_header(name))}
-        sizes = Counter(
-            f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {values}"
-            for channels, height, width, values in headers.values()
-        )
-        self.shown = ", ".join(shown for shown, _ in sizes.most_common(2)) + (" and others" if len(sizes) > 2 else "")
-        bits = [8 * np.dtype(values).itemsize for *_, values in headers.values()]
-        if (deep := sum(each > 8 for each in bits)) and 2 * deep >= len(bits):
-            self.depth = "uint16"
-        kept = 8 * np.dtype(self.depth).itemsize
-        if odd := [each for each in bits if (each > 8) != (kept > 8)]:
-            self.shown += f", some of {odd[0]} bits, converted to {kept}"
-        if self.depth == "uint16" and self.pixel_range is None:
-            deep_ones = [name for name, (*_, values) in headers.items() if values == "uint16"]
-            self.shown += remark_on_range(self.largest_values(deep_ones), None)
-        size = self.image_shape[1:]
-        fits = (describe_fit((height, width), size, self.fit, self.name) for _, height, width, _ in headers.values())
-        self.shown += next(filter(None, fits), "")
-
-    def look_at_header(self, name: str) -> tuple[int, int, int, str] | None:
-        """Of one image, None if it cannot be read: it is met, and refused or left out, when it is."""
-        with contextlib.suppress(*UNREADABLE):
-            header = look_at_header(self.root / name, self.image_shape[0])
-            fitted_size(header[1:3], self.image_shape[1:], self.fit, name)
-            return header
-        return None
-
-    def largest_values(self, names: Sequence[str]) -> np.ndarray:
-        """Of 16-bit images, uint16; 0 of one that cannot be read."""
-        values = [0]
-        for name in names:
-            with contextlib.suppress(*UNREADABLE):
-                values.append(largest_value(self.root / name, self.image_shape))
-        return np.array(values, dtype=np.uint16)
+    def contents(self, rows: np.ndarray) -> list[Content]:
+        """See `EncodedSource.contents`."""
+        return [(path := self.root / name, str(path)) for name in self.names(rows)]
 
 
 def size_of(path: Path) -> int:
