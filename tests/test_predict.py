@@ -13,6 +13,7 @@ import tinymae
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.commands import evaluate, predict
 from tinymae.commands.predict import describe
+from tinymae.data.load import load_splits
 from tinymae.evaluation.calibration import fit_temperature, probability_metrics, reliability
 from tinymae.models.classifier import build_classifier
 
@@ -186,3 +187,23 @@ def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_pa
 
 def classifier_of_two() -> MaskedAutoencoder:
     return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+
+
+def test_images_that_cannot_be_read_have_no_results_however_large_the_data_are(classifier, tmp_path, monkeypatch):
+    digits = load_dataset("digits", "test")
+    for number, image in enumerate(digits.images[:8]):
+        path = tmp_path / "data" / "03"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+        if number == 3:
+            path.write_bytes(path.read_bytes()[:60])
+    settings = {"weights": classifier, "mixed_precision": "no", "skip_unreadable": True}
+    found = {}
+    for name in ("memory", "stream"):
+        run = tinymae.predict(tmp_path / "data", **settings, output_dir=tmp_path / name)
+        look = tinymae.evaluate(tmp_path / "data", **settings, split="all", output_dir=tmp_path / f"look {name}")
+        assert run.results["images"] == 7 == sum(map(sum, look.results["confusion_matrix"]))
+        assert (tmp_path / name / "skipped.txt").read_text() == "3/3.png\n"
+        found[name] = rows_of(tmp_path / name / "predictions.csv")
+        monkeypatch.setitem(load_splits.__kwdefaults__, "memory_limit_gb", 0)
+    assert found["memory"] == found["stream"]

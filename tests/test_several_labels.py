@@ -19,6 +19,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune
 from tinymae.data.load import load_splits
+from tinymae.data.splits import SPLITS
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits
@@ -60,6 +61,14 @@ def test_a_table_with_several_labels_a_cell_gives_a_column_for_each_class(table)
     assert "10 classes, several an image" in train.description[0]
     streamed = load_splits(table, ["train"], image_size=(8, 16), channels=1, several=True, memory_limit_gb=0)["train"]
     assert torch.equal(streamed.subset(torch.tensor([3, 1])).labels, train.labels[[3, 1]])
+
+
+def test_the_images_are_cut_alike_whether_the_labels_are_used_or_not(table):
+    table.write_text(table.read_text().replace(",split,", ",part,", 1))
+    used = load_splits(table, SPLITS, labelled=True, several=True, image_size=8)
+    unused = load_splits(table, SPLITS, image_size=8)
+    assert unused["train"].labels is None
+    assert {name: split.names for name, split in used.items()} == {name: split.names for name, split in unused.items()}
 
 
 def test_the_metrics_are_scikit_learns():

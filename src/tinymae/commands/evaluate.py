@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
@@ -36,7 +36,15 @@ from ..models.outputs import Reconstruction
 from ..randomness import seeded
 from ..training.run import Run
 from .by_class import report_several
-from .features import Split, WeightsSettings, map_together, place, require_fit, whole_batches
+from .features import (
+    Split,
+    WeightsSettings,
+    leave_out_unreadable,
+    map_together,
+    place,
+    require_fit,
+    whole_batches,
+)
 from .fields import keywords_of, setting, with_default
 from .results import Result
 
@@ -75,13 +83,13 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     settings = settings.reading_like(model)
     look: partial[dict]
     if isinstance(model, Classifier):
-        dataset, settings = load_images(settings, model, labelled=True, several=model.several)
+        dataset, settings = load_images(settings, model, accelerator, labelled=True, several=model.several)
         dataset = match_classes(
             model, with_label(dataset), source=f"data set {settings.data_name}", weights=settings.weights
         )
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
-        dataset, settings = load_images(settings, model)
+        dataset, settings = load_images(settings, model, accelerator)
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     assert settings.split is not None  # settled
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
@@ -93,7 +101,9 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 evaluate = keywords_of(run, EvaluateSettings)
 
 
-def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tuple[Dataset, EvaluateSettings]:
+def load_images(
+    settings: EvaluateSettings, model: Model, accelerator: Accelerator, **options: Any
+) -> tuple[Dataset, EvaluateSettings]:
     """The images, sized for the model, and the settings with their split: by default test or, of data that have none,
     val.
     """
@@ -102,7 +112,7 @@ def load_images(settings: EvaluateSettings, model: Model, **options: Any) -> tup
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
-    return dataset, replace(settings, split=split)
+    return leave_out_unreadable(dataset, accelerator), replace(settings, split=split)
 
 
 def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:

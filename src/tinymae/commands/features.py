@@ -21,7 +21,7 @@ from ..interop.load import Model, load
 from ..models.features import feature_function
 from ..tensors import pick_pixels
 from ..training.device import choose_attention
-from ..training.processes import gather_parts
+from ..training.processes import gather_parts, on_main
 from .fields import as_python, setting
 from .settings import Pool, SheetSettings
 
@@ -59,7 +59,8 @@ class JoinedSettings(WeightsSettings):
         loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
         for dataset in [*loaded.values()][:1]:  # all are of one source
             require_fit(model, dataset)
-        on_device = {name: dataset.to(accelerator.device) for name, dataset in loaded.items()}
+        readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
+        on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
         return JoinedSplits(on_device, self.show_channels)
 
 
@@ -96,6 +97,15 @@ def place(model: M, accelerator: Accelerator) -> M:
     model = model.to(accelerator.device).eval()
     choose_attention(model, accelerator)
     return model
+
+
+def leave_out_unreadable(dataset: Dataset, accelerator: Accelerator) -> Dataset:
+    """Without the images that cannot be read, where results are of each image: in training another one of the class
+    stands in for one of those that are read batch by batch.
+    """
+    if not (isinstance(dataset, StreamedDataset) and dataset.skip_unreadable):
+        return dataset
+    return dataset.subset(on_main(accelerator, dataset.find_readable))
 
 
 def require_fit(model: Model, dataset: Dataset) -> None:

@@ -233,6 +233,21 @@ class StreamedDataset(Indexed):
                 self.note_skipped(self.source.names(row))
         raise InputError(f"data {self.name} has no readable image" + ("" if label is None else f" of class {label}"))
 
+    def find_readable(self) -> Tensor:
+        """Which images can be read, bool (N,): all are read once to see it. The others are noted as skipped."""
+
+        def look(rows: np.ndarray) -> tuple[list[bool], list[str]]:
+            images, bad = self.source.read_good(rows)
+            return [image is not None for image in images], bad
+
+        parts = np.array_split(self.rows, len(self) // 64 + 1)
+        found = thread_map(look, parts, max_workers=os.cpu_count(), desc="looking for unreadable images", leave=False)
+        self.note_skipped([name for _, bad in found for name in bad])
+        readable = torch.tensor([good for some, _ in found for good in some])
+        if not readable.any():
+            raise InputError(f"data {self.name} has no readable image")
+        return readable
+
     def note_skipped(self, names: Iterable[str]) -> None:
         """Add to the list of what could not be read."""
         self.skipped += [name for name in names if name not in self.skipped]

@@ -118,6 +118,8 @@ def load_splits(
         if group_pattern is not None:
             source.groups = match_groups(source, group_pattern)
         rows = cut(source, val_fraction, test_fraction, masked=masked)
+    if unused:  # now that the images are cut as they are where the labels are used
+        source.labels = None
     description = describe(source, rows, unused_labels=unused)
     loaded: dict[str, Dataset] = {}
     for split in splits:
@@ -150,7 +152,7 @@ def open_given(data: Any, labels: Any, reading: Reading) -> Source:
 
 
 def leaves_out_labels(source: Source, *, labelled: bool, several: bool) -> bool:
-    """Whether there are several labels an image, which were not asked for: they are taken out of the source.
+    """Whether there are several labels an image, which were not asked for.
 
     Raises InputError for them, if images must be `labelled`.
     """
@@ -160,7 +162,6 @@ def leaves_out_labels(source: Source, *, labelled: bool, several: bool) -> bool:
         raise InputError(
             f"data {source.name} has several labels an image, this command or its weights know one: give others"
         )
-    source.labels = None
     return True
 
 
