@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import DIGITS, FEW
 from sklearn.metrics import f1_score
 
@@ -166,3 +167,19 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     assert "2 of the 10 classes have no train image, and are not judged" in capsys.readouterr().out
     rows = [line.split(",") for line in (tmp_path / "per_class.csv").read_text().splitlines()]
     assert rows[-1] == ["9", "", "", "", "0"] and all(rows[1])
+
+
+def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_held_out(tmp_path, capsys):
+    digits = load_dataset("digits")
+    for number, image in enumerate(digits.images[:40]):
+        path = tmp_path / "data" / str(int(digits.labels[number]) % 2) / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    small_model(["0", "1"]).save_pretrained(tmp_path / "weights")
+    names = load_dataset(tmp_path / "data", "test", image_size=8, channels=1).names
+    (tmp_path / "weights" / "inputs").mkdir()
+    for known in (2, 0):
+        (tmp_path / "weights" / "inputs" / "train.txt").write_text("".join(f"{name}\n" for name in names[:known]))
+        tinymae.evaluate(tmp_path / "data", weights=tmp_path / "weights", output_dir=tmp_path / str(known))
+        said = f"2 of the {len(names)} test images are called like some that the weights were trained on"
+        assert (said in capsys.readouterr().out) == bool(known)

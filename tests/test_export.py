@@ -225,12 +225,31 @@ def test_int8_is_smaller_and_near_the_floats(tmp_path):
     assert not (tmp_path / "torch").exists()
 
 
-def test_int8_of_images_of_16_bits_is_refused_unless_they_are_normalised(folders, tmp_path):
+def test_weights_of_16_bits_are_exported_for_16_bits(tmp_path):
+    model = create("wide, grey")
+    classifier = build_classifier(model, classes=CLASSES).eval()
+    model.reading = classifier.reading = {"depth": "uint16"}
+    values = np.random.default_rng(0).integers(0, 65536, (20, 8, 12), dtype=np.uint16)
+    np.save(tmp_path / "scans.npy", values)
+    for name, source in {"encoder": model, "classifier": classifier}.items():
+        source.save_pretrained(tmp_path / name)
+        tinymae.export(
+            tmp_path / name, format="onnx", int8=tmp_path / "scans.npy", output_dir=tmp_path / f"{name} onnx"
+        )
+        with torch.no_grad():
+            given = torch.from_numpy(values)[:, None]
+            expected = model.encode(given) if name == "encoder" else classifier.probabilities(classifier(given))
+        session = onnxruntime.InferenceSession(tmp_path / f"{name} onnx" / f"{name}.onnx")
+        (found,) = session.run(None, {"images": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, **TOLERANCE)
+
+
+def test_int8_of_images_of_another_depth_is_refused_unless_they_are_normalised(folders, tmp_path):
     images = np.random.default_rng(0).integers(0, 60_000, (20, 8, 8, 3), dtype=np.uint16)
     np.save(tmp_path / "deep.npy", images)
     settings = {"format": "onnx", "int8": tmp_path / "deep.npy", "output_dir": tmp_path / "out"}
-    for weights, remedy in zip(folders, ("leave int8 out, or give normalised", "leave int8 out"), strict=True):
-        with pytest.raises(InputError, match=f"deep.npy has images of 16 bits, but .* takes uint8 .*: {remedy}$"):
+    for weights in folders:
+        with pytest.raises(InputError, match="deep.npy has uint16 images, those of the weights are uint8: give such$"):
             tinymae.export(weights, **settings)
     assert not (tmp_path / "out").exists()
     given = ExportSettings(weights=folders[0], **settings, normalised=True)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import MODEL, SHORT
 
 import tinymae
@@ -35,7 +36,7 @@ def pretrained(scans, tmp_path_factory):
 
 def test_what_comes_of_pretraining_reads_as_pretraining_did(pretrained, scans, tmp_path, capsys):
     assert json.loads((pretrained.folder / "config.json").read_text())["reading"] == {
-        "fit": "pad", "pixel_range": [0, 4095],
+        "fit": "pad", "pixel_range": [0, 4095], "depth": "uint16",
     }  # fmt: skip
     probe = tinymae.linear_probe(scans, weights=pretrained.folder, output_dir=tmp_path / "probe", **PLAIN)
     said = "images are read as those that the weights learned from: fit pad, pixel_range 0 4095"
@@ -56,6 +57,16 @@ def test_what_comes_of_pretraining_reads_as_pretraining_did(pretrained, scans, t
         column = lines[0].split(",").index("probability")
         found = torch.tensor([float(line.split(",")[column]) for line in lines[1:]])
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_one_image_is_read_as_the_weights_own_were(pretrained, scans, tmp_path):
+    dataset = load_dataset(scans, "all", image_size=8, **READ)
+    for number, values in enumerate(np.load(scans)["images"][:3]):
+        Image.fromarray(values).save(path := tmp_path / f"{number}.png")
+        for source in (path, str(path), path.read_bytes()):
+            assert torch.equal(tinymae.load_image(source, pretrained.model), dataset.images[number])
+    with pytest.raises(InputError, match="image of bytes cannot be read"):
+        tinymae.load_image(b"", pretrained.model)
 
 
 def test_a_flag_that_is_given_wins(pretrained, scans, tmp_path):
@@ -90,7 +101,7 @@ def test_weights_of_plain_images_say_nothing_of_it(tmp_path):
     ("reading", "message"),
     [
         ("pad", "config.json: reading 'pad' is not dict"),
-        ({"fit": 3}, "config.json: reading: fit 3 is not str"),
+        ({"fit": 3}, "config.json: reading: fit 3 is not "),
         ({"pixel_range": [0]}, r"config.json: reading: pixel_range \[0\] is not tuple"),
     ],
 )

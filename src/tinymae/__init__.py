@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .evaluation.explain import anomaly_map, attention_maps
     from .evaluation.features import Features
     from .interop.huggingface import classifier_from_transformers, from_transformers, to_transformers
+    from .interop.images import load_image
     from .interop.load import load
     from .interop.official import from_official, to_official
     from .interop.timm import export_timm
@@ -60,6 +61,7 @@ __all__ = [
     "linear_probe",
     "load",
     "load_dataset",
+    "load_image",
     "neighbours",
     "patchify",
     "predict",
@@ -85,6 +87,7 @@ HOMES = {
     "evaluation.explain": ["anomaly_map", "attention_maps"],
     "evaluation.features": ["Features"],
     "interop.huggingface": ["classifier_from_transformers", "from_transformers", "to_transformers"],
+    "interop.images": ["load_image"],
     "interop.load": ["load"],
     "interop.official": ["from_official", "to_official"],
     "interop.timm": ["export_timm"],
@@ -105,4 +108,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

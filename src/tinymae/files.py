@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeGuard, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
@@ -118,6 +118,8 @@ def is_of_type(value: Any, wanted: Any) -> bool:
     parts = get_args(wanted)
     if get_origin(wanted) in (UnionType, Union):  # Python 3.10 makes the second of a hint whose default is None
         return any(is_of_type(value, part) for part in parts)
+    if get_origin(wanted) is Literal:
+        return value in parts
     if get_origin(wanted) in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
             return False

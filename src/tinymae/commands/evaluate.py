@@ -34,6 +34,7 @@ from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..models.outputs import Reconstruction
 from ..randomness import seeded
+from ..training.inputs import names_of
 from ..training.run import Run
 from .by_class import report_several
 from .features import (
@@ -112,7 +113,20 @@ def load_images(
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
+    if split in ("val", "test"):
+        remark_on_known(model, dataset, split)
     return leave_out_unreadable(dataset, accelerator), replace(settings, split=split)
+
+
+def remark_on_known(model: Model, dataset: Dataset, split: str) -> None:
+    """Say so if images that are held out have names of files that the weights were trained on."""
+    if not dataset.of_files or not PartialState().is_main_process:
+        return
+    if known := len(names_of(model.source, "train").intersection(dataset.names)):
+        print(
+            f"{known:,} of the {len(dataset):,} {split} images are called like some that the weights were trained on: "
+            "if they are the same, split them as then (--group-column, --val-fraction, ...)"
+        )
 
 
 def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:

@@ -34,7 +34,7 @@ class ExportSettings(Settings):
     format: Literal["timm", "onnx", "torch", "web"] = setting(help="what to write")
     output_dir: str | Path = setting(help="folder for the files; old ones are replaced")
     pool: Pool = setting("avg", "the features", group="onnx and torch")
-    normalised: bool = setting(False, "the encoder takes normalised floats, not uint8", group="onnx and torch")
+    normalised: bool = setting(False, "the encoder takes normalised floats, not pixels", group="onnx and torch")
     int8: str | Path | None = setting(
         None, "training images, as --data of pretraining takes them: also write the encoder or classifier in 8 bits, "
         "scaled by what 256 of them give", group="onnx",
@@ -49,8 +49,8 @@ class ExportSettings(Settings):
 def run(settings: ExportSettings) -> Result[Model]:
     """Write weights for another program; `.results` has the size of each file in bytes.
 
-    Of an autoencoder come the encoder (images -> features) and the reconstruction (uint8 images, mask -> images in
-    [0, 1]); of a classifier, uint8 images -> probabilities. Normalisation is inside, batches may have any size, and the
+    Of an autoencoder come the encoder (images -> features) and the reconstruction (pixels, mask -> images in [0, 1]);
+    of a classifier, pixels -> probabilities. Normalisation is inside, batches may have any size, and the
     outputs are torch's to 1e-4. With `int8` an ONNX encoder or classifier is written a second time, as NAME.int8.onnx,
     whose outputs are near those of the first.
 
@@ -102,6 +102,8 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
     """
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
+        if settings.normalised:
+            raise InputError("normalised is for encoders, a classifier takes pixels: leave it out")
         graphs = {"classifier": ClassifierGraph(model)}
         config: dict = model.label_names
     else:
@@ -138,17 +140,20 @@ def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str
     """Training images as the graphs take them."""
     dataset = pick(
         load_dataset(
-            settings.int8, data_dir=settings.data_dir, image_size=model.image_size, channels=model.in_channels
+            settings.int8,
+            data_dir=settings.data_dir,
+            image_size=model.image_size,
+            channels=model.in_channels,
+            **{name: model.reading[name] for name in ("fit", "pixel_range") if name in model.reading},
         ),
         CALIBRATION,
     )
     require_channels(dataset, model.in_channels)
     images, _ = dataset[torch.arange(len(dataset))]
-    if settings.normalised and not isinstance(model, Classifier):
+    if settings.normalised:
         images = model.normalise(images).cpu()
-    elif images.dtype != torch.uint8:
-        remedy = "leave int8 out" if isinstance(model, Classifier) else "leave int8 out, or give normalised"
+    elif dataset.depth != (wanted := model.reading.get("depth", "uint8")):
         raise InputError(
-            f"int8 {settings.int8} has images of 16 bits, but what is exported takes uint8 ones of 8 bits: {remedy}"
+            f"int8 {settings.int8} has {dataset.depth} images, those of the weights are {wanted}: give such"
         )
     return [{"images": part.numpy()} for part in images.split(32)]

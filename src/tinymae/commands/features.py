@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
 from ..interop.load import Model, load
@@ -26,7 +26,7 @@ from .fields import as_python, setting
 from .settings import Pool, SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
-UNLIKE = 4.0  # times it
+UNLIKE = 2.5  # times it, or standard deviations from its mean, in a channel
 M = TypeVar("M", bound=nn.Module)
 Split = Literal["train", "val", "test", "all"]
 
@@ -109,18 +109,21 @@ def leave_out_unreadable(dataset: Dataset, accelerator: Accelerator) -> Dataset:
 
 
 def require_fit(model: Model, dataset: Dataset) -> None:
-    """Raises InputError unless the images have the weights' channels. Says so where the contrast of images in memory is
-    quite another than in training: read with another range, they look black or white to the weights.
+    """Raises InputError unless the images have the weights' channels. Says so where images in memory have quite other
+    values than those of training: read with another range, they look black or white to the weights.
     """
     require_channels(dataset, model.in_channels)
     if isinstance(dataset, StreamedDataset):  # nothing is decoded twice
         return
     some = pick(dataset, LOOKED_AT)
-    contrast = float(model.normalise(some[torch.arange(len(some))][0]).std(dim=(0, 2, 3)).mean())  # 1 in training
-    if not 1 / UNLIKE < contrast < UNLIKE and PartialState().is_main_process:
+    std, mean = torch.std_mean(model.normalise(some[torch.arange(len(some))][0]), dim=(0, 2, 3))  # in training 1 and 0
+    odd = ((std < 1 / UNLIKE) | (std > UNLIKE) | (mean.abs() > UNLIKE)).nonzero()[:, 0]
+    if len(odd) and PartialState().is_main_process:
+        where = f"channel{'s'[: len(odd) != 1]} {list_some([*map(str, odd.tolist())])}"
         print(
-            f"data {dataset.name}: the images have {contrast:.2g} times the contrast of those that the weights were "
-            "trained on: were these read with another pixel_range?"
+            f"data {dataset.name}: in {where} the images have {std[odd].mean():.2g} times the contrast of those that "
+            f"the weights were trained on, and a mean that is {mean[odd].mean():+.2g} of their standard deviations "
+            "from theirs: were these read with another pixel_range?"
         )
 
 

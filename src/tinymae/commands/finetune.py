@@ -140,7 +140,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     is_vit = start is None or encoder_of(start).layered
     asked, settings = settings, settings.settle_for(chosen["train"], is_vit=is_vit)
     model = create_model(settings, splits["train"], start)
-    model.reading = settings.reading_kept
+    model.reading = settings.reading_kept(splits["train"])
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])
     if settings.unlabelled_data is not None:

@@ -166,7 +166,7 @@ def finish(
         classifier = build_classifier(model, classes=classes, several=several, pool=settings.pool)
         assert isinstance(head, nn.Sequential)
         fold_probe(classifier.head, head)
-        classifier.reading = settings.reading_kept
+        classifier.reading = settings.reading_kept(splits["train"])
         if run.is_main:
             classifier.write_weights(run.folder)
         head = classifier.eval()

@@ -132,7 +132,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
             "adapts the weights"
         )
     model = create_model(settings, splits["train"], start)
-    model.reading = settings.reading_kept
+    model.reading = settings.reading_kept(splits["train"])
     train_set, val_set = (split.to(accelerator.device) for split in splits.values())
     # What cannot work is refused before a folder is made for it.
     parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)

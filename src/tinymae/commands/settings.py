@@ -20,7 +20,6 @@ from ..data.splits import SPLITS, balanced, few_labels
 from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
-from ..models.pretrained import READING
 from ..training.device import Precision, create_accelerator, settle_precision
 from ..training.run import Run
 from .fields import Settings, describe_value, setting
@@ -70,17 +69,19 @@ class DataSettings(Settings):
     def reading_like(self, weights: Model | None) -> Self:
         """The same, with `pixel_range` and `fit` as the weights' images were read, where they are not given."""
         known = {} if weights is None else weights.reading
-        taken = {name: known[name] for name in READING if getattr(self, name) is None and name in known}
+        taken = {name: known[name] for name in ("fit", "pixel_range") if getattr(self, name) is None and name in known}
         if taken and PartialState().is_main_process:
             said = ", ".join(f"{name} {' '.join(map(str, np.ravel(value)))}" for name, value in taken.items())
             print(f"images are read as those that the weights learned from: {said}")
         return replace(self, **taken)
 
-    @property
-    def reading_kept(self) -> dict[str, Any]:
-        """What weights keep of them: see `Pretrained.reading`."""
-        kept = {"fit": "pad"} if self.fit == "pad" else {}
-        return kept if self.pixel_range is None else kept | {"pixel_range": [*self.pixel_range]}
+    def reading_kept(self, dataset: Dataset) -> dict[str, Any]:
+        """What weights keep of how a dataset was read: see `Pretrained.reading`."""
+        kept = {
+            "fit": "pad" if self.fit == "pad" else None, "pixel_range": self.pixel_range and [*self.pixel_range],
+            "depth": None if dataset.depth == "uint8" else dataset.depth,
+        }  # fmt: skip
+        return {name: value for name, value in kept.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,8 @@ class Graph(nn.Module):
 class EncoderGraph(Graph):
     """Images (B, C, H, W) -> features (B, F), as `encode` of any family.
 
-    A graph's inputs have one type each: uint8 pixels with `normalised=False`, else floats normalised by the data's mean
-    and std.
+    A graph's inputs have one type each: pixels with `normalised=False`, uint8 or, of weights that learned from images
+    of 16 bits, uint16; else floats normalised by the data's mean and std.
     """
 
     model: Autoencoder
@@ -59,7 +59,7 @@ class EncoderGraph(Graph):
 
 
 class ClassifierGraph(Graph):
-    """uint8 images (B, C, H, W) -> probabilities (B, K) of the classes: see `Classifier.probabilities`."""
+    """Pixels (B, C, H, W), see `EncoderGraph`, -> probabilities (B, K): see `Classifier.probabilities`."""
 
     model: Classifier
     output = "probabilities"
@@ -73,7 +73,7 @@ class ClassifierGraph(Graph):
 
 
 class ReconstructionGraph(Graph):
-    """uint8 images (B, C, H, W) -> images in [0, 1], as `reconstruct` of a family that hides nothing."""
+    """Pixels (B, C, H, W) -> images in [0, 1], as `reconstruct` of a family that hides nothing."""
 
     model: Autoencoder
     output = "reconstruction"
@@ -86,7 +86,7 @@ class ReconstructionGraph(Graph):
 
 
 class InpaintingGraph(Graph):
-    """uint8 images (B, C, H, W) and mask bool (B, N), True = hidden -> images in [0, 1], hidden patches painted in.
+    """Pixels (B, C, H, W) and mask bool (B, N), True = hidden -> images in [0, 1], hidden patches painted in.
 
     Images may hide different numbers of patches, but each must keep one visible: the brightness of the others is
     interpolated from it, and a graph cannot refuse its input.
@@ -139,7 +139,8 @@ def example_mask(model: PatchMasking) -> Tensor:
 
 def example_images(model: Autoencoder | Classifier, *, normalised: bool = False) -> Tensor:
     """A batch of two of the model's size, to draw a graph with: of one, exporters would make a constant."""
-    images = torch.zeros(2, model.in_channels, *model.image_size, dtype=torch.uint8)
+    dtype = getattr(torch, model.reading.get("depth", "uint8"))
+    images = torch.zeros(2, model.in_channels, *model.image_size, dtype=dtype)
     return model.normalise(images) if normalised else images
 
 

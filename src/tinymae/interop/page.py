@@ -81,9 +81,12 @@ def write_page(
     archive = fetch_runtime()
     folder.mkdir(parents=True, exist_ok=True)
     unpack_runtime(archive, folder / "onnxruntime")
-    export_onnx(reconstruction_graph(model), folder / "reconstruction.onnx")
+    graphs = {"reconstruction": reconstruction_graph(model)}
     if classifier is not None:
-        export_onnx(ClassifierGraph(classifier), folder / "classifier.onnx")
+        graphs["classifier"] = ClassifierGraph(classifier)
+    for name, graph in graphs.items():
+        graph.inputs["images"] = graph.inputs["images"].byte()  # as a browser has them
+        export_onnx(graph, folder / f"{name}.onnx")
     files = []
     for number, (name, image) in enumerate(samples):
         files.append({"file": f"samples/{number}.png", "name": name})
@@ -140,7 +143,8 @@ def read_samples(folder: str | Path, model: Autoencoder) -> list[tuple[str, Tens
     if not files:
         raise InputError(f"samples folder {folder} holds no images")
     chosen = [files[i * len(files) // SHOWN] for i in range(SHOWN)] if len(files) > SHOWN else files
-    return [(file.stem, read_image(file, (model.in_channels, *model.image_size), depth="uint8")) for file in chosen]
+    shape, options = (model.in_channels, *model.image_size), model.reading | {"depth": "uint8"}
+    return [(file.stem, read_image(file, shape, **options)) for file in chosen]
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import PyTorchModelHubMixin
 from typing_extensions import Self
@@ -11,10 +11,10 @@ from ..errors import InputError
 from ..files import read_json, require_types
 from .filling import find_weights
 
+# What weights keep of how their images were read, where it is not as usual.
 READING: dict[str, Any] = {
-    "fit": str | None,
-    "pixel_range": tuple[float, float] | None,
-}  # what is known of how images were read
+    "fit": Literal["pad"] | None, "pixel_range": tuple[float, float] | None, "depth": Literal["uint16"] | None,
+}  # fmt: skip
 
 
 class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
@@ -23,7 +23,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
     """
 
     source: Path | None = None  # the folder that the weights came from
-    # How the images that it learned from were read, where it says so: `fit` and `pixel_range` of `load_dataset`.
+    # How the images that it learned from were read, as READING has it: `load_dataset` takes `fit` and `pixel_range`.
     reading: dict[str, Any] = {}  # noqa: RUF012  # replaced, never written into
 
     def write_weights(self, folder: str | Path) -> None:

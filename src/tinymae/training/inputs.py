@@ -101,11 +101,18 @@ def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:
 
 def changed_names(folder: Path, split: str, dataset: Any) -> str:
     """Which files of a split came and went since the run was started, in words."""
-    if not names_file(folder, split).exists():
+    if not (was := names_of(folder, split)):
         return ""
-    was, now = set(names_file(folder, split).read_text("utf-8").splitlines()), set(dataset.names)
+    now = set(dataset.names)
     parts = [("came", now - was), ("went", was - now)]
     return ", ".join(f"{len(names):,} of {split} {what}: {some_of(names)}" for what, names in parts if names)
+
+
+def names_of(folder: Path | None, split: str) -> set[str]:
+    """The files of a split that a run in this folder was started with; none where they were not kept."""
+    if folder is None or not (path := names_file(folder, split)).exists():
+        return set()
+    return set(path.read_text("utf-8").splitlines())
 
 
 def names_file(folder: Path, split: str) -> Path:
