@@ -290,9 +290,8 @@ def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
 def test_a_channel_that_is_dead_is_remarked_on(tmp_path, capsys):
     values = np.random.default_rng(0).integers(0, 256, (40, 5, 8, 8), dtype=np.uint8)
     mean, std = load_dataset(values, "all").statistics
-    model = MaskedAutoencoder(
-        image_size=8, patch_size=4, in_channels=5, embed_dim=16, depth=1, mean=mean, std=std
-    ).eval()
+    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 5, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = MaskedAutoencoder(**sizes, mean=mean, std=std).eval()
     values[:, 3] = 0
     tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path)
     assert "in channel 3 the images have 0 times the contrast" in capsys.readouterr().out
