@@ -79,6 +79,16 @@ def one_registry():
         yield
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The package datasets of Hugging Face, which asks no network here."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return datasets
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """The folder of a small pretraining on digits."""

@@ -1,6 +1,5 @@
 """The comparison as people run it, on tiny models of real digits."""
 
-import csv
 import json
 import re
 import shutil
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import rows_of
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import cli, finetune, linear_probe, pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import Diverged
-from tinymae.files import write_json
+from tinymae.files import read_json, write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.models.weights import FAMILIES
 from tinymae.study import compare, report, search, tables
@@ -103,8 +103,7 @@ def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
 
 def test_the_tables_hold_what_the_stages_found(compared):
     folder, *_ = compared
-    with open(folder / "comparison.csv", newline="") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in rows_of(folder / "comparison.csv")}
     assert len(rows) == 5
     for name, cell in {"mae": "mae", "vae 8": "vae-8"}.items():
         stage = {p.parent.name: json.loads(p.read_text()) for p in folder.glob(f"digits/{cell}/seed0/*/results.json")}
@@ -118,7 +117,7 @@ def test_the_tables_hold_what_the_stages_found(compared):
         assert {column: float(rows[name][column]) for column in found} == found
         assert float(rows[f"{name}, untrained"]["linear_test"]) == stage["linear"]["untrained"]["probe_test"]
         assert (rows[name]["mse_masked"] != "") == (name == "mae")
-    pixels = json.loads((folder / "digits" / "raw_pixels" / "linear" / "results.json").read_text())
+    pixels = read_json(folder / "digits" / "raw_pixels" / "linear" / "results.json")
     assert float(rows["raw pixels"]["linear_test"]) == pixels["raw_pixels"]["probe_test"] > 90
     assert rows["raw pixels"]["num_features"] == "64" and rows["raw pixels"]["control"]
 
@@ -349,8 +348,7 @@ def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
 def test_a_fine_tuning_that_diverges_leaves_the_probes_in_the_table(tmp_path):
     with pytest.raises(InputError, match="the loss of digits/vae-8/seed0/finetune diverged"):
         run(tmp_path, *GRID, "--models", "vae", "--extra", "finetune: --base-lr 1e30")
-    with open(tmp_path / "comparison.csv") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in rows_of(tmp_path / "comparison.csv")}
     assert float(rows["vae 8"]["linear_test"]) > 10 and rows["vae 8"]["finetuned_test"] == ""
 
 
@@ -370,7 +368,7 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
         results = json.loads(path.read_text())
         assert "probe_val" in results and not any("test" in key for key in results)
         scores[int(path.parts[-3].removeprefix("trial"))] = results["probe_val"]
-    best = json.loads((tmp_path / "digits" / "search" / "pca" / "best.json").read_text())
+    best = read_json(tmp_path / "digits" / "search" / "pca" / "best.json")
     assert sorted(scores) == [0, 1, 2] and best["value"] == max(scores.values()) == scores[best["trial"]]
     assert rows[1]["latent_dim"] == rows[1]["num_features"] == best["settings"]["latent_dim"]
     assert f"trial{best['trial']}" in rows[1]["folder"] and "trial" not in rows[1]["name"]

@@ -7,10 +7,10 @@ import time
 
 import pytest
 from accelerate import Accelerator
-from running import FEW, QUICK, metrics
+from running import FEW, QUICK, metrics, tiny_mae
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder
+from tinymae import InputError
 from tinymae.files import is_about, lock_folder
 from tinymae.training import run as training_run
 from tinymae.training.checkpoints import Checkpoints
@@ -132,13 +132,12 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint_or_nothing(renamed, tmp
 def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):
     """Amid a part of the table, and after the table but before its parts were removed."""
     parts = tmp_path / "parts"
-    encoder = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
     for left in (".000000.parquet.partial-7", "000000.parquet"):
         parts.mkdir()
         (parts / left).touch()
         if left == "000000.parquet":
             assert (tmp_path / "embeddings.parquet").exists()
-        tinymae.embed(**FEW, weights=encoder, output_dir=tmp_path, formats=())
+        tinymae.embed(**FEW, weights=tiny_mae(), output_dir=tmp_path, formats=())
         assert not parts.exists()
 
 

@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from running import off_the_start
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
-from test_mae import small_model, trained_looking
+from test_mae import small_model
 
 from tinymae import Features, InputError, load_dataset
 from tinymae.models import filling
@@ -29,7 +30,7 @@ def test_it_passes_scikit_learns_checks_at_the_width_of_each(tmp_path):
     for width in WIDTHS:
         folder = tmp_path / str(width)
         sizes = {"image_size": (1, width), "patch_size": 1, "in_channels": 1, "mask_ratio": 0.5, "depth": 1}
-        trained_looking(small_model(**sizes, norm_pix_loss=False)).save_pretrained(folder)
+        off_the_start(small_model(**sizes, norm_pix_loss=False)).save_pretrained(folder)
         results = check_estimator(
             Features(str(folder)), on_fail=None, on_skip=None, expected_failed_checks=EXPECTED_FAILURES
         )
@@ -42,7 +43,7 @@ def test_it_passes_scikit_learns_checks_at_the_width_of_each(tmp_path):
 
 @pytest.fixture
 def model():
-    return trained_looking(small_model(image_size=(8, 6))).eval()
+    return off_the_start(small_model(image_size=(8, 6))).eval()
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 6), dtype=np.uint8)
@@ -99,7 +100,7 @@ def test_booleans_are_black_and_white(model):
 
 
 def test_grey_images_need_no_channel():
-    model = trained_looking(small_model(in_channels=1)).eval()
+    model = off_the_start(small_model(in_channels=1)).eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
     features = Features(model).fit(images)
     assert np.array_equal(features.transform(images), features.transform(images[:, None]))
@@ -162,7 +163,7 @@ def test_the_given_model_is_neither_changed_nor_needed_any_more(model):
 
 
 def test_it_stands_in_a_pipeline_and_a_grid_search():
-    model = trained_looking(small_model(in_channels=1)).eval()
+    model = off_the_start(small_model(in_channels=1)).eval()
     digits = load_dataset("digits", "val")
     pipeline = make_pipeline(Features(model), LogisticRegression(max_iter=2000))
     search = GridSearchCV(clone(pipeline), {"features__layers": [1, 2]}, cv=2)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import tiny_mae
 
 import tinymae
-from tinymae import MaskedAutoencoder
 from tinymae.evaluation import figures
 from tinymae.evaluation.figures import display_limits, viewable
 
@@ -46,9 +46,7 @@ def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeyp
         shown.update({name: viewable(column, channels, limits) for name, column in columns.items()})
 
     monkeypatch.setattr(figures, "reconstruction_sheet", sheet)
-    statistics = {"mean": [0.03], "std": [0.02]}
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
-                              **statistics).eval()  # fmt: skip
+    model = tiny_mae(mean=[0.03], std=[0.02])
     tinymae.evaluate(images, weights=model, split="all", mixed_precision="no", output_dir=tmp_path)
     assert torch.equal(shown["original"], viewable(images, limits=display_limits(images)))
     assert shown["original"].float().std() > 60  # not black

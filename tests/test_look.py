@@ -3,7 +3,8 @@
 import pytest
 import torch
 from reference import layer_norm
-from test_mae import small_model, trained_looking
+from running import off_the_start, one_line
+from test_mae import small_model
 
 from tinymae import InputError, MaskedAutoencoder, adapt, anomaly_map, attention_maps, load, patchify
 from tinymae.evaluation.explain import covering_masks
@@ -27,7 +28,7 @@ def random_pictures(count: int, channels: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_errors_are_those_of_the_models_own_pixels(channels, norm_pix_loss):
-    model = trained_looking(small_model(in_channels=channels, norm_pix_loss=norm_pix_loss)).eval()
+    model = off_the_start(small_model(in_channels=channels, norm_pix_loss=norm_pix_loss)).eval()
     images = random_pictures(4, channels)
     shown = model.reconstruct(images, generator=seeded())
     squares = (patchify(shown.prediction, 2) - patchify(images / 255, 2)).square()  # (B, N, P*P*C)
@@ -51,7 +52,7 @@ def test_errors_of_the_other_families():
 
 @pytest.mark.parametrize("nothing", [0, 0.0, torch.zeros(16, dtype=torch.bool)], ids=["0", "0.0", "mask"])
 def test_a_mask_that_hides_nothing_shows_the_encoder_all(nothing):
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images = random_pictures(3)
     shown = model.reconstruct(images, nothing)
     assert not shown.mask.any() and torch.equal(shown.images, shown.original)
@@ -83,13 +84,12 @@ def test_a_share_hides_that_share_as_the_generator_says():
     ],
 )
 def test_a_share_that_cannot_be_is_refused(mask, message):
-    with pytest.raises(InputError, match=message) as error:
+    with one_line(message):
         small_model().reconstruct(random_pictures(2), mask)
-    assert "\n" not in str(error.value)
 
 
 def test_one_image_is_a_batch_of_one():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     image = random_pictures(1)[0]
     for function in (
         lambda images: model.reconstruct(images, generator=seeded()).images,
@@ -128,7 +128,7 @@ def test_passes_that_cannot_cover_are_refused(passes):
 
 @pytest.mark.parametrize("changes", [{}, {"norm_pix_loss": False}, {"patch_size": (4, 2)}])
 def test_anomaly_map_is_the_mean_error_over_the_passes_that_hid_a_pixel(changes):
-    model = trained_looking(small_model(**changes)).eval()
+    model = off_the_start(small_model(**changes)).eval()
     images = random_pictures(2)
     found = anomaly_map(model, images, passes=5, mask_ratio=0.5, generator=seeded(3))
     masks = covering_masks(model.num_patches, num_hidden=model.num_patches // 2, passes=5, generator=seeded(3))
@@ -143,14 +143,14 @@ def test_anomaly_map_is_the_mean_error_over_the_passes_that_hid_a_pixel(changes)
 
 
 def test_an_images_map_does_not_depend_on_its_company():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images = random_pictures(4)
     together, alone = (anomaly_map(model, part, generator=seeded()) for part in (images, images[2]))
     torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_no_patch_helps_to_predict_itself():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images = random_pictures(1)
     changed = images.clone()
     changed[:, :, :2, :2] = 255 - changed[:, :, :2, :2]
@@ -166,7 +166,7 @@ def test_no_patch_helps_to_predict_itself():
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_medium_patch16_gap_240"])
 def test_layers_are_timms_forward_intermediates(encoder, norm):
-    model = trained_looking(MaskedAutoencoder(encoder, image_size=8, patch_size=2, depth=4)).eval()
+    model = off_the_start(MaskedAutoencoder(encoder, image_size=8, patch_size=2, depth=4)).eval()
     images, prefix = torch.randn(2, 3, 8, 8), model.num_prefix_tokens
     theirs = model.encoder.forward_intermediates(
         images, indices=[0, 2, 3], norm=norm, output_fmt="NLC", intermediates_only=True
@@ -181,7 +181,7 @@ def test_layers_are_timms_forward_intermediates(encoder, norm):
 
 
 def test_the_last_layers_come_by_their_number():
-    model, images = trained_looking(small_model(depth=3)).eval(), torch.randn(2, 3, 8, 8)
+    model, images = off_the_start(small_model(depth=3)).eval(), torch.randn(2, 3, 8, 8)
     for ours, expected in zip(model.encode_layers(images, 2), model.encode_layers(images, [1, 2]), strict=True):
         assert torch.equal(ours, expected)
 
@@ -195,7 +195,7 @@ def test_layers_that_the_encoder_lacks_are_refused(layers):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
-    model = trained_looking(small_model(depth=3)).eval()
+    model = off_the_start(small_model(depth=3)).eval()
     for block in model.encoder.blocks:
         block.attn.fused_attn = fused
     images, weights = torch.randn(2, 3, 8, 8), dict(model.encoder.named_parameters())
@@ -217,7 +217,7 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(fused):
 
 
 def test_a_classifier_attends_as_its_encoder_does():
-    model, images = trained_looking(small_model()).eval(), random_pictures(2)
+    model, images = off_the_start(small_model()).eval(), random_pictures(2)
     classifier = build_classifier(model, classes=["a", "b"]).eval()
     for given in (classifier, classifier.encoder):
         torch.testing.assert_close(attention_maps(given, images), attention_maps(model, images))
@@ -239,7 +239,7 @@ def test_a_model_of_another_kind_is_named(function, message):
 
 
 def test_looking_at_attention_leaves_the_model_as_it_was():
-    model, images = trained_looking(small_model()).eval(), torch.randn(1, 3, 8, 8)
+    model, images = off_the_start(small_model()).eval(), torch.randn(1, 3, 8, 8)
     before = model.encode(images)
     attention_maps(model, images)
     assert torch.equal(model.encode(images), before)

@@ -6,9 +6,11 @@ import timm
 import torch
 from PIL import Image
 from reference import cut, reference_loss
+from running import off_the_start, one_line
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
+from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.models.flops import training_flops
 from tinymae.models.masking import hide_lowest
@@ -20,14 +22,6 @@ SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decode
 
 def small_model(**changes) -> MaskedAutoencoder:
     return MaskedAutoencoder(**{"image_size": 8, "patch_size": 2, **SMALL, **changes})
-
-
-def trained_looking(model):
-    """Move every parameter off its start, so that no zero bias or zero position hides a mistake."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
 
 
 SHAPES = [(3, 8, 8, 2), (1, 6, 9, 3), (5, 8, 4, (4, 1)), (3, 32, 32, 4)]
@@ -89,7 +83,7 @@ def test_masks_follow_the_generator():
     ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_medium_patch16_gap_240", "vit_betwixt_patch16_reg4_gap_256"],
 )
 def test_unmasked_tokens_are_timms_own_features(encoder):
-    model = trained_looking(MaskedAutoencoder(encoder, image_size=16, patch_size=4, depth=2)).eval()
+    model = off_the_start(MaskedAutoencoder(encoder, image_size=16, patch_size=4, depth=2)).eval()
     images = torch.randn(2, 3, 16, 16)
     pool = {"global_pool": "avg", "fc_norm": False}  # the norm comes before the pooling in every encoder
     plain = timm.create_model(encoder, img_size=16, patch_size=4, depth=2, num_classes=0, **pool).eval()
@@ -113,7 +107,7 @@ REFERENCE_CASES = {
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("changes", REFERENCE_CASES.values(), ids=REFERENCE_CASES.keys())
 def test_loss_and_gradients_equal_the_plain_reference(changes, fused):
-    model = trained_looking(small_model(**changes))
+    model = off_the_start(small_model(**changes))
     set_fused_attention(model, fused)
     images = torch.randn(3, model.in_channels, *model.image_size)
     mask = random_mask(3, model.num_patches, model.mask_ratio)
@@ -138,14 +132,14 @@ def test_gradients_lie_in_memory_as_their_parameters_do(in_channels):
 
 
 def test_decode_predicts_every_patch_in_its_place():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images, mask = torch.randn(3, 3, 8, 8), random_mask(3, 16, 0.75)
     _, expected = reference_loss(dict(model.named_parameters()), model.config, images, mask)
     torch.testing.assert_close(model.decode(model.encode_tokens(images, mask), mask), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_bf16_stays_near_the_reference():
-    model = trained_looking(small_model())
+    model = off_the_start(small_model())
     images, mask = torch.randn(8, 3, 8, 8), random_mask(8, 16, 0.75)
     expected, _ = reference_loss(dict(model.named_parameters()), model.config, images, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -155,7 +149,7 @@ def test_bf16_stays_near_the_reference():
 
 
 def test_nothing_hidden_reaches_the_prediction():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
     hidden = unpatchify(mask[..., None].expand(-1, -1, 12).float(), 2, (8, 8)).bool()
     changed = torch.where(hidden, torch.randn_like(images), images)
@@ -166,14 +160,14 @@ def test_nothing_hidden_reaches_the_prediction():
 
 
 def test_the_loss_of_training_is_that_of_a_forward_pass():
-    model = trained_looking(small_model())
+    model = off_the_start(small_model())
     images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
     losses = model.training_losses(images, mask=mask)
     assert losses.keys() == {"loss"} and torch.equal(losses["loss"], model(images, mask).loss)
 
 
 def test_loss_is_the_error_on_hidden_patches_alone():
-    model = trained_looking(small_model(norm_pix_loss=False))
+    model = off_the_start(small_model(norm_pix_loss=False))
     images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
     output = model(images, mask)
     target = take(patchify(images, 2), mask.nonzero()[:, 1].view(2, -1))
@@ -182,7 +176,7 @@ def test_loss_is_the_error_on_hidden_patches_alone():
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_reconstruction_pastes_visible_patches_and_paints_hidden_ones(norm_pix_loss):
-    model = trained_looking(small_model(norm_pix_loss=norm_pix_loss, mean=(0.4,), std=(0.3,))).eval()
+    model = off_the_start(small_model(norm_pix_loss=norm_pix_loss, mean=(0.4,), std=(0.3,))).eval()
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     shown = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
     again = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
@@ -197,7 +191,7 @@ def test_reconstruction_pastes_visible_patches_and_paints_hidden_ones(norm_pix_l
 
 
 def test_target_statistics_are_used_only_when_asked():
-    model = trained_looking(small_model()).eval()
+    model = off_the_start(small_model()).eval()
     images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
     guessed, told = model.reconstruct(images, mask), model.reconstruct(images, mask, statistics="target")
     assert (guessed.statistics, told.statistics) == ("visible", "target")
@@ -259,9 +253,8 @@ def test_a_mask_that_cannot_be_is_refused(mask, message):
     ],
 )
 def test_arguments_that_cannot_work_are_named(changes, message):
-    with pytest.raises(InputError, match=message) as error:
+    with one_line(message):
         small_model(**changes)
-    assert "\n" not in str(error.value)
 
 
 def test_images_of_another_shape_are_refused():
@@ -323,7 +316,7 @@ def test_positions_start_as_sines_and_cosines():
 
 
 def test_saved_weights_load_again_and_into_plain_timm(tmp_path):
-    model = trained_looking(small_model(image_size=(8, 4), in_channels=1, mean=(0.3,), std=(0.2,))).eval()
+    model = off_the_start(small_model(image_size=(8, 4), in_channels=1, mean=(0.3,), std=(0.2,))).eval()
     model.save_pretrained(tmp_path)
     loaded = MaskedAutoencoder.from_pretrained(tmp_path)
     images = torch.randint(0, 256, (2, 1, 8, 4), dtype=torch.uint8)
@@ -331,7 +324,7 @@ def test_saved_weights_load_again_and_into_plain_timm(tmp_path):
     assert (
         loaded.config
         == model.config
-        == {k: v for k, v in json.loads((tmp_path / "config.json").read_text()).items() if k != "architecture"}
+        == {k: v for k, v in read_json(tmp_path / "config.json").items() if k != "architecture"}
     )
     sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     plain = timm.create_model("vit_tiny_patch16_224", img_size=(8, 4), patch_size=2, in_chans=1, num_classes=0, **sizes)
@@ -348,7 +341,7 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(InputError, match="model.safetensors is truncated or damaged"):
         MaskedAutoencoder.from_pretrained(tmp_path)
     file.write_bytes(whole)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(config | {"depth": 3}))
     with pytest.raises(InputError, match="another architecture"):
         MaskedAutoencoder.from_pretrained(tmp_path)

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import phases, pretrain
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.randomness import Draws
@@ -25,10 +25,10 @@ def test_pretraining_leaves_what_it_promises(pretrained):
     rows = metrics(pretrained)
     assert {"loss", "learning_rate", "grad_norm", "images_per_second", "minutes", "step", "epoch"} <= rows[1].keys()
     assert rows[0]["knn_val"] > 10 and rows[-1]["step"] == 40
-    arguments = json.loads((pretrained / "args.json").read_text())
+    arguments = read_json(pretrained / "args.json")
     assert arguments["arguments"]["epochs"] == 2 and arguments["versions"]["torch"] == torch.__version__
     assert list((pretrained / "tensorboard").glob("events.*"))
-    assert json.loads((pretrained / "results.json").read_text())["steps"] == 40
+    assert read_json(pretrained / "results.json")["steps"] == 40
     for name in ("curves.png", "reconstructions.png"):
         assert np.asarray(Image.open(pretrained / name)).std() > 10
     model = MaskedAutoencoder.from_pretrained(pretrained)
@@ -37,7 +37,7 @@ def test_pretraining_leaves_what_it_promises(pretrained):
 
 def test_a_runs_card_states_what_it_recorded_and_travels_to_the_hub_with_the_weights(pretrained, tmp_path):
     card = (pretrained / "README.md").read_text()
-    results = json.loads((pretrained / "results.json").read_text())
+    results = read_json(pretrained / "results.json")
     assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "- `epochs`: 2\n" in card
     assert "`weight_decay`" not in card  # which is at its default
     digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
@@ -58,7 +58,7 @@ def test_a_finished_run_is_not_trained_again(pretrained):
     before = (pretrained / "model.safetensors").read_bytes()
     again = tinymae.pretrain(**PRETRAIN, output_dir=pretrained)
     assert again.results["steps"] == 40 and (pretrained / "model.safetensors").read_bytes() == before
-    assert again.results == json.loads((pretrained / "results.json").read_text())
+    assert again.results == read_json(pretrained / "results.json")
 
 
 def test_the_model_that_comes_back_is_the_one_on_disk(quick_figures, tmp_path):
@@ -150,7 +150,7 @@ def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
     run = tinymae.pretrain(**QUICK | data | {"epochs": 1}, output_dir=tmp_path / "run")
     train, test = (len(load_dataset(data["data"], split, labels=data["labels"])) for split in ("train", "test"))
     assert run.results["steps"] == train // 16 and run.results["knn_val"] > 20
-    recorded = json.loads((run.folder / "args.json").read_text())["arguments"]
+    recorded = read_json(run.folder / "args.json")["arguments"]
     assert recorded["data"].startswith("array [300, 8, 8] of uint8, sha256 ")
     assert recorded["labels"].startswith("array [300] of <U7, sha256 ")
     probe = tinymae.linear_probe(**data, weights=run.model, output_dir=tmp_path / "probe")
@@ -176,7 +176,7 @@ def test_cifar10_trains_with_the_recipe(cifar10_dir, quick_figures, tmp_path, mo
 def test_the_defaults_are_the_recipe_of_the_released_weights():
     """But for the lengths, which a clock cut short; and for a limit to gradients that acted in the first step alone."""
     folder = Path(__file__).parent.parent / "logs" / "vit-t-mae"
-    recorded = json.loads((folder / "args.json").read_text())["arguments"]
+    recorded = read_json(folder / "args.json")["arguments"]
     settings = PretrainSettings().resolve()
     images = torch.zeros(48_000, 3, 1, 1, dtype=torch.uint8)
     phases = settings.plan_phases(load_dataset(images, "all"))

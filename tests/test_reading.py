@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pictures import encode, picture, pixels, write_table
 from PIL import Image
 from pyarrow import parquet
-from test_data import picture, pixels
-from test_sources import encode, hub, write_table  # noqa: F401
+from running import save_images
 
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import RunSettings
@@ -76,7 +76,7 @@ def test_columns_of_one_of_two_data_are_left_out_for_the_other(tmp_path):
         RunSettings(data=tmp_path / "photos", label_column="kind").load_splits(["all"], image_size=8, channels=3)
 
 
-def test_splits_of_an_arrow_table_may_stand_in_a_column(tmp_path, hub):  # noqa: F811
+def test_splits_of_an_arrow_table_may_stand_in_a_column(tmp_path, hub):
     images = [{"bytes": encode(image), "path": None} for image in pixels(12, 6, 6, 3)]
     parts = ["train", "Test", "valid"] * 4
     features = {"image": hub.Image(), "split": hub.Value("string"), "part": hub.Value("string")}
@@ -135,7 +135,7 @@ LISTS = [["cat", "dog"], ["dog"], [], None, ["dog", None, "ant"]]
 HAS = [[0, 1, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0], [1, 0, 1]]  # ant, cat, dog
 
 
-def test_lists_of_labels_are_several_labels_an_image(tmp_path, hub):  # noqa: F811
+def test_lists_of_labels_are_several_labels_an_image(tmp_path, hub):
     names = [[name for name in row or () if name] for row in LISTS]
     words = write_table(tmp_path, [{"path": f"{n}.png", "label": ";".join(row)} for n, row in enumerate(names)])
     lists = write_table(tmp_path, [{"path": f"{n}.png", "labels": row} for n, row in enumerate(LISTS)], "a.parquet")
@@ -255,8 +255,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, wrong):
 def test_twelve_bits_in_sixteen_may_be_spread_over_their_range(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (20, 8, 8), dtype=np.uint16)
     values[0, 0, 0] = 4095
-    for number, image in enumerate(values):
-        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    save_images(tmp_path, values)
     for data in (values, tmp_path):
         options = {"image_size": 8, "channels": 1}
         plain = load_dataset(data, "all", **options)

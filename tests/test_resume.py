@@ -13,24 +13,28 @@ from conftest import SCRIPTS
 from PIL import Image
 from running import (
     DIGITS,
+    ENCODER,
     FEW,
-    MODEL,
     PRETRAIN,
     QUICK,
+    TINY,
     TWO_PHASES,
     flags,
     group_of_two,
     launch,
     metrics,
     same_files,
+    save_images,
     start,
+    tiny_mae,
 )
 from safetensors.torch import load_file
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, files, load_dataset
+from tinymae import InputError, files, load_dataset
 from tinymae.commands import cli
 from tinymae.errors import PAUSED, Stopped
+from tinymae.files import read_json
 from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -40,11 +44,6 @@ pytestmark = pytest.mark.usefixtures("quick_figures")
 def whole(quick_stages, tmp_path_factory) -> Path:
     """The folder of a short run that nothing interrupts."""
     return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("quick") / "whole").folder
-
-
-def small_model() -> MaskedAutoencoder:
-    torch.manual_seed(0)
-    return MaskedAutoencoder(image_size=8, in_channels=1, **{name: QUICK[name] for name in (*MODEL, "mask_ratio")})
 
 
 def values(folder: Path) -> list[dict]:
@@ -75,7 +74,7 @@ RUNS = {
 def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path):
     """Whole epochs and the end of a phase are among these steps."""
     command, settings = RUNS[name]
-    settings = settings | ({"weights": small_model()} if command == "finetune" else {})
+    settings = settings | ({"weights": tiny_mae()} if command == "finetune" else {})
     command = getattr(tinymae, command)
     whole = command(**settings, output_dir=tmp_path / "whole")
     pauses = 0
@@ -91,7 +90,7 @@ def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path
     assert pauses == whole.results["steps"]
     assert same_files(tmp_path / "whole", tmp_path / "paused")
     assert values(tmp_path / "whole") == values(tmp_path / "paused")
-    results = [json.loads((tmp_path / each / "results.json").read_text()) for each in ("whole", "paused")]
+    results = [read_json(tmp_path / each / "results.json") for each in ("whole", "paused")]
     assert results[0] | {"minutes": 0} == results[1] | {"minutes": 0}
     kept = [sorted(path.name for path in (tmp_path / each / "epochs").glob("*")) for each in ("whole", "paused")]
     assert kept[0] == kept[1] == (["0001", "0002", "0003"] if "keep_every" in settings else [])
@@ -165,7 +164,7 @@ def run_two(log: Path, command: list[str], **options) -> tuple[set[int | None], 
 
 def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
     """Both die amid the second phase, which contrasts the images of both; torchrun resumes, as in the README."""
-    settings = DIGITS | {name: QUICK[name] for name in (*MODEL, "mask_ratio", "flip", "log_every")} | TWO_PHASES
+    settings = DIGITS | TINY | {"flip": False, "log_every": 1} | TWO_PHASES
     settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
     words = flags(**settings, checkpoint_minutes=0, output_dir=tmp_path / "two")
     codes, output = run_two(tmp_path / "log", ["pretrain", *words], killed=(signal.SIGKILL, 4))
@@ -184,7 +183,7 @@ def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
 
 def test_two_processes_label_what_one_labels(tmp_path):
     """And so do micro-batches: all see the same images, augmented alike, with the same patches left out."""
-    settings = DIGITS | {name: QUICK[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
+    settings = DIGITS | ENCODER
     settings |= {"from_scratch": True, "label_fraction": 0.2, "batch_size": 60, "epochs": 2, "eval_every": 2,
                  "unlabelled": 3, "unlabelled_warmup": 0.25, "unlabelled_threshold": 0.1, "flip": False,
                  "trivial_augment": True, "random_erasing": 0.25, "log_every": 1}  # fmt: skip
@@ -201,7 +200,7 @@ def test_two_processes_label_what_one_labels(tmp_path):
 
 def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
     """The processor is asked what it supports before Accelerate starts the processes' group."""
-    settings = {name: QUICK[name] for name in (*MODEL, "mask_ratio")} | {"batch_size": 1000, "epochs": 1}
+    settings = TINY | {"batch_size": 1000, "epochs": 1}
     settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path / "run"}
     codes, output = run_two(tmp_path / "log", ["pretrain", *flags(**settings)])
     assert codes == {0} and "2 processes on cpu" in output, output
@@ -240,17 +239,17 @@ def test_a_kill_among_the_last_files_is_mended_by_repeating_the_command(number, 
 def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
     start, tune = QUICK | {"epochs": 1, "output_dir": tmp_path / "mae"}, FEW | {"batch_size": 16, "epochs": 1}
     tinymae.pretrain(**start)
-    before = json.loads((tmp_path / "mae" / "results.json").read_text())
+    before = read_json(tmp_path / "mae" / "results.json")
     tuning = {**tune, "weights": tmp_path / "mae", "output_dir": tmp_path / "tuned"}
     with pytest.raises(Stopped):
         tinymae.finetune(**tuning, pause_after_minutes=0)
     tinymae.pretrain(**start | {"seed": 2}, overwrite=True)
-    assert json.loads((tmp_path / "mae" / "results.json").read_text()) != before
+    assert read_json(tmp_path / "mae" / "results.json") != before
     with pytest.raises(InputError, match=r"holds another run \(weights was '\w+', now '\w+'\): choose another folder"):
         tinymae.finetune(**tuning)
     tinymae.finetune(**tuning, overwrite=True)  # moves the old one aside
     tinymae.finetune(**tuning)
-    other = small_model()
+    other = tiny_mae()
     tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
     with torch.no_grad():
         other.encoder.norm.bias += 1
@@ -263,12 +262,8 @@ def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp
     if streamed:
         load_splits = tinymae.data.load.load_splits
         monkeypatch.setattr(load_splits, "__kwdefaults__", load_splits.__kwdefaults__ | {"memory_limit_gb": 0})
-    (tmp_path / "images").mkdir()
-    for number, image in enumerate(load_dataset("digits").images[:40]):
-        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{number:02}.png")
-    settings = {
-        name: QUICK[name] for name in (*MODEL, "mask_ratio", "contrast_epochs", "batch_size", "mixed_precision")
-    }
+    save_images(tmp_path / "images", load_dataset("digits").images[:40])
+    settings = TINY | {"contrast_epochs": 0, "batch_size": 16, "mixed_precision": "no"}
     settings |= {"data": tmp_path / "images", "in_channels": 1, "image_size": 8, "epochs": 1, "num_workers": 0,
                  "output_dir": tmp_path / "run"}  # fmt: skip
     with pytest.raises(Stopped):

@@ -20,8 +20,9 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import pixels
 from PIL import Image
-from running import refused
+from running import refused, save_images, tiny_mae
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -477,9 +478,8 @@ def test_memory_that_runs_out_leaves_no_image_and_no_weights_out(error, tmp_path
     def fail(*_, **__):
         raise error
 
-    for number in range(20):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    MaskedAutoencoder(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2).save_pretrained(tmp_path / "mae")
+    save_images(tmp_path, pixels(20, 8, 8, 3))
+    tiny_mae().save_pretrained(tmp_path / "mae")
     monkeypatch.setattr(images, "decode", fail)
     with pytest.raises(type(error)):
         load_dataset(tmp_path, "all", image_size=8, skip_unreadable=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import metrics
+from running import metrics, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
@@ -22,6 +22,7 @@ from tinymae.data.load import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits
+from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 
@@ -45,16 +46,14 @@ def table(tmp_path):
 
 
 def small_model() -> MaskedAutoencoder:
-    torch.manual_seed(0)
-    return MaskedAutoencoder(image_size=(8, 16), patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
-                             mask_ratio=0.5)  # fmt: skip
+    return tiny_mae(image_size=(8, 16))
 
 
 def test_a_table_with_several_labels_a_cell_gives_a_column_for_each_class(table):
     splits = load_splits(table, ["train", "test"], image_size=(8, 16), channels=1, several=True)
     train, test = splits["train"], splits["test"]
     assert train.classes == [f"d{number}" for number in range(10)] and train.labels.shape == (140, 10)
-    named = [{name.strip() for name in row["label"].split(";")} - {""} for row in csv.DictReader(table.open())]
+    named = [{name.strip() for name in row["label"].split(";")} - {""} for row in rows_of(table)]
     found = [{test.classes[place] for place in row.nonzero()[:, 0].tolist()} for row in test.labels]
     assert found == named[170:] and found[-1] == set()
     assert "10 classes, several an image" in train.description[0]
@@ -122,7 +121,7 @@ def test_the_command_judges_by_mean_average_precision(table, head, quick_probes,
     if head == "linear":
         require_saved(run.folder, test, scores)
         assert results["raw_pixels"]["probe_test"] > 60 > 100 * float(test.labels.float().mean())
-    rows = list(csv.DictReader((tmp_path / "run" / "per_class.csv").open()))
+    rows = rows_of(tmp_path / "run" / "per_class.csv")
     assert [row["class"] for row in rows] == test.classes
     assert sum(int(row["images"]) for row in rows) == test.labels.sum()
     for column, found in {"average_precision": results["ap_test"], "roc_auc": results["auc_test"]}.items():
@@ -161,14 +160,14 @@ def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(ta
         f"| mean average precision, test | {run.results['mean_ap_test']:.2f} |"
         in (run.folder / "README.md").read_text()
     )
-    assert len(list(csv.DictReader((run.folder / "per_class.csv").open()))) == 10
+    assert len(rows_of(run.folder / "per_class.csv")) == 10
 
     found = tinymae.evaluate(table, weights=run.folder, mixed_precision="no", output_dir=tmp_path / "evaluate").results
     assert found["mean_ap"] == pytest.approx(run.results["mean_ap_test"], abs=0.01)
 
     settings = {"split": ("test",), "mixed_precision": "no", "output_dir": tmp_path / "predict"}
     predicted = tinymae.predict(table, weights=run.folder, **settings)
-    rows = list(csv.DictReader((tmp_path / "predict" / "predictions.csv").open()))
+    rows = rows_of(tmp_path / "predict" / "predictions.csv")
     assert [row["name"] for row in rows] == test.names
     probabilities = np.array([[float(row[name]) for name in test.classes] for row in rows])
     assert np.abs(probabilities - scores.sigmoid().numpy()).max() < 1e-3
@@ -199,7 +198,7 @@ def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures
 
 def test_a_config_that_does_not_say_truly_whether_labels_are_several_is_refused(tmp_path):
     build_classifier(small_model(), classes=["a", "b"], several=True).write_weights(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(config | {"several_labels": "yes"}))
     with pytest.raises(InputError, match="several_labels"):
         tinymae.load(tmp_path)

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, FEW, QUICK, flags, group_of_two, same_files, start, start_calls
+from running import DIGITS, FEW, QUICK, flags, group_of_two, same_files, start, start_calls, tiny_mae
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import map_together, whole_batches
 from tinymae.data import batches, load
@@ -21,12 +21,6 @@ from tinymae.models.classifier import build_classifier
 from tinymae.training.device import create_accelerator
 
 pytestmark = pytest.mark.usefixtures("quick_stages")
-
-
-def small_model() -> MaskedAutoencoder:
-    torch.manual_seed(0)
-    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    return MaskedAutoencoder(**sizes, decoder_dim=16, decoder_depth=1, decoder_heads=2, mean=[0.3], std=[0.4]).eval()
 
 
 def run_two(tmp_path, *words) -> str:
@@ -82,7 +76,7 @@ class OneOf:
 
 @pytest.mark.parametrize("size", [30, 100])  # 5 batches, and 2 of which one of three processes has none
 def test_each_process_computes_its_part_and_all_have_the_bits_of_one(size):
-    model, dataset, seen = small_model(), load_dataset("digits", "val"), []
+    model, dataset, seen = tiny_mae(), load_dataset("digits", "val"), []
 
     def function(images: torch.Tensor) -> torch.Tensor:
         seen.append(len(images))
@@ -122,7 +116,7 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     few = load_dataset("digits")
     np.savez("few.npz", images=few.images[:200, 0].numpy(), labels=few.labels[:200].numpy())
     Image.fromarray(few.images[7, 0].numpy()).save("query.png")
-    model = small_model()
+    model = tiny_mae()
     build_classifier(model, classes=[*"0123456789"]).eval().write_weights(tmp_path / "classifier")
     model.save_pretrained(tmp_path / "mae")
     settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
@@ -176,7 +170,7 @@ def folder(tmp_path, monkeypatch):
 def test_an_image_that_a_worker_cannot_read_is_one_line(folder, tmp_path):
     (folder / "a" / "zz.png").write_bytes(b"no image")
     with pytest.raises(InputError) as refused:
-        tinymae.embed(folder, weights=small_model(), formats=(), output_dir=tmp_path / "run", mixed_precision="no")
+        tinymae.embed(folder, weights=tiny_mae(), formats=(), output_dir=tmp_path / "run", mixed_precision="no")
     assert "zz.png cannot be read" in str(refused.value) and "Traceback" not in str(refused.value)
 
 
@@ -184,7 +178,7 @@ def test_an_image_that_a_worker_cannot_read_is_one_line(folder, tmp_path):
 @pytest.mark.parametrize("name", ["embed", "linear_probe"])
 def test_workers_decode_what_is_larger_than_memory(name, num_workers, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PART", 40)
-    common = {"weights": small_model(), "batch_size": 7, "mixed_precision": "no"}
+    common = {"weights": tiny_mae(), "batch_size": 7, "mixed_precision": "no"}
     common |= {"embed": {"formats": ()}}.get(name, {})
     function = getattr(tinymae, name)
     function(folder, **common, num_workers=num_workers, output_dir=tmp_path / "streamed")
