@@ -80,6 +80,16 @@ def one_registry():
 
 
 @pytest.fixture
+def classes_folder(tmp_path) -> Path:
+    """Fifteen images of cats and as many of dogs, in folders of these names."""
+    from pictures import picture
+
+    for number in range(30):
+        picture(tmp_path / "pets" / ("cat" if number % 2 else "dog") / f"{number:02}.png", seed=number)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The package datasets of Hugging Face, which asks no network here."""
     datasets = pytest.importorskip("datasets")

@@ -18,11 +18,14 @@ import pytest
 import torch
 from conftest import draw_tiles, search_shortly
 from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import cli
 from tinymae.evaluation.sheets import Tile
+from tinymae.files import read_json
 from tinymae.training.clock import Stopwatch
 from tinymae.training.run import Run
 
@@ -226,3 +229,41 @@ def metrics(folder: Path) -> list[dict]:
 def same_files(one: Path, two: Path, *names: str) -> bool:
     """Whether two runs left the same bytes."""
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in names or ("model.safetensors",))
+
+
+def assert_close_weights(one: Path, two: Path) -> None:
+    """Two runs ended in the same weights, up to the order of sums."""
+    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in single.items():
+        if not name.endswith("qkv.bias"):  # as in test_train: the keys' bias has no gradient but rounding noise
+            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked process; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr)
+            os._exit(1)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit code of a process, or the signal that ended it, below zero."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def without_seconds(folder: Path) -> dict:
+    """The results of a run, but for how long it took."""
+    return {name: value for name, value in read_json(folder / "results.json").items() if name != "seconds"}
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    """Two models have the same bits."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

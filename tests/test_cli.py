@@ -27,6 +27,7 @@ from tinymae.commands.families import defaults_of, describe_setting
 from tinymae.commands.fields import LIMITS, words_of
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.commands.results import Result
 from tinymae.errors import PAUSED
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
@@ -348,3 +349,9 @@ def test_weights_that_do_not_fit_are_refused(quick_figures, tmp_path, capsys):
     (tmp_path / "three" / "train" / "0").rename(tmp_path / "three" / "train" / "zero")
     line = refused(capsys, "evaluate", **common, data=tmp_path / "three", split="all")
     assert "has images of zero" in line and "do not know (0, 1, 2, 3, 4, ...)" in line
+
+
+def test_a_result_is_one_line_without_its_tables():
+    results = {"accuracy": 95.16666, "images": 600, "confusion_matrix": [[600]]}
+    shown = repr(Result(torch.nn.Flatten(), results, Path("run")))
+    assert shown == "Result of a Flatten in run: accuracy 95.17, images 600"

@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 from reference import reference_loss
-from running import off_the_start, one_line
+from running import assert_same_weights, off_the_start, one_line
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models._manipulate import adapt_input_conv
@@ -39,12 +39,6 @@ def small_model(**changes) -> MaskedAutoencoder:
 
 def small_classifier(*, pool: str = "cls", **changes) -> Classifier:
     return off_the_start(build_classifier(small_model(**changes, **STATISTICS), classes=CLASSES, pool=pool)).eval()
-
-
-def assert_same_weights(first: nn.Module, second: nn.Module):
-    ours, theirs = first.state_dict(), second.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def official_state(*, patch=4, channels=3, patches=16, width=32, decoder_width=16) -> dict:

@@ -20,8 +20,6 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
-from tinymae.evaluation import layout
-from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.features import feature_function
@@ -91,24 +89,6 @@ def test_images_with_several_labels_are_not_chosen_from(tmp_path):
     several = {"labels": np.eye(10, dtype=np.uint8)[digits.labels[:100]], "mixed_precision": "no"}
     with pytest.raises(InputError, match="to_label 5: these images may have several labels each; leave it out"):
         tinymae.embed(digits.images[:100], **several, weights=tiny_mae(), to_label=5, output_dir=tmp_path)
-
-
-def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster(monkeypatch):
-    middles = np.eye(6, dtype=np.float32)[np.repeat(np.arange(6), [40, 30, 20, 12, 10, 5])]
-    far = np.random.default_rng(0).random(len(middles), dtype=np.float32)
-    features = middles + far[:, None] * np.roll(middles, 1, axis=1) / 9
-    centres = np.array([features[middles.argmax(axis=1) == number].mean(axis=0) for number in range(6)])
-    distances = np.linalg.norm(features - centres[middles.argmax(axis=1)], axis=1)
-    monkeypatch.setattr(layout, "fit_means", lambda *_: (middles.argmax(axis=1), distances))  # found as they were made
-    labelled = np.zeros(len(features), dtype=bool)
-    labelled[[3, 4, 75]] = True  # of the first cluster and of the third
-    rows = choose_to_label(features, labelled, count=3)
-    assert middles[rows].argmax(axis=1).tolist() == [1, 3, 4]
-    for row in rows:
-        mine = (middles == middles[row]).all(axis=1)
-        assert abs(far[row] - far[mine].mean()) == abs(far[mine] - far[mine].mean()).min()
-    everything = choose_to_label(features, labelled, count=500)
-    assert sorted(everything) == np.flatnonzero(~labelled).tolist()
 
 
 def test_a_number_of_layers_is_that_of_the_last_as_in_python(tmp_path):
@@ -289,3 +269,15 @@ def test_images_of_quite_another_contrast_than_those_of_training_are_remarked_on
     model = tiny_mae(mean=mean, std=std)
     tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path, **given)
     assert ("were these read with another pixel_range?" in capsys.readouterr().out) == (not given)
+
+
+def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):
+    """Amid a part of the table, and after the table but before its parts were removed."""
+    parts = tmp_path / "parts"
+    for left in (".000000.parquet.partial-7", "000000.parquet"):
+        parts.mkdir()
+        (parts / left).touch()
+        if left == "000000.parquet":
+            assert (tmp_path / "embeddings.parquet").exists()
+        tinymae.embed(**FEW, weights=tiny_mae(), output_dir=tmp_path, formats=())
+        assert not parts.exists()

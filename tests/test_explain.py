@@ -1,91 +1,16 @@
-"""Looking into a model: errors, anomaly maps, layers, attention, and its features in scikit-learn."""
+"""Looking into a model: anomaly maps, and where it attends."""
 
 import pytest
 import torch
+from pictures import random_pictures, seeded
 from reference import layer_norm
-from running import off_the_start, one_line
+from running import off_the_start
 from test_mae import small_model
 
-from tinymae import InputError, MaskedAutoencoder, adapt, anomaly_map, attention_maps, load, patchify
+from tinymae import InputError, adapt, anomaly_map, attention_maps, load
 from tinymae.evaluation.explain import covering_masks
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.masking import denormalise_patches
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_pictures(count: int, channels: int = 3) -> torch.Tensor:
-    return torch.randint(0, 256, (count, channels, 8, 8), dtype=torch.uint8, generator=seeded())
-
-
-# ---- reconstruct
-
-
-@pytest.mark.parametrize("norm_pix_loss", [True, False])
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_errors_are_those_of_the_models_own_pixels(channels, norm_pix_loss):
-    model = off_the_start(small_model(in_channels=channels, norm_pix_loss=norm_pix_loss)).eval()
-    images = random_pictures(4, channels)
-    shown = model.reconstruct(images, generator=seeded())
-    squares = (patchify(shown.prediction, 2) - patchify(images / 255, 2)).square()  # (B, N, P*P*C)
-    torch.testing.assert_close(shown.patch_error, squares.mean(2))
-    torch.testing.assert_close(
-        shown.error, torch.stack([s[m].mean() for s, m in zip(squares, shown.mask, strict=True)])
-    )
-    pasted = (shown.images - shown.original).square().mean(dim=(1, 2, 3))  # only hidden patches, 12 of 16, differ
-    torch.testing.assert_close(shown.error, pasted * 16 / 12)
-
-
-def test_errors_of_the_other_families():
-    images = random_pictures(2)
-    plain = ConvAutoencoder(image_size=8).eval().reconstruct(images)
-    assert plain.patch_error is None
-    torch.testing.assert_close(plain.error, (plain.images - images / 255).square().mean(dim=(1, 2, 3)))
-    masked = MaskedConvAutoencoder(image_size=8, patch_size=2).eval().reconstruct(images, generator=seeded())
-    hidden = (patchify(masked.images, 2) - patchify(images / 255, 2)).square().mean(dim=2)[masked.mask].view(2, -1)
-    torch.testing.assert_close(masked.error, hidden.mean(dim=1))
-
-
-@pytest.mark.parametrize("nothing", [0, 0.0, torch.zeros(16, dtype=torch.bool)], ids=["0", "0.0", "mask"])
-def test_a_mask_that_hides_nothing_shows_the_encoder_all(nothing):
-    model = off_the_start(small_model()).eval()
-    images = random_pictures(3)
-    shown = model.reconstruct(images, nothing)
-    assert not shown.mask.any() and torch.equal(shown.images, shown.original)
-    prediction = model.decode(model.encode_tokens(images), torch.zeros(16, dtype=torch.bool))
-    patches = patchify(model.normalise(images), 2)
-    again = denormalise_patches(prediction, patches, shown.mask, grid_size=(4, 4), statistics="visible")
-    assert (shown.error > 0).all()  # of the model's own prediction: what is seen is not copied
-    torch.testing.assert_close(patchify(shown.prediction, 2), model.denormalise(again), atol=1e-5, rtol=0)
-    torch.testing.assert_close(shown.error, shown.patch_error.mean(1))
-
-
-def test_a_share_hides_that_share_as_the_generator_says():
-    model = small_model().eval()
-    images = random_pictures(3)
-    shown, again, other = (model.reconstruct(images, 0.25, generator=seeded(seed)) for seed in (1, 1, 2))
-    assert shown.mask.sum(1).tolist() == [4, 4, 4]
-    assert torch.equal(shown.prediction, again.prediction) and torch.equal(shown.patch_error, again.patch_error)
-    assert not torch.equal(shown.mask, other.mask)
-
-
-@pytest.mark.parametrize(
-    "mask,message",
-    [
-        (1.0, r"mask 1.0 is outside \[0, 1\)"),
-        (-0.1, "mask -0.1 is outside"),
-        (0.99, "hides every patch"),
-        (True, "mask is a bool"),
-        ([True, False], "mask is a list"),
-    ],
-)
-def test_a_share_that_cannot_be_is_refused(mask, message):
-    with one_line(message):
-        small_model().reconstruct(random_pictures(2), mask)
 
 
 def test_one_image_is_a_batch_of_one():
@@ -100,9 +25,19 @@ def test_one_image_is_a_batch_of_one():
         assert torch.equal(function(image), function(image[None])) and len(function(image)) == 1
 
 
-def test_a_reconstruction_is_shown_by_its_shapes():
-    shown = repr(small_model().eval().reconstruct(random_pictures(2)))
-    assert shown.startswith("Reconstruction(original=(2, 3, 8, 8), images=") and "mask=(2, 16), statistics=" in shown
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (attention_maps, "model is a Classifier without a ViT: give a MaskedAutoencoder, or a classifier of one"),
+        (anomaly_map, "model is a Classifier, which hides no patches: give a MaskedAutoencoder"),
+        (lambda model, images: adapt(model, image_size=16), "model is a Classifier: give a MaskedAutoencoder"),
+        (lambda model, images: load(model.classes), "weights are of type list: give a folder, a file, a Hub id or"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(function, message):
+    classifier = build_classifier(ConvAutoencoder(image_size=8), classes=["a", "b"])
+    with pytest.raises(InputError, match=message):
+        function(classifier, random_pictures(1))
 
 
 # ---- anomaly maps
@@ -160,37 +95,7 @@ def test_no_patch_helps_to_predict_itself():
             assert torch.equal(one, other)
 
 
-# ---- layers and attention
-
-
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_medium_patch16_gap_240"])
-def test_layers_are_timms_forward_intermediates(encoder, norm):
-    model = off_the_start(MaskedAutoencoder(encoder, image_size=8, patch_size=2, depth=4)).eval()
-    images, prefix = torch.randn(2, 3, 8, 8), model.num_prefix_tokens
-    theirs = model.encoder.forward_intermediates(
-        images, indices=[0, 2, 3], norm=norm, output_fmt="NLC", intermediates_only=True
-    )
-    ours = model.encode_layers(images, [3, 0, -2], norm=norm)
-    for layer, expected in zip(ours, (theirs[2], theirs[0], theirs[1]), strict=True):
-        assert torch.equal(layer[:, prefix:], expected)
-    if norm:
-        assert torch.equal(model.encode_layers(images, 1)[0], model.encode_tokens(images))
-        features = model.encode(images, layers=[3, 0])
-        torch.testing.assert_close(features, torch.cat([theirs[2].mean(1), theirs[0].mean(1)], dim=1))
-
-
-def test_the_last_layers_come_by_their_number():
-    model, images = off_the_start(small_model(depth=3)).eval(), torch.randn(2, 3, 8, 8)
-    for ours, expected in zip(model.encode_layers(images, 2), model.encode_layers(images, [1, 2]), strict=True):
-        assert torch.equal(ours, expected)
-
-
-@pytest.mark.parametrize("layers", [[2], [-3], 3, 0, []])
-def test_layers_that_the_encoder_lacks_are_refused(layers):
-    says = "layers .* must name some of this encoder's 2: (0 to 1|a number says how many)"
-    with pytest.raises(InputError, match=says):
-        small_model().encode_layers(torch.randn(1, 3, 8, 8), layers)
+# ---- attention
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -221,21 +126,6 @@ def test_a_classifier_attends_as_its_encoder_does():
     classifier = build_classifier(model, classes=["a", "b"]).eval()
     for given in (classifier, classifier.encoder):
         torch.testing.assert_close(attention_maps(given, images), attention_maps(model, images))
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (attention_maps, "model is a Classifier without a ViT: give a MaskedAutoencoder, or a classifier of one"),
-        (anomaly_map, "model is a Classifier, which hides no patches: give a MaskedAutoencoder"),
-        (lambda model, images: adapt(model, image_size=16), "model is a Classifier: give a MaskedAutoencoder"),
-        (lambda model, images: load(model.classes), "weights are of type list: give a folder, a file, a Hub id or"),
-    ],
-)
-def test_a_model_of_another_kind_is_named(function, message):
-    classifier = build_classifier(ConvAutoencoder(image_size=8), classes=["a", "b"])
-    with pytest.raises(InputError, match=message):
-        function(classifier, random_pictures(1))
 
 
 def test_looking_at_attention_leaves_the_model_as_it_was():

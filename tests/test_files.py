@@ -1,24 +1,145 @@
-"""Disks and clocks that misbehave: what is about a run's folder is one line with a remedy."""
+"""Files are whole or absent, folders one run's at a time, and an error of the disk is one line with a remedy."""
 
 import errno
 import os
 import signal
-import time
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
-from running import FEW, QUICK, metrics, tiny_mae
+from running import QUICK, in_child, metrics, wait
 
 import tinymae
-from tinymae import InputError
-from tinymae.files import is_about, lock_folder
+from tinymae import InputError, files
+from tinymae.files import is_about, lock_folder, read_tensors, write_atomically, write_tensors
 from tinymae.training import run as training_run
-from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.run import Run
 
 
 def run_in(folder) -> Run:
     return Run(folder, Accelerator(cpu=True), arguments={"seed": 1})
+
+
+# ---- whole or absent
+
+
+@pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
+def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, lambda beside: beside.write_text("old"))
+
+    def die(*_):
+        os._exit(7)
+
+    def work():
+        if stage != "write":
+            monkeypatch.setattr(files.os, stage, die)
+        write_atomically(path, lambda beside: (beside.write_text("ne"), die() if stage == "write" else None))
+
+    assert wait(in_child(work)) == 7
+    assert path.read_text() == "old"
+
+
+def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
+    left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".step-000000007.pt.partial-71"]
+    others = [tmp_path / "model.safetensors", tmp_path / "other" / ".lock", tmp_path / "other" / ".args.json.partial-8"]
+    for path in (*left, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    lock_folder(tmp_path).release()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)  # another run's are its own
+
+
+def test_every_flipped_bit_in_weights_is_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {"a": torch.randn(30), "b": torch.randn(4, 5).bfloat16(), "step": torch.tensor(3)}
+    write_tensors(state, path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read_tensors(path).items())
+    whole = bytearray(path.read_bytes())
+    write_tensors(dict(reversed(state.items())), path)
+    assert path.read_bytes() == whole  # equal tensors make equal files
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in np.random.default_rng(0).integers(header, len(whole), 100):
+        damaged = whole.copy()
+        damaged[place] ^= 1 << int(place) % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="model.safetensors is damaged"):
+            read_tensors(path)
+
+
+WRITE_NAMES = """
+import sys
+from pathlib import Path
+from tinymae.files import read_json, read_metrics
+from tinymae.training.inputs import changed_names, write_names
+
+class Names(list):
+    of_files, names = True, property(list)
+
+write_names(Path(sys.argv[1]), {"train": Names(["\\u00e9.png"])})
+print(ascii(changed_names(Path(sys.argv[1]), "train", Names(["\\u00e8.png"]))))
+print(ascii([read_json(sys.argv[2]), *read_metrics(sys.argv[2])]))
+"""
+
+
+def test_names_and_json_are_written_and_read_as_utf_8_whatever_the_locale(tmp_path):
+    ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    config = tmp_path / "config.json"
+    config.write_text('{"label_names": ["café"]}\n', encoding="utf-8")
+    command = [sys.executable, "-c", WRITE_NAMES, str(tmp_path), str(config)]
+    shown = subprocess.run(command, env=ascii_alone, capture_output=True, text=True, check=True).stdout
+    assert (tmp_path / "inputs" / "train.txt").read_bytes() == "é.png\n".encode()
+    assert r"1 of train came: \xe8.png, 1 of train went: \xe9.png" in shown
+    assert shown.count(r"caf\xe9") == 2
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
+    reading, writing = os.pipe()
+
+    def work():
+        held = lock_folder(tmp_path)
+        os.write(writing, b"!" if held else b"")
+        signal.pause()
+
+    pid = in_child(work)
+    os.read(reading, 1)
+    with pytest.raises(InputError, match="is in use by another process"):
+        lock_folder(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    lock_folder(tmp_path).release()
+
+
+def test_results_are_written_last(quick_figures, tmp_path, monkeypatch):
+    """A study that finds them does not run again, so nothing may come after them."""
+
+    def killed(folder, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
+    monkeypatch.undo()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path)
+    assert (tmp_path / "results.json").exists() and (tmp_path / "README.md").exists()
+
+
+def test_a_finished_run_that_is_repeated_measures_its_end_once(quick_figures, tmp_path):
+    def measured():
+        return [(row["step"], [*row]) for row in metrics(tmp_path)]
+
+    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
+    first = measured()
+    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
+    assert measured() == first and sum("knn_val" in keys for _, keys in first) == 3
+
+
+# ---- errors of the disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
@@ -71,96 +192,8 @@ def test_what_stands_in_a_files_place_is_named_and_the_folder_given_back(tmp_pat
         pass
 
 
-@pytest.mark.parametrize("jump", [0.0, -86400.0])
-def test_a_clock_that_stands_still_or_is_put_back_does_not_end_a_run(jump, quick_figures, tmp_path, monkeypatch):
-    now, real = [], time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now[-1] + jump if now else real())
-    report = Run.report
-
-    def stopped(run, state):
-        if state.step == 2:
-            now.append(real())
-        report(run, state)
-
-    monkeypatch.setattr(Run, "report", stopped)
-    run = tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    rates = [row["images_per_second"] for row in metrics(tmp_path) if "images_per_second" in row]
-    assert run.results["steps"] == len(rates) == 8 and min(rates) == 0 < max(rates)
-
-
 def test_an_error_about_another_file_is_raised_as_it_is(tmp_path):
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/images/cat.png")
     with pytest.raises(FileNotFoundError) as found, run_in(tmp_path):
         raise missing
     assert found.value is missing
-
-
-def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
-    left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".step-000000007.pt.partial-71"]
-    others = [tmp_path / "model.safetensors", tmp_path / "other" / ".lock", tmp_path / "other" / ".args.json.partial-8"]
-    for path in (*left, *others):
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    lock_folder(tmp_path).release()
-    assert not any(path.exists() for path in left)
-    assert all(path.exists() for path in others)  # another run's are its own
-
-
-@pytest.mark.parametrize("renamed", [False, True])
-def test_a_save_that_is_killed_leaves_a_whole_checkpoint_or_nothing(renamed, tmp_path):
-    """SIGKILL just before a file gets another name, or just after it."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", print)
-    if not (process := os.fork()):
-        replace = os.replace
-
-        def die(source, target):
-            if renamed:
-                replace(source, target)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            pytest.MonkeyPatch().setattr(os, "replace", die)
-            checkpoints.save({"step": 3}, step=3)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-    lock_folder(tmp_path).release()  # as the repeated command does
-    assert checkpoints.load() == ({"step": 3} if renamed else None)
-    assert [*(tmp_path / "checkpoints").iterdir()] == checkpoints.files
-
-
-def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):
-    """Amid a part of the table, and after the table but before its parts were removed."""
-    parts = tmp_path / "parts"
-    for left in (".000000.parquet.partial-7", "000000.parquet"):
-        parts.mkdir()
-        (parts / left).touch()
-        if left == "000000.parquet":
-            assert (tmp_path / "embeddings.parquet").exists()
-        tinymae.embed(**FEW, weights=tiny_mae(), output_dir=tmp_path, formats=())
-        assert not parts.exists()
-
-
-def test_results_are_written_last(quick_figures, tmp_path, monkeypatch):
-    """A study that finds them does not run again, so nothing may come after them."""
-
-    def killed(folder, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training_run, "write_card", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
-    monkeypatch.undo()
-    tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    assert (tmp_path / "results.json").exists() and (tmp_path / "README.md").exists()
-
-
-def test_a_finished_run_that_is_repeated_measures_its_end_once(quick_figures, tmp_path):
-    def measured():
-        return [(row["step"], [*row]) for row in metrics(tmp_path)]
-
-    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
-    first = measured()
-    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
-    assert measured() == first and sum("knn_val" in keys for _, keys in first) == 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from running import DIGITS, ENCODER, FEW, SHORT, metrics, same_files, tick, tiny_mae
 
 import tinymae
@@ -280,3 +281,32 @@ def test_who_has_no_gpu_is_told_of_the_light_recipe_before_hours_are_spent():
     strong, light = (FinetuneSettings(weights="somewhere", recipe=recipe) for recipe in ("strong", "light"))
     assert "3,840,000 images take hours: --recipe light" in strong.advise(3_840_000, "cpu")
     assert not any([strong.advise(48_000, "cpu"), strong.advise(3_840_000, "cuda"), light.advise(3_840_000, "cpu")])
+
+
+def test_without_test_nothing_of_it_is_read(quick_figures, quick_probes, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in ("dark", "light"):
+            folder = tmp_path / "pictures" / split / label
+            folder.mkdir(parents=True)
+            for index in range(8):
+                pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + 100 * (label == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
+        picture.write_bytes(b"not a picture")
+    common = {"data": tmp_path / "pictures", "mixed_precision": "no"}
+    tinymae.pretrain(**common, output_dir=tmp_path / "pca", model="pca", image_size=8, in_channels=1, latent_dim=4)
+    common |= {"weights": tmp_path / "pca"}
+    with pytest.raises(InputError, match="cannot be read"):
+        tinymae.linear_probe(**common, output_dir=tmp_path / "probe")
+    probe = tinymae.linear_probe(**common, output_dir=tmp_path / "probe", no_test=True, controls="all").results
+    short = {"batch_size": 8, "epochs": 1, "output_dir": tmp_path / "finetune"}
+    tuned = tinymae.finetune(**common, **short, no_test=True)
+    assert probe["probe_val"] > 90 and probe["raw_pixels"]["probe_val"] > 90
+    val = load_dataset(tmp_path / "pictures", "val", image_size=8, channels=1)
+    right = tuned.model(val.images).argmax(dim=1) == val.labels
+    assert tuned.results["accuracy_val"] == pytest.approx(100 * float(right.double().mean()))
+    keys = [*probe, *probe["untrained"], *probe["raw_pixels"], *tuned.results]
+    assert not [key for key in keys if "test" in key]
+    for name in ("probe", "finetune"):
+        assert (tmp_path / name / "confusion_matrix.png").exists()

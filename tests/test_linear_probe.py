@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pictures import digits_as_rows
 from PIL import Image
 from running import DIGITS, FEW, tiny_mae
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +16,7 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import linear_probe as command
 from tinymae.commands.probing import untrained_twin
-from tinymae.evaluation.probes import linear_fits
+from tinymae.evaluation.probes import L2_GRID, choose_probe, fit_mlp, linear_fits, predict_score
 from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 
@@ -83,18 +84,6 @@ def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path)
     assert scores[0]["tried_on_val"] == scores[1]["tried_on_val"]
 
 
-def test_overwrite_moves_the_old_run_aside(quick_figures, tmp_path):
-    folder = tmp_path / "run"
-    probe = FEW | {"weights": tiny_mae(), "head": "mlp", "output_dir": folder}
-    tinymae.linear_probe(**probe)
-    with pytest.raises(InputError, match="pool was 'avg', now 'cls'"):
-        tinymae.linear_probe(**probe, pool="cls")
-    tinymae.linear_probe(**probe, pool="cls", overwrite=True)
-    aside = [path for path in tmp_path.iterdir() if path != folder]
-    assert len(aside) == 1 and (aside[0] / "results.json").exists()
-    assert read_json(folder / "args.json")["arguments"]["pool"] == "cls"
-
-
 def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):
     probe = tinymae.models.classifier.build_classifier(tiny_mae(), classes=["0", "1"])
     for settings, message in [
@@ -143,3 +132,27 @@ def test_features_that_a_study_keeps_are_not_computed_again_and_change_nothing(
         results = command.run(command.LinearProbeSettings(**settings | own), kept).results
     assert len(calls) == 2  # of the encoder, and of the untrained one, which is nobody's features
     assert results | {"seconds": 0} == alone | {"seconds": 0}
+
+
+def test_the_probe_is_chosen_on_validation():
+    (features, labels), (val, val_labels), _ = digits_as_rows()
+    probe, l2, tried = choose_probe(
+        linear_fits(features, labels, num_classes=10), lambda probe: predict_score(probe, val, val_labels)
+    )
+    assert tried[l2] == max(tried.values()) and len(tried) == len(L2_GRID)
+    assert predict_score(probe, val, val_labels) == tried[l2]
+
+
+def test_mlp_learns_and_repeats_itself():
+    (features, labels), _, (test, test_labels) = digits_as_rows()
+    fit = {"num_classes": 10, "weight_decay": 0.1, "seed": 3, "epochs": 5}
+    probe = fit_mlp(features, labels, **fit)
+    assert predict_score(probe, test, test_labels) > 90
+    again = fit_mlp(features, labels, **fit)
+    assert torch.equal(probe(test), again(test))
+
+
+def test_weight_decay_makes_the_weights_of_an_mlp_smaller():
+    data = {"features": torch.randn(200, 8), "labels": torch.arange(200) % 3, "num_classes": 3, "seed": 0, "epochs": 20}
+    without, much = (fit_mlp(**data, weight_decay=decay)[1].weight.norm() for decay in (0.0, 10.0))
+    assert much < 0.9 * without

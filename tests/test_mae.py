@@ -1,9 +1,13 @@
+"""The masked autoencoder against the plain reference and timm: patches, masks, loss, features, files."""
+
 import json
 import warnings
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from reference import cut, reference_loss
 from running import off_the_start, one_line
@@ -172,38 +176,6 @@ def test_loss_is_the_error_on_hidden_patches_alone():
     output = model(images, mask)
     target = take(patchify(images, 2), mask.nonzero()[:, 1].view(2, -1))
     torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
-
-
-@pytest.mark.parametrize("norm_pix_loss", [True, False])
-def test_reconstruction_pastes_visible_patches_and_paints_hidden_ones(norm_pix_loss):
-    model = off_the_start(small_model(norm_pix_loss=norm_pix_loss, mean=(0.4,), std=(0.3,))).eval()
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    shown = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
-    again = model.reconstruct(images, generator=torch.Generator().manual_seed(3))
-    hidden = unpatchify(shown.mask[..., None].expand(-1, -1, 12).float(), 2, (8, 8)).bool()
-    torch.testing.assert_close(shown.images[~hidden], (images / 255)[~hidden], atol=1e-6, rtol=0)
-    assert torch.equal(shown.images[hidden], shown.prediction[hidden])
-    assert (shown.masked[hidden] == 0.5).all()
-    assert torch.equal(shown.images, again.images)
-    assert shown.statistics == ("visible" if norm_pix_loss else "none")
-    output = model(images, shown.mask)
-    torch.testing.assert_close(model.denormalise(output.reconstruction), shown.images, atol=1e-5, rtol=0)
-
-
-def test_target_statistics_are_used_only_when_asked():
-    model = off_the_start(small_model()).eval()
-    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
-    guessed, told = model.reconstruct(images, mask), model.reconstruct(images, mask, statistics="target")
-    assert (guessed.statistics, told.statistics) == ("visible", "target")
-    assert not torch.equal(guessed.images, told.images)
-    with pytest.raises(InputError, match="statistics 'mine'"):
-        model.reconstruct(images, mask, statistics="mine")
-
-
-def test_a_constant_image_gets_its_own_brightness_back():
-    model = small_model(mean=(0.0,), std=(1.0,)).eval()
-    shown = model.reconstruct(torch.full((1, 3, 8, 8), 0.7))
-    torch.testing.assert_close(shown.images, torch.full((1, 3, 8, 8), 0.7), atol=0.01, rtol=0)
 
 
 def test_every_form_of_a_users_mask_means_the_same():
@@ -398,3 +370,58 @@ def test_probabilities_are_of_logits_and_not_of_images(dtype):
     message = r"logits have shape \(2, 3, 8, 8\), not \(batch, 2\): .* classifier.probabilities\(classifier\(images\)\)"
     with pytest.raises(InputError, match=message):
         classifier.probabilities(torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
+# ---- of any shape
+
+
+sides = st.integers(1, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=sides, columns=sides, high=sides, wide=sides, channels=st.integers(1, 5), batch=st.integers(1, 4))
+def test_patchify_is_undone_for_any_shape(rows, columns, high, wide, channels, batch):
+    images = torch.randn(batch, channels, rows * high, columns * wide)
+    patches = patchify(images, (high, wide))
+    assert patches.shape == (batch, rows * columns, high * wide * channels)
+    assert torch.equal(unpatchify(patches, (high, wide), (rows * high, columns * wide)), images)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batch=st.integers(1, 9), patches=st.integers(2, 80), ratio=st.floats(0.001, 0.999))
+def test_any_mask_hides_what_it_says(batch, patches, ratio):
+    hidden = round(patches * ratio)
+    if not 0 < hidden < patches:
+        with pytest.raises(InputError, match="mask_ratio"):
+            random_mask(batch, patches, ratio)
+    else:
+        assert (random_mask(batch, patches, ratio).sum(1) == hidden).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 4), columns=st.integers(2, 4), patch=st.integers(1, 3), channels=st.integers(1, 4),
+    batch=st.integers(1, 5), ratio=st.floats(0.05, 0.95), norm_pix_loss=st.booleans(),
+)  # fmt: skip
+def test_any_model_trains_encodes_and_reconstructs(rows, columns, patch, channels, batch, ratio, norm_pix_loss):
+    arguments = {
+        "image_size": (rows * patch, columns * patch), "patch_size": patch, "in_channels": channels,
+        "mask_ratio": ratio, "embed_dim": 8, "depth": 1, "num_heads": 2, "decoder_dim": 8, "decoder_depth": 1,
+        "decoder_heads": 2, "norm_pix_loss": norm_pix_loss,
+    }  # fmt: skip
+    count = rows * columns
+    possible = 0 < round(ratio * count) < count and not (norm_pix_loss and patch == channels == 1)
+    if not possible:
+        with pytest.raises(InputError):
+            MaskedAutoencoder(**arguments)
+        return
+    model = MaskedAutoencoder(**arguments)
+    images = torch.randint(0, 256, (batch, channels, rows * patch, columns * patch), dtype=torch.uint8)
+    output = model(images)
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.reconstruction.shape == images.shape
+    assert (output.mask.sum(1) == round(ratio * count)).all()
+    assert model.encode(images).shape == (batch, 8)
+    assert model.encode_tokens(images, output.mask).shape == (batch, 1 + count - round(ratio * count), 8)
+    pictures = model.reconstruct(images).images
+    assert pictures.shape == images.shape and 0 <= pictures.min() <= pictures.max() <= 1

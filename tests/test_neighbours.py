@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from pictures import digits_as_rows
 from PIL import Image
 from running import DIGITS, refused, rows_of, save_images, tiny_mae
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import tinymae
 from tinymae import load_dataset
@@ -129,3 +130,10 @@ def test_captions_fit_their_image():
     shortened = sheets.cut("a/very/long/path/of/an/image.png", 96)
     assert shortened.startswith("a/very") and shortened.endswith("age.png") and "…" in shortened
     assert sheets.font_for(shortened).getlength(shortened) <= 96
+
+
+def test_knn_votes_as_scikit_learns_weighted_neighbours():
+    (features, labels), _, (test, _) = digits_as_rows()
+    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    expected = theirs.fit(features, labels).predict(test)
+    assert np.array_equal(knn_predict(features, labels, test, num_classes=10).numpy(), expected)

@@ -8,11 +8,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, SHORT, TWO_PHASES, metrics, same_files, tick
+from running import (
+    DIGITS,
+    FEW,
+    MODEL,
+    PRETRAIN,
+    QUICK,
+    SHORT,
+    TWO_PHASES,
+    metrics,
+    off_the_start,
+    same_files,
+    tick,
+    tiny_mae,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_convert import assert_same_weights
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, MaskedAutoencoder, adapt, load_dataset
 from tinymae.commands import phases, pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.files import read_json
@@ -372,3 +386,61 @@ def test_contrast_refuses_what_it_cannot_do(tmp_path):
         with pytest.raises(InputError, match="contrast_epochs goes with --model mae"):
             tinymae.pretrain(**FEW, model=family, contrast_epochs=1, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---- from other weights
+
+
+# A learning rate of 0 leaves the weights as they were when training began.
+STILL = FEW | {"batch_size": 16, "epochs": 1, "warmup_epochs": 0, "base_lr": 0.0, "flip": False, "contrast_epochs": 0}
+
+
+def go_on(**settings) -> MaskedAutoencoder:
+    return MaskedAutoencoder.from_pretrained(tinymae.pretrain(**STILL, **settings).folder)
+
+
+@pytest.mark.parametrize("kind", ["tinymae", "official", "transformers", "a model"])
+def test_pretraining_goes_on_from_every_kind_of_weights(kind, quick_figures, tmp_path):
+    model, source = off_the_start(tiny_mae()), tmp_path / "start"
+    write = {
+        "tinymae": MaskedAutoencoder.write_weights,
+        "official": tinymae.to_official,
+        "transformers": tinymae.to_transformers,
+    }
+    if kind in write:
+        write[kind](model, source)
+    trained = go_on(weights=source if kind in write else model, output_dir=tmp_path / "run")
+    assert_same_weights(trained, model)
+    mean, std = load_dataset(FEW["data"], labels=FEW["labels"]).statistics
+    assert trained.config["mean"] == pytest.approx(mean) and trained.config["std"] == pytest.approx(std)
+    assert trained.mask_ratio == (0.75 if kind == "official" else 0.5)  # the official file does not say
+
+
+def test_sizes_that_are_given_adapt_the_weights(quick_figures, tmp_path):
+    (model := off_the_start(tiny_mae(in_channels=3))).write_weights(tmp_path / "start")
+    changes = {"image_size": 12, "patch_size": 3, "in_channels": 1, "mask_ratio": 0.25}
+    trained = go_on(weights=tmp_path / "start", **changes, output_dir=tmp_path / "run")
+    assert_same_weights(trained, adapt(model, image_size=12, patch_size=3, in_channels=1))
+    assert trained.mask_ratio == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"embed_dim": 48}, "embed_dim 48 contradicts weights .*, which have 16: leave it out"),
+        ({"encoder": "vit_small_patch16_224"}, "encoder vit_small_patch16_224 contradicts"),
+        ({"decoder_depth": 2}, "decoder_depth 2 contradicts"),
+        ({"depth": 1}, "array has 1 channels, not 3: give --in-channels 1"),
+        ({"patch_size": 3, "in_channels": 1}, "not a multiple of patch_size"),
+    ],
+)
+def test_settings_that_contradict_the_weights_are_refused_by_name(tmp_path, settings, message):
+    tiny_mae(in_channels=3).write_weights(tmp_path / "start")
+    with pytest.raises(InputError, match=message):
+        go_on(weights=tmp_path / "start", **settings, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        go_on(weights=tmp_path / "nowhere", output_dir=tmp_path / "run")

@@ -5,9 +5,12 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pictures import describe, encode, picture, pixels, write_table
 from PIL import Image
+from pyarrow import parquet
 from running import metrics, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -18,6 +21,7 @@ from torch import nn
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune
+from tinymae.data import load
 from tinymae.data.load import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
@@ -208,3 +212,64 @@ def test_what_does_not_know_several_labels_goes_without(table, quick_figures, tm
     tinymae.embed(table, weights=small_model(), mixed_precision="no", output_dir=tmp_path / "embed")
     with np.load(tmp_path / "embed" / "embeddings.npz") as arrays:
         assert (arrays["labels"] == -1).all() and len(arrays["names"]) == 200
+
+
+# ---- lists of labels
+
+
+LISTS = [["cat", "dog"], ["dog"], [], None, ["dog", None, "ant"]]
+
+
+HAS = [[0, 1, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0], [1, 0, 1]]  # ant, cat, dog
+
+
+def test_lists_of_labels_are_several_labels_an_image(tmp_path, hub):
+    names = [[name for name in row or () if name] for row in LISTS]
+    words = write_table(tmp_path, [{"path": f"{n}.png", "label": ";".join(row)} for n, row in enumerate(names)])
+    lists = write_table(tmp_path, [{"path": f"{n}.png", "labels": row} for n, row in enumerate(LISTS)], "a.parquet")
+    for table in (words, lists):
+        dataset = load_splits(table, ["all"], several=True)["all"]
+        assert dataset.labels.tolist() == HAS and dataset.classes == ["ant", "cat", "dog"]
+    numbers = [[["dog", "cat", "ant", "emu"].index(name) for name in row] for row in names]
+    images = [{"bytes": encode(image), "path": None} for image in pixels(5, 6, 6, 3)]
+    kinds = hub.Sequence(hub.ClassLabel(names=["dog", "cat", "ant", "emu"]))
+    stored = hub.Dataset.from_dict(
+        {"image": images, "tags": numbers}, features=hub.Features({"image": hub.Image(), "tags": kinds})
+    )
+    stored.save_to_disk(tmp_path / "one")
+    hub.DatasetDict(train=stored.select([1, 2]), test=stored.select([4, 0])).save_to_disk(tmp_path / "two")
+    one, two = (load_splits(tmp_path / name, ["all"], several=True)["all"] for name in ("one", "two"))
+    assert one.classes == ["dog", "cat", "ant", "emu"]
+    assert one.labels.tolist() == [[*reversed(row), 0] for row in HAS]
+    assert two.labels.tolist() == one.labels[[1, 2, 4, 0]].tolist()
+
+
+def test_a_table_of_lists_is_written_by_parquet_as_by_pandas(tmp_path):
+    picture(tmp_path / "1.png")
+    table = pa.table({"path": ["1.png"], "label": pa.array([["b", "a"]], pa.large_list(pa.large_string()))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert load_splits(tmp_path / "a.parquet", ["all"], several=True)["all"].labels.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "tensor"])
+def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
+    """As ChestMNIST has them."""
+    images, labels = pixels(20, 6, 6), np.random.default_rng(0).integers(0, 2, (20, 14))
+    data, given = tmp_path / f"chest.{kind}", {}
+    if kind == "npz":
+        np.savez(
+            data, train_images=images[:15], train_labels=labels[:15], test_images=images[15:], test_labels=labels[15:]
+        )
+    elif kind == "h5":
+        with pytest.importorskip("h5py").File(data, "w") as file:
+            file["images"], file["labels"] = images, labels
+    else:
+        data, given = torch.from_numpy(images), {"labels": torch.from_numpy(labels)}
+    dataset = load.load_splits(data, ["all"], several=True, **given)["all"]
+    assert dataset.labels.dtype == torch.uint8 and dataset.labels.tolist() == labels.tolist()
+    assert dataset.classes == [str(number) for number in range(14)]
+
+
+def test_several_labels_that_are_not_used_are_announced(tmp_path):
+    table = write_table(tmp_path, [{"path": f"{n}.png", "label": "a;b"} for n in range(4)])
+    assert "4 images, several labels an image, which are not used here" in describe(table)

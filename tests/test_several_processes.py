@@ -1,26 +1,56 @@
-"""Features of all processes together, and images that are larger than memory, which other processes decode."""
+"""Several processes of one run: what they agree on, share and leave is what one would."""
 
-import os
+import itertools
+import re
+import signal
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
+from conftest import SCRIPTS
 from PIL import Image
-from running import DIGITS, FEW, QUICK, flags, group_of_two, same_files, start, start_calls, tiny_mae
+from running import (
+    DIGITS,
+    ENCODER,
+    FEW,
+    QUICK,
+    TINY,
+    TWO_PHASES,
+    assert_close_weights,
+    flags,
+    group_of_two,
+    launch,
+    metrics,
+    same_files,
+    start,
+    start_calls,
+    tiny_mae,
+    without_seconds,
+)
+from safetensors.torch import load_file
 
 import tinymae
-from tinymae import InputError, load_dataset
-from tinymae.commands import embed as command
+from tinymae import load_dataset
 from tinymae.commands.features import map_together, whole_batches
-from tinymae.data import batches, load
-from tinymae.data.sources import files
-from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
+from tinymae.training import run as runs
 from tinymae.training.device import create_accelerator
+from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_stages")
+
+
+def run_both(log: Path, command: list[str], **options) -> tuple[set[int | None], str]:
+    """The same command as two processes of one run: (their exit codes, their output)."""
+    processes = [start(log, command, **options, **environment) for environment in group_of_two()]
+    for process in processes:
+        process.join()
+    return {process.exitcode for process in processes}, log.read_text()
 
 
 def run_two(tmp_path, *words) -> str:
@@ -37,11 +67,143 @@ def run_two(tmp_path, *words) -> str:
     return printed
 
 
-def without_seconds(folder) -> dict:
-    return {name: value for name, value in read_json(folder / "results.json").items() if name != "seconds"}
+# ---- what they agree on, as each of them sees it
 
 
-# ---- several processes
+def run_of_one(folder) -> Run:
+    return Run(folder, Accelerator(cpu=True), arguments={})
+
+
+@pytest.mark.parametrize("seconds", [0.004, 0.3, 1.7, 40.0])
+def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_path, monkeypatch):
+    """A launcher that sends SIGTERM kills 30 s later, however slow the steps are."""
+    now, agreed = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runs, "agree", lambda value: agreed.append(now[0]) or value)
+    run = run_of_one(tmp_path)
+    run.next_agreement, run.last_agreement = 1, (0, 0.0)
+    for step in range(1, 1001):
+        now[0] += seconds
+        run.agree_at_times(step, None, False)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(agreed)]
+    assert max(gaps) <= max(2.0, seconds + 1e-6) and len(agreed) > 1
+    assert min(gaps) > 0.5  # each costs a message
+
+
+@pytest.mark.parametrize("main_has", [None, {"step": 3, "minutes": 0.5}])
+def test_all_processes_go_on_from_what_the_main_one_has(main_has, tmp_path, monkeypatch):
+    """Their disks may hold other files: whoever looked at its own would wait for the others for ever."""
+    own = run_of_one(tmp_path)
+    own.checkpoints.save({"model": torch.nn.Linear(2, 2).state_dict(), "step": 9, "minutes": 1.0}, step=9)
+    told = []
+    monkeypatch.setattr(runs, "agree", lambda value: told.append(value) or main_has)
+    other = run_of_one(tmp_path)
+    other.is_main = False
+    assert other.load_checkpoint() == main_has and told == [None]
+    monkeypatch.setattr(runs, "agree", lambda value: value)
+    assert own.load_checkpoint()["step"] == 9
+
+
+# ---- training
+
+
+def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
+    """Both die amid the second phase, which contrasts the images of both; torchrun resumes, as in the README."""
+    settings = DIGITS | TINY | {"flip": False, "log_every": 1} | TWO_PHASES
+    settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
+    words = flags(**settings, checkpoint_minutes=0, output_dir=tmp_path / "two")
+    codes, output = run_both(tmp_path / "log", ["pretrain", *words], killed=(signal.SIGKILL, 4))
+    assert codes == {-signal.SIGKILL} and "2 processes on cpu" in output, output
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPTS / "pretrain.py"]
+    resumed = launch(*torchrun, *words, ACCELERATE_USE_CPU="1")
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0 and "2 processes on cpu" in output, output
+    assert re.search("resuming from .*step-000000003-", output), output  # the first of the second phase
+    tinymae.pretrain(**settings, output_dir=tmp_path / "one")
+    assert_close_weights(tmp_path / "one", tmp_path / "two")
+    for name in ("loss", "contrastive_loss"):
+        one, two = ([row[name] for row in metrics(tmp_path / each) if name in row] for each in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_two_processes_label_what_one_labels(tmp_path):
+    """And so do micro-batches: all see the same images, augmented alike, with the same patches left out."""
+    settings = DIGITS | ENCODER
+    settings |= {"from_scratch": True, "label_fraction": 0.2, "batch_size": 60, "epochs": 2, "eval_every": 2,
+                 "unlabelled": 3, "unlabelled_warmup": 0.25, "unlabelled_threshold": 0.1, "flip": False,
+                 "trivial_augment": True, "random_erasing": 0.25, "log_every": 1}  # fmt: skip
+    codes, output = run_both(tmp_path / "log", ["finetune", *flags(**settings, output_dir=tmp_path / "two")])
+    assert codes == {0} and "2 processes on cpu" in output, output
+    tinymae.finetune(**settings, output_dir=tmp_path / "one")
+    tinymae.finetune(**settings, gradient_accumulation_steps=2, output_dir=tmp_path / "parts")
+    for other in ("two", "parts"):
+        assert_close_weights(tmp_path / "one", tmp_path / other)
+        for name in ("loss", "unlabelled_loss", "unlabelled_kept", "unlabelled_right"):
+            one, two = ([row[name] for row in metrics(tmp_path / each) if name in row] for each in ("one", other))
+            assert one and two == pytest.approx(one, rel=1e-4), (name, other)
+
+
+def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
+    """The processor is asked what it supports before Accelerate starts the processes' group."""
+    settings = TINY | {"batch_size": 1000, "epochs": 1}
+    settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path / "run"}
+    codes, output = run_both(tmp_path / "log", ["pretrain", *flags(**settings)])
+    assert codes == {0} and "2 processes on cpu" in output, output
+
+
+def test_two_processes_train_one_thing_after_the_other(tmp_path):
+    """A script of several calls, as in the README: the end of a training is not that of the processes' group."""
+    calls = [
+        ("pretrain", QUICK | {"epochs": 1, "output_dir": tmp_path / "pretrain"}),
+        ("finetune", FEW | {"weights": tmp_path / "pretrain", "epochs": 1, "output_dir": tmp_path / "finetune"}),
+        ("evaluate", FEW | {"weights": tmp_path / "finetune", "output_dir": tmp_path / "evaluate"}),
+    ]
+    processes = [start_calls(tmp_path / "log", calls, **one) for one in group_of_two()]
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} == {0}, (tmp_path / "log").read_text()
+    assert (tmp_path / "evaluate" / "results.json").exists()
+
+
+NODES = {
+    "data": "digits", "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "decoder_dim": 16,
+    "decoder_depth": 1, "decoder_heads": 2, "epochs": 4, "contrast_epochs": 0, "batch_size": 256, "flip": False,
+    "mixed_precision": "no", "probe_every": 100, "log_every": 1, "log_with": ("tensorboard",),
+}  # fmt: skip
+
+
+def run_nodes(folder: Path, *, killed: tuple[int, int] | None = None, **settings) -> list[int | None]:
+    """The exit code on each "machine", whose output folder is on a disk of its own; the second one may be killed."""
+    nodes = []
+    for node, environment in enumerate(group_of_two(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")):  # as torchrun --nnodes 2
+        (folder / f"node{node}").mkdir(parents=True, exist_ok=True)
+        command = ["pretrain", *flags(**NODES, **settings, output_dir="run")]
+        own = {"folder": folder / f"node{node}", "killed": killed if node else None}
+        nodes.append(start(folder / f"node{node}.log", command, **own, **environment))
+    for process in nodes:
+        process.join(timeout=300)
+    return [process.exitcode for process in nodes]
+
+
+def test_two_machines_without_a_shared_disk_go_on_after_one_has_died(tmp_path):
+    first, second = run_nodes(tmp_path, killed=(signal.SIGKILL, 6), checkpoint_minutes=0.0)
+    output = (tmp_path / "node0.log").read_text()
+    assert second == -signal.SIGKILL and first not in (0, None), output  # it does not wait for the dead for ever
+    assert any((tmp_path / "node0" / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "node0" / "run" / "results.json").exists()
+
+    assert run_nodes(tmp_path) == [0, 0], (tmp_path / "node0.log").read_text()[-3000:]
+    assert "resuming" in (tmp_path / "node0.log").read_text()
+    steps = [row["step"] for row in metrics(tmp_path / "node0" / "run") if "loss" in row]
+    assert steps == [*range(1, 21)]
+    assert not (tmp_path / "node1" / "run" / "model.safetensors").exists()  # the first machine has the results
+    alone = tinymae.pretrain(**NODES, output_dir=tmp_path / "alone")
+    together, single = (load_file(path / "model.safetensors") for path in (tmp_path / "node0" / "run", alone.folder))
+    for name, tensor in single.items():
+        assert (together[name] - tensor).abs().max() < 1e-3, name
+
+
+# ---- features
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -128,65 +290,3 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     assert same_files(one, two, *files)
     if name == "embed":
         assert pq.read_table(two / "embeddings.parquet").equals(pq.read_table(one / "embeddings.parquet"))
-
-
-def test_two_processes_train_one_thing_after_the_other(tmp_path):
-    """A script of several calls, as in the README: the end of a training is not that of the processes' group."""
-    calls = [
-        ("pretrain", QUICK | {"epochs": 1, "output_dir": tmp_path / "pretrain"}),
-        ("finetune", FEW | {"weights": tmp_path / "pretrain", "epochs": 1, "output_dir": tmp_path / "finetune"}),
-        ("evaluate", FEW | {"weights": tmp_path / "finetune", "output_dir": tmp_path / "evaluate"}),
-    ]
-    processes = [start_calls(tmp_path / "log", calls, **one) for one in group_of_two()]
-    for process in processes:
-        process.join()
-    assert {process.exitcode for process in processes} == {0}, (tmp_path / "log").read_text()
-    assert (tmp_path / "evaluate" / "results.json").exists()
-
-
-# ---- larger than memory
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder of images that are streamed, by workers however few they are; who reads one leaves a file."""
-    values = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    for number, image in enumerate(values):
-        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png")
-    (tmp_path / "readers").mkdir()
-    read = files.read_image
-
-    def noted(*arguments, **options):
-        (tmp_path / "readers" / str(os.getpid())).touch()
-        return read(*arguments, **options)
-
-    monkeypatch.setattr(files, "read_image", noted)
-    monkeypatch.setattr(batches, "FEW", 0)
-    monkeypatch.setitem(load.load_splits.__kwdefaults__, "memory_limit_gb", 0)
-    return tmp_path / "images"
-
-
-def test_an_image_that_a_worker_cannot_read_is_one_line(folder, tmp_path):
-    (folder / "a" / "zz.png").write_bytes(b"no image")
-    with pytest.raises(InputError) as refused:
-        tinymae.embed(folder, weights=tiny_mae(), formats=(), output_dir=tmp_path / "run", mixed_precision="no")
-    assert "zz.png cannot be read" in str(refused.value) and "Traceback" not in str(refused.value)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("name", ["embed", "linear_probe"])
-def test_workers_decode_what_is_larger_than_memory(name, num_workers, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "PART", 40)
-    common = {"weights": tiny_mae(), "batch_size": 7, "mixed_precision": "no"}
-    common |= {"embed": {"formats": ()}}.get(name, {})
-    function = getattr(tinymae, name)
-    function(folder, **common, num_workers=num_workers, output_dir=tmp_path / "streamed")
-    readers = {path.name for path in (tmp_path / "readers").iterdir()}
-    assert readers and (str(os.getpid()) in readers) == (num_workers == 0)
-    monkeypatch.setitem(load.load_splits.__kwdefaults__, "memory_limit_gb", 1)
-    function(folder, **common, output_dir=tmp_path / "whole")
-    assert without_seconds(tmp_path / "streamed") == without_seconds(tmp_path / "whole")
-    if name == "embed":
-        tables = [pq.read_table(tmp_path / each / "embeddings.parquet") for each in ("streamed", "whole")]
-        assert tables[0].equals(tables[1]) and len(tables[0]) == 60
