@@ -109,6 +109,18 @@ def pretrained(tmp_path_factory) -> Path:
     return tinymae.pretrain(**PRETRAIN, output_dir=tmp_path_factory.mktemp("runs") / "pretrain").folder
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The folder of the shortest pretraining, which nothing interrupts."""
+    from running import QUICK
+
+    import tinymae
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_tiles(patch)
+        return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("runs") / "whole").folder
+
+
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Bare tiles in place of matplotlib's figures."""

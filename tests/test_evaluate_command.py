@@ -21,7 +21,7 @@ def classifier_of(classes):
     return build_classifier(tiny_mae(), classes=classes).eval()
 
 
-def test_a_classifiers_errors_are_counted(pretrained, tmp_path):
+def test_a_classifiers_errors_are_counted(pretrained, quick_probes, tmp_path):
     probe = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "probe")
     run = tinymae.evaluate(**DIGITS, weights=tmp_path / "probe", output_dir=tmp_path / "evaluate")
     scores = run.results

@@ -62,7 +62,7 @@ def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):
     assert run.model(torch.zeros(2, 32)).shape == (2, 10)
 
 
-def test_few_labels_of_validation_choose_the_head(pretrained, quick_figures, tmp_path):
+def test_few_labels_of_validation_choose_the_head(pretrained, quick_figures, quick_probes, tmp_path):
     whole = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "whole").results
     run = tinymae.linear_probe(**DIGITS, weights=pretrained, val_labels=20, output_dir=tmp_path / "few")
     assert (whole["num_val_labels"], run.results["num_val_labels"]) == (137, 20)

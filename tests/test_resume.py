@@ -30,12 +30,6 @@ from tinymae.training.run import Run
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
-@pytest.fixture(scope="module")
-def whole(quick_stages, tmp_path_factory) -> Path:
-    """The folder of a short run that nothing interrupts."""
-    return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("quick") / "whole").folder
-
-
 def values(folder: Path) -> list[dict]:
     """metrics.jsonl without what the clock says, in the order of steps."""
     rows = metrics(folder)

@@ -78,13 +78,13 @@ SAVING |= {"checkpoint_minutes": 0}
 
 
 @pytest.fixture(scope="module")
-def whole(quick_stages, tmp_path_factory):
+def saved(quick_stages, tmp_path_factory):
     """The folder of a run with SAVING in which all is finite."""
-    return tinymae.pretrain(**SAVING, output_dir=tmp_path_factory.mktemp("saving") / "whole").folder
+    return tinymae.pretrain(**SAVING, output_dir=tmp_path_factory.mktemp("saving") / "run").folder
 
 
 @pytest.mark.parametrize("step", [3, 4, 7, 12])
-def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(step, whole, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(step, saved, tmp_path, monkeypatch):
     """In a step with a checkpoint due: amid a phase, at the end of a phase, where weights are kept, at the end."""
     with monkeypatch.context() as patch:
         plant(patch, step, spoil_gradient)
@@ -97,7 +97,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(st
     for path in [*(tmp_path / "run").glob("epochs/*")]:
         assert all(tensor.isfinite().all() for tensor in tinymae.load(path).state_dict().values())
     tinymae.pretrain(**SAVING, output_dir=tmp_path / "run")  # goes on from the step before
-    assert same_files(tmp_path / "run", whole)
+    assert same_files(tmp_path / "run", saved)
 
 
 def test_a_gradient_that_is_not_finite_is_found_without_a_checkpoint_due(tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def ends(how: str, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("how", ["finished", "diverged", "stopped", "interrupted twice", "an error"])
-def test_however_a_run_ends_the_process_is_as_before_and_can_start_the_next(how, tmp_path, monkeypatch):
+def test_however_a_run_ends_the_process_is_as_before_and_can_start_the_next(how, whole, tmp_path, monkeypatch):
     models, writers = [], threading.active_count()
     create = pretrain.create_model
 
@@ -180,8 +180,7 @@ def test_however_a_run_ends_the_process_is_as_before_and_can_start_the_next(how,
     assert threading.active_count() <= writers, "a tracker still writes"
     lock_folder(tmp_path / "run").release()
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
-    assert same_files(tmp_path / "run", tmp_path / "whole")
+    assert same_files(tmp_path / "run", whole)
 
 
 def test_ctrl_c_saves_the_step_it_came_in(tmp_path, monkeypatch):
@@ -238,14 +237,14 @@ def test_ctrl_c_after_the_last_step_keeps_it_and_stops(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("place", "name"), [(MaskedAutoencoder, "write_weights"), (run_module, "write_card")])
-def test_ctrl_c_while_a_finished_training_is_written_loses_nothing(place, name, tmp_path, monkeypatch):
+def test_ctrl_c_while_a_finished_training_is_written_loses_nothing(place, name, whole, tmp_path, monkeypatch):
+    """A study that finds results.json does not run again, so nothing may come after it."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(place, name, lambda *_, **__: signal.raise_signal(signal.SIGINT))
         tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
     tinymae.pretrain(**QUICK, output_dir=tmp_path / "run")
-    tinymae.pretrain(**QUICK, output_dir=tmp_path / "whole")
-    assert same_files(tmp_path / "run", tmp_path / "whole")
+    assert same_files(tmp_path / "run", whole) and (tmp_path / "run" / "README.md").exists()
 
 
 def test_ctrl_c_stops_what_has_no_steps_at_once(tmp_path, monkeypatch):
