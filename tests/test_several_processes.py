@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -45,26 +46,16 @@ from tinymae.training.run import Run
 pytestmark = pytest.mark.usefixtures("quick_stages")
 
 
-def run_both(log: Path, command: list[str], **options) -> tuple[set[int | None], str]:
-    """The same command as two processes of one run: (their exit codes, their output)."""
-    processes = [start(log, command, **options, **environment) for environment in group_of_two()]
+def join(log: Path, *processes: BaseProcess) -> tuple[list[int | None], str]:
+    """Wait for all: (their exit codes, their output)."""
     for process in processes:
-        process.join()
-    return {process.exitcode for process in processes}, log.read_text()
+        process.join(timeout=300)
+    return [process.exitcode for process in processes], log.read_text()
 
 
-def run_two(tmp_path, *words) -> str:
-    """A command as two processes of one run, whose second has another folder to write to; what they printed."""
-    processes = [
-        start(tmp_path / "log", [*map(str, words), "--output-dir", str(tmp_path / folder)], **one)
-        for folder, one in zip(("two", "unused"), group_of_two(), strict=True)
-    ]
-    for process in processes:
-        process.join()
-    printed = (tmp_path / "log").read_text()
-    assert {process.exitcode for process in processes} == {0}, printed
-    assert not (tmp_path / "unused").exists()
-    return printed
+def run_two(log: Path, command: list[str], **options) -> tuple[list[int | None], str]:
+    """The same command as two processes of one run."""
+    return join(log, *(start(log, command, **options, **environment) for environment in group_of_two()))
 
 
 # ---- what they agree on, as each of them sees it
@@ -112,8 +103,8 @@ def test_two_processes_make_the_run_of_one_even_when_killed(tmp_path):
     settings = DIGITS | TINY | {"flip": False, "log_every": 1} | TWO_PHASES
     settings |= {"batch_size": 600, "contrast_batch_size": 600, "views": 2, "epochs": 2, "contrast_epochs": 1}
     words = flags(**settings, checkpoint_minutes=0, output_dir=tmp_path / "two")
-    codes, output = run_both(tmp_path / "log", ["pretrain", *words], killed=(signal.SIGKILL, 4))
-    assert codes == {-signal.SIGKILL} and "2 processes on cpu" in output, output
+    codes, output = run_two(tmp_path / "log", ["pretrain", *words], killed=(signal.SIGKILL, 4))
+    assert codes == [-signal.SIGKILL] * 2 and "2 processes on cpu" in output, output
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPTS / "pretrain.py"]
     resumed = launch(*torchrun, *words, ACCELERATE_USE_CPU="1")
     output = resumed.communicate()[0]
@@ -132,8 +123,8 @@ def test_two_processes_label_what_one_labels(tmp_path):
     settings |= {"from_scratch": True, "label_fraction": 0.2, "batch_size": 60, "epochs": 2, "eval_every": 2,
                  "unlabelled": 3, "unlabelled_warmup": 0.25, "unlabelled_threshold": 0.1, "flip": False,
                  "trivial_augment": True, "random_erasing": 0.25, "log_every": 1}  # fmt: skip
-    codes, output = run_both(tmp_path / "log", ["finetune", *flags(**settings, output_dir=tmp_path / "two")])
-    assert codes == {0} and "2 processes on cpu" in output, output
+    codes, output = run_two(tmp_path / "log", ["finetune", *flags(**settings, output_dir=tmp_path / "two")])
+    assert codes == [0, 0] and "2 processes on cpu" in output, output
     tinymae.finetune(**settings, output_dir=tmp_path / "one")
     tinymae.finetune(**settings, gradient_accumulation_steps=2, output_dir=tmp_path / "parts")
     for other in ("two", "parts"):
@@ -145,10 +136,9 @@ def test_two_processes_label_what_one_labels(tmp_path):
 
 def test_two_processes_find_each_other_when_the_precision_is_chosen_for_them(tmp_path):
     """The processor is asked what it supports before Accelerate starts the processes' group."""
-    settings = TINY | {"batch_size": 1000, "epochs": 1}
-    settings |= {"data": "digits", "contrast_epochs": 0, "output_dir": tmp_path / "run"}
-    codes, output = run_both(tmp_path / "log", ["pretrain", *flags(**settings)])
-    assert codes == {0} and "2 processes on cpu" in output, output
+    settings = {"data": "digits", "contrast_epochs": 0, "batch_size": 1000, "epochs": 1, "output_dir": tmp_path / "run"}
+    codes, output = run_two(tmp_path / "log", ["pretrain", *flags(**TINY, **settings)])
+    assert codes == [0, 0] and "2 processes on cpu" in output, output
 
 
 def test_two_processes_train_one_thing_after_the_other(tmp_path):
@@ -158,10 +148,8 @@ def test_two_processes_train_one_thing_after_the_other(tmp_path):
         ("finetune", FEW | {"weights": tmp_path / "pretrain", "epochs": 1, "output_dir": tmp_path / "finetune"}),
         ("evaluate", FEW | {"weights": tmp_path / "finetune", "output_dir": tmp_path / "evaluate"}),
     ]
-    processes = [start_calls(tmp_path / "log", calls, **one) for one in group_of_two()]
-    for process in processes:
-        process.join()
-    assert {process.exitcode for process in processes} == {0}, (tmp_path / "log").read_text()
+    codes, printed = join(tmp_path / "log", *(start_calls(tmp_path / "log", calls, **one) for one in group_of_two()))
+    assert codes == [0, 0], printed
     assert (tmp_path / "evaluate" / "results.json").exists()
 
 
@@ -180,9 +168,7 @@ def run_nodes(folder: Path, *, killed: tuple[int, int] | None = None, **settings
         command = ["pretrain", *flags(**NODES, **settings, output_dir="run")]
         own = {"folder": folder / f"node{node}", "killed": killed if node else None}
         nodes.append(start(folder / f"node{node}.log", command, **own, **environment))
-    for process in nodes:
-        process.join(timeout=300)
-    return [process.exitcode for process in nodes]
+    return join(folder / "node0.log", *nodes)[0]
 
 
 def test_two_machines_without_a_shared_disk_go_on_after_one_has_died(tmp_path):
@@ -282,7 +268,11 @@ def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
     build_classifier(model, classes=[*"0123456789"]).eval().write_weights(tmp_path / "classifier")
     model.save_pretrained(tmp_path / "mae")
     settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
-    run_two(tmp_path, name, *flags(**settings))
+    folders = [flags(output_dir=tmp_path / folder) for folder in ("two", "unused")]  # the second has its own
+    pairs = zip(folders, group_of_two(), strict=True)
+    processes = [start(tmp_path / "log", [name, *flags(**settings), *own], **one) for own, one in pairs]
+    codes, printed = join(tmp_path / "log", *processes)
+    assert codes == [0, 0] and not (tmp_path / "unused").exists(), printed
     getattr(tinymae, name.replace("-", "_"))(**settings, output_dir=tmp_path / "one")
     one, two = tmp_path / "one", tmp_path / "two"
     assert without_seconds(two) == without_seconds(one)
