@@ -65,7 +65,7 @@ def describe(data, **options) -> str:
 
 
 @functools.cache
-def digits_as_rows() -> list[tuple[torch.Tensor, torch.Tensor]]:
+def digits_as_rows() -> list:
     """(pixels as features in 0 to 1, labels) of the digits to train on, to choose by and to test with."""
     splits = [load_dataset("digits", split) for split in SPLITS]
     return [(split.images.flatten(1) / 255, split.labels) for split in splits]

@@ -238,13 +238,7 @@ def test_every_command_is_a_function_of_the_same_settings(command):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "linear_probe", "finetune", "evaluate", "export"])
-def test_functions_and_scripts_have_the_commands_settings(name, monkeypatch, capsys):
-    function, settings = getattr(tinymae, name), SETTINGS[name.replace("_", "-")]
-    assert function.__name__ == name and function.__doc__
-    assert function.__signature__.parameters.keys() == {f.name for f in fields(settings)}
-    required = {name: None for name, each in function.__signature__.parameters.items() if each.default is each.empty}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
-        function(**required, epoch=1)
+def test_a_script_has_the_commands_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from running import QUICK, in_child, metrics, wait
+from running import in_child, wait
 
-import tinymae
 from tinymae import InputError, files
 from tinymae.files import is_about, lock_folder, read_tensors, write_atomically, write_tensors
-from tinymae.training import run as training_run
 from tinymae.training.run import Run
 
 
@@ -112,31 +110,6 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     os.kill(pid, signal.SIGKILL)
     wait(pid)
     lock_folder(tmp_path).release()
-
-
-def test_results_are_written_last(quick_figures, tmp_path, monkeypatch):
-    """A study that finds them does not run again, so nothing may come after them."""
-
-    def killed(folder, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training_run, "write_card", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
-    monkeypatch.undo()
-    tinymae.pretrain(**QUICK, output_dir=tmp_path)
-    assert (tmp_path / "results.json").exists() and (tmp_path / "README.md").exists()
-
-
-def test_a_finished_run_that_is_repeated_measures_its_end_once(quick_figures, tmp_path):
-    def measured():
-        return [(row["step"], [*row]) for row in metrics(tmp_path)]
-
-    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
-    first = measured()
-    tinymae.pretrain(**QUICK, output_dir=tmp_path, probe_every=1)
-    assert measured() == first and sum("knn_val" in keys for _, keys in first) == 3
 
 
 # ---- errors of the disk

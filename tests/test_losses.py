@@ -1,3 +1,5 @@
+"""Losses against torchmetrics, and sums of them."""
+
 import pytest
 import torch
 from running import one_line

@@ -28,27 +28,11 @@ def small_model(**changes) -> MaskedAutoencoder:
     return MaskedAutoencoder(**{"image_size": 8, "patch_size": 2, **SMALL, **changes})
 
 
-SHAPES = [(3, 8, 8, 2), (1, 6, 9, 3), (5, 8, 4, (4, 1)), (3, 32, 32, 4)]
-
-
-@pytest.mark.parametrize("channels,height,width,patch", SHAPES)
-def test_unpatchify_inverts_patchify(channels, height, width, patch):
-    images = torch.randn(2, channels, height, width)
-    assert torch.equal(unpatchify(patchify(images, patch), patch, (height, width)), images)
-
-
-@pytest.mark.parametrize("channels,height,width,patch", SHAPES)
+@pytest.mark.parametrize("channels,height,width,patch", [(3, 8, 8, 2), (1, 6, 9, 3), (5, 8, 4, (4, 1)), (3, 32, 32, 4)])
 def test_patches_are_cut_row_by_row(channels, height, width, patch):
     images = torch.randn(2, channels, height, width)
     expected = torch.stack([cut(image, *(patch if isinstance(patch, tuple) else (patch, patch))) for image in images])
     assert torch.equal(patchify(images, patch), expected)
-
-
-@pytest.mark.parametrize("num_patches,ratio", [(64, 0.75), (49, 0.5), (16, 0.9), (2, 0.5), (6, 0.6)])
-def test_exactly_the_asked_share_is_hidden_in_every_image(num_patches, ratio):
-    mask = random_mask(50, num_patches, ratio, torch.Generator().manual_seed(1))
-    assert mask.dtype == torch.bool
-    assert (mask.sum(dim=1) == round(num_patches * ratio)).all()
 
 
 def test_every_patch_is_hidden_equally_often():
@@ -161,13 +145,6 @@ def test_nothing_hidden_reaches_the_prediction():
     assert torch.equal(
         model.reconstruct(images, mask).prediction[hidden], model.reconstruct(changed, mask).prediction[hidden]
     )
-
-
-def test_the_loss_of_training_is_that_of_a_forward_pass():
-    model = off_the_start(small_model())
-    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
-    losses = model.training_losses(images, mask=mask)
-    assert losses.keys() == {"loss"} and torch.equal(losses["loss"], model(images, mask).loss)
 
 
 def test_loss_is_the_error_on_hidden_patches_alone():
@@ -395,7 +372,8 @@ def test_any_mask_hides_what_it_says(batch, patches, ratio):
         with pytest.raises(InputError, match="mask_ratio"):
             random_mask(batch, patches, ratio)
     else:
-        assert (random_mask(batch, patches, ratio).sum(1) == hidden).all()
+        mask = random_mask(batch, patches, ratio)
+        assert mask.dtype == torch.bool and (mask.sum(1) == hidden).all()
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,7 +1,5 @@
 """Muon against timm's, against the singular value decomposition, and against torch's AdamW."""
 
-import copy
-
 import timm.optim.muon
 import torch
 from running import tiny_mae
@@ -67,18 +65,6 @@ def test_orthogonalised_matrices_keep_their_singular_vectors():
         assert values.min() > 0.6 and values.max() < 1.3
         cosine = nn.functional.cosine_similarity(orthogonalise(given).float().flatten(1), wanted.flatten(1))
         assert cosine.min() > 0.97
-
-
-def test_a_saved_state_goes_on_to_the_same_bits():
-    model = small_model()
-    optimizer = create_optimizer("muon", parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
-    train(model, optimizer)
-    again = small_model()
-    again.load_state_dict(model.state_dict())
-    resumed = create_optimizer("muon", parameter_groups(again, weight_decay=0.1), betas=(0.9, 0.95))
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for mine, other in zip(train(model, optimizer), train(again, resumed), strict=True):
-        assert torch.equal(mine, other)
 
 
 def test_of_an_mae_the_first_and_the_last_layer_are_adamws():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pictures import picture
+from pictures import picture, pixels
 from PIL import Image
 from running import FEW, QUICK, TINY, save_images, tiny_mae
 
@@ -18,19 +18,14 @@ from tinymae.training.run import Run
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
-def test_a_folder_is_one_runs_at_a_time(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    with Run(tmp_path, accelerator, arguments={"a": 1}), pytest.raises(InputError, match="in use by another process"):
-        Run(tmp_path, accelerator, arguments={"a": 1}).__enter__()
-    assert read_json(tmp_path / "args.json")["arguments"] == {"a": 1}
-
-
-def test_a_folder_whose_run_is_about_to_begin_is_not_taken_over(tmp_path):
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_folder_is_one_runs_at_a_time(seed, tmp_path):
+    """Whether the other command is the same one or not, which would take over a run without a step."""
     with (
         Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 1}),
         pytest.raises(InputError, match="in use by another process"),
     ):
-        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": seed}).claim()
     assert read_json(tmp_path / "args.json")["arguments"] == {"seed": 1}
 
 
@@ -40,7 +35,7 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         run.finish({}, [])
     content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for arguments, inputs, message in [
-        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]"),
+        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]\): choose .*--overwrite"),
         ({"sizes": (1, 2), "more": 1}, {"train": "10 images, ab"}, "more was None, now 1"),
         ({"sizes": (1, 2)}, {"train": "11 images, cd"}, "train was '10 images, ab', now '11 images, cd'"),
     ]:
@@ -232,20 +227,19 @@ def test_pixels_from_python_are_told_apart(tmp_path):
 
 
 def test_a_run_says_which_images_came_or_went(tmp_path):
-    for number in range(60):
-        picture(tmp_path / "data" / f"{number:02}.png", size=(8, 8), seed=number)
-    settings = {
-        "data": tmp_path / "data", "image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1,
-        "decoder_dim": 8, "decoder_depth": 1, "epochs": 1, "contrast_epochs": 0, "batch_size": 16, "log_with": (),
-        "output_dir": tmp_path / "run",
-    }  # fmt: skip
-    tinymae.pretrain(**settings)
+    def run() -> Run:
+        data = {"train": load_dataset(tmp_path / "data", image_size=8)}
+        inputs = {name: dataset.fingerprint for name, dataset in data.items()}
+        return Run(tmp_path / "run", Accelerator(cpu=True), arguments={}, inputs=inputs, datasets=data)
+
+    save_images(tmp_path / "data", pixels(60, 8, 8))
+    with run() as first:
+        first.finish({}, [])
     names = load_dataset(tmp_path / "data").names
     (tmp_path / "data" / names[0]).unlink()
     for number in range(60, 70):
-        picture(tmp_path / "data" / f"{number}.png", size=(8, 8), seed=number)
+        picture(tmp_path / "data" / f"{number}.png")
     came = sorted(set(load_dataset(tmp_path / "data").names) - set(names))
-    with pytest.raises(
-        InputError, match=f"{len(came)} of train came: {', '.join(came[:3])}.*1 of train went: {names[0]}"
-    ):
-        tinymae.pretrain(**settings)
+    said = f"{len(came)} of train came: {', '.join(came[:3])}, ..., 1 of train went: {names[0]}"
+    with pytest.raises(InputError, match=said):
+        run().claim()

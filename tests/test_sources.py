@@ -12,7 +12,6 @@ from pyarrow import parquet
 from running import one_line
 
 from tinymae import InputError, load_dataset
-from tinymae.commands.features import JoinedSplits
 from tinymae.commands.fields import describe_value
 from tinymae.data import load
 from tinymae.data.batches import split_batch, step_batches
@@ -382,13 +381,3 @@ def test_a_set_of_torchvisions_is_read_through_its_files(tmp_path):
     assert splits["train"].classes == ["0", "1"] and splits["test"].labels.tolist() == [1] * 4
     first = read_image(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm", (3, 12, 12), depth="uint8")
     assert torch.equal(splits["test"].images[0], first)
-
-
-def test_images_of_several_splits_are_read_in_the_order_that_is_asked():
-    values = np.random.default_rng(0).integers(0, 65536, (60, 5, 8, 8), dtype=np.uint16)
-    parts = every_split(values, test_fraction=0.1)
-    joined = JoinedSplits(parts)
-    everything = torch.cat([part.images for part in parts.values()]).int()
-    order = torch.tensor([59, 3, 50, 50, 0, 31])
-    for asked in (order, order[:1]):
-        assert torch.equal(joined[asked].int(), everything[asked])

@@ -1,3 +1,5 @@
+"""Weights on disk: classifiers, every kind of folder and file, and the Hub."""
+
 import copy
 import json
 import pickle
