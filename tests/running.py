@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import draw_tiles, search_shortly
 from PIL import Image
 from safetensors.torch import load_file
@@ -70,6 +71,16 @@ def save_images(folder: Path, images) -> list[Path]:
     for number, image in enumerate(np.asarray(images)):
         Image.fromarray(image.squeeze()).save(folder / f"{number:02}.png")
     return sorted(folder.glob("*.png"))
+
+
+def run_in(folder: Path, **options) -> Run:
+    """A run on the CPU, of no arguments unless they are given."""
+    return Run(folder, Accelerator(cpu=True), **{"arguments": {}} | options)
+
+
+def edit_json(file: Path, changes: dict) -> None:
+    """Change values of a JSON object."""
+    file.write_text(json.dumps(read_json(file) | changes))
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:

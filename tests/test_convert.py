@@ -1,7 +1,6 @@
 """Other libraries' weights, held against the libraries themselves; the official code by the plain reference."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 from reference import reference_loss
-from running import assert_same_weights, off_the_start, one_line
+from running import assert_same_weights, edit_json, off_the_start, one_line
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.models._manipulate import adapt_input_conv
@@ -19,7 +18,6 @@ from torch import nn
 
 import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder, adapt, export_timm, patchify, random_mask, unpatchify
-from tinymae.files import read_json
 from tinymae.interop.sizes import infer_sizes
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
@@ -229,10 +227,6 @@ def load_cleanly(model_class, folder):
     return model.eval()
 
 
-def edit_json(file: Path, changes: dict):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 @torch.no_grad()
 def assert_same_predictions(ours: MaskedAutoencoder, theirs):
     images = torch.randn(3, ours.in_channels, *ours.image_size)
@@ -399,8 +393,7 @@ def test_what_transformers_cannot_express_is_refused(tmp_path):
 )
 def test_a_folder_of_transformers_that_does_not_fit_is_refused(tmp_path, change, message):
     tinymae.to_transformers(small_model(), tmp_path)
-    config = read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    edit_json(tmp_path / "config.json", change)
     with one_line(message):
         tinymae.from_transformers(tmp_path)
 
@@ -413,8 +406,7 @@ def test_an_epsilon_that_a_classifier_could_not_keep_is_refused():
 def test_a_null_mean_is_none(tmp_path):
     tinymae.to_transformers(small_model(**STATISTICS), tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    config = read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"image_mean": None}))
+    edit_json(tmp_path / "config.json", {"image_mean": None})
     again = tinymae.from_transformers(tmp_path).config
     assert again["mean"] == list(IMAGENET_DEFAULT_MEAN) and again["std"] == pytest.approx(STATISTICS["std"])
 

@@ -3,23 +3,14 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from running import in_child, wait
+from running import in_child, launch, run_in, wait
 
 from tinymae import InputError, files
 from tinymae.files import is_about, lock_folder, read_tensors, write_atomically, write_tensors
-from tinymae.training.run import Run
-
-
-def run_in(folder) -> Run:
-    return Run(folder, Accelerator(cpu=True), arguments={"seed": 1})
-
 
 # ---- whole or absent
 
@@ -85,11 +76,10 @@ print(ascii([read_json(sys.argv[2]), *read_metrics(sys.argv[2])]))
 
 
 def test_names_and_json_are_written_and_read_as_utf_8_whatever_the_locale(tmp_path):
-    ascii_alone = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     config = tmp_path / "config.json"
     config.write_text('{"label_names": ["café"]}\n', encoding="utf-8")
-    command = [sys.executable, "-c", WRITE_NAMES, str(tmp_path), str(config)]
-    shown = subprocess.run(command, env=ascii_alone, capture_output=True, text=True, check=True).stdout
+    shown = launch("-c", WRITE_NAMES, tmp_path, config, **ascii_alone).communicate()[0]
     assert (tmp_path / "inputs" / "train.txt").read_bytes() == "é.png\n".encode()
     assert r"1 of train came: \xe8.png, 1 of train went: \xe9.png" in shown
     assert shown.count(r"caf\xe9") == 2

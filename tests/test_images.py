@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
+from running import run_in
 
 import tinymae
 from tinymae import InputError, load_dataset
@@ -16,7 +16,6 @@ from tinymae.data import images
 from tinymae.data.images import look_at_header, read_image, to_depth
 from tinymae.data.masks import IGNORED, read_masks
 from tinymae.data.unreadable import UnreadableImage
-from tinymae.training.run import Run
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -428,7 +427,7 @@ def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
     assert set(left_out.skipped) == set(bad) and len(left_out) == 27
     with pytest.raises(InputError, match=r"(05|11|17)\.png cannot be read"):
         load_dataset(tmp_path, "all", image_size=8)
-    with Run(tmp_path / "run", Accelerator(cpu=True), arguments={}, datasets={"all": left_out}) as run:
+    with run_in(tmp_path / "run", datasets={"all": left_out}) as run:
         run.finish({}, [])
     assert (tmp_path / "run" / "skipped.txt").read_text().split() == sorted(bad)
 
@@ -470,7 +469,6 @@ def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch
     (tmp_path / "wide.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     with pytest.raises(images.UnreadableImage, match="80000000 x 1 pixels"):
         read_image(tmp_path / "wide.png", (3, 8, 8), depth="uint8")
-    tifffile = pytest.importorskip("tifffile")
     bands = np.zeros((4, 9, 9), np.uint8)
     tifffile.imwrite(tmp_path / "large.tif", bands, photometric="minisblack", planarconfig="separate")
     read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")

@@ -1,6 +1,5 @@
 """The masked autoencoder against the plain reference and timm: patches, masks, loss, features, files."""
 
-import json
 import warnings
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reference import cut, reference_loss
-from running import off_the_start, one_line
+from running import edit_json, off_the_start, one_line
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
@@ -290,11 +289,10 @@ def test_weights_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(InputError, match="model.safetensors is truncated or damaged"):
         MaskedAutoencoder.from_pretrained(tmp_path)
     file.write_bytes(whole)
-    config = read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"depth": 3}))
+    edit_json(tmp_path / "config.json", {"depth": 3})
     with pytest.raises(InputError, match="another architecture"):
         MaskedAutoencoder.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_dim": 32}))
+    edit_json(tmp_path / "config.json", {"depth": 2, "decoder_dim": 32})
     with pytest.raises(InputError, match="of shape"):
         MaskedAutoencoder.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -4,16 +4,14 @@ import errno
 
 import pytest
 import torch
-from accelerate import Accelerator
 from pictures import pixels
-from running import QUICK, TWO_PHASES, one_line, refused, save_images, tiny_mae
+from running import QUICK, TWO_PHASES, one_line, refused, run_in, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, files, load, load_dataset
 from tinymae.commands import pretrain
 from tinymae.data import images
 from tinymae.errors import ran_out_of_memory
-from tinymae.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -39,7 +37,7 @@ def test_the_remedies_for_memory_are_those_that_a_command_has(tmp_path):
     for saving in (None, False, True):
         with (
             pytest.raises(InputError, match="memory ran out with batch_size 16: ") as stop,
-            Run(tmp_path, Accelerator(cpu=True), arguments={"batch_size": 16}, gradient_checkpointing=saving),
+            run_in(tmp_path, arguments={"batch_size": 16}, gradient_checkpointing=saving),
         ):
             raise MemoryError
         told[saving] = str(stop.value)

@@ -13,8 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from running import FEW, QUICK, TWO_PHASES, flags, metrics, one_line, same_files, tiny_mae
+from running import FEW, QUICK, TWO_PHASES, flags, metrics, one_line, run_in, same_files, tiny_mae
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
@@ -292,9 +291,9 @@ def test_a_signal_before_there_is_a_run_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_everything_is_given_back_even_if_a_tracker_fails_to_end(tmp_path, monkeypatch):
-    accelerator, kept = Accelerator(cpu=True), []
+    kept = []
     monkeypatch.setattr(run_module, "keep_freed_memory", lambda keep=True: kept.append(keep))
-    run = Run(tmp_path, accelerator, arguments={})
+    run = run_in(tmp_path)
     with pytest.raises(ConnectionError), run:
         monkeypatch.setattr(run.progress, "close", lambda **_: (_ for _ in ()).throw(ConnectionError()))
         run.start(Stretch(Schedule(peak=0.0, last_step=1, warmup=0.0), 1, 4), step=0, batch=("batch_size", 4))
@@ -357,7 +356,7 @@ def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
 def test_metrics_cut_short_by_a_kill_are_mended_on_resuming(tmp_path):
     rows = [{"step": step, "epoch": 0.1, "loss": 1.0} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
-    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+    with run_in(tmp_path) as run:
         run.track(None, model=torch.nn.Linear(64, 64))
         run.save_checkpoint(2)
         assert run.load_checkpoint()["step"] == 2 and run.progress.metrics == rows[:2]
@@ -366,7 +365,7 @@ def test_metrics_cut_short_by_a_kill_are_mended_on_resuming(tmp_path):
 
 def test_metrics_of_an_attempt_without_a_checkpoint_are_not_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "loss": 1.0}\n{"step": 2, "lo')
-    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+    with run_in(tmp_path) as run:
         assert run.load_checkpoint() is None and run.progress.metrics == []
 
 

@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from pictures import picture, pixels
 from PIL import Image
-from running import FEW, QUICK, TINY, save_images, tiny_mae
+from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.errors import Stopped
 from tinymae.files import read_json
 from tinymae.training import run as run_module
-from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -22,16 +20,15 @@ pytestmark = pytest.mark.usefixtures("quick_figures")
 def test_a_folder_is_one_runs_at_a_time(seed, tmp_path):
     """Whether the other command is the same one or not, which would take over a run without a step."""
     with (
-        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 1}),
+        run_in(tmp_path, arguments={"seed": 1}),
         pytest.raises(InputError, match="in use by another process"),
     ):
-        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": seed}).claim()
+        run_in(tmp_path, arguments={"seed": seed}).claim()
     assert read_json(tmp_path / "args.json")["arguments"] == {"seed": 1}
 
 
 def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}) as run:
+    with run_in(tmp_path / "run", arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}) as run:
         run.finish({}, [])
     content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for arguments, inputs, message in [
@@ -40,12 +37,12 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         ({"sizes": (1, 2)}, {"train": "11 images, cd"}, "train was '10 images, ab', now '11 images, cd'"),
     ]:
         with pytest.raises(InputError, match=message):
-            Run(tmp_path / "run", accelerator, arguments=arguments, inputs=inputs).__enter__()
+            run_in(tmp_path / "run", arguments=arguments, inputs=inputs).__enter__()
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == content
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file"):
-        Run(tmp_path / "file", accelerator, arguments={}).__enter__()
-    with Run(tmp_path / "run", accelerator, arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
+        run_in(tmp_path / "file").__enter__()
+    with run_in(tmp_path / "run", arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
         pass
 
 
@@ -63,7 +60,7 @@ def leave(folder, names, step: int = 0) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_took_no_step_leaves_its_folder_to_the_corrected_command(overwrite, tmp_path):
     leave(tmp_path / "run", LEFT)
-    with Run(tmp_path / "run", Accelerator(cpu=True), arguments={"seed": 2}, overwrite=overwrite):
+    with run_in(tmp_path / "run", arguments={"seed": 2}, overwrite=overwrite):
         pass
     assert read_json(tmp_path / "run" / "args.json")["arguments"] == {"seed": 2}
     assert not (tmp_path / "run" / "inputs").exists()  # of the other run
@@ -73,7 +70,7 @@ def test_a_run_that_took_no_step_leaves_its_folder_to_the_corrected_command(over
 def test_a_run_that_took_a_step_is_not_taken_over(tmp_path):
     leave(tmp_path, LEFT, step=1)
     with pytest.raises(InputError, match="seed was 1, now 2"):
-        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+        run_in(tmp_path, arguments={"seed": 2}).claim()
 
 
 @pytest.mark.parametrize(
@@ -83,13 +80,13 @@ def test_a_run_that_left_anything_is_not_taken_over(name, tmp_path):
     leave(tmp_path, LEFT | {name})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="seed was 1, now 2"):
-        Run(tmp_path, Accelerator(cpu=True), arguments={"seed": 2}).claim()
+        run_in(tmp_path, arguments={"seed": 2}).claim()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_results_of_another_program_are_no_finished_run(tmp_path):
     (tmp_path / "results.json").write_text('{"accuracy_test": {"mean": 5}}')
-    with Run(tmp_path, Accelerator(cpu=True), arguments={}) as run:
+    with run_in(tmp_path) as run:
         run.finish({"images": 1}, [])
 
 
@@ -135,10 +132,10 @@ def test_a_message_of_many_differences_is_short_and_has_numbers_as_people_write_
     digests = "0123456789abcdef" * 4, "f" * 64
     olds, news = ({"warmup_epochs": 0.05 * n, "weights": digest} | {f"flag{k}": k * n for k in range(1, 5)}
                   for n, digest in ((41, digests[0]), (42, digests[1])))  # fmt: skip
-    with Run(tmp_path, Accelerator(cpu=True), arguments=olds) as run:
+    with run_in(tmp_path, arguments=olds) as run:
         run.finish({}, [])
     with pytest.raises(InputError) as refused:
-        Run(tmp_path, Accelerator(cpu=True), arguments=news).claim()
+        run_in(tmp_path, arguments=news).claim()
     assert (
         "(warmup_epochs was 2.05, now 2.1, weights was '0123456789abcdef', now 'ffffffffffffffff', flag1 was 41, "
         "now 42, and 3 more)" in str(refused.value)
@@ -148,10 +145,10 @@ def test_a_message_of_many_differences_is_short_and_has_numbers_as_people_write_
 def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(tmp_path):
     for data in ("photos/", "photos", ["photos", "more/"], ["photos/", "more"]):
         folder = tmp_path / ("several" if isinstance(data, list) else "one")
-        with Run(folder, Accelerator(cpu=True), arguments={"data": data}) as run:
+        with run_in(folder, arguments={"data": data}) as run:
             run.finish({}, [])
     with pytest.raises(InputError, match="data was 'photos/', now 'photos2'"):
-        Run(tmp_path / "one", Accelerator(cpu=True), arguments={"data": "photos2"}).claim()
+        run_in(tmp_path / "one", arguments={"data": "photos2"}).claim()
 
 
 def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
@@ -159,7 +156,7 @@ def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
         folder = tmp_path / str(len(results))
         for _ in range(2):
             assert "is finished" not in capsys.readouterr().out
-            with Run(folder, Accelerator(cpu=True), arguments={}) as run:
+            with run_in(folder) as run:
                 run.finish(results, [])
         score = ", accuracy, test 91.23 %" * ("accuracy_test" in results)
         assert f"{folder} is finished{score}: its results stay as they are\n" in capsys.readouterr().out
@@ -227,10 +224,10 @@ def test_pixels_from_python_are_told_apart(tmp_path):
 
 
 def test_a_run_says_which_images_came_or_went(tmp_path):
-    def run() -> Run:
+    def run():
         data = {"train": load_dataset(tmp_path / "data", image_size=8)}
         inputs = {name: dataset.fingerprint for name, dataset in data.items()}
-        return Run(tmp_path / "run", Accelerator(cpu=True), arguments={}, inputs=inputs, datasets=data)
+        return run_in(tmp_path / "run", inputs=inputs, datasets=data)
 
     save_images(tmp_path / "data", pixels(60, 8, 8))
     with run() as first:

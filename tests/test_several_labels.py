@@ -1,7 +1,6 @@
 """Images with several labels each: read from a table, probed, and judged as scikit-learn judges them."""
 
 import csv
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from pictures import describe, encode, picture, pixels, write_table
 from PIL import Image
 from pyarrow import parquet
-from running import metrics, rows_of, tiny_mae
+from running import edit_json, metrics, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
@@ -26,7 +25,6 @@ from tinymae.data.load import load_splits
 from tinymae.evaluation.metrics import several_metrics
 from tinymae.evaluation.neighbours import vote
 from tinymae.evaluation.probes import linear_fits
-from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 
@@ -202,8 +200,7 @@ def test_one_label_and_several_are_not_taken_for_each_other(table, quick_figures
 
 def test_a_config_that_does_not_say_truly_whether_labels_are_several_is_refused(tmp_path):
     build_classifier(small_model(), classes=["a", "b"], several=True).write_weights(tmp_path)
-    config = read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"several_labels": "yes"}))
+    edit_json(tmp_path / "config.json", {"several_labels": "yes"})
     with pytest.raises(InputError, match="several_labels"):
         tinymae.load(tmp_path)
 

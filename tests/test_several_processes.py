@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import SCRIPTS
 from PIL import Image
 from running import (
@@ -27,6 +26,7 @@ from running import (
     group_of_two,
     launch,
     metrics,
+    run_in,
     same_files,
     start,
     start_calls,
@@ -41,7 +41,6 @@ from tinymae.commands.features import map_together, whole_batches
 from tinymae.models.classifier import build_classifier
 from tinymae.training import run as runs
 from tinymae.training.device import create_accelerator
-from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_stages")
 
@@ -61,17 +60,13 @@ def run_two(log: Path, command: list[str], **options) -> tuple[list[int | None],
 # ---- what they agree on, as each of them sees it
 
 
-def run_of_one(folder) -> Run:
-    return Run(folder, Accelerator(cpu=True), arguments={})
-
-
 @pytest.mark.parametrize("seconds", [0.004, 0.3, 1.7, 40.0])
 def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_path, monkeypatch):
     """A launcher that sends SIGTERM kills 30 s later, however slow the steps are."""
     now, agreed = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(runs, "agree", lambda value: agreed.append(now[0]) or value)
-    run = run_of_one(tmp_path)
+    run = run_in(tmp_path)
     run.next_agreement, run.last_agreement = 1, (0, 0.0)
     for step in range(1, 1001):
         now[0] += seconds
@@ -84,11 +79,11 @@ def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_p
 @pytest.mark.parametrize("main_has", [None, {"step": 3, "minutes": 0.5}])
 def test_all_processes_go_on_from_what_the_main_one_has(main_has, tmp_path, monkeypatch):
     """Their disks may hold other files: whoever looked at its own would wait for the others for ever."""
-    own = run_of_one(tmp_path)
+    own = run_in(tmp_path)
     own.checkpoints.save({"model": torch.nn.Linear(2, 2).state_dict(), "step": 9, "minutes": 1.0}, step=9)
     told = []
     monkeypatch.setattr(runs, "agree", lambda value: told.append(value) or main_has)
-    other = run_of_one(tmp_path)
+    other = run_in(tmp_path)
     other.is_main = False
     assert other.load_checkpoint() == main_has and told == [None]
     monkeypatch.setattr(runs, "agree", lambda value: value)
