@@ -263,20 +263,14 @@ def test_positions_start_as_sines_and_cosines():
     assert len(positions.round(decimals=4).unique(dim=0)) == 16
 
 
-def test_saved_weights_load_again_and_into_plain_timm(tmp_path):
+def test_saved_weights_load_again(tmp_path):
     model = off_the_start(small_model(image_size=(8, 4), in_channels=1, mean=(0.3,), std=(0.2,))).eval()
     model.save_pretrained(tmp_path)
     loaded = MaskedAutoencoder.from_pretrained(tmp_path)
     images = torch.randint(0, 256, (2, 1, 8, 4), dtype=torch.uint8)
     assert torch.equal(loaded.encode(images), model.encode(images)) and not loaded.training
-    assert (
-        loaded.config
-        == model.config
-        == {k: v for k, v in read_json(tmp_path / "config.json").items() if k != "architecture"}
-    )
-    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2}
-    plain = timm.create_model("vit_tiny_patch16_224", img_size=(8, 4), patch_size=2, in_chans=1, num_classes=0, **sizes)
-    plain.load_state_dict(loaded.encoder.state_dict(), strict=True)
+    assert loaded.config == model.config
+    assert read_json(tmp_path / "config.json") == model.config | {"architecture": "MaskedAutoencoder"}
 
 
 def test_weights_that_are_missing_or_damaged_are_named(tmp_path):

@@ -83,25 +83,24 @@ def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path
     )
 
 
-def signal_after(monkeypatch, steps: set[int], number: int) -> None:
+def signal_after(monkeypatch, signals: dict[int, int]) -> None:
     """Have runs get a signal in each of these steps, once."""
     report = Run.report
 
     def signalled(run, state):
-        if state.step in steps:
-            steps.remove(state.step)
-            signal.raise_signal(number)
+        if state.step in signals:
+            signal.raise_signal(signals.pop(state.step))
         report(run, state)
 
     monkeypatch.setattr(Run, "report", signalled)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(number, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(tmp_path, monkeypatch):
     settings = QUICK | TWO_PHASES
     tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
-    signal_after(monkeypatch, {2, 4, 7, 8}, number)  # 4 ends a phase, 8 the run
-    for step in (2, 4, 7, 8):
+    signals = {2: signal.SIGTERM, 4: signal.SIGINT, 7: signal.SIGINT, 8: signal.SIGTERM}  # 4 ends a phase, 8 the run
+    signal_after(monkeypatch, {**signals})
+    for step, number in signals.items():
         with pytest.raises(Stopped, match=f"stopped by {number.name} after step {step}; the same") as stopped:
             tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
         assert stopped.value.exit_code == 128 + number

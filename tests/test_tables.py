@@ -170,9 +170,17 @@ def test_an_image_in_several_rows_of_a_table_has_one_label(tmp_path):
     assert len(load_dataset(table, "all", image_size=4)) == 3
     table.write_text("path,label\na.png,\nb.png,\n")
     assert load_dataset(table, "all", image_size=4).labels is None
-    table.write_bytes("path,label\na.png,x\nb.png,Diatomée\n".encode("latin-1"))
+
+
+def test_a_table_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "table.csv").write_bytes("path,label\na.png,x\nb.png,Diatomée\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"table .*table.csv is not UTF-8 \(byte 31\): save it as CSV UTF-8"):
-        load_dataset(table, "all", image_size=4)
+        load_dataset(tmp_path / "table.csv", "all", image_size=4)
+
+
+def test_paths_are_relative_to_the_table(tmp_path):
+    picture(tmp_path / "b.png")
+    table = tmp_path / "table.csv"
     table.write_text("path,label\nelsewhere/a.png,x\nb.png,y\n")
     with pytest.raises(
         InputError, match="line 2: image .*elsewhere/a.png does not exist: paths are relative to the table"
