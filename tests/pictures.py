@@ -15,7 +15,7 @@ from tinymae import load_dataset
 
 def as_set(images) -> set[bytes]:
     """Images to be compared in any order."""
-    return {image.numpy().tobytes() for image in images}
+    return {image.tobytes() for image in np.asarray(images)}
 
 
 def picture(path, *, size=(12, 12), mode="RGB", seed=0) -> None:

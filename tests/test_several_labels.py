@@ -147,8 +147,8 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(table, family, quick_figures, tmp_path):
-    recipe = {"epochs": 60, "batch_size": 20, "base_lr": 5e-2, "patch_drop": 0.0, "ema_decay": 0.9, "drop_path": 0.0,
-              "crop_padding": 0, "flip": False, "eval_every": 30, "mixed_precision": "no"}  # fmt: skip
+    recipe = {"epochs": 30, "batch_size": 20, "base_lr": 5e-2, "patch_drop": 0.0, "ema_decay": 0.9, "drop_path": 0.0,
+              "crop_padding": 0, "flip": False, "eval_every": 15, "mixed_precision": "no"}  # fmt: skip
     run = tinymae.finetune(table, weights=FAMILIES[family](), **recipe, output_dir=tmp_path / "run")
     test = load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_a_classifier_of_several_labels_is_tuned_saved_evaluated_and_predicts(ta
     expected = average_precision_score(test.labels, scores, average=None)
     assert run.results["ap_test"] == pytest.approx(100 * expected, abs=0.01)
     assert run.results["mean_ap_test"] > 2 * 100 * float(test.labels.float().mean())  # twice what guessing has
-    assert [row["step"] for row in metrics(run.folder) if "mean_ap_val" in row] == [210, 420]
+    assert [row["step"] for row in metrics(run.folder) if "mean_ap_val" in row] == [105, 210]
     assert (
         f"| mean average precision, test | {run.results['mean_ap_test']:.2f} |"
         in (run.folder / "README.md").read_text()
