@@ -79,6 +79,26 @@ def one_registry():
         yield
 
 
+@pytest.fixture
+def classes_folder(tmp_path) -> Path:
+    """Fifteen images of cats and as many of dogs, in folders of these names."""
+    from pictures import picture
+
+    for number in range(30):
+        picture(tmp_path / "pets" / ("cat" if number % 2 else "dog") / f"{number:02}.png", seed=number)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The package datasets of Hugging Face, which asks no network here."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return datasets
+
+
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """The folder of a small pretraining on digits."""
@@ -87,6 +107,18 @@ def pretrained(tmp_path_factory) -> Path:
     import tinymae
 
     return tinymae.pretrain(**PRETRAIN, output_dir=tmp_path_factory.mktemp("runs") / "pretrain").folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The folder of the shortest pretraining, which nothing interrupts."""
+    from running import QUICK
+
+    import tinymae
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_tiles(patch)
+        return tinymae.pretrain(**QUICK, output_dir=tmp_path_factory.mktemp("runs") / "whole").folder
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
-"""Small runs, and commands as people type them."""
+"""Small models and runs, and commands as people type them."""
 
+import contextlib
+import csv
 import json
 import multiprocessing
 import os
@@ -11,14 +13,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import draw_tiles, search_shortly
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
 import tinymae
-from tinymae import load_dataset
+from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import cli
 from tinymae.evaluation.sheets import Tile
+from tinymae.files import read_json
 from tinymae.training.clock import Stopwatch
 from tinymae.training.run import Run
 
@@ -31,14 +39,62 @@ MODEL = {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "decoder_
 SHORT = {"batch_size": 64, "epochs": 2, "warmup_epochs": 0.5, "flip": False, "log_every": 5}
 PRETRAIN = DIGITS | MODEL | SHORT | {"contrast_epochs": 0}
 
+# The smallest of all: four patches of an image of 8 x 8 pixels.
+ENCODER = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+TINY = ENCODER | {"decoder_dim": 16, "decoder_depth": 1, "mask_ratio": 0.5}
+
 # Pixels from Python, so few that an epoch has four steps.
 FEW = {"data": load_dataset("digits").images[:80], "labels": load_dataset("digits").labels[:80],
        "seed": 1, "mixed_precision": "no"}  # fmt: skip
-QUICK = FEW | {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1,
-               "mask_ratio": 0.5, "batch_size": 16, "epochs": 2, "flip": False, "log_every": 1,
-               "contrast_epochs": 0}  # fmt: skip
+QUICK = FEW | TINY | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "contrast_epochs": 0}
 TWO_PHASES = {"epochs": 3, "contrast_epochs": 2, "views": 3, "contrast_batch_size": 32, "contrast_base_lr": 1e-3,
               "contrast_crop": "pad", "optimizer": "adamw"}  # fmt: skip  # Muon would turn the projector's 1024 x 1024
+
+
+def tiny_mae(**changes) -> MaskedAutoencoder:
+    """A model of grey images of 8 x 8 pixels, with the same weights each time, in evaluation mode."""
+    torch.manual_seed(0)
+    return MaskedAutoencoder(**{"image_size": 8, "in_channels": 1} | TINY | changes).eval()
+
+
+def off_the_start(module):
+    """Move every parameter off its start, so that no zero bias, token or position hides a mistake."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+def save_images(folder: Path, images) -> list[Path]:
+    """Images, uint8 or uint16 (N, H, W) or (N, 1, H, W), as the files 00.png, 01.png and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(np.asarray(images)):
+        Image.fromarray(image.squeeze()).save(folder / f"{number:02}.png")
+    return sorted(folder.glob("*.png"))
+
+
+def run_in(folder: Path, **options) -> Run:
+    """A run on the CPU, of no arguments unless they are given."""
+    return Run(folder, Accelerator(cpu=True), **{"arguments": {}} | options)
+
+
+def edit_json(file: Path, changes: dict) -> None:
+    """Change values of a JSON object."""
+    file.write_text(json.dumps(read_json(file) | changes))
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(table, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@contextlib.contextmanager
+def one_line(message: str):
+    """What is to be refused, with a message of one line that this pattern is found in."""
+    with pytest.raises(InputError, match=message) as error:
+        yield error
+    assert "\n" not in str(error.value)
 
 
 def flags(**settings) -> list[str]:
@@ -184,3 +240,41 @@ def metrics(folder: Path) -> list[dict]:
 def same_files(one: Path, two: Path, *names: str) -> bool:
     """Whether two runs left the same bytes."""
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in names or ("model.safetensors",))
+
+
+def assert_close_weights(one: Path, two: Path) -> None:
+    """Two runs ended in the same weights, up to the order of sums."""
+    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in single.items():
+        if not name.endswith("qkv.bias"):  # as in test_train: the keys' bias has no gradient but rounding noise
+            torch.testing.assert_close(double[name], tensor, atol=1e-5, rtol=0)
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked process; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr)
+            os._exit(1)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit code of a process, or the signal that ended it, below zero."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def without_seconds(folder: Path) -> dict:
+    """The results of a run, but for how long it took."""
+    return {name: value for name, value in read_json(folder / "results.json").items() if name != "seconds"}
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    """Two models have the same bits."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

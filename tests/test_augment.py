@@ -1,3 +1,5 @@
+"""Augmentations draw for the global batch, and do what torchvision's do."""
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv

@@ -1,6 +1,5 @@
 """The comparison as people run it, on tiny models of real digits."""
 
-import csv
 import json
 import re
 import shutil
@@ -12,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from running import rows_of
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import cli, finetune, linear_probe, pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import Diverged
-from tinymae.files import write_json
+from tinymae.files import read_json, write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
 from tinymae.models.weights import FAMILIES
 from tinymae.study import compare, report, search, tables
@@ -103,8 +102,7 @@ def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
 
 def test_the_tables_hold_what_the_stages_found(compared):
     folder, *_ = compared
-    with open(folder / "comparison.csv", newline="") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in rows_of(folder / "comparison.csv")}
     assert len(rows) == 5
     for name, cell in {"mae": "mae", "vae 8": "vae-8"}.items():
         stage = {p.parent.name: json.loads(p.read_text()) for p in folder.glob(f"digits/{cell}/seed0/*/results.json")}
@@ -118,7 +116,7 @@ def test_the_tables_hold_what_the_stages_found(compared):
         assert {column: float(rows[name][column]) for column in found} == found
         assert float(rows[f"{name}, untrained"]["linear_test"]) == stage["linear"]["untrained"]["probe_test"]
         assert (rows[name]["mse_masked"] != "") == (name == "mae")
-    pixels = json.loads((folder / "digits" / "raw_pixels" / "linear" / "results.json").read_text())
+    pixels = read_json(folder / "digits" / "raw_pixels" / "linear" / "results.json")
     assert float(rows["raw pixels"]["linear_test"]) == pixels["raw_pixels"]["probe_test"] > 90
     assert rows["raw pixels"]["num_features"] == "64" and rows["raw pixels"]["control"]
 
@@ -349,8 +347,7 @@ def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
 def test_a_fine_tuning_that_diverges_leaves_the_probes_in_the_table(tmp_path):
     with pytest.raises(InputError, match="the loss of digits/vae-8/seed0/finetune diverged"):
         run(tmp_path, *GRID, "--models", "vae", "--extra", "finetune: --base-lr 1e30")
-    with open(tmp_path / "comparison.csv") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
+    rows = {row["name"]: row for row in rows_of(tmp_path / "comparison.csv")}
     assert float(rows["vae 8"]["linear_test"]) > 10 and rows["vae 8"]["finetuned_test"] == ""
 
 
@@ -370,7 +367,7 @@ def test_a_search_resumes_and_its_best_flags_are_used(tmp_path):
         results = json.loads(path.read_text())
         assert "probe_val" in results and not any("test" in key for key in results)
         scores[int(path.parts[-3].removeprefix("trial"))] = results["probe_val"]
-    best = json.loads((tmp_path / "digits" / "search" / "pca" / "best.json").read_text())
+    best = read_json(tmp_path / "digits" / "search" / "pca" / "best.json")
     assert sorted(scores) == [0, 1, 2] and best["value"] == max(scores.values()) == scores[best["trial"]]
     assert rows[1]["latent_dim"] == rows[1]["num_features"] == best["settings"]["latent_dim"]
     assert f"trial{best['trial']}" in rows[1]["folder"] and "trial" not in rows[1]["name"]
@@ -420,32 +417,3 @@ def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
     assert cut == [*whole[:7], *whole[6:]] and again == best
     assert best["settings"] == max(whole, key=lambda trial: -abs(trial[1]["beta"] - 0.3))[1]
     assert len({settings["beta"] for _, settings in whole}) == 8
-
-
-def test_without_test_nothing_of_it_is_read(tmp_path):
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for label in ("dark", "light"):
-            folder = tmp_path / "pictures" / split / label
-            folder.mkdir(parents=True)
-            for index in range(8):
-                pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + 100 * (label == "light")
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
-        picture.write_bytes(b"not a picture")
-    common = {"data": tmp_path / "pictures", "mixed_precision": "no"}
-    tinymae.pretrain(**common, output_dir=tmp_path / "pca", model="pca", image_size=8, in_channels=1, latent_dim=4)
-    common |= {"weights": tmp_path / "pca"}
-    with pytest.raises(InputError, match="cannot be read"):
-        tinymae.linear_probe(**common, output_dir=tmp_path / "probe")
-    probe = tinymae.linear_probe(**common, output_dir=tmp_path / "probe", no_test=True, controls="all").results
-    short = {"batch_size": 8, "epochs": 1, "output_dir": tmp_path / "finetune"}
-    tuned = tinymae.finetune(**common, **short, no_test=True)
-    assert probe["probe_val"] > 90 and probe["raw_pixels"]["probe_val"] > 90
-    val = load_dataset(tmp_path / "pictures", "val", image_size=8, channels=1)
-    right = tuned.model(val.images).argmax(dim=1) == val.labels
-    assert tuned.results["accuracy_val"] == pytest.approx(100 * float(right.double().mean()))
-    keys = [*probe, *probe["untrained"], *probe["raw_pixels"], *tuned.results]
-    assert not [key for key in keys if "test" in key]
-    for name in ("probe", "finetune"):
-        assert (tmp_path / name / "confusion_matrix.png").exists()

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import re
 import shlex
 from importlib import import_module
@@ -14,6 +13,7 @@ from PIL import Image
 
 import tinymae
 from tinymae.commands.cli import COMMANDS, create_parser, parse
+from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.study import compare
 from tinymae.study.runs import parse_extra
@@ -202,7 +202,7 @@ def test_the_index_of_the_logs_names_every_one():
     ],
 )  # fmt: skip
 def test_the_released_scores_are_those_of_the_log(log, row, keys):
-    test = json.loads((ROOT / "logs" / f"{log}-release.json").read_text())["test"]
+    test = read_json(ROOT / "logs" / f"{log}-release.json")["test"]
     line = next(line for line in TEXTS["docs/results.md"].splitlines() if row in line)
     for key in keys:
         text = f"{test[key]['mean']:.1f}" + (f" ± {test[key]['std']:.1f}" if test[key]["std"] else "")

@@ -1,12 +1,13 @@
 """Data that is not there yet, wanted by several processes at once. Nothing is fetched: the data set is made up."""
 
 import os
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from running import in_child, wait
 
 from tinymae import InputError, load_dataset
 from tinymae.data.sources.named import NAMED
@@ -54,21 +55,16 @@ class Unreachable(Slow):
 def test_one_process_fetches_and_the_others_wait(tmp_path, monkeypatch):
     monkeypatch.setitem(NAMED, "mnist", (Slow, ("train", "test")))
     waiting, go = os.pipe()
-    children = []
-    for number in range(4):
-        if (pid := os.fork()) == 0:
-            os.close(go)
-            try:
-                os.read(waiting, 1)  # until the parent closes its end
-                time.sleep(0.1 * number)  # some come while the first fetches
-                dataset = load_dataset("mnist", "test", data_dir=tmp_path / "data")
-                os._exit(0 if len(dataset) == 2100 else 2)
-            except BaseException as error:
-                print(f"child: {error!r}", file=sys.stderr)
-                os._exit(1)
-        children.append(pid)
+
+    def work(number):
+        os.close(go)
+        os.read(waiting, 1)  # until the parent closes its end
+        time.sleep(0.1 * number)  # some come while the first fetches
+        assert len(load_dataset("mnist", "test", data_dir=tmp_path / "data")) == 2100
+
+    children = [in_child(partial(work, number)) for number in range(4)]
     os.close(go)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+    assert [wait(child) for child in children] == [0] * 4
     assert (tmp_path / "data" / "log").read_text() == "begins\nends\n"
     os.close(waiting)
 

@@ -14,23 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, FEW, refused
+from running import DIGITS, FEW, refused, rows_of, save_images, tiny_mae
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
-from tinymae.evaluation import layout
-from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.features import feature_function
 
 SPLITS = ["train", "val", "test"]
-
-
-def small_model() -> MaskedAutoencoder:
-    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=2, num_heads=2).eval()
 
 
 def read_npz(path) -> dict[str, np.ndarray]:
@@ -39,7 +33,7 @@ def read_npz(path) -> dict[str, np.ndarray]:
 
 
 def test_the_table_holds_every_image_once_and_what_encode_gives(tmp_path):
-    model = small_model()
+    model = tiny_mae()
     run = tinymae.embed(**DIGITS, weights=model, formats=("npz",), output_dir=tmp_path)
     rows = pq.read_table(tmp_path / "embeddings.parquet")
     table = rows.to_pydict()
@@ -62,7 +56,7 @@ def test_the_table_holds_every_image_once_and_what_encode_gives(tmp_path):
 
 
 def test_images_without_labels_of_one_split_and_other_features(tmp_path):
-    model = small_model()
+    model = tiny_mae(depth=2)
     data = {"data": load_dataset("digits").images[:50], "mixed_precision": "no", "formats": ("npz",)}
     tinymae.embed(**data, weights=model, split=("val",), pool="cls", layers=(0, -1), output_dir=tmp_path)
     table = pq.read_table(tmp_path / "embeddings.parquet")
@@ -77,15 +71,15 @@ def test_images_without_labels_of_one_split_and_other_features(tmp_path):
 
 
 def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
-    digits, common = load_dataset("digits"), {"weights": small_model(), "mixed_precision": "no", "formats": ()}
+    digits, common = load_dataset("digits"), {"weights": tiny_mae(), "mixed_precision": "no", "formats": ()}
     labels = [int(label) if row % 50 == 0 else -1 for row, label in enumerate(digits.labels[:500])]
     data = {"data": digits.images[:500], "labels": labels, "split": ("all",), "output_dir": tmp_path}
     tinymae.embed(**common, **data, to_label=30)
-    names = [row["name"] for row in csv.DictReader((tmp_path / "to_label.csv").open())]
+    names = [row["name"] for row in rows_of(tmp_path / "to_label.csv")]
     assert len({*names}) == 30 and not any(int(name) % 50 == 0 for name in names)
     assert Image.open(tmp_path / "to_label.png").width > 900
     tinymae.embed(**common, **data, to_label=5)  # of the same table
-    assert [row["name"] for row in csv.DictReader((tmp_path / "to_label.csv").open())] != names[:5]
+    assert [row["name"] for row in rows_of(tmp_path / "to_label.csv")] != names[:5]
     with pytest.raises(InputError, match="to_label 5: all 1,437 images have a label; leave it out"):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
 
@@ -94,29 +88,11 @@ def test_images_with_several_labels_are_not_chosen_from(tmp_path):
     digits = load_dataset("digits")
     several = {"labels": np.eye(10, dtype=np.uint8)[digits.labels[:100]], "mixed_precision": "no"}
     with pytest.raises(InputError, match="to_label 5: these images may have several labels each; leave it out"):
-        tinymae.embed(digits.images[:100], **several, weights=small_model(), to_label=5, output_dir=tmp_path)
-
-
-def test_what_to_label_first_is_one_image_near_the_middle_of_each_cluster(monkeypatch):
-    middles = np.eye(6, dtype=np.float32)[np.repeat(np.arange(6), [40, 30, 20, 12, 10, 5])]
-    far = np.random.default_rng(0).random(len(middles), dtype=np.float32)
-    features = middles + far[:, None] * np.roll(middles, 1, axis=1) / 9
-    centres = np.array([features[middles.argmax(axis=1) == number].mean(axis=0) for number in range(6)])
-    distances = np.linalg.norm(features - centres[middles.argmax(axis=1)], axis=1)
-    monkeypatch.setattr(layout, "fit_means", lambda *_: (middles.argmax(axis=1), distances))  # found as they were made
-    labelled = np.zeros(len(features), dtype=bool)
-    labelled[[3, 4, 75]] = True  # of the first cluster and of the third
-    rows = choose_to_label(features, labelled, count=3)
-    assert middles[rows].argmax(axis=1).tolist() == [1, 3, 4]
-    for row in rows:
-        mine = (middles == middles[row]).all(axis=1)
-        assert abs(far[row] - far[mine].mean()) == abs(far[mine] - far[mine].mean()).min()
-    everything = choose_to_label(features, labelled, count=500)
-    assert sorted(everything) == np.flatnonzero(~labelled).tolist()
+        tinymae.embed(digits.images[:100], **several, weights=tiny_mae(), to_label=5, output_dir=tmp_path)
 
 
 def test_a_number_of_layers_is_that_of_the_last_as_in_python(tmp_path):
-    model, images = small_model(), load_dataset("digits").images[:20]
+    model, images = tiny_mae(depth=2), load_dataset("digits").images[:20]
     common = {"mixed_precision": "no", "formats": ("npz",), "split": ("all",), "weights": model}
     tinymae.embed(images, **common, layers=2, output_dir=tmp_path)
     with torch.no_grad():
@@ -132,11 +108,9 @@ def load_dataset_of(images, split):
 def test_a_split_that_came_or_went_since_is_other_data(comes, tmp_path):
     """Its images would be missing from the table, or still in it, although those of the other splits are the same."""
     for split, count in {"train": 4, "val": 2, "test": 1}.items():
-        (tmp_path / "images" / split).mkdir(parents=True)
-        for number, image in enumerate(load_dataset("digits").images[:count]):
-            Image.fromarray(image[0].numpy()).save(tmp_path / "images" / split / f"{number}.png")
+        save_images(tmp_path / "images" / split, load_dataset("digits").images[:count])
     inside, outside = tmp_path / "images" / "test", tmp_path / "test"
-    settings = {"weights": small_model(), "formats": (), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    settings = {"weights": tiny_mae(), "formats": (), "mixed_precision": "no", "output_dir": tmp_path / "run"}
     if comes:
         inside.rename(outside)
     assert tinymae.embed(tmp_path / "images", **settings).results["images"] == (6 if comes else 7)
@@ -148,7 +122,7 @@ def test_a_split_that_came_or_went_since_is_other_data(comes, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PART", 500)
-    model = small_model()
+    model = tiny_mae()
     settings = {**DIGITS, "weights": model, "formats": ("npz",), "batch_size": 100}
     tinymae.embed(**settings, output_dir=tmp_path / "whole")
     counted = 0
@@ -181,7 +155,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PROJECTED", 10)
-    run = tinymae.embed(**DIGITS, weights=small_model(), formats=("projector",), output_dir=tmp_path)
+    run = tinymae.embed(**DIGITS, weights=tiny_mae(), formats=("projector",), output_dir=tmp_path)
     (folder,) = (run.folder / "projector").glob("*/features")
     with open(folder / "metadata.tsv") as file:
         rows = list(csv.reader(file, delimiter="\t"))
@@ -199,7 +173,7 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
         return features[:, :2].clip(0, 1)
 
     monkeypatch.setattr(command, "lay_out", lay_out)  # for where an image is to be known
-    run = tinymae.embed(**FEW, weights=small_model(), formats=("map",), clusters=3, output_dir=tmp_path)
+    run = tinymae.embed(**FEW, weights=tiny_mae(), formats=("map",), clusters=3, output_dir=tmp_path)
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pydict()
     text = (run.folder / "map.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
@@ -218,7 +192,8 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
 
 
 def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others(tmp_path, monkeypatch, capsys):
-    settings = FEW | {"weights": small_model(), "formats": ("projector", "map"), "output_dir": tmp_path}
+    monkeypatch.setattr(command, "lay_out", lambda features, seed: features[:, :2].clip(0, 1))
+    settings = FEW | {"weights": tiny_mae(), "formats": ("projector", "map"), "output_dir": tmp_path}
     said = f"laying out the map of 80 images by {command.layout_method()}\n"
 
     def laid_out(**options) -> bool:
@@ -237,7 +212,7 @@ def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others
 
 
 def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(tmp_path, capfd):
-    settings = FEW | {"weights": small_model(), "formats": ("projector",), "output_dir": tmp_path}
+    settings = FEW | {"weights": tiny_mae(), "formats": ("projector",), "output_dir": tmp_path}
     files = []
     for _ in range(2):
         tinymae.embed(**settings)
@@ -249,7 +224,7 @@ def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(
 
 def test_every_kind_of_weights_gives_features():
     images = load_dataset("digits").images[:4]
-    model = small_model()
+    model = tiny_mae(depth=2)
     with torch.no_grad():
         for pool in ("avg", "cls"):
             classifier = build_classifier(model, classes=["a", "b"], pool=pool).eval()
@@ -272,14 +247,14 @@ def test_splits_in_one_row_are_found_in_any_order():
     })  # fmt: skip
     every = torch.cat([part.images for part in parts.values()])
     assert len(joined) == len(every) == 1797 and joined.image_shape == (1, 8, 8)
-    for indices in (torch.tensor([1796, 0, 1300, 1299, 5]), torch.arange(20), torch.tensor([1436, 1437])):
+    for indices in (torch.tensor([1796, 0, 1300, 1300, 1299, 5]), torch.arange(20), torch.tensor([1436, 1437])):
         assert torch.equal(joined[indices], every[indices])
         assert torch.equal(deep[indices].int(), 257 * every[indices].int())
     assert joined.splits(torch.tensor([0, 1299, 1300, 1436, 1437])) == ["train", "train", "val", "val", "test"]
 
 
 def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
-    small_model().save_pretrained(tmp_path / "weights")
+    tiny_mae(depth=2).save_pretrained(tmp_path / "weights")
     settings = {**DIGITS, "weights": tmp_path / "weights", "output_dir": tmp_path / "run"}
     tinymae.embed(**settings, formats=("npz",))
     assert "holds another run (layers was [-1], now [0]" in refused(capsys, "embed", **settings, layers=(0,))
@@ -290,9 +265,8 @@ def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
 def test_a_channel_that_is_dead_is_remarked_on(tmp_path, capsys):
     values = np.random.default_rng(0).integers(0, 256, (40, 5, 8, 8), dtype=np.uint8)
     mean, std = load_dataset(values, "all").statistics
-    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 5, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    model = MaskedAutoencoder(**sizes, mean=mean, std=std).eval()
     values[:, 3] = 0
+    model = tiny_mae(in_channels=5, mean=mean, std=std)
     tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path)
     assert "in channel 3 the images have 0 times the contrast" in capsys.readouterr().out
 
@@ -302,7 +276,18 @@ def test_images_of_quite_another_contrast_than_those_of_training_are_remarked_on
     """Values of 12 bits, read by the range of 16 or by their own."""
     values = np.random.default_rng(0).integers(0, 4096, (40, 1, 8, 8), dtype=np.uint16)
     mean, std = load_dataset(values, "all", pixel_range=(0, 4095)).statistics
-    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    model = MaskedAutoencoder(**sizes, mean=mean, std=std).eval()
+    model = tiny_mae(mean=mean, std=std)
     tinymae.embed(values, weights=model, mixed_precision="no", formats=[], output_dir=tmp_path, **given)
     assert ("were these read with another pixel_range?" in capsys.readouterr().out) == (not given)
+
+
+def test_a_killed_embed_leaves_nothing_that_stops_the_next(tmp_path):
+    """Amid a part of the table, and after the table but before its parts were removed."""
+    parts = tmp_path / "parts"
+    for left in (".000000.parquet.partial-7", "000000.parquet"):
+        parts.mkdir()
+        (parts / left).touch()
+        if left == "000000.parquet":
+            assert (tmp_path / "embeddings.parquet").exists()
+        tinymae.embed(**FEW, weights=tiny_mae(), output_dir=tmp_path, formats=())
+        assert not parts.exists()

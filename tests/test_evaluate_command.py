@@ -5,8 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from running import DIGITS, FEW
+from running import DIGITS, FEW, save_images, tiny_mae
 from sklearn.metrics import f1_score
 
 import tinymae
@@ -18,13 +17,11 @@ from tinymae.models.classifier import build_classifier
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
-def small_model(classes=None):
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
-                              mask_ratio=0.5).eval()  # fmt: skip
-    return model if classes is None else build_classifier(model, classes=classes).eval()
+def classifier_of(classes):
+    return build_classifier(tiny_mae(), classes=classes).eval()
 
 
-def test_a_classifiers_errors_are_counted(pretrained, tmp_path):
+def test_a_classifiers_errors_are_counted(pretrained, quick_probes, tmp_path):
     probe = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "probe")
     run = tinymae.evaluate(**DIGITS, weights=tmp_path / "probe", output_dir=tmp_path / "evaluate")
     scores = run.results
@@ -40,7 +37,7 @@ def test_a_classifiers_errors_are_counted(pretrained, tmp_path):
 
 
 def test_a_test_split_that_was_loaded_before_is_judged_whole(tmp_path):
-    common = {"mixed_precision": "no", "weights": small_model([*"0123456789"])}
+    common = {"mixed_precision": "no", "weights": classifier_of([*"0123456789"])}
     expected = tinymae.evaluate("digits", **common, output_dir=tmp_path / "named")
     found = tinymae.evaluate(load_dataset("digits", "test"), **common, output_dir=tmp_path / "loaded")
     assert found.results == expected.results and found.results["images"] == 360
@@ -52,7 +49,9 @@ def test_classes_may_have_any_name(tmp_path):
     few = [int(label) < len(names) for label in digits.labels]
     data = {"data": digits.images[few][:100], "labels": [names[n] for n in digits.labels[few][:100]]}
     names = sorted(names)  # as names are numbered
-    run = tinymae.evaluate(**data, mixed_precision="no", split="train", weights=small_model(names), output_dir=tmp_path)
+    run = tinymae.evaluate(
+        **data, mixed_precision="no", split="train", weights=classifier_of(names), output_dir=tmp_path
+    )
     assert run.results["by_class"].keys() == set(names)
     assert isinstance(run.results["report"]["accuracy"], float) and len(run.results["report"]) == 3
     with open(tmp_path / "per_class.csv", newline="") as file:
@@ -75,9 +74,9 @@ def test_classes_that_mean_something_else_are_refused(tmp_path):
         ),
     ]:
         with pytest.raises(InputError, match=message):
-            tinymae.evaluate(**FEW, weights=small_model(classes), output_dir=tmp_path / "run")
+            tinymae.evaluate(**FEW, weights=classifier_of(classes), output_dir=tmp_path / "run")
     with pytest.raises(InputError, match="data set array has no labels in test"):
-        tinymae.evaluate(**FEW | {"labels": None}, weights=small_model([*"0123456789"]), output_dir=tmp_path / "run")
+        tinymae.evaluate(**FEW | {"labels": None}, weights=classifier_of([*"0123456789"]), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -86,7 +85,7 @@ def test_classes_are_matched_by_name(limit, tmp_path):
     digits = load_dataset("digits", "test")
     names = np.array([*"0123456789"])[digits.labels]
     some = names != "7"  # one class that the classifier knows has no image
-    common = {"weights": small_model([*"9876543210"]), "mixed_precision": "no", "split": "all"}
+    common = {"weights": classifier_of([*"9876543210"]), "mixed_precision": "no", "split": "all"}
     for number, label in ((0, "all"), (1, "some")):
         kept = some if number else np.ones(len(names), dtype=bool)
         data = load_dataset(digits.images[kept], "all", labels=names[kept], memory_limit_gb=limit)
@@ -101,7 +100,7 @@ def test_classes_are_matched_by_name(limit, tmp_path):
 
 def test_classes_of_quite_other_names_are_taken_by_their_order_and_that_is_said(tmp_path, capsys):
     for names, said in (([*"0123456789"], False), ([*"abcdefghij"], True)):
-        tinymae.evaluate(**FEW, weights=small_model(names), output_dir=tmp_path / names[0])
+        tinymae.evaluate(**FEW, weights=classifier_of(names), output_dir=tmp_path / names[0])
         line = "names its classes otherwise than the weights: taken by their order, 0 = a, 1 = b, 2 = c, ..."
         assert (line in capsys.readouterr().out) == said
 
@@ -114,7 +113,7 @@ def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
 
 
 def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(tmp_path):
-    unlabelled, model = FEW | {"labels": None}, small_model()  # of the former none are held out for test
+    unlabelled, model = FEW | {"labels": None}, tiny_mae()  # of the former none are held out for test
     for data, split in ((FEW, "test"), (unlabelled, "val")):
         found = tinymae.evaluate(**data, weights=model, output_dir=tmp_path / split)
         asked = tinymae.evaluate(**data, weights=model, split=split, output_dir=tmp_path / split)  # the same
@@ -128,7 +127,7 @@ def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(t
 
 
 def test_another_ratio_of_patches_may_be_hidden(tmp_path):
-    model = small_model()
+    model = tiny_mae()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores = tinymae.evaluate(**FEW, weights=model, mask_ratio=0.25, output_dir=tmp_path / "run").results
     assert scores["mask_ratio"] == 0.25 and scores["masked"]["mse_hidden"] == pytest.approx(4 * scores["masked"]["mse"])
@@ -151,9 +150,8 @@ def test_images_too_small_for_ssim_are_evaluated_without_it(tmp_path):
 def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     digits = load_dataset("digits")
     labels = digits.labels[:100].clamp(max=7)  # of the ten that the model knows, these images show eight
-    torch.manual_seed(0)
-    model = small_model([*"0123456789"])
-    torch.nn.init.normal_(model.head.weight)
+    model = classifier_of([*"0123456789"])
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(2))
     dataset = datasets.ImageDataset("some", digits.images[:100], labels, [*"0123456789"])
     settings = EvaluateSettings(**FEW, weights=model, split="train", output_dir=tmp_path)
     with settings.open_run(settings.create_accelerator(), splits={"train": dataset}, weights=model) as run:
@@ -171,11 +169,9 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
 
 def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_held_out(tmp_path, capsys):
     digits = load_dataset("digits")
-    for number, image in enumerate(digits.images[:40]):
-        path = tmp_path / "data" / str(int(digits.labels[number]) % 2) / f"{number:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path)
-    small_model(["0", "1"]).save_pretrained(tmp_path / "weights")
+    for label in (0, 1):
+        save_images(tmp_path / "data" / str(label), digits.images[digits.labels == label][:20])
+    build_classifier(tiny_mae(), classes=["0", "1"]).save_pretrained(tmp_path / "weights")
     names = load_dataset(tmp_path / "data", "test", image_size=8, channels=1).names
     (tmp_path / "weights" / "inputs").mkdir()
     for known in (2, 0):

@@ -1,7 +1,6 @@
 """Exported graphs give torch's numbers, in ONNX Runtime and as torch.export programs, for batches of any size."""
 
 import errno
-import json
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ from running import refused
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, unpatchify
 from tinymae.commands.export import ExportSettings, calibration_batches
+from tinymae.files import read_json
 from tinymae.interop.graphs import (
     ClassifierGraph,
     EncoderGraph,
@@ -192,7 +192,7 @@ def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     require_probabilities(
         run_onnx(tmp_path / "onnx" / "classifier.onnx", "probabilities"), load_classifier(classifier).eval()
     )
-    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("onnx", "pt2")]
+    configs = [read_json(tmp_path / name / "config.json") for name in ("onnx", "pt2")]
     assert configs[0]["label_names"] == CLASSES
     for config in configs:  # what a program needs that normalises by itself
         assert config["mean"] == pytest.approx(MODELS["square, RGB"]["mean"])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import tiny_mae
 
 import tinymae
-from tinymae import MaskedAutoencoder
 from tinymae.evaluation import figures
-from tinymae.evaluation.figures import display_limits, viewable
+from tinymae.evaluation.figures import display_limits, thumbnails, viewable
 
 
 def test_names_in_scripts_that_no_font_has_draw_without_a_warning(tmp_path):
@@ -46,9 +46,7 @@ def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeyp
         shown.update({name: viewable(column, channels, limits) for name, column in columns.items()})
 
     monkeypatch.setattr(figures, "reconstruction_sheet", sheet)
-    statistics = {"mean": [0.03], "std": [0.02]}
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
-                              **statistics).eval()  # fmt: skip
+    model = tiny_mae(mean=[0.03], std=[0.02])
     tinymae.evaluate(images, weights=model, split="all", mixed_precision="no", output_dir=tmp_path)
     assert torch.equal(shown["original"], viewable(images, limits=display_limits(images)))
     assert shown["original"].float().std() > 60  # not black
@@ -77,13 +75,6 @@ def test_curves_stand_two_in_a_row_and_fit_a_page(tmp_path):
     assert sizes["a"][0] < sizes["ab"][0] and sizes["ab"][1] < sizes["abc"][1]
 
 
-def test_a_confusion_matrix_says_what_its_cells_are(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
-    figures.confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "matrix.png", "title")
-    assert drawn[0].axes[0].get_title() == "title\neach row in % of its true class"
-
-
 def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkeypatch):
     drawn = {}
 
@@ -101,3 +92,32 @@ def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkey
     figures.pretraining_curves(first + second, tmp_path / "curves.png", "title")
     assert drawn["reconstruction loss"] == [(1, 0.9), (2, 0.8), (3, 0.7)] and "loss" not in drawn
     assert drawn["contrastive loss"] == [(3, 2.0)]
+
+
+def test_a_row_of_a_confusion_matrix_is_a_true_class_in_percent(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    figures.confusion_matrix(np.array([[3, 1], [0, 5]]), ["cat", "dog"], tmp_path / "figure.png", "title")
+    (axis,) = kept[0].axes
+    assert axis.get_title() == "title\neach row in % of its true class"
+    assert axis.images[0].get_array().tolist() == [[75, 25], [0, 100]]
+    written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axis.texts}
+    assert written == {(0, 0): "75", (0, 1): "25", (1, 1): "100"} and axis.get_ylabel() == "true"
+
+
+def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_their_names(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+    for count in (10, 100, 300):
+        names = [f"class {number}" for number in range(count)]
+        figures.confusion_matrix(np.eye(count), names, tmp_path / "figure.png")
+        (axis,) = kept[-1].axes
+        assert max(kept[-1].get_size_inches()) <= 14
+        assert ([label.get_text() for label in axis.get_xticklabels()] == names) == (count < 300)
+        counted = [f"{name} (1)" for name in names]
+        assert ([label.get_text() for label in axis.get_yticklabels()] == counted) == (count < 300)
+
+
+def test_sixteen_bits_are_shown_as_eight():
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(thumbnails((images.int() * 257).to(torch.uint16), 4), thumbnails(images, 4))

@@ -2,21 +2,22 @@
 
 import copy
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from running import DIGITS, FEW, MODEL, QUICK, SHORT, metrics, same_files, tick
+from PIL import Image
+from running import DIGITS, ENCODER, FEW, SHORT, metrics, same_files, tick, tiny_mae
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.learning import peak_rate
 from tinymae.data.load import load_splits
+from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 
@@ -30,11 +31,6 @@ CHANGES = {"layer_decay": 0.5, "weight_decay": 0.9, "ema_decay": 0.1, "label_smo
            "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0, "optimizer": "muon", "seed": 7}  # fmt: skip
 
 
-def small_model(in_channels: int = 1, **other) -> MaskedAutoencoder:
-    sizes = {name: QUICK[name] for name in (*MODEL, "mask_ratio")}
-    return MaskedAutoencoder(image_size=8, in_channels=in_channels, **sizes | other).eval()
-
-
 def accuracy_on_test(classifier) -> float:
     test = load_dataset("digits", "test")
     with torch.no_grad():
@@ -43,7 +39,7 @@ def accuracy_on_test(classifier) -> float:
 
 @pytest.mark.parametrize("scratch", [False, True])
 def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path):
-    encoder = {name: MODEL[name] for name in ("patch_size", "embed_dim", "depth", "num_heads")}
+    encoder = {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
     start = {"from_scratch": True, **encoder} if scratch else {"weights": pretrained}
     recipe = {"epochs": 10, "batch_size": 128, "base_lr": 2e-2, "ema_decay": 0.9, "crop_padding": 0, "patch_drop": 0.0,
               "eval_every": 5, "recipe": "light"}  # fmt: skip
@@ -69,20 +65,12 @@ def blank(images: int, *, channels: int = 3, several: bool = False):
 
 
 def test_the_defaults_are_the_recipe_of_the_released_classifier():
-    recorded = json.loads((LOGS / "vit-t-classifier-pretrained" / "args.json").read_text())["arguments"]
+    recorded = read_json(LOGS / "vit-t-classifier-pretrained" / "args.json")["arguments"]
     settings = FinetuneSettings(weights="weights/vit-t-mae").settle_for(blank(48_000)).record()
     assert peak_rate(None, 512) == recorded["base_lr"] * 512 / 256
     assert (settings["pool"], recorded["pool"]) == (None, "avg")  # which None is, but for a classifier's weights
-    chosen = {
-        "warmup_epochs",
-        "base_lr",
-        "max_minutes",
-        "compile",
-        "mixed_precision",
-        "eval_every",
-        "precision",
-        "pool",
-    }
+    chosen = {"warmup_epochs", "base_lr", "max_minutes", "compile", "mixed_precision", "eval_every", "precision"}
+    chosen |= {"pool"}
     assert {name: settings[name] for name in recorded if name not in chosen} == {
         name: value for name, value in recorded.items() if name not in chosen
     }
@@ -115,7 +103,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path):
     """In the precision that its user chooses, not in that of the training."""
-    small = {"from_scratch": True, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "epochs": 1}
+    small = ENCODER | {"from_scratch": True, "epochs": 1}
     given = FEW | small | {"mixed_precision": "bf16", "ema_decay": ema_decay}
     run = tinymae.finetune(**given, output_dir=tmp_path)
     images = load_dataset("digits", "test").images[:9]
@@ -135,7 +123,7 @@ def test_the_result_can_be_trained_on_and_drops_anew(ema_decay, quick_figures, t
 
 
 def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, tmp_path):
-    model, recipe, losses = small_model(), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0}, []
+    model, recipe, losses = tiny_mae(), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0}, []
     for parts in (1, 2):
         memory = {"gradient_accumulation_steps": parts, "gradient_checkpointing": parts > 1}
         tinymae.finetune(**recipe, **memory, weights=model, output_dir=tmp_path / str(parts))
@@ -146,7 +134,7 @@ def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, 
 @pytest.fixture(scope="module")
 def tuned(quick_stages, tmp_path_factory):
     """A function that fine-tunes for an epoch, with other settings than usual, and gives the folder."""
-    model = small_model(depth=2)
+    model = tiny_mae(depth=2)
 
     @functools.cache
     def tune(**other) -> Path:
@@ -184,7 +172,7 @@ def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, 
 
     monkeypatch.setattr(finetune, "create_losses", spying)
     monkeypatch.setattr(timm.models.vision_transformer.Block, "forward", forward)
-    model, recipe = small_model(), TUNE | {"epochs": 3, "crop_padding": 0, "patch_drop": 0.5} | MIXED
+    model, recipe = tiny_mae(), TUNE | {"epochs": 3, "crop_padding": 0, "patch_drop": 0.5} | MIXED
     tinymae.finetune(**recipe, final_epochs=1, weights=model, output_dir=tmp_path)
     known = {image.numpy().tobytes() for image in model.normalise(FEW["data"])}
     assert [all(image.numpy().tobytes() in known for image in images) for images, _ in seen] == [False] * 8 + [True] * 4
@@ -194,7 +182,7 @@ def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, 
 
 @pytest.mark.parametrize(
     "model",
-    [small_model(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)],
+    [tiny_mae(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)],
     ids=["mae", "conv_ae"],
 )
 def test_a_model_that_is_given_stays_as_it_was(model, quick_figures, tmp_path):
@@ -205,7 +193,7 @@ def test_a_model_that_is_given_stays_as_it_was(model, quick_figures, tmp_path):
 
 
 def test_the_same_architecture_can_start_from_random_weights(quick_figures, tmp_path):
-    model = small_model()
+    model = tiny_mae()
     still = TUNE | {"epochs": 1, "base_lr": 0.0, "ema_decay": 0.0}
     tuned, scratch = (
         tinymae.finetune(**still, weights=model, from_scratch=scratch, output_dir=tmp_path / str(scratch)).model
@@ -221,11 +209,11 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
     digits = load_dataset("digits")
     data = TUNE | {"data": digits.images[:300], "labels": digits.labels[:300], "epochs": 1, "batch_size": 8}
     few = {"label_fraction": 0.1, "val_labels": 10, "no_test": True}
-    run = tinymae.finetune(**data, **few, weights=small_model(), output_dir=tmp_path)
+    run = tinymae.finetune(**data, **few, weights=tiny_mae(), output_dir=tmp_path)
     assert 20 <= run.results["num_labels"] <= 30 and run.results["num_val_labels"] == 10
     assert run.results["accuracy_val"] % 10 == 0
     assert {"accuracy_val"} == {name for name in run.results if name.startswith("accuracy")}
-    recorded = json.loads((tmp_path / "args.json").read_text())
+    recorded = read_json(tmp_path / "args.json")
     assert recorded["inputs"].keys() == {"train", "val", "weights"}
 
 
@@ -240,12 +228,12 @@ def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
         ({"pool": "max"}, "pool 'max' is none of avg, cls"),
         ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
           "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
-        ({"weights": small_model(in_channels=3)}, "has 1 channels, the weights want 3"),
+        ({"weights": tiny_mae(in_channels=3)}, "has 1 channels, the weights want 3"),
         ({"labels": None}, "data set array has no labels in train: give labels with the images: labels= in"),
         ({"weights": None}, "give --weights DIR, the folder of a pretraining run, or --from-scratch"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message):
-            tinymae.finetune(**TUNE | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
+            tinymae.finetune(**TUNE | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -253,7 +241,7 @@ def test_layer_decay_counts_from_scratch_as_well_where_it_is_given(quick_figures
     one_step = TUNE | {"epochs": 1, "batch_size": 64, "ema_decay": 0.0, "warmup_epochs": 0, "from_scratch": True}
     decays = {"default": {}, "none": {"layer_decay": 1.0}, "half": {"layer_decay": 0.5}}
     kernel = {
-        name: tinymae.finetune(**one_step | decay, weights=small_model(), output_dir=tmp_path / name).model
+        name: tinymae.finetune(**one_step | decay, weights=tiny_mae(), output_dir=tmp_path / name).model
         for name, decay in decays.items()
     }  # fmt: skip
     first = {name: model.vit.patch_embed.proj.weight for name, model in kernel.items()}
@@ -272,7 +260,7 @@ def test_what_only_vits_have_is_refused_elsewhere(setting, tmp_path):
 def test_sizes_that_the_weights_have_are_refused(setting, tmp_path):
     ((name, value),) = setting.items()
     with pytest.raises(InputError, match=f"{name} {value} goes with --from-scratch alone: weights have their own"):
-        tinymae.finetune(**TUNE, **setting, weights=small_model(), output_dir=tmp_path / "run")
+        tinymae.finetune(**TUNE, **setting, weights=tiny_mae(), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -280,12 +268,12 @@ def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp
     settings = {name: value for name, value in TUNE.items() if name != "epochs"}
     with monkeypatch.context() as patch:
         tick(patch)
-        run = tinymae.finetune(**settings, weights=small_model(), max_minutes=0.5, output_dir=tmp_path / "vit")
+        run = tinymae.finetune(**settings, weights=tiny_mae(), max_minutes=0.5, output_dir=tmp_path / "vit")
     assert 0 < run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
     assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25
     assert run.results["warmup_epochs"] == 375 / 20
     conv = ConvAutoencoder(image_size=8, in_channels=1, width=8, depth=1).eval()
-    for name, start in {"conv": {"weights": conv}, "scratch": {"weights": small_model(), "from_scratch": True}}.items():
+    for name, start in {"conv": {"weights": conv}, "scratch": {"weights": tiny_mae(), "from_scratch": True}}.items():
         run = tinymae.finetune(**TUNE, **start, output_dir=tmp_path / name)
         assert run.results["layer_decay"] == 1.0
         assert run.results["patch_drop"] == (0.0 if name == "conv" else 0.25)
@@ -297,9 +285,38 @@ def test_who_has_no_gpu_is_told_of_the_light_recipe_before_hours_are_spent():
     assert not any([strong.advise(48_000, "cpu"), strong.advise(3_840_000, "cuda"), light.advise(3_840_000, "cpu")])
 
 
+def test_without_test_nothing_of_it_is_read(quick_figures, quick_probes, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in ("dark", "light"):
+            folder = tmp_path / "pictures" / split / label
+            folder.mkdir(parents=True)
+            for index in range(8):
+                pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + 100 * (label == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
+        picture.write_bytes(b"not a picture")
+    common = {"data": tmp_path / "pictures", "mixed_precision": "no"}
+    tinymae.pretrain(**common, output_dir=tmp_path / "pca", model="pca", image_size=8, in_channels=1, latent_dim=4)
+    common |= {"weights": tmp_path / "pca"}
+    with pytest.raises(InputError, match="cannot be read"):
+        tinymae.linear_probe(**common, output_dir=tmp_path / "probe")
+    probe = tinymae.linear_probe(**common, output_dir=tmp_path / "probe", no_test=True, controls="all").results
+    short = {"batch_size": 8, "epochs": 1, "output_dir": tmp_path / "finetune"}
+    tuned = tinymae.finetune(**common, **short, no_test=True)
+    assert probe["probe_val"] > 90 and probe["raw_pixels"]["probe_val"] > 90
+    val = load_dataset(tmp_path / "pictures", "val", image_size=8, channels=1)
+    right = tuned.model(val.images).argmax(dim=1) == val.labels
+    assert tuned.results["accuracy_val"] == pytest.approx(100 * float(right.double().mean()))
+    keys = [*probe, *probe["untrained"], *probe["raw_pixels"], *tuned.results]
+    assert not [key for key in keys if "test" in key]
+    for name in ("probe", "finetune"):
+        assert (tmp_path / name / "confusion_matrix.png").exists()
+
+
 @pytest.mark.parametrize("pool", ["avg", "cls"])
 def test_another_classifier_is_a_start_as_well(pool, tmp_path):
-    first = tinymae.finetune(**ONE_EPOCH, weights=small_model(), pool=pool, output_dir=tmp_path / "first")
+    first = tinymae.finetune(**ONE_EPOCH, weights=tiny_mae(), pool=pool, output_dir=tmp_path / "first")
     labels = ["odd" if label % 2 else "even" for label in ONE_EPOCH["labels"]]
     again = ONE_EPOCH | {"labels": labels, "base_lr": 1e-9, "output_dir": tmp_path / "second"}
     second = tinymae.finetune(**again, weights=first.folder)
@@ -313,7 +330,5 @@ def test_a_classifier_of_another_family_is_a_start_as_well(tmp_path):
     model = ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=4)
     first = tinymae.finetune(**ONE_EPOCH | {"random_erasing": 0.0}, weights=model, output_dir=tmp_path / "first")
     tinymae.finetune(**ONE_EPOCH, weights=first.model, output_dir=tmp_path / "second")
-    with pytest.raises(
-        InputError, match=r"weights \(Classifier\) hold a classifier; give the folder of a pretraining run"
-    ):
+    with pytest.raises(InputError, match=r"weights \(Classifier\) hold a classifier; give the folder of a pretraining"):
         tinymae.finetune(**ONE_EPOCH, weights=first.model, from_scratch=True, output_dir=tmp_path / "third")

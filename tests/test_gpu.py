@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from pretend_gpu import PretendGPU
-from running import FEW, QUICK, TWO_PHASES, metrics
+from running import ENCODER, FEW, QUICK, TWO_PHASES, metrics, tiny_mae
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -26,7 +26,7 @@ from tinymae.training.run import Run
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
 RGB = FEW | {"data": FEW["data"].repeat(1, 3, 1, 1)}
 MLP = {"num_classes": 10, "weight_decay": 0.1, "seed": 0, "epochs": 1}
-SMALL_VIT = {"from_scratch": True, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+SMALL_VIT = {"from_scratch": True} | ENCODER
 EVERYTHING = {"mixup": 0.5, "cutmix": 0.5, "trivial_augment": True, "random_erasing": 0.5, "drop_path": 0.5}
 
 PRETRAININGS = {
@@ -202,7 +202,7 @@ def test_pca_is_fitted_and_looked_at(gpu, tmp_path):
 def test_probes_and_evaluations_run(gpu, tmp_path, monkeypatch, head):
     monkeypatch.setattr(linear_probe, "linear_fits", partial(probes.linear_fits, grid=[1.0]))
     monkeypatch.setattr(linear_probe, "mlp_fits", lambda *data, seed, **_: [(0.1, probes.fit_mlp(*data, **MLP))])
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
+    model = tiny_mae()
     probe = tinymae.linear_probe(**FEW, weights=model, head=head, output_dir=tmp_path / "probe")
     assert probe.results["encoder_unchanged"]
     if head == "linear":
@@ -239,8 +239,7 @@ def test_pixels_and_labels_may_lie_on_the_gpu(gpu):
 
 def test_a_model_on_the_gpu_takes_images_of_the_cpu_and_is_exported(gpu):
     """What a notebook does with the model of a run."""
-    sizes = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    model = MaskedAutoencoder(**sizes, decoder_dim=16, decoder_depth=1, decoder_heads=2).eval()
+    model = tiny_mae()
     images = load_dataset("digits", "test").images[:4]
     with torch.no_grad():
         expected = model.encode(images)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import run_in
 
 import tinymae
 from tinymae import InputError, load_dataset
-from tinymae.data.images import read_image, to_depth
+from tinymae.data import images
+from tinymae.data.images import look_at_header, read_image, to_depth
 from tinymae.data.masks import IGNORED, read_masks
 from tinymae.data.unreadable import UnreadableImage
 
@@ -360,3 +362,139 @@ def test_queries_are_padded_as_the_data_are(tmp_path, quick_figures):
         ).folder  # fmt: skip
         found[fit] = [line.split(",") for line in (folder / "neighbours.csv").read_text().splitlines()[1:]]
     assert all(query.endswith(name) and cosine == "1.0000" for query, _, name, _, _, cosine in found["pad"])
+
+
+# ---- awkward, damaged and hostile files
+
+
+def save_pictures(folder):
+    """One image of each awkward but honest kind."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    rgb = Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    rgb.save(folder / "jpeg.jpg", quality=90)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("P").save(folder / "palette.png")
+    rgb.convert("1").save(folder / "bits.png")
+    rgb.save(folder / "webp.webp")
+    rgb.save(folder / "bmp.bmp")
+    for suffix in ("png", "pgm"):
+        Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(folder / f"16bit_{suffix}.{suffix}")
+    clear = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
+    clear.save(folder / "alpha.png")
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(folder / "tiny.png")
+    Image.new("L", (20_000, 3), 77).save(folder / "wide.png")
+    return sorted(folder.iterdir())
+
+
+def test_awkward_pictures_are_converted(tmp_path):
+    for path in save_pictures(tmp_path / "images"):
+        for channels in (1, 3):
+            assert read_image(path, (channels, 16, 12), depth="uint8").shape == (channels, 16, 12), path
+    read = {path.stem: read_image(path, (3, 8, 8), depth="uint8") for path in (tmp_path / "images").iterdir()}
+    for name in ("16bit_png", "16bit_pgm"):
+        assert (read[name] == round(40_000 / 257)).all()  # scaled, not clipped
+        path = next((tmp_path / "images").glob(f"{name}.*"))
+        assert look_at_header(path, 1, str(path)) == (1, 20, 20, "uint16")
+    assert (read["alpha"] == 255).all()  # what is transparent is white
+    assert read["tiny"][:, 4, 4].tolist() == [10, 20, 30] and (read["wide"] == 77).all()
+
+
+def test_a_rotated_photo_stands_upright(tmp_path):
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    image.save(tmp_path / "photo.png", exif=exif)
+    assert read_image(tmp_path / "photo.png", (1, 8, 8), depth="uint8")[0, 0].max() == 0
+
+
+def test_large_jpegs_are_decoded_small(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    image.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
+    small = read_image(tmp_path / "large.jpg", (3, 30, 40), depth="uint8").float()
+    exact = np.asarray(Image.open(tmp_path / "large.jpg").resize((40, 30), Image.Resampling.BICUBIC))
+    assert (small.permute(1, 2, 0) - torch.tensor(exact).float()).abs().mean() < 2
+
+
+def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
+    for number in range(30):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    bad = {"05.png": b"", "11.png": b"no picture at all", "17.png": (tmp_path / "17.png").read_bytes()[:45]}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    left_out = load_dataset(tmp_path, "all", image_size=8, skip_unreadable=True)
+    assert set(left_out.skipped) == set(bad) and len(left_out) == 27
+    with pytest.raises(InputError, match=r"(05|11|17)\.png cannot be read"):
+        load_dataset(tmp_path, "all", image_size=8)
+    with run_in(tmp_path / "run", datasets={"all": left_out}) as run:
+        run.finish({}, [])
+    assert (tmp_path / "run" / "skipped.txt").read_text().split() == sorted(bad)
+
+
+def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (1, 30_000)).save(tmp_path / "line.png")
+    with pytest.raises(InputError, match=r"line\.png cannot be read \(1 x 30000 pixels are too narrow for 64 x 64\)"):
+        read_image(tmp_path / "line.png", (3, 64, 64), depth="uint8")  # 64 x 1,920,000 pixels, from a file of 100 bytes
+    monkeypatch.setattr("tinymae.data.fit.LARGEST", 8 * 800)
+    for height, fits in ((100, True), (101, False)):
+        Image.new("L", (1, height), 9).save(tmp_path / "line.png")
+        if fits:
+            assert (read_image(tmp_path / "line.png", (1, 8, 8), depth="uint8") == 9).all()
+        else:
+            with pytest.raises(InputError, match="1 x 101 pixels are too narrow"):
+                read_image(tmp_path / "line.png", (1, 8, 8), depth="uint8")
+
+
+def test_an_image_of_more_pixels_than_pillow_thinks_safe_is_refused(tmp_path, monkeypatch):
+    """A file of 2 kB may say that it has 150 million pixels, and Pillow takes gigabytes for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (40, 25), "red").save(tmp_path / "fits.png")
+    assert read_image(tmp_path / "fits.png", (3, 8, 8), depth="uint8").shape == (3, 8, 8)
+    Image.new("RGB", (40, 26)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large\.png cannot be read \(40 x 26 pixels are more than"):
+        read_image(tmp_path / "large.png", (3, 8, 8), depth="uint8")
+    Image.new("RGB", (44, 44), "red").save(tmp_path / "photo.jpg")  # which JPEG decodes at half its size
+    assert read_image(tmp_path / "photo.jpg", (3, 8, 8), depth="uint8").shape == (3, 8, 8)
+
+
+def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u1", "fortran_order": False, "shape": (10**7, 10**7, 3)})
+    (tmp_path / "huge.npy").write_bytes(header.getvalue() + bytes(100))
+    with pytest.raises(images.UnreadableImage, match="huge.npy"):
+        read_image(tmp_path / "huge.npy", (3, 8, 8), depth="uint8")
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 80_000_000, 1, 8, 6, 0, 0, 0)  # too wide for Pillow to have a row of it
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "wide.png").write_bytes(png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    with pytest.raises(images.UnreadableImage, match="80000000 x 1 pixels"):
+        read_image(tmp_path / "wide.png", (3, 8, 8), depth="uint8")
+    bands = np.zeros((4, 9, 9), np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", bands, photometric="minisblack", planarconfig="separate")
+    read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    with pytest.raises(images.UnreadableImage, match="more than PIL.Image.MAX_IMAGE_PIXELS"):
+        read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")
+
+
+def test_no_mutated_picture_crashes_or_hangs(tmp_path):
+    """2,000 mutated images: each is read or refused as an InputError."""
+    originals = [path.read_bytes() for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
+    suffixes = [path.suffix for path in sorted((tmp_path / "images").iterdir()) if path.stem != "wide"]
+    generator, outcomes = np.random.default_rng(1), {"read": 0, "refused": 0}
+    for number in range(2000):
+        which = number % len(originals)
+        content = bytearray(originals[which])
+        for _ in range(generator.integers(1, 6)):
+            content[generator.integers(len(content))] = generator.integers(256)
+        if number % 3 == 0:
+            del content[generator.integers(len(content)) :]
+        path = tmp_path / f"mutant{suffixes[which]}"
+        path.write_bytes(content)
+        try:
+            assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
+            outcomes["read"] += 1
+        except InputError as error:
+            assert path.name in str(error) and "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 200

@@ -1,11 +1,9 @@
 """What an inspection finds of what was planted, and that its parts do what independent implementations do."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
-from running import note_sheets, refused
+from running import note_sheets, refused, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_predict
@@ -43,11 +41,6 @@ def crop(image: torch.Tensor) -> torch.Tensor:
     """A corner of 27 x 27 pixels at the old size, mirrored."""
     part = image[None, :, 3:30, :27].flip(3).float()
     return torch.nn.functional.interpolate(part, (32, 32), mode="bilinear")[0].round().to(torch.uint8)
-
-
-def rows_of(path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +258,7 @@ def test_confident_learning_as_the_paper_counts():
 
 
 def test_settings_that_cannot_work_are_one_line(tmp_path, capsys):
-    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
+    tiny_mae().save_pretrained(tmp_path / "weights")
     settings = {"weights": tmp_path / "weights", "data": "digits", "output_dir": tmp_path / "run"}
     assert "folds 1 is below 2" in refused(capsys, "inspect", **settings, folds=1)
     assert "least_correlation 2 is above 1" in refused(capsys, "inspect", **settings, least_correlation=2)

@@ -1,28 +1,24 @@
 """Probing frozen features, as a command and against scikit-learn."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pictures import digits_as_rows
 from PIL import Image
-from running import DIGITS, FEW
+from running import DIGITS, FEW, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import linear_probe as command
 from tinymae.commands.probing import untrained_twin
-from tinymae.evaluation.probes import linear_fits
+from tinymae.evaluation.probes import L2_GRID, choose_probe, fit_mlp, linear_fits, predict_score
+from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
-
-
-def small_model() -> MaskedAutoencoder:
-    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
-                             mask_ratio=0.5)  # fmt: skip
 
 
 def test_a_probe_reports_and_leaves_a_classifier(pretrained, quick_probes, tmp_path):
@@ -44,7 +40,7 @@ def test_a_probe_reports_and_leaves_a_classifier(pretrained, quick_probes, tmp_p
 
 
 def test_the_untrained_control_has_the_same_architecture_and_none_of_the_weights():
-    model = small_model()
+    model = tiny_mae()
     twin = untrained_twin(model, SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"), seed=3)
     before = model.state_dict()
     same = [name for name, tensor in twin.state_dict().items() if tensor.ndim > 1 and torch.equal(tensor, before[name])]
@@ -66,19 +62,19 @@ def test_few_labels_and_the_mlp_head(pretrained, quick_figures, tmp_path):
     assert run.model(torch.zeros(2, 32)).shape == (2, 10)
 
 
-def test_few_labels_of_validation_choose_the_head(pretrained, quick_figures, tmp_path):
+def test_few_labels_of_validation_choose_the_head(pretrained, quick_figures, quick_probes, tmp_path):
     whole = tinymae.linear_probe(**DIGITS, weights=pretrained, output_dir=tmp_path / "whole").results
     run = tinymae.linear_probe(**DIGITS, weights=pretrained, val_labels=20, output_dir=tmp_path / "few")
     assert (whole["num_val_labels"], run.results["num_val_labels"]) == (137, 20)
     assert all(accuracy % 5 == 0 for accuracy in run.results["tried_on_val"].values())
     assert run.results["knn_test"] == whole["knn_test"]  # nothing in it is chosen
-    recorded = [json.loads((tmp_path / each / "args.json").read_text()) for each in ("whole", "few")]
+    recorded = [read_json(tmp_path / each / "args.json") for each in ("whole", "few")]
     assert recorded[0]["inputs"] == recorded[1]["inputs"]
 
 
 def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path):
     torch.manual_seed(0)
-    model = small_model()
+    model = tiny_mae()
     for block in model.encoder.blocks:
         block.mlp.drop1.p = 0.9  # dropout that training would show
     scores = [
@@ -88,20 +84,8 @@ def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path)
     assert scores[0]["tried_on_val"] == scores[1]["tried_on_val"]
 
 
-def test_overwrite_moves_the_old_run_aside(quick_figures, tmp_path):
-    folder = tmp_path / "run"
-    probe = FEW | {"weights": small_model(), "head": "mlp", "output_dir": folder}
-    tinymae.linear_probe(**probe)
-    with pytest.raises(InputError, match="pool was 'avg', now 'cls'"):
-        tinymae.linear_probe(**probe, pool="cls")
-    tinymae.linear_probe(**probe, pool="cls", overwrite=True)
-    aside = [path for path in tmp_path.iterdir() if path != folder]
-    assert len(aside) == 1 and (aside[0] / "results.json").exists()
-    assert json.loads((folder / "args.json").read_text())["arguments"]["pool"] == "cls"
-
-
 def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):
-    probe = tinymae.models.classifier.build_classifier(small_model(), classes=["0", "1"])
+    probe = tinymae.models.classifier.build_classifier(tiny_mae(), classes=["0", "1"])
     for settings, message in [
         ({"weights": probe}, r"weights \(Classifier\) hold a classifier; give the folder of a pretraining run"),
         ({"weights": tmp_path / "nothing"}, "nothing does not exist"),
@@ -110,7 +94,7 @@ def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):
         ({"labels": None}, "data set array has no labels in train"),
     ]:
         with pytest.raises(InputError, match=message):
-            tinymae.linear_probe(**FEW | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
+            tinymae.linear_probe(**FEW | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -148,3 +132,27 @@ def test_features_that_a_study_keeps_are_not_computed_again_and_change_nothing(
         results = command.run(command.LinearProbeSettings(**settings | own), kept).results
     assert len(calls) == 2  # of the encoder, and of the untrained one, which is nobody's features
     assert results | {"seconds": 0} == alone | {"seconds": 0}
+
+
+def test_the_probe_is_chosen_on_validation():
+    (features, labels), (val, val_labels), _ = digits_as_rows()
+    probe, l2, tried = choose_probe(
+        linear_fits(features, labels, num_classes=10), lambda probe: predict_score(probe, val, val_labels)
+    )
+    assert tried[l2] == max(tried.values()) and len(tried) == len(L2_GRID)
+    assert predict_score(probe, val, val_labels) == tried[l2]
+
+
+def test_mlp_learns_and_repeats_itself():
+    (features, labels), _, (test, test_labels) = digits_as_rows()
+    fit = {"num_classes": 10, "weight_decay": 0.1, "seed": 3, "epochs": 5}
+    probe = fit_mlp(features, labels, **fit)
+    assert predict_score(probe, test, test_labels) > 90
+    again = fit_mlp(features, labels, **fit)
+    assert torch.equal(probe(test), again(test))
+
+
+def test_weight_decay_makes_the_weights_of_an_mlp_smaller():
+    data = {"features": torch.randn(200, 8), "labels": torch.arange(200) % 3, "num_classes": 3, "seed": 0, "epochs": 20}
+    without, much = (fit_mlp(**data, weight_decay=decay)[1].weight.norm() for decay in (0.0, 10.0))
+    assert much < 0.9 * without

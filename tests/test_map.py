@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 from browsing import opened
-from sklearn.metrics import silhouette_score
 
-from tinymae.evaluation import layout
-from tinymae.evaluation.layout import find_clusters, lay_out
 from tinymae.evaluation.map import Colouring, by_place, write_map
 
 # Twenty columns of fifteen images; the colour says which: red grows to the right, green downwards.
@@ -206,31 +203,3 @@ def test_images_that_are_close_share_a_sheet():
     assert np.array_equal(np.sort(order), np.arange(4096))
     extents = np.ptp(places[order].reshape(16, 256, 2), axis=1)
     assert extents.max() < 0.5  # at random it would be nearly 1
-
-
-def blobs(count: int, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    return (3 * np.eye(3, width)[labels] + generator.normal(scale=0.3, size=(count, width))).astype(np.float32), labels
-
-
-def test_groups_stay_together_on_the_map_and_in_clusters(monkeypatch):
-    monkeypatch.setattr(layout, "has_umap", lambda: False)
-    monkeypatch.setattr(layout, "FITTED", 90)
-    features, labels = blobs(300)
-    places = lay_out(features)
-    assert places.shape == (300, 2) and places.min() >= 0 and places.max() <= 1
-    assert silhouette_score(places, labels) > 0.5
-    assert np.array_equal(places, lay_out(features))  # the same each time
-    assert len(np.unique(places.round(6), axis=0)) == 300  # none hides another
-    found = find_clusters(features, count=3, seed=0)
-    assert all(len(np.unique(found[labels == label])) == 1 for label in range(3))
-    two = find_clusters(features, count=2, seed=0)
-    assert two.max() == 1 and np.bincount(two).argmax() == 0
-
-
-@pytest.mark.parametrize(("count", "width"), [(1, 16), (2, 16), (8, 16), (30, 3), (30, 1)])
-def test_few_images_or_features_are_a_map_too(count, width, monkeypatch):
-    monkeypatch.setattr(layout, "has_umap", lambda: False)
-    places = lay_out(blobs(count, width)[0])
-    assert places.shape == (count, 2) and np.isfinite(places).all()

@@ -1,16 +1,15 @@
 """Nearest neighbours: exact, as scikit-learn and brute force find them; votes; the command's sheet and table."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
+from pictures import digits_as_rows
 from PIL import Image
-from running import DIGITS, refused
-from sklearn.neighbors import NearestNeighbors
+from running import DIGITS, refused, rows_of, save_images, tiny_mae
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import tinymae
-from tinymae import MaskedAutoencoder, load_dataset
+from tinymae import load_dataset
 from tinymae.evaluation import neighbours, sheets
 from tinymae.evaluation.neighbours import knn_predict, kth_distance, nearest, top, vote
 
@@ -57,22 +56,14 @@ def test_a_vote_is_the_weighted_mean_of_the_neighbours_one_hot_labels():
     assert torch.equal(knn_predict(bank, labels, queries, num_classes=4), expected.argmax(dim=1))
 
 
-def save_images(folder, images) -> list:
-    folder.mkdir(parents=True)
-    for number, image in enumerate(images):
-        Image.fromarray(image[0].numpy()).save(folder / f"query {number}.png")
-    return sorted(folder.iterdir())
-
-
 def test_queries_find_themselves_first(tmp_path):
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2).eval()
+    model = tiny_mae()
     digits = load_dataset("digits", "test")
     files = save_images(tmp_path / "queries", digits.images[[7, 31, 200]])
     run = tinymae.neighbours(
         **DIGITS, weights=model, split=("test",), query=files[:2], k=3, output_dir=tmp_path / "run"
     )
-    with open(run.folder / "neighbours.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(run.folder / "neighbours.csv")
     assert len(rows) == 2 * 3 and [row["rank"] for row in rows] == ["1", "2", "3"] * 2
     assert [row["name"] for row in rows[::3]] == [digits.names[7], digits.names[31]]
     assert rows[0]["query"] == str(files[0])
@@ -97,25 +88,21 @@ def test_queries_find_themselves_first(tmp_path):
 def test_queries_of_sixteen_bits_keep_them_and_find_themselves_first(tmp_path):
     """Of twelve bits, which differ in less than eight of sixteen tell."""
     torch.manual_seed(0)
-    (tmp_path / "data").mkdir()
-    for number, image in enumerate((2000 + 60 * torch.randn(40, 8, 8)).numpy().astype(np.uint16)):
-        Image.fromarray(image).save(tmp_path / "data" / f"{number:02}.png")
+    save_images(tmp_path / "data", (2000 + 60 * torch.randn(40, 8, 8)).numpy().astype(np.uint16))
     mean, std = load_dataset(tmp_path / "data", "all", image_size=8, channels=1).statistics
-    shape = {"image_size": 8, "patch_size": 4, "in_channels": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    model = MaskedAutoencoder(**shape, mean=mean, std=std).eval()
+    model = tiny_mae(mean=mean, std=std)
     run = tinymae.neighbours(
         tmp_path / "data", weights=model, split=("all",), query=(tmp_path / "data",), k=1, mixed_precision="no",
         output_dir=tmp_path / "run",
     )  # fmt: skip
-    with open(run.folder / "neighbours.csv", newline="") as file:
-        rows = [*csv.DictReader(file)]
+    rows = rows_of(run.folder / "neighbours.csv")
     assert len(rows) == 40 and all(row["name"] == row["query"].rpartition("/")[2] for row in rows)
     assert all(float(row["cosine"]) > 0.999 for row in rows)
 
 
 def test_queries_of_floats_are_scaled_as_the_data_are(tmp_path):
     torch.manual_seed(0)
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2).eval()
+    model = tiny_mae()
     (tmp_path / "data").mkdir()
     for number, image in enumerate(load_dataset("digits", "test").images[:20].numpy()):
         np.save(tmp_path / "data" / f"{number:02}.npy", image / np.float32(255))
@@ -123,13 +110,12 @@ def test_queries_of_floats_are_scaled_as_the_data_are(tmp_path):
         tmp_path / "data", weights=model, split=("all",), query=(tmp_path / "data" / "07.npy",), pixel_range=(0, 1),
         k=1, mixed_precision="no", output_dir=tmp_path / "run",
     )  # fmt: skip
-    with open(run.folder / "neighbours.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows_of(run.folder / "neighbours.csv")
     assert row["name"] == "07.npy" and float(row["cosine"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_queries_that_are_none_are_one_line(tmp_path, capsys):
-    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "weights")
+    tiny_mae().save_pretrained(tmp_path / "weights")
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.png").write_text("no image")
     settings = {**DIGITS, "weights": tmp_path / "weights", "output_dir": tmp_path / "run"}
@@ -144,3 +130,10 @@ def test_captions_fit_their_image():
     shortened = sheets.cut("a/very/long/path/of/an/image.png", 96)
     assert shortened.startswith("a/very") and shortened.endswith("age.png") and "…" in shortened
     assert sheets.font_for(shortened).getlength(shortened) <= 96
+
+
+def test_knn_votes_as_scikit_learns_weighted_neighbours():
+    (features, labels), _, (test, _) = digits_as_rows()
+    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    expected = theirs.fit(features, labels).predict(test)
+    assert np.array_equal(knn_predict(features, labels, test, num_classes=10).numpy(), expected)

@@ -1,20 +1,17 @@
 """Data of which few images have a label: the others are left out where labels are needed, and used elsewhere."""
 
-import csv
-import json
-
 import numpy as np
 import pytest
 import torch
-from running import FEW, QUICK, metrics, same_files
-from test_data import picture, pixels
-from test_sources import encode, hub, write_table  # noqa: F401
-from test_unlabelled import TUNE, small_model
+from pictures import encode, picture, pixels, write_table
+from running import FEW, QUICK, metrics, rows_of, same_files, tiny_mae
+from test_unlabelled import TUNE
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.data.datasets import with_label
 from tinymae.data.load import load_splits
+from tinymae.files import read_json
 
 DIGITS = load_dataset("digits", "train")
 COUNTS = {"train": (64, 40), "val": (20, 5), "test": (20, 5)}  # images with a label, and without
@@ -44,7 +41,7 @@ def files(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("limit", [0, 4])
-def test_no_label_is_the_same_in_every_kind_of_data(tmp_path, hub, limit):  # noqa: F811
+def test_no_label_is_the_same_in_every_kind_of_data(tmp_path, hub, limit):
     images, names = pixels(12, 6, 6, 3), np.array(["cat", "", "dog"] * 4)
     numbers = np.array([0, -1, 1] * 4)
     rows = [{"path": f"{n}.png", "label": names[n]} for n in range(12)]
@@ -116,7 +113,7 @@ def test_few_labels_among_many_images_are_in_every_split(seed):
 
 
 def test_labels_are_learned_as_if_the_other_images_were_not_there(files, quick_figures, quick_probes, tmp_path):
-    model = small_model()
+    model = tiny_mae()
     for command, settings in [
         (tinymae.linear_probe, {}),
         (tinymae.finetune, {"epochs": 2, "batch_size": 16, "flip": False, "patch_drop": 0.0}),
@@ -145,7 +142,7 @@ def test_labels_are_learned_as_if_the_other_images_were_not_there(files, quick_f
 
 
 def test_images_without_a_label_are_those_that_a_teacher_labels(files, quick_figures, tmp_path, capsys):
-    settings = TUNE | {"data": files["among"], "weights": small_model()}
+    settings = TUNE | {"data": files["among"], "weights": tiny_mae()}
     del settings["labels"]
     run = tinymae.finetune(**settings, output_dir=tmp_path)
     assert "2 more without labels for each, of 104" in capsys.readouterr().out
@@ -157,13 +154,13 @@ def test_images_without_a_label_are_those_that_a_teacher_labels(files, quick_fig
 def test_pretraining_learns_from_all_and_watches_those_with_a_label(files, quick_figures, tmp_path):
     settings = {name: value for name, value in QUICK.items() if name not in FEW}
     run = tinymae.pretrain(files["among"], mixed_precision="no", output_dir=tmp_path, **settings)
-    recorded = json.loads((tmp_path / "args.json").read_text())
+    recorded = read_json(tmp_path / "args.json")
     assert recorded["inputs"]["train"].startswith("104 images")
     assert run.results["knn_val"] * 20 / 100 == pytest.approx(round(run.results["knn_val"] * 20 / 100))
 
 
 def test_a_table_of_features_and_an_inspection_keep_both(files, quick_figures, tmp_path):
-    model = small_model()
+    model = tiny_mae()
     table = tinymae.embed(
         files["among"], weights=model, mixed_precision="no", formats=["npz"], output_dir=tmp_path / "table"
     )
@@ -172,6 +169,6 @@ def test_a_table_of_features_and_an_inspection_keep_both(files, quick_figures, t
     known = {(name, split): str(label) for name, split, label in named if label >= 0}
     assert len(named) == 154 and len(known) == 104
     looked = tinymae.inspect(files["among"], weights=model, mixed_precision="no", output_dir=tmp_path / "look")
-    with open(looked.folder / "doubtful_labels.csv", newline="") as file:
-        assert {(row["name"], row["split"]): row["label"] for row in csv.DictReader(file)} == known
+    rows = rows_of(looked.folder / "doubtful_labels.csv")
+    assert {(row["name"], row["split"]): row["label"] for row in rows} == known
     assert looked.results["labels"] == 104

@@ -1,16 +1,14 @@
 """Predictions for new images, the temperature of their probabilities, and what the probabilities are worth."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, note_sheets, refused
+from running import DIGITS, note_sheets, refused, rows_of, save_images, tiny_mae
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 import tinymae
-from tinymae import MaskedAutoencoder, load_dataset
+from tinymae import load_dataset
 from tinymae.commands import evaluate, predict
 from tinymae.commands.predict import describe
 from tinymae.data.load import load_splits
@@ -21,8 +19,7 @@ from tinymae.models.classifier import build_classifier
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """The folder of a classifier of digits that is right more often than not, and too sure."""
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=32, depth=1, num_heads=2).eval()
+    model = tiny_mae(embed_dim=32)
     classifier = build_classifier(model, classes=[*"0123456789"]).eval()
     digits = load_dataset("digits")
     with torch.no_grad():
@@ -34,11 +31,6 @@ def classifier(tmp_path_factory):
     return classifier
 
 
-def rows_of(path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def logits_of(classifier, images) -> torch.Tensor:
     with torch.no_grad():
         return classifier(images)
@@ -46,9 +38,7 @@ def logits_of(classifier, images) -> torch.Tensor:
 
 def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     images = load_dataset("digits", "test").images[:60]
-    for number, image in enumerate(images):
-        (tmp_path / "new").mkdir(exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(tmp_path / "new" / f"{number:02}.png")
+    save_images(tmp_path / "new", images)
     run = tinymae.predict(tmp_path / "new", weights=classifier, mixed_precision="no", output_dir=tmp_path / "run")
     rows = rows_of(run.folder / "predictions.csv")
     probabilities = logits_of(classifier, images).softmax(dim=1)
@@ -70,7 +60,7 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
 def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_surest_images_first(tmp_path, monkeypatch):
     sheets = note_sheets(monkeypatch, predict)
     monkeypatch.setattr(predict, "SHOWN", 10)
-    model = build_classifier(classifier_of_two(), classes=["鳥 birds", "кошка/cat"]).eval()
+    model = build_classifier(tiny_mae(), classes=["鳥 birds", "кошка/cat"]).eval()
     images = load_dataset("digits", "test").images[:60]
     torch.nn.init.normal_(model.head.weight, std=5, generator=torch.Generator().manual_seed(0))
     run = tinymae.predict(images, weights=model, mixed_precision="no", output_dir=tmp_path)
@@ -177,16 +167,12 @@ def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
 
 
 def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_path, capsys):
-    MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, depth=1).save_pretrained(tmp_path / "mae")
+    tiny_mae().save_pretrained(tmp_path / "mae")
     settings = {**DIGITS, "output_dir": tmp_path / "run"}
     assert "hold an autoencoder" in refused(capsys, "predict", **settings, weights=tmp_path / "mae")
-    build_classifier(classifier_of_two(), classes=["a", "b"]).write_weights(tmp_path / "two")
+    build_classifier(tiny_mae(), classes=["a", "b"]).write_weights(tmp_path / "two")
     line = refused(capsys, "predict", **settings, weights=tmp_path / "two", calibrate="digits")
     assert "know 2 classes (a, b), calibrate digits has 10 others" in line and not (tmp_path / "run").exists()
-
-
-def classifier_of_two() -> MaskedAutoencoder:
-    return MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2)
 
 
 def test_images_that_cannot_be_read_have_no_results_however_large_the_data_are(classifier, tmp_path, monkeypatch):

@@ -2,22 +2,36 @@
 
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, FEW, MODEL, PRETRAIN, QUICK, SHORT, TWO_PHASES, metrics, same_files, tick
+from running import (
+    DIGITS,
+    FEW,
+    MODEL,
+    PRETRAIN,
+    QUICK,
+    SHORT,
+    TWO_PHASES,
+    metrics,
+    off_the_start,
+    same_files,
+    tick,
+    tiny_mae,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_convert import assert_same_weights
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, MaskedAutoencoder, adapt, load_dataset
 from tinymae.commands import phases, pretrain
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
-from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder
 from tinymae.randomness import Draws
 
 
@@ -25,10 +39,10 @@ def test_pretraining_leaves_what_it_promises(pretrained):
     rows = metrics(pretrained)
     assert {"loss", "learning_rate", "grad_norm", "images_per_second", "minutes", "step", "epoch"} <= rows[1].keys()
     assert rows[0]["knn_val"] > 10 and rows[-1]["step"] == 40
-    arguments = json.loads((pretrained / "args.json").read_text())
+    arguments = read_json(pretrained / "args.json")
     assert arguments["arguments"]["epochs"] == 2 and arguments["versions"]["torch"] == torch.__version__
     assert list((pretrained / "tensorboard").glob("events.*"))
-    assert json.loads((pretrained / "results.json").read_text())["steps"] == 40
+    assert read_json(pretrained / "results.json")["steps"] == 40
     for name in ("curves.png", "reconstructions.png"):
         assert np.asarray(Image.open(pretrained / name)).std() > 10
     model = MaskedAutoencoder.from_pretrained(pretrained)
@@ -37,7 +51,7 @@ def test_pretraining_leaves_what_it_promises(pretrained):
 
 def test_a_runs_card_states_what_it_recorded_and_travels_to_the_hub_with_the_weights(pretrained, tmp_path):
     card = (pretrained / "README.md").read_text()
-    results = json.loads((pretrained / "results.json").read_text())
+    results = read_json(pretrained / "results.json")
     assert f"| k-NN, validation | {results['knn_val']:.2f} |" in card and "- `epochs`: 2\n" in card
     assert "`weight_decay`" not in card  # which is at its default
     digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
@@ -54,11 +68,12 @@ def test_tensorboard_holds_the_curves_and_pictures(pretrained):
     assert events.Scalars("loss")[-1].step == 40
 
 
-def test_a_finished_run_is_not_trained_again(pretrained):
-    before = (pretrained / "model.safetensors").read_bytes()
+def test_a_finished_run_is_neither_trained_nor_measured_again(pretrained):
+    before, rows = (pretrained / "model.safetensors").read_bytes(), metrics(pretrained)
     again = tinymae.pretrain(**PRETRAIN, output_dir=pretrained)
     assert again.results["steps"] == 40 and (pretrained / "model.safetensors").read_bytes() == before
-    assert again.results == json.loads((pretrained / "results.json").read_text())
+    assert metrics(pretrained) == rows and [row["step"] for row in rows if "knn_val" in row].count(40) == 1
+    assert again.results == read_json(pretrained / "results.json")
 
 
 def test_the_model_that_comes_back_is_the_one_on_disk(quick_figures, tmp_path):
@@ -68,11 +83,6 @@ def test_the_model_that_comes_back_is_the_one_on_disk(quick_figures, tmp_path):
     torch.testing.assert_close(run.model.encode(images), tinymae.load(tmp_path).encode(images))
     mean, std = load_dataset(FEW["data"], "train", labels=FEW["labels"]).statistics  # which it normalises by
     assert run.model.config["mean"] == pytest.approx(mean) and run.model.config["std"] == pytest.approx(std)
-
-
-def test_other_settings_in_the_same_folder_are_refused(pretrained):
-    with pytest.raises(InputError, match=r"holds another run \(epochs was 2, now 3\): choose .*--overwrite"):
-        tinymae.pretrain(**PRETRAIN | {"epochs": 3, "warmup_epochs": 0.5}, output_dir=pretrained)
 
 
 # ---- families
@@ -119,9 +129,8 @@ def test_a_small_decoder_has_its_operations_counted(quick_figures, tmp_path, cap
     assert run.results["steps"] == 4 and "GFLOP an image" in capsys.readouterr().out
 
 
-def test_weights_of_another_family_are_refused(quick_figures, tmp_path):
-    small = {"model": "vae", "width": 8, "latent_dim": 8, "batch_size": 16, "epochs": 1, "flip": False}
-    tinymae.pretrain(**FEW, **small, output_dir=tmp_path / "vae")
+def test_weights_of_another_family_are_refused(tmp_path):
+    VariationalAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8).write_weights(tmp_path / "vae")
     with pytest.raises(InputError, match="hold a VariationalAutoencoder, where only --model mae will do"):
         tinymae.pretrain(**FEW, weights=tmp_path / "vae", output_dir=tmp_path / "x")
     with pytest.raises(InputError, match="VariationalAutoencoder that is no ViT"):
@@ -131,7 +140,7 @@ def test_weights_of_another_family_are_refused(quick_figures, tmp_path):
 # ---- data
 
 
-def test_an_unlabelled_folder_can_be_pretrained_on(tmp_path):
+def test_an_unlabelled_folder_can_be_pretrained_on(quick_figures, tmp_path):
     images = load_dataset("digits").images[:90]
     (tmp_path / "images").mkdir()
     for number, image in enumerate(images):
@@ -143,14 +152,14 @@ def test_an_unlabelled_folder_can_be_pretrained_on(tmp_path):
     assert model.image_size == (8, 12) and model.in_channels == 1
 
 
-def test_pixels_from_python_go_through_all_commands(quick_figures, tmp_path):
+def test_pixels_from_python_go_through_all_commands(quick_figures, quick_probes, tmp_path):
     digits = load_dataset("digits")
     data = {"data": digits.images[:300, 0].numpy(), "labels": [f"digit {n}" for n in digits.labels[:300]],
             "seed": 1, "mixed_precision": "no"}  # fmt: skip
     run = tinymae.pretrain(**QUICK | data | {"epochs": 1}, output_dir=tmp_path / "run")
     train, test = (len(load_dataset(data["data"], split, labels=data["labels"])) for split in ("train", "test"))
     assert run.results["steps"] == train // 16 and run.results["knn_val"] > 20
-    recorded = json.loads((run.folder / "args.json").read_text())["arguments"]
+    recorded = read_json(run.folder / "args.json")["arguments"]
     assert recorded["data"].startswith("array [300, 8, 8] of uint8, sha256 ")
     assert recorded["labels"].startswith("array [300] of <U7, sha256 ")
     probe = tinymae.linear_probe(**data, weights=run.model, output_dir=tmp_path / "probe")
@@ -176,7 +185,7 @@ def test_cifar10_trains_with_the_recipe(cifar10_dir, quick_figures, tmp_path, mo
 def test_the_defaults_are_the_recipe_of_the_released_weights():
     """But for the lengths, which a clock cut short; and for a limit to gradients that acted in the first step alone."""
     folder = Path(__file__).parent.parent / "logs" / "vit-t-mae"
-    recorded = json.loads((folder / "args.json").read_text())["arguments"]
+    recorded = read_json(folder / "args.json")["arguments"]
     settings = PretrainSettings().resolve()
     images = torch.zeros(48_000, 3, 1, 1, dtype=torch.uint8)
     phases = settings.plan_phases(load_dataset(images, "all"))
@@ -192,10 +201,17 @@ def test_the_defaults_are_the_recipe_of_the_released_weights():
     assert norms[0] > recorded["clip_grad"] > max(norms[1:])
 
 
-def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path):
-    run = tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=tmp_path)
+@pytest.fixture(scope="module")
+def two_phases(quick_stages, tmp_path_factory):
+    """A run of an epoch of reconstruction and two of contrast."""
+    folder = tmp_path_factory.mktemp("two_phases")
+    return tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=folder)
+
+
+def test_contrast_follows_reconstruction_in_the_same_run(two_phases):
+    run = two_phases
     assert run.results["steps"] == 4 + 2 * 2 and run.results["epochs"] == 3
-    losses = {row["step"]: row for row in metrics(tmp_path) if "loss" in row}
+    losses = {row["step"]: row for row in metrics(run.folder) if "loss" in row}
     assert [step for step, row in losses.items() if "contrastive_loss" in row] == [5, 6, 7, 8]
     assert [losses[step]["epoch"] for step in (4, 6, 8)] == [1, 2, 3]
     for step in range(5, 9):
@@ -207,7 +223,7 @@ def test_contrast_follows_reconstruction_in_the_same_run(quick_figures, tmp_path
         assert phase == pytest.approx([0, *(peak * value for value in cosine)], rel=1e-4)
     assert run.results["base_lr"] == pytest.approx(1e-3 * (512 / 16) ** 0.5)
     assert run.results["contrast_base_lr"] == 1e-3 and run.results["contrast_batch_size"] == 32
-    assert [row["step"] for row in metrics(tmp_path) if "knn_val" in row] == [0, 4, 6, 8]
+    assert [row["step"] for row in metrics(run.folder) if "knn_val" in row] == [0, 4, 6, 8]
 
 
 def test_the_last_fifth_of_the_contrast_may_hide_less(quick_figures, tmp_path, monkeypatch):
@@ -275,12 +291,18 @@ def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
     assert len(losses) == 20 and sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
-def test_weights_are_kept_on_the_way(quick_figures, tmp_path):
-    run = tinymae.pretrain(**QUICK | TWO_PHASES, keep_every=1, output_dir=tmp_path)
-    assert sorted(path.name for path in (tmp_path / "epochs").iterdir()) == ["0001", "0002", "0003"]
-    kept = [(tmp_path / "epochs" / name / "model.safetensors").read_bytes() for name in ("0001", "0002", "0003")]
-    assert len(set(kept)) == 3 and kept[-1] == (run.folder / "model.safetensors").read_bytes()
-    assert tinymae.load(tmp_path / "epochs" / "0001").config == run.model.config
+def test_the_end_of_a_finished_run_is_not_measured_again(two_phases):
+    rows = metrics(two_phases.folder)
+    tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=two_phases.folder)
+    assert metrics(two_phases.folder) == rows
+
+
+def test_weights_are_kept_on_the_way(two_phases):
+    epochs = two_phases.folder / "epochs"
+    assert sorted(path.name for path in epochs.iterdir()) == ["0001", "0002", "0003"]
+    kept = [(epochs / name / "model.safetensors").read_bytes() for name in ("0001", "0002", "0003")]
+    assert len(set(kept)) == 3 and kept[-1] == (two_phases.folder / "model.safetensors").read_bytes()
+    assert tinymae.load(epochs / "0001").config == two_phases.model.config
 
 
 def test_the_defaults_share_the_epochs_as_the_released_recipe_does():
@@ -372,3 +394,61 @@ def test_contrast_refuses_what_it_cannot_do(tmp_path):
         with pytest.raises(InputError, match="contrast_epochs goes with --model mae"):
             tinymae.pretrain(**FEW, model=family, contrast_epochs=1, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---- from other weights
+
+
+# A learning rate of 0 leaves the weights as they were when training began.
+STILL = FEW | {"batch_size": 16, "epochs": 1, "warmup_epochs": 0, "base_lr": 0.0, "flip": False, "contrast_epochs": 0}
+
+
+def go_on(**settings) -> MaskedAutoencoder:
+    return MaskedAutoencoder.from_pretrained(tinymae.pretrain(**STILL, **settings).folder)
+
+
+@pytest.mark.parametrize("kind", ["tinymae", "official", "transformers", "a model"])
+def test_pretraining_goes_on_from_every_kind_of_weights(kind, quick_figures, tmp_path):
+    model, source = off_the_start(tiny_mae()), tmp_path / "start"
+    write = {
+        "tinymae": MaskedAutoencoder.write_weights,
+        "official": tinymae.to_official,
+        "transformers": tinymae.to_transformers,
+    }
+    if kind in write:
+        write[kind](model, source)
+    trained = go_on(weights=source if kind in write else model, output_dir=tmp_path / "run")
+    assert_same_weights(trained, model)
+    mean, std = load_dataset(FEW["data"], labels=FEW["labels"]).statistics
+    assert trained.config["mean"] == pytest.approx(mean) and trained.config["std"] == pytest.approx(std)
+    assert trained.mask_ratio == (0.75 if kind == "official" else 0.5)  # the official file does not say
+
+
+def test_sizes_that_are_given_adapt_the_weights(quick_figures, tmp_path):
+    (model := off_the_start(tiny_mae(in_channels=3))).write_weights(tmp_path / "start")
+    changes = {"image_size": 12, "patch_size": 3, "in_channels": 1, "mask_ratio": 0.25}
+    trained = go_on(weights=tmp_path / "start", **changes, output_dir=tmp_path / "run")
+    assert_same_weights(trained, adapt(model, image_size=12, patch_size=3, in_channels=1))
+    assert trained.mask_ratio == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"embed_dim": 48}, "embed_dim 48 contradicts weights .*, which have 16: leave it out"),
+        ({"encoder": "vit_small_patch16_224"}, "encoder vit_small_patch16_224 contradicts"),
+        ({"decoder_depth": 2}, "decoder_depth 2 contradicts"),
+        ({"depth": 1}, "array has 1 channels, not 3: give --in-channels 1"),
+        ({"patch_size": 3, "in_channels": 1}, "not a multiple of patch_size"),
+    ],
+)
+def test_settings_that_contradict_the_weights_are_refused_by_name(tmp_path, settings, message):
+    tiny_mae(in_channels=3).write_weights(tmp_path / "start")
+    with pytest.raises(InputError, match=message):
+        go_on(weights=tmp_path / "start", **settings, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        go_on(weights=tmp_path / "nowhere", output_dir=tmp_path / "run")

@@ -1,12 +1,12 @@
 """The linear probe of segmentation: masks read as images are, the fit and the metric against scikit-learn's."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 
@@ -16,14 +16,14 @@ from tinymae.commands import segmentation as command
 from tinymae.data.load import load_splits
 from tinymae.data.masks import IGNORED, read_masks
 from tinymae.evaluation.segmentation import fit_segmentation, predict_masks, segmentation_metrics
+from tinymae.files import read_json
 from tinymae.models.conv import ConvAutoencoder
 
 COLOURS = torch.tensor([[10, 20, 30], [200, 40, 60], [70, 220, 90]], dtype=torch.uint8)  # of class 0, 1 and 2
 
 
 def small_model() -> MaskedAutoencoder:
-    torch.manual_seed(0)
-    return MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=16, depth=1, num_heads=2, mask_ratio=0.5)
+    return tiny_mae(in_channels=3, patch_size=2)
 
 
 def save(pixels: np.ndarray, path, **options) -> None:
@@ -98,7 +98,7 @@ def test_a_set_that_colours_solve_is_solved_by_raw_pixels_and_by_features(
     expected = jaccard_score(masks.flatten(), predictions.flatten(), average="macro")
     assert results["miou_test"] == pytest.approx(100 * expected, abs=0.01)
     assert np.asarray(Image.open(tmp_path / "run" / "masks.png")).std() > 10
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["iou_test"] == results["iou_test"]
+    assert read_json(tmp_path / "run" / "results.json")["iou_test"] == results["iou_test"]
 
 
 def test_the_same_command_gives_the_same_and_other_masks_are_refused(coloured, quick_figures, quick_probes, tmp_path):

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import tinymae
 from tinymae import InputError
 from tinymae.errors import Stopped
+from tinymae.files import read_json
 from tinymae.training.trackers import start_trackers
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -64,7 +65,7 @@ def written(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_mlflow_holds_the_arguments_metrics_pictures_and_weights(mlflow, tracked):
     found, history = mlflow_run(mlflow, tracked)
     assert found.info.status == "FINISHED" and found.info.run_name == tracked.name
-    arguments = json.loads((tracked / "args.json").read_text())["arguments"]
+    arguments = read_json(tracked / "args.json")["arguments"]
     assert found.data.params == {key: str(value) for key, value in arguments.items()}
     expected = written(tracked)
     assert len(expected["loss"]) == 8 and len(expected["knn_val"]) == 2
@@ -188,7 +189,7 @@ def test_wandb_offline_holds_metrics_and_pictures_and_keeps_its_run(tmp_path):
     wandb.teardown()  # its service writes on after the end of a run
     records = wandb_records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
-    assert ids == {json.loads((tmp_path / "trackers.json").read_text())["wandb"]["run"]}
+    assert ids == {read_json(tmp_path / "trackers.json")["wandb"]["run"]}
     config = {item.key: item.value_json for r in records if r.HasField("run") for item in r.run.config.update}
     config |= {item.key: item.value_json for r in records if r.HasField("config") for item in r.config.update}
     assert config["mask_ratio"] == "0.5" and config["norm_pix_loss"] == "true"

@@ -1,3 +1,5 @@
+"""The training loop: its steps, schedule, groups of parameters, drops, and what is compiled."""
+
 import itertools
 import math
 from functools import partialmethod

@@ -1,26 +1,21 @@
 """Fine-tuning with images that have no labels."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from running import FEW, MODEL, QUICK, metrics, same_files
+from running import FEW, metrics, same_files, tiny_mae
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import finetune
 from tinymae.commands.unlabelled import UnlabelledSettings
 from tinymae.data.batches import Batch, MixedBatch, join_batches
+from tinymae.files import read_json
 from tinymae.models.pseudo_labels import unlabelled_losses
 
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1, "unlabelled": 2, "unlabelled_warmup": 0.5,
               "unlabelled_threshold": 0.1}  # fmt: skip
-
-
-def small_model() -> MaskedAutoencoder:
-    torch.manual_seed(0)
-    return MaskedAutoencoder(image_size=8, in_channels=1, **{name: QUICK[name] for name in (*MODEL, "mask_ratio")})
 
 
 def test_losses_are_those_of_each_image_in_turn():
@@ -70,7 +65,7 @@ def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures,
 
     monkeypatch.setattr(finetune, "create_losses", spying)
     weighed = TUNE | {"crop_padding": 0, "random_erasing": 1.0, "unlabelled_weight": 0.3}
-    run = tinymae.finetune(**weighed, weights=small_model(), output_dir=tmp_path)
+    run = tinymae.finetune(**weighed, weights=tiny_mae(), output_dir=tmp_path)
     rows = [row for row in metrics(tmp_path) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 9)) and run.results["num_labels"] == 64
     assert not any("unlabelled_loss" in row for row in rows[:4])
@@ -84,11 +79,11 @@ def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures,
 
 def test_a_folder_of_images_without_labels_may_be_theirs(quick_figures, tmp_path):
     others = load_dataset("digits", "val").images
-    settings = TUNE | {"unlabelled_data": others, "label_fraction": 0.5, "weights": small_model()}
+    settings = TUNE | {"unlabelled_data": others, "label_fraction": 0.5, "weights": tiny_mae()}
     tinymae.finetune(**settings, output_dir=tmp_path / "run")
     row = metrics(tmp_path / "run")[-2]
     assert "unlabelled_loss" in row and "unlabelled_right" not in row
-    recorded = json.loads((tmp_path / "run" / "args.json").read_text())
+    recorded = read_json(tmp_path / "run" / "args.json")
     assert recorded["inputs"]["unlabelled"].startswith("137 images")  # nothing is held out of them
     with pytest.raises(InputError, match="unlabelled_data was 'array .*, now 'array"):
         tinymae.finetune(**settings | {"unlabelled_data": 255 - others}, output_dir=tmp_path / "run")
@@ -98,9 +93,9 @@ def test_labels_of_images_without_labels_are_not_learned_from(quick_figures, tmp
     def with_others(self, train_set):
         return replace(train_set, labels=(train_set.labels + 1) % 10)
 
-    right = tinymae.finetune(**TUNE, weights=small_model(), output_dir=tmp_path / "right")
+    right = tinymae.finetune(**TUNE, weights=tiny_mae(), output_dir=tmp_path / "right")
     monkeypatch.setattr(UnlabelledSettings, "load_unlabelled", with_others)
-    wrong = tinymae.finetune(**TUNE, weights=small_model(), output_dir=tmp_path / "wrong")
+    wrong = tinymae.finetune(**TUNE, weights=tiny_mae(), output_dir=tmp_path / "wrong")
     seen = [[row.get("unlabelled_right") for row in metrics(run.folder)] for run in (right, wrong)]
     assert seen[0] != seen[1]
     assert same_files(right.folder, wrong.folder)
@@ -119,5 +114,5 @@ def test_what_does_not_go_with_them_is_refused_before_a_folder_is_made(tmp_path)
         ({"unlabelled_data": torch.zeros(90, 3, 8, 8, dtype=torch.uint8)}, "has 3 channels, the weights want 1"),
     ]:
         with pytest.raises(InputError, match=message):
-            tinymae.finetune(**TUNE | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
+            tinymae.finetune(**TUNE | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinymae
-from tinymae import Classifier, InputError, MaskedAutoencoder
+from tinymae import InputError, MaskedAutoencoder
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder
 from tinymae.models.masked_conv import MaskedConvAutoencoder
@@ -51,8 +51,6 @@ def write(kind: str, folder: Path) -> None:
     model = build(kind)
     if kind.startswith("transformers"):
         tinymae.to_transformers(model, folder)
-    elif isinstance(model, Classifier):
-        model.write_weights(folder)
     else:
         model.write_weights(folder)
 

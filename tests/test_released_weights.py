@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import find_data
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
@@ -13,7 +15,7 @@ from tinymae.data.datasets import Dataset
 from tinymae.data.splits import few_labels
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
-from tinymae.files import read_json
+from tinymae.files import read_json, read_tensors
 from tinymae.interop.load import load_classifier, load_mae
 from tinymae.models.classifier import Classifier
 from tinymae.models.vit import ViTEncoder
@@ -83,3 +85,10 @@ def test_the_classifier_scores_as_stated(test):
     classifier, stated = open_classifier("vit-t-classifier-pretrained")
     classes = map_dataset(classifier, test, device="cpu", batch_size=BATCH).argmax(dim=1)
     assert accuracy(classes, test.labels) == pytest.approx(stated, abs=0.2)
+
+
+def test_released_weights_carry_their_checksum():
+    for path in (Path(__file__).parent.parent / "weights").glob("*/model.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert "sha256" in file.metadata()  # which reading compares
+        assert read_tensors(path).keys() == load_file(path).keys()

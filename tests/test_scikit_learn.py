@@ -1,16 +1,18 @@
 """The encoder as a scikit-learn transformer, by scikit-learn's own rules where images allow."""
 
 import pickle
+from unittest import SkipTest
 
 import numpy as np
 import pytest
 import torch
+from running import off_the_start
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import check_estimator
-from test_mae import small_model, trained_looking
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from test_mae import small_model
 
 from tinymae import Features, InputError, load_dataset
 from tinymae.models import filling
@@ -25,24 +27,28 @@ WIDTHS = (2, 3, 4, 5, 10)
 
 
 def test_it_passes_scikit_learns_checks_at_the_width_of_each(tmp_path):
-    statuses: dict[tuple, set[str]] = {}
+    failed: dict[int, str] = {}
     for width in WIDTHS:
         folder = tmp_path / str(width)
         sizes = {"image_size": (1, width), "patch_size": 1, "in_channels": 1, "mask_ratio": 0.5, "depth": 1}
-        trained_looking(small_model(**sizes, norm_pix_loss=False)).save_pretrained(folder)
-        results = check_estimator(
-            Features(str(folder)), on_fail=None, on_skip=None, expected_failed_checks=EXPECTED_FAILURES
-        )
-        for number, result in enumerate(results):
-            statuses.setdefault((result["check_name"], number), set()).add(result["status"])
-    assert len(statuses) > 40
-    never = {name for (name, _), found in statuses.items() if not found & {"passed", "skipped"}}
-    assert never <= EXPECTED_FAILURES.keys()
+        off_the_start(small_model(**sizes, norm_pix_loss=False)).save_pretrained(folder)
+        checks = [*estimator_checks_generator(Features(str(folder)))]
+        assert len(checks) > 40
+        for number in range(len(checks)) if width == WIDTHS[0] else [*failed]:
+            failed.pop(number, None)
+            estimator, check = checks[number]
+            try:
+                check(estimator)
+            except SkipTest:
+                pass
+            except Exception:
+                failed[number] = check.func.__name__
+    assert {*failed.values()} <= EXPECTED_FAILURES.keys()
 
 
 @pytest.fixture
 def model():
-    return trained_looking(small_model(image_size=(8, 6))).eval()
+    return off_the_start(small_model(image_size=(8, 6))).eval()
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 6), dtype=np.uint8)
@@ -99,7 +105,7 @@ def test_booleans_are_black_and_white(model):
 
 
 def test_grey_images_need_no_channel():
-    model = trained_looking(small_model(in_channels=1)).eval()
+    model = off_the_start(small_model(in_channels=1)).eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
     features = Features(model).fit(images)
     assert np.array_equal(features.transform(images), features.transform(images[:, None]))
@@ -162,7 +168,7 @@ def test_the_given_model_is_neither_changed_nor_needed_any_more(model):
 
 
 def test_it_stands_in_a_pipeline_and_a_grid_search():
-    model = trained_looking(small_model(in_channels=1)).eval()
+    model = off_the_start(small_model(in_channels=1)).eval()
     digits = load_dataset("digits", "val")
     pipeline = make_pipeline(Features(model), LogisticRegression(max_iter=2000))
     search = GridSearchCV(clone(pipeline), {"features__layers": [1, 2]}, cv=2)

@@ -1,7 +1,9 @@
-"""Feature maps: each patch's feature in its place, of any layer, as timm gives them."""
+"""Features of any layer: of its tokens, and as a map with each patch's feature in its place, as timm gives them."""
 
 import pytest
 import torch
+from running import off_the_start
+from test_mae import small_model
 
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.models.classifier import build_classifier
@@ -52,3 +54,33 @@ def test_what_has_no_map_is_refused():
         wide_model().encode_dense(torch.randn(1, 3, 8, 12), layer=3)
     with pytest.raises(InputError, match="a ConvAutoencoder is no ViT: it has no dense features"):
         ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=4).encode_dense(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "vit_medium_patch16_gap_240"])
+def test_layers_are_timms_forward_intermediates(encoder, norm):
+    model = off_the_start(MaskedAutoencoder(encoder, image_size=8, patch_size=2, depth=4)).eval()
+    images, prefix = torch.randn(2, 3, 8, 8), model.num_prefix_tokens
+    theirs = model.encoder.forward_intermediates(
+        images, indices=[0, 2, 3], norm=norm, output_fmt="NLC", intermediates_only=True
+    )
+    ours = model.encode_layers(images, [3, 0, -2], norm=norm)
+    for layer, expected in zip(ours, (theirs[2], theirs[0], theirs[1]), strict=True):
+        assert torch.equal(layer[:, prefix:], expected)
+    if norm:
+        assert torch.equal(model.encode_layers(images, 1)[0], model.encode_tokens(images))
+        features = model.encode(images, layers=[3, 0])
+        torch.testing.assert_close(features, torch.cat([theirs[2].mean(1), theirs[0].mean(1)], dim=1))
+
+
+def test_the_last_layers_come_by_their_number():
+    model, images = off_the_start(small_model(depth=3)).eval(), torch.randn(2, 3, 8, 8)
+    for ours, expected in zip(model.encode_layers(images, 2), model.encode_layers(images, [1, 2]), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("layers", [[2], [-3], 3, 0, []])
+def test_layers_that_the_encoder_lacks_are_refused(layers):
+    says = "layers .* must name some of this encoder's 2: (0 to 1|a number says how many)"
+    with pytest.raises(InputError, match=says):
+        small_model().encode_layers(torch.randn(1, 3, 8, 8), layers)

@@ -1,0 +1,182 @@
+"""Folders of images: their classes, splits and names."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from pictures import as_set, every_split, picture, pixels
+from PIL import Image
+from running import one_line
+
+from tinymae import InputError, load_dataset
+from tinymae.data.images import read_image
+
+
+def test_class_folders_give_labels_and_disjoint_splits(classes_folder):
+    splits = {split: load_dataset(classes_folder, split, image_size=12) for split in ("train", "val", "test")}
+    assert all(len(split) >= 1 for split in splits.values()) and len(splits["train"]) > 20
+    assert splits["train"].classes == ["cat", "dog"]
+    everything = [as_set(split.images) for split in splits.values()]
+    assert len(set.union(*everything)) == 30
+    first = Image.open(classes_folder / "cat" / "01.png")
+    found = [label for split in splits.values() for image, label in zip(split.images, split.labels, strict=True)
+             if np.array_equal(image.permute(1, 2, 0).numpy(), np.array(first))]  # fmt: skip
+    assert found == [0]
+
+
+def test_split_folders_are_the_splits(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "train" / "a" / f"{number}.png", seed=number)
+    for number in range(5):
+        picture(tmp_path / "test" / "a" / f"{number}.png", seed=100 + number)
+    train, val, test = (len(load_dataset(tmp_path, split, image_size=8)) for split in ("train", "val", "test"))
+    assert train + val == 20 and val >= 1 and test == 5
+
+
+def test_split_folders_have_many_spellings(tmp_path):
+    for number in range(12):
+        picture(tmp_path / ("Training" if number < 6 else "Dev") / "x" / f"{number}.png", seed=number)
+        picture(tmp_path / "TEST" / "x" / f"{number}.png", seed=100 + number)
+    splits = every_split(tmp_path, image_size=12)
+    assert [len(dataset) for dataset in splits.values()] == [6, 6, 12] and splits["train"].classes == ["x"]
+    picture(tmp_path / "val" / "x" / "0.png")
+    with pytest.raises(InputError, match="has Dev and val for the same split: keep one"):
+        load_dataset(tmp_path)
+
+
+def test_every_split_numbers_the_classes_of_train(tmp_path):
+    for name in "abc":
+        for number in range(6):
+            picture(tmp_path / "train" / name / f"{number}.png", seed=number)
+            if name != "a":
+                picture(tmp_path / "test" / name / f"{number}.png", seed=number)
+    test = load_dataset(tmp_path, "test", image_size=8)
+    assert test.classes == ["a", "b", "c"] and test.labels.tolist() == [1] * 6 + [2] * 6
+    picture(tmp_path / "test" / "d" / "0.png")
+    with pytest.raises(InputError, match="test/d is none of train's classes, a, b, c"):
+        load_dataset(tmp_path, "test", image_size=8)
+
+
+def test_splits_without_train_are_no_classes(tmp_path):
+    for part in ("val", "test"):
+        for number in range(4):
+            picture(tmp_path / part / "a" / f"{number}.png", seed=number)
+    test = load_dataset(tmp_path, "test", image_size=8)
+    assert test.classes == ["a"] and len(test) == 4
+    with pytest.raises(InputError, match="has no images for train, only 4 val, 4 test"):
+        load_dataset(tmp_path, "train", image_size=8)
+    for number in range(4):  # beside another folder they are classes
+        picture(tmp_path / "exam" / f"{number}.png", seed=number)
+    assert load_dataset(tmp_path, "train", image_size=8).classes == ["exam", "test", "val"]
+
+
+def test_plain_images_have_no_labels(tmp_path):
+    for number in range(10):
+        picture(tmp_path / f"{number}.png", seed=number)
+    train, val = (load_dataset(tmp_path, split, image_size=(6, 8)) for split in ("train", "val"))
+    assert train.labels is None and train.image_shape == (3, 6, 8) and len(train) + len(val) == 10
+    with pytest.raises(InputError, match="no images for test, only 9 train, 1 val: give another split, or a larger"):
+        load_dataset(tmp_path, "test")
+    assert len(load_dataset(tmp_path, "test", test_fraction=0.5)) > 1
+
+
+def test_all_is_every_image(tmp_path):
+    for number in range(20):
+        picture(tmp_path / f"{number:02}.png", seed=number)
+    everything = load_dataset(tmp_path, "all", image_size=12)
+    assert everything.names == [f"{number:02}.png" for number in range(20)]
+    assert len(load_dataset("digits", "all")) == 1797
+
+
+def test_several_folders_are_one_set(tmp_path):
+    for number in range(6):
+        picture(tmp_path / "one" / f"{number}.png", seed=number)
+        picture(tmp_path / "two" / "sub" / f"{number}.png", seed=10 + number)
+    dataset = load_dataset([tmp_path / "one", tmp_path / "two"], "all", image_size=12)
+    assert len(as_set(dataset.images)) == 12 and dataset.names[-1] == "two/sub/5.png" and dataset.labels is None
+
+
+def test_single_image_files_are_data(tmp_path):
+    for number, name in enumerate(["a/1.png", "b/c/2.png", "3.npy"]):
+        picture(tmp_path / f"{name}.png", seed=number)
+        (tmp_path / f"{name}.png").rename(tmp_path / name)
+    np.save(tmp_path / "3.npy", pixels(12, 12, 3))
+    one = load_dataset(tmp_path / "a" / "1.png", "all", image_size=12)
+    pixels_of_it = read_image(tmp_path / "a" / "1.png", (3, 12, 12), depth="uint8")
+    assert one.names == ["1.png"] and torch.equal(one.images[0], pixels_of_it)
+    files = [tmp_path / name for name in ("b/c/2.png", "a/1.png", "3.npy")]
+    three = load_dataset(files, "all", image_size=12)
+    assert three.labels is None and three.names == ["3.npy", "a/1.png", "b/c/2.png"]
+    assert torch.equal(three.images[1], one.images[0])
+    with pytest.raises(InputError, match=r"data .*4\.png does not exist"):
+        load_dataset([*files, tmp_path / "4.png"])
+    with pytest.raises(InputError, match=r"data .*1\.png is no folder, as others are: give folders, or image files"):
+        load_dataset([tmp_path / "b", files[1]])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"data .*notes\.txt is of no known kind: give a folder, image files, a table"):
+        load_dataset(tmp_path / "notes.txt")
+
+
+def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
+    for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp"):
+        picture(tmp_path / "x" / f"{name}.png")
+        os.rename(tmp_path / "x" / f"{name}.png", tmp_path / "x" / name)
+    picture(tmp_path / "x" / ".ipynb_checkpoints" / "hidden.png")
+    picture(tmp_path / "x" / "._a.png")
+    (tmp_path / "x" / "notes.txt").write_text("not an image")
+    (tmp_path / "x" / "folder.png").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}_outside"
+    picture(outside / "linked.png")
+    (tmp_path / "x" / "link").symlink_to(outside)
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    dataset = load_dataset(tmp_path, "all", image_size=8)
+    assert dataset.names == [f"x/{name}" for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp", "link/linked.png")]
+    assert dataset.description[0].endswith("5 images in 1 classes; 1 other files left alone (x/notes.txt)")
+    assert "12 x 12 pixels, 3 channels of uint8, used at 8 x 8" in dataset.description[2]
+
+
+def test_a_name_that_is_not_utf8_is_refused_of_an_image_and_shown_of_another_file(tmp_path):
+    picture(tmp_path / "1.png")
+    other, image = (tmp_path / os.fsdecode(b"caf\xe9" + suffix) for suffix in (b".txt", b".png"))
+    other.write_text("not an image")
+    assert load_dataset(tmp_path, "all").description[0].endswith(r"(caf\udce9.txt)")
+    picture(image)
+    with pytest.raises(InputError, match=r"image 'caf\\udce9\.png' in .* has a name that is not UTF-8: rename it"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (7, 5), (12, 12)])
+@pytest.mark.parametrize("mode,channels", [("RGB", 3), ("L", 3), ("RGBA", 3), ("RGB", 1)])
+def test_any_picture_becomes_the_asked_shape(tmp_path, size, mode, channels):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", size=size, mode=mode, seed=number)
+    assert load_dataset(tmp_path, image_size=12, channels=channels).image_shape == (channels, 12, 12)
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
+    with pytest.raises(
+        InputError, match=r"data cifar11 does not exist \(did you mean cifar10\?\): give a folder, image files"
+    ):
+        load_dataset("cifar11")
+    with pytest.raises(InputError, match="split 'dev'"):
+        load_dataset("digits", "dev")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no images"):
+        load_dataset(tmp_path / "empty")
+    (classes_folder / "bird").mkdir()
+    with pytest.raises(InputError, match="class folder .*bird holds no images"):
+        load_dataset(classes_folder)
+    picture(tmp_path / "one" / "1.png")
+    with pytest.raises(InputError, match="too few"):
+        load_dataset(tmp_path / "one")
+    (classes_folder / "bird" / "broken.png").write_text("no picture")
+    with one_line(r"broken\.png cannot be read"):
+        load_dataset(classes_folder, "train")
+        load_dataset(classes_folder, "val")
+        load_dataset(classes_folder, "test")
+    shutil.rmtree(classes_folder / "bird")
+    picture(classes_folder / "preview.png")
+    with pytest.raises(InputError, match=r"pets holds images \(preview.png\) beside the folder cat"):
+        load_dataset(classes_folder)

@@ -1,0 +1,242 @@
+"""A run's folder is its own: which command may go on in it, and on which data and weights."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture, pixels
+from PIL import Image
+from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
+
+import tinymae
+from tinymae import InputError, load_dataset
+from tinymae.errors import Stopped
+from tinymae.files import read_json
+from tinymae.training import run as run_module
+
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_folder_is_one_runs_at_a_time(seed, tmp_path):
+    """Whether the other command is the same one or not, which would take over a run without a step."""
+    with (
+        run_in(tmp_path, arguments={"seed": 1}),
+        pytest.raises(InputError, match="in use by another process"),
+    ):
+        run_in(tmp_path, arguments={"seed": seed}).claim()
+    assert read_json(tmp_path / "args.json")["arguments"] == {"seed": 1}
+
+
+def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
+    with run_in(tmp_path / "run", arguments={"sizes": (1, 2)}, inputs={"train": "10 images, ab"}) as run:
+        run.finish({}, [])
+    content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for arguments, inputs, message in [
+        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]\): choose .*--overwrite"),
+        ({"sizes": (1, 2), "more": 1}, {"train": "10 images, ab"}, "more was None, now 1"),
+        ({"sizes": (1, 2)}, {"train": "11 images, cd"}, "train was '10 images, ab', now '11 images, cd'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run_in(tmp_path / "run", arguments=arguments, inputs=inputs).__enter__()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == content
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file"):
+        run_in(tmp_path / "file").__enter__()
+    with run_in(tmp_path / "run", arguments={"sizes": (1, 2)}):  # nothing is known of its inputs
+        pass
+
+
+LEFT = {"args.json", ".lock", "metrics.jsonl", "tensorboard/events.out", "reconstructions.png", "inputs/train.txt"}
+
+
+def leave(folder, names, step: int = 0) -> None:
+    """What a run with a wrong seed left in its folder."""
+    for path in (folder / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text({"args.json": '{"arguments": {"seed": 1}}', "metrics.jsonl": f'{{"step": {step}}}'}
+                        .get(path.name, "1.png"))  # fmt: skip
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_took_no_step_leaves_its_folder_to_the_corrected_command(overwrite, tmp_path):
+    leave(tmp_path / "run", LEFT)
+    with run_in(tmp_path / "run", arguments={"seed": 2}, overwrite=overwrite):
+        pass
+    assert read_json(tmp_path / "run" / "args.json")["arguments"] == {"seed": 2}
+    assert not (tmp_path / "run" / "inputs").exists()  # of the other run
+    assert [*tmp_path.iterdir()] == [tmp_path / "run"]
+
+
+def test_a_run_that_took_a_step_is_not_taken_over(tmp_path):
+    leave(tmp_path, LEFT, step=1)
+    with pytest.raises(InputError, match="seed was 1, now 2"):
+        run_in(tmp_path, arguments={"seed": 2}).claim()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step-000000001-0.pt", "parts/000000.parquet", "results.json", "model.safetensors", "notes"]
+)
+def test_a_run_that_left_anything_is_not_taken_over(name, tmp_path):
+    leave(tmp_path, LEFT | {name})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="seed was 1, now 2"):
+        run_in(tmp_path, arguments={"seed": 2}).claim()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_results_of_another_program_are_no_finished_run(tmp_path):
+    (tmp_path / "results.json").write_text('{"accuracy_test": {"mean": 5}}')
+    with run_in(tmp_path) as run:
+        run.finish({"images": 1}, [])
+
+
+def test_what_is_not_a_runs_own_stays_in_its_folder(tmp_path):
+    """Images in a folder inputs/, where a run keeps the names of its files; tables of other programs."""
+    images = tmp_path / "inputs" / "cats"
+    images.mkdir(parents=True)
+    for number in range(24):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(images / f"{number}.png")
+    (tmp_path / "inputs" / "list.txt").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (tmp_path / "projector").mkdir()
+    (tmp_path / "projector" / "slides.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model = tiny_mae(in_channels=3)
+    tinymae.embed(tmp_path / "inputs", weights=model, mixed_precision="no", formats=["projector"], output_dir=tmp_path)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert (tmp_path / "inputs" / "train.txt").exists() and (tmp_path / "embeddings.parquet").exists()
+
+
+def test_folders_are_moved_aside_however_soon_after_each_other(tmp_path):
+    folder = tmp_path / "run"
+    for content in ("a", "b", "c"):
+        folder.mkdir()
+        (folder / "results.json").write_text(content)
+        run_module.move_aside(folder)
+    assert sorted(file.read_text() for file in tmp_path.glob("*/results.json")) == ["a", "b", "c"]
+
+
+def test_overwrite_moves_the_old_run_aside(quick_figures, tmp_path):
+    folder = tmp_path / "run"
+    probe = FEW | {"weights": tiny_mae(), "head": "mlp", "output_dir": folder}
+    tinymae.linear_probe(**probe)
+    with pytest.raises(InputError, match="pool was 'avg', now 'cls'"):
+        tinymae.linear_probe(**probe, pool="cls")
+    tinymae.linear_probe(**probe, pool="cls", overwrite=True)
+    aside = [path for path in tmp_path.iterdir() if path != folder]
+    assert len(aside) == 1 and (aside[0] / "results.json").exists()
+    assert read_json(folder / "args.json")["arguments"]["pool"] == "cls"
+
+
+def test_a_message_of_many_differences_is_short_and_has_numbers_as_people_write_them(tmp_path):
+    digests = "0123456789abcdef" * 4, "f" * 64
+    olds, news = ({"warmup_epochs": 0.05 * n, "weights": digest} | {f"flag{k}": k * n for k in range(1, 5)}
+                  for n, digest in ((41, digests[0]), (42, digests[1])))  # fmt: skip
+    with run_in(tmp_path, arguments=olds) as run:
+        run.finish({}, [])
+    with pytest.raises(InputError) as refused:
+        run_in(tmp_path, arguments=news).claim()
+    assert (
+        "(warmup_epochs was 2.05, now 2.1, weights was '0123456789abcdef', now 'ffffffffffffffff', flag1 was 41, "
+        "now 42, and 3 more)" in str(refused.value)
+    )
+
+
+def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(tmp_path):
+    for data in ("photos/", "photos", ["photos", "more/"], ["photos/", "more"]):
+        folder = tmp_path / ("several" if isinstance(data, list) else "one")
+        with run_in(folder, arguments={"data": data}) as run:
+            run.finish({}, [])
+    with pytest.raises(InputError, match="data was 'photos/', now 'photos2'"):
+        run_in(tmp_path / "one", arguments={"data": "photos2"}).claim()
+
+
+def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
+    for results in ({"accuracy_test": 91.234, "knn_val": 50.0}, {"images": 3}):
+        folder = tmp_path / str(len(results))
+        for _ in range(2):
+            assert "is finished" not in capsys.readouterr().out
+            with run_in(folder) as run:
+                run.finish(results, [])
+        score = ", accuracy, test 91.23 %" * ("accuracy_test" in results)
+        assert f"{folder} is finished{score}: its results stay as they are\n" in capsys.readouterr().out
+
+
+# ---- other inputs under the same settings
+
+
+def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
+    start, tune = QUICK | {"epochs": 1, "output_dir": tmp_path / "mae"}, FEW | {"batch_size": 16, "epochs": 1}
+    tinymae.pretrain(**start)
+    before = read_json(tmp_path / "mae" / "results.json")
+    tuning = {**tune, "weights": tmp_path / "mae", "output_dir": tmp_path / "tuned"}
+    with pytest.raises(Stopped):
+        tinymae.finetune(**tuning, pause_after_minutes=0)
+    tinymae.pretrain(**start | {"seed": 2}, overwrite=True)
+    assert read_json(tmp_path / "mae" / "results.json") != before
+    with pytest.raises(InputError, match=r"holds another run \(weights was '\w+', now '\w+'\): choose another folder"):
+        tinymae.finetune(**tuning)
+    tinymae.finetune(**tuning, overwrite=True)  # moves the old one aside
+    tinymae.finetune(**tuning)
+    other = tiny_mae()
+    tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
+    with torch.no_grad():
+        other.encoder.norm.bias += 1
+    with pytest.raises(InputError, match="weights was 'MaskedAutoencoder, sha256 .*, now 'MaskedAutoencoder, sha256"):
+        tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp_path, monkeypatch):
+    if streamed:
+        load_splits = tinymae.data.load.load_splits
+        monkeypatch.setattr(load_splits, "__kwdefaults__", load_splits.__kwdefaults__ | {"memory_limit_gb": 0})
+    save_images(tmp_path / "images", load_dataset("digits").images[:40])
+    settings = TINY | {"contrast_epochs": 0, "batch_size": 16, "mixed_precision": "no"}
+    settings |= {"data": tmp_path / "images", "in_channels": 1, "image_size": 8, "epochs": 1, "num_workers": 0,
+                 "output_dir": tmp_path / "run"}  # fmt: skip
+    with pytest.raises(Stopped):
+        tinymae.pretrain(**settings, pause_after_minutes=0)
+    content = {path: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    Image.new("L", (9, 9), 7).save(tmp_path / "images" / "21.png")
+    splits = r"(train|val) was '\d+ images, \w+', now '\d+ images, \w+'"
+    with pytest.raises(InputError, match=rf"holds another run \({splits}\)"):
+        tinymae.pretrain(**settings)
+    (tmp_path / "images" / "more.png").write_bytes(content[tmp_path / "images" / "03.png"])
+    with pytest.raises(
+        InputError, match=r"train was '37 images, \w+', now '38 images, \w+', 1 of train came: more\.png"
+    ):
+        tinymae.pretrain(**settings)
+    (tmp_path / "images" / "more.png").unlink()
+    for path, before in content.items():
+        path.write_bytes(before)
+    assert tinymae.pretrain(**settings).results["steps"] == 2
+
+
+def test_pixels_from_python_are_told_apart(tmp_path):
+    tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
+    for name, changed in (("data", 255 - QUICK["data"]), ("labels", QUICK["labels"].flip(0)), ("labels", None)):
+        now = "None" if changed is None else "'array"
+        with pytest.raises(InputError, match=f"{name} was 'array .*, now {now}"):
+            tinymae.pretrain(**QUICK | {"epochs": 1, name: changed}, output_dir=tmp_path)
+    same = {"data": QUICK["data"].numpy().copy(), "labels": QUICK["labels"].tolist()}
+    assert tinymae.pretrain(**QUICK | {"epochs": 1} | same, output_dir=tmp_path).results["steps"] == 4
+
+
+def test_a_run_says_which_images_came_or_went(tmp_path):
+    def run():
+        data = {"train": load_dataset(tmp_path / "data", image_size=8)}
+        inputs = {name: dataset.fingerprint for name, dataset in data.items()}
+        return run_in(tmp_path / "run", inputs=inputs, datasets=data)
+
+    save_images(tmp_path / "data", pixels(60, 8, 8))
+    with run() as first:
+        first.finish({}, [])
+    names = load_dataset(tmp_path / "data").names
+    (tmp_path / "data" / names[0]).unlink()
+    for number in range(60, 70):
+        picture(tmp_path / "data" / f"{number}.png")
+    came = sorted(set(load_dataset(tmp_path / "data").names) - set(names))
+    said = f"{len(came)} of train came: {', '.join(came[:3])}, ..., 1 of train went: {names[0]}"
+    with pytest.raises(InputError, match=said):
+        run().claim()
