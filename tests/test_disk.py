@@ -2,10 +2,13 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 from running import FEW, QUICK, metrics
 
@@ -60,6 +63,21 @@ def test_a_full_disk_under_a_run_is_one_line_that_says_how_to_go_on(tmp_path):
         "which resumes"
     )
     lock_folder(tmp_path).release()  # it was given back
+
+
+def test_a_checkpoint_that_has_no_room_says_so_and_how_much_it_needs(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1931200 vs 1931088")
+
+    monkeypatch.setattr(torch, "save", fail)
+    state = {"model": {"weight": torch.zeros(1_000_000)}, "step": 3}
+    for free, cause in [
+        (3_000_000, rf"no space left on the disk of {tmp_path}, it needs 4\.0 MB"),
+        (5_000_000, r"\[enforce fail at inline_container\.cc:672\] \. unexpected pos 1931200 vs 1931088"),
+    ]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(InputError, match=rf"the checkpoint of step 3 could not be written \({cause}\); the last"):
+            Checkpoints(tmp_path, print).save(state, step=3)
 
 
 def test_what_stands_in_a_files_place_is_named_and_the_folder_given_back(tmp_path):
