@@ -131,8 +131,9 @@ def write_odd_files(folder: Path) -> list[Path]:
     large, small = smooth.resize((400, 300), Image.Resampling.BICUBIC), smooth.resize((41, 23))
     palette = small.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
     images: dict[str, tuple[Image.Image, dict]] = {
-        "alpha.png": (small, {}), "alpha.webp": (small, {"lossless": True}), "grey, alpha.png": (small.convert("LA"), {}),
-        "palette.png": (palette, {"transparency": 3}), "palette.gif": (palette, {"transparency": 3}),
+        "alpha.png": (small, {}), "alpha.webp": (small, {"lossless": True}),
+        "grey and alpha.png": (small.convert("LA"), {}), "palette.png": (palette, {"transparency": 3}),
+        "palette.gif": (palette, {"transparency": 3}),
         "colour that is transparent.png": (small.convert("RGB"), {"transparency": (1, 2, 3)}),
         "grey.png": (small.convert("L"), {}), "bits.png": (small.convert("1"), {}),
         "cmyk.jpg": (large.convert("CMYK"), {}),

@@ -63,7 +63,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
     held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
-    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+    opened = images.parts | ({} if held_out is None else {"calibrate": held_out})
+    with settings.open_run(accelerator, splits=opened, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
             logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")
