@@ -13,6 +13,7 @@ from PIL import Image
 
 import tinymae
 from tinymae.commands.cli import COMMANDS, create_parser, parse
+from tinymae.data.images import read_image
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
 from tinymae.study import compare
@@ -121,6 +122,43 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeyp
     if page == "docs/design.md":
         names["model"].save_pretrained("family")
         assert names["LinearAutoencoder"].from_pretrained("family").config == names["model"].config
+
+
+def write_odd_files(folder: Path) -> list[Path]:
+    """Images of many formats, modes and sizes, and of all eight orientations."""
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (6, 8, 4), dtype=np.uint8), "RGBA")
+    large, small = smooth.resize((400, 300), Image.Resampling.BICUBIC), smooth.resize((41, 23))
+    palette = small.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+    images: dict[str, tuple[Image.Image, dict]] = {
+        "alpha.png": (small, {}), "alpha.webp": (small, {"lossless": True}),
+        "grey and alpha.png": (small.convert("LA"), {}), "palette.png": (palette, {"transparency": 3}),
+        "palette.gif": (palette, {"transparency": 3}),
+        "colour that is transparent.png": (small.convert("RGB"), {"transparency": (1, 2, 3)}),
+        "grey.png": (small.convert("L"), {}), "bits.png": (small.convert("1"), {}),
+        "cmyk.jpg": (large.convert("CMYK"), {}),
+        "ycbcr.tif": (small.convert("YCbCr"), {}), "rgb.bmp": (small.convert("RGB"), {}),
+        "narrow.png": (small.resize((3, 200)), {}), "of the size.png": (small.resize((40, 24)), {}),
+        "progressive.jpg": (large.convert("RGB"), {"progressive": True}), "grey.jpg": (large.convert("L"), {}),
+    }  # fmt: skip
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        images[f"upright {orientation}.jpg"] = large.convert("RGB"), {"exif": exif}
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    return sorted(folder.iterdir())
+
+
+def test_pillow_and_numpy_alone_read_files_as_predict_does(tmp_path):
+    (program,) = [text for text in PROGRAMS["docs/elsewhere.md"] if "def read(" in text]
+    assert set(re.findall(r"^(?:import|from) (\w+)", program, re.MULTILINE)) == {"numpy", "PIL"}
+    names: dict = {}
+    exec(program, names)
+    for file in write_odd_files(tmp_path):
+        for size, mode in (((32, 32), "RGB"), ((24, 40), "RGB"), ((32, 32), "L")):
+            expected = read_image(file, (len(mode), *size), depth="uint8").numpy()
+            assert np.array_equal(names["read"](file, size, mode), expected), f"{file.name} {size} {mode}"
 
 
 @pytest.mark.parametrize("line", [line for line in command_lines() if COMMAND.search(line)])

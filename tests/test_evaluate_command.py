@@ -98,7 +98,34 @@ def test_classes_are_matched_by_name(limit, tmp_path):
     assert run.results["by_class"]["7"]["support"] == 0
 
 
-def test_classes_of_quite_other_names_are_taken_by_their_order_and_that_is_said(tmp_path, capsys):
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_names_that_differ_in_case_and_in_spaces_around_are_the_same(limit, tmp_path):
+    known = ["kept ", "scrap", "Über"]
+    labels = np.array(["Scrap", "kept", "ÜBER"])[np.arange(60) % 3]
+    images = load_dataset("digits").images[:60]
+    data = load_dataset(images, "all", labels=labels, memory_limit_gb=limit)
+    model = build_classifier(tiny_mae(), classes=known)
+    run = tinymae.evaluate(data, weights=model, mixed_precision="no", split="all", output_dir=tmp_path)
+    numbers = np.array([1, 0, 2])[np.arange(60) % 3]
+    assert run.results["accuracy"] == pytest.approx(100 * np.mean(run.model(images).argmax(dim=1).numpy() == numbers))
+    assert run.results["by_class"].keys() == {*known}
+
+
+def test_of_names_that_differ_in_case_alone_only_the_same_one_is_meant(tmp_path):
+    data = FEW | {"labels": np.array(["Ok", "ok", "no"])[np.arange(80) % 3]}
+    with pytest.raises(InputError, match=r"has images of Ok, which weights \(Classifier\) do not know \(no, ok\)"):
+        model = build_classifier(tiny_mae(), classes=["no", "ok"])
+        tinymae.evaluate(**data, split="train", weights=model, output_dir=tmp_path)
+
+
+def test_classes_of_another_language_are_refused(tmp_path):
+    data = FEW | {"labels": np.array(["gut", "schlecht"])[np.arange(80) % 2]}  # by order the good ones would be bad
+    message = r"know 2 classes \(bad, good\), data set array has 2 others \(gut, schlecht\): give the same names"
+    with pytest.raises(InputError, match=message):
+        tinymae.evaluate(**data, weights=build_classifier(tiny_mae(), classes=["bad", "good"]), output_dir=tmp_path)
+
+
+def test_classes_that_are_numbers_on_one_side_are_taken_by_their_order_and_that_is_said(tmp_path, capsys):
     for names, said in (([*"0123456789"], False), ([*"abcdefghij"], True)):
         tinymae.evaluate(**FEW, weights=classifier_of(names), output_dir=tmp_path / names[0])
         line = "names its classes otherwise than the weights: taken by their order, 0 = a, 1 = b, 2 = c, ..."

@@ -194,7 +194,8 @@ def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     )
     configs = [read_json(tmp_path / name / "config.json") for name in ("onnx", "pt2")]
     assert configs[0]["label_names"] == CLASSES
-    for config in configs:  # what a program needs that normalises by itself
+    for config in configs:  # what a program needs that makes images ready by itself
+        assert config["image_size"] == [8, 8]
         assert config["mean"] == pytest.approx(MODELS["square, RGB"]["mean"])
         assert config["std"] == pytest.approx(MODELS["square, RGB"]["std"])
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)

@@ -34,8 +34,24 @@ def test_deep_images_are_seen_alike_however_much_of_their_range_they_fill(channe
 
 def test_eight_bits_are_seen_as_they_are_and_so_is_an_image_without_contrast():
     for channels in (1, 3):
-        assert display_limits(torch.randint(50, 60, (2, channels, 4, 4), dtype=torch.uint8)) == (0, 1)
-    assert display_limits(torch.full((2, 1, 4, 4), 700, dtype=torch.uint16)) == (0, 1)
+        assert display_limits(torch.randint(50, 60, (2, channels, 4, 4), dtype=torch.uint8)) == figures.FULL
+    assert display_limits(torch.full((2, 1, 4, 4), 700, dtype=torch.uint16)) == figures.FULL
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_bands_of_quite_other_ranges_are_all_seen_and_colours_of_an_image_stay(dtype):
+    scale = {torch.uint8: 1, torch.uint16: 257}[dtype]
+    bands = torch.randint(0, 21, (4, 13, 16, 16)) + torch.arange(13).view(1, -1, 1, 1) * 18  # no two alike
+    bands[:, 5] = 7  # a dead one
+    images = (bands * scale).to(dtype)
+    for channels in (None, (3, 2, 1), (5, 2, 12)):
+        seen = viewable(images, channels, display_limits(images, channels))
+        for shown, channel in enumerate(channels or (0, 1, 2)):
+            values = seen[:, shown].float()
+            assert (values.min(), values.max()) == ((7, 7) if channel == 5 else (0, 255))
+    colours = torch.stack([torch.randint(low, 400, (4, 16, 16)) for low in (0, 100, 300)], dim=1).to(torch.uint16)
+    seen = viewable(colours, limits=display_limits(colours)).float()
+    assert seen[:, 0].mean() + 20 < seen[:, 1].mean() < seen[:, 2].mean() - 20
 
 
 def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeypatch):

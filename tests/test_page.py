@@ -21,7 +21,7 @@ from tinymae.models.conv import ConvAutoencoder
 
 pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")
 ROWS, COLUMNS = 4, 6
-CLASSES = ["cat", "dog", "owl"]
+CLASSES = ["cat", "golden retriever", "owl"]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -97,6 +97,15 @@ def patch(page, row: int, column: int):
 def hidden(page) -> list[bool]:
     buttons = page.locator("#patches button")
     return [pressed == "true" for pressed in buttons.evaluate_all("all => all.map(b => b.ariaPressed)")]
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_names_of_classes_are_shown_whole_where_there_is_room(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    names = page.locator("#classes th").evaluate_all(
+        "all => all.map(th => [th.scrollWidth, th.clientWidth, th.offsetWidth])"
+    )
+    assert all(wanted <= shown and whole < 0.5 * width for wanted, shown, whole in names), names
 
 
 def test_clicked_patches_are_painted_in_as_torch_does(page, shown):

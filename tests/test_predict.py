@@ -39,7 +39,7 @@ def logits_of(classifier, images) -> torch.Tensor:
 def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     images = load_dataset("digits", "test").images[:60]
     save_images(tmp_path / "new", images)
-    run = tinymae.predict(tmp_path / "new", weights=classifier, mixed_precision="no", output_dir=tmp_path / "run")
+    run = tinymae.predict(tmp_path / "new", weights=classifier, output_dir=tmp_path / "run")
     rows = rows_of(run.folder / "predictions.csv")
     probabilities = logits_of(classifier, images).softmax(dim=1)
     expected, of_image = probabilities.topk(2, dim=1), {row["name"]: row for row in rows}
@@ -57,13 +57,22 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     assert f"60 images ({frequent}, " in capsys.readouterr().out
 
 
+def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinymae.training.device.supports_bf16", lambda device: True)
+    images = load_dataset("digits", "test").images[:20]
+    run = tinymae.predict(images, weights=classifier, output_dir=tmp_path)
+    expected = logits_of(classifier, images).softmax(dim=1).max(dim=1).values
+    found = [float(row["probability"]) for row in rows_of(run.folder / "predictions.csv")]
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_surest_images_first(tmp_path, monkeypatch):
     sheets = note_sheets(monkeypatch, predict)
     monkeypatch.setattr(predict, "SHOWN", 10)
     model = build_classifier(tiny_mae(), classes=["鳥 birds", "кошка/cat"]).eval()
     images = load_dataset("digits", "test").images[:60]
     torch.nn.init.normal_(model.head.weight, std=5, generator=torch.Generator().manual_seed(0))
-    run = tinymae.predict(images, weights=model, mixed_precision="no", output_dir=tmp_path)
+    run = tinymae.predict(images, weights=model, output_dir=tmp_path)
     names = {"鳥 birds": "000_鳥_birds.png", "кошка/cat": "001_кошка_cat.png"}
     found = {names[name] for name, count in run.results["by_class"].items() if count}
     assert {path.name for path in (tmp_path / "classes").iterdir()} == found == sheets.keys()
@@ -107,7 +116,7 @@ def test_calibration_reads_its_data_by_the_same_settings(classifier, tmp_path):
     digits = load_dataset("digits", "test")
     np.savez(tmp_path / "floats.npz", images=digits.images.numpy() / np.float32(255), labels=digits.labels)
     reading = {"pixel_range": (0, 1), "val_fraction": 0.5}
-    settings = {"weights": classifier, "split": ("test",), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    settings = {"weights": classifier, "split": ("test",), "output_dir": tmp_path / "run"}
     run = tinymae.predict(tmp_path / "floats.npz", **settings, **reading, calibrate=tmp_path / "floats.npz")
     val = load_dataset(tmp_path / "floats.npz", "val", **reading)
     assert run.results["temperature"] == pytest.approx(

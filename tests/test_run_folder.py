@@ -1,5 +1,7 @@
 """A run's folder is its own: which command may go on in it, and on which data and weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.errors import Stopped
-from tinymae.files import read_json
+from tinymae.files import read_json, write_json
 from tinymae.training import run as run_module
+from tinymae.training.inputs import require_same_run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -211,6 +214,56 @@ def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp
     for path, before in content.items():
         path.write_bytes(before)
     assert tinymae.pretrain(**settings).results["steps"] == 2
+
+
+def test_a_run_is_the_same_run_however_its_data_and_weights_are_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path / "images", load_dataset("digits").images[:20])
+    save_images(tmp_path / "others", load_dataset("digits").images[20:40])
+    tiny_mae().write_weights("mae")
+    common = {"split": "all", "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    found = tinymae.evaluate("images", weights="mae", **common).results
+    recorded = (tmp_path / "run" / "args.json").read_text()
+    arguments = read_json(tmp_path / "run" / "args.json")["arguments"]
+    assert (arguments["data"], arguments["weights"]) == ("images", "mae")
+    Path("images").rename("moved")
+    Path("mae").rename("weights")
+    for data, weights in (("moved", tmp_path / "weights"), (tmp_path / "moved", "weights")):
+        assert tinymae.evaluate(data, weights=weights, **common).results == found
+    assert tinymae.evaluate("moved", weights=tiny_mae(), skip_unreadable=True, **common).results == found
+    assert (tmp_path / "run" / "args.json").read_text() == recorded
+    with pytest.raises(
+        InputError, match=r"another run \(data was 'images', now 'others', all was '20 images, \w+', now"
+    ):
+        tinymae.evaluate("others", weights="weights", **common)
+    (tmp_path / "moved" / "07.png").rename(tmp_path / "moved" / "7.png")
+    with pytest.raises(InputError, match=r"data was 'images', now 'moved', .*1 of all came: 7\.png, 1 of all went: 07"):
+        tinymae.evaluate("moved", weights="weights", **common)
+    (tmp_path / "moved" / "7.png").rename(tmp_path / "moved" / "07.png")
+    other = tiny_mae()
+    other.mask_token.data += 1
+    other.write_weights("weights")
+    with pytest.raises(InputError, match=r"weights was 'mae', now 'weights', .*weights was '\w{16}', now '\w{16}'"):
+        tinymae.evaluate("moved", weights="weights", **common)
+
+
+def test_a_path_counts_where_nothing_is_known_of_its_content_or_names_and_sizes_alone(tmp_path):
+    arguments, inputs = {"data": "2023", "weights": "owner/name"}, {"train": "2 images, 12ab"}
+    write_json(tmp_path / "args.json", {"arguments": arguments, "inputs": inputs})
+    write_json(tmp_path / "results.json", {})
+    pixels = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    in_memory, streamed = ({"train": load_dataset(pixels, memory_limit_gb=limit)} for limit in (4, 0))
+    moved = arguments | {"data": "2024"}
+    require_same_run(tmp_path, moved, inputs, in_memory)
+    for changed, found, datasets in [
+        (moved, {}, {}),
+        (moved, inputs, streamed),
+        (arguments | {"weights": "owner/other"}, inputs, in_memory),
+    ]:
+        with pytest.raises(
+            InputError, match=r"(data was '2023', now '2024'|weights was 'owner/name', now 'owner/other')\)"
+        ):
+            require_same_run(tmp_path, changed, found, datasets)
 
 
 def test_pixels_from_python_are_told_apart(tmp_path):

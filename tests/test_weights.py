@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from tinymae.evaluation.probes import fit_linear
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier, fold_probe
 from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.pretrained import UNREACHABLE
 from tinymae.models.vqvae import VQAutoencoder
 
 SIZES = {"image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -123,6 +125,22 @@ def test_a_classifier_goes_to_the_hub_and_comes_back_with_its_card(autoencoder, 
     assert torch.equal(copy.deepcopy(again)(images), pickle.loads(pickle.dumps(again))(images))
     with pytest.raises(InputError, match="holds a .*, not a VQAutoencoder"):
         VQAutoencoder.from_pretrained(tmp_path / "run")
+
+
+def test_weights_without_a_card_are_given_no_licence(autoencoder, tmp_path):
+    autoencoder.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: tinymae" in card and not re.search("licen[cs]e", card, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE("unreachable"), OSError("no token\nis there")])
+def test_a_hub_that_cannot_be_reached_is_one_line(error, autoencoder, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(InputError, match=r"^somebody/mae was not uploaded, .* \((unreachable|no token)\): check the"):
+        autoencoder.push_to_hub("somebody/mae")
 
 
 def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, tmp_path):

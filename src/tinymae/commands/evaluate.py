@@ -1,6 +1,7 @@
 """Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,19 +131,22 @@ def remark_on_known(model: Model, dataset: Dataset, split: str) -> None:
 
 
 def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:
-    """The dataset with its labels numbered as the classifier's, by the names of the classes. Names that the classifier
-    has none of may mean the same classes in other words: they are taken by their order, and that is said.
+    """The dataset with its labels numbered as the classifier's, by the names of the classes, see `spell_like`. Where
+    one side has numbers for names, as arrays do, classes are taken by their order, and that is said.
 
     Raises InputError for images of classes that the classifier does not know.
     """
     weights = describe_source(weights)
     if model.several and not has_several(dataset):  # the other way round, the data are not loaded
         raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
-    if not {*dataset.classes} & {*model.classes}:
-        if len(dataset.classes) != len(model.classes):
+    classes = spell_like(dataset.classes, model.classes)
+    if not {*dataset.classes} & {*classes}:
+        numbers = [str(number) for number in range(len(classes))]
+        if len(dataset.classes) != len(classes) or numbers not in (dataset.classes, classes):
             raise InputError(
                 f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
-                f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names"
+                f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
+                "numbers from 0, in the order of the weights"
             )
         pairs = ", ".join(map(" = ".join, zip(dataset.classes[:3], model.classes, strict=False)))
         if PartialState().is_main_process:
@@ -151,12 +155,28 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
     assert dataset.labels is not None
     present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
     strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]
-    if strangers := [name for name in strangers if name not in model.classes]:
+    if strangers := [name for name in strangers if name not in classes]:
         raise InputError(
             f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
             f"({list_some(model.classes)}): leave them out, or give them one of these names"
         )
-    return dataset if dataset.classes == model.classes else with_classes(dataset, model.classes)
+    return dataset if dataset.classes == classes else with_classes(dataset, classes)
+
+
+def spell_like(given: list[str], names: list[str]) -> list[str]:
+    """`names` as `given` spells them, where that differs only in case and in spaces around; two that differ in nothing
+    else stay as they are.
+
+    >>> spell_like([" Cat", "DOG", "owl", "Owl"], ["dog", "cat", "owl", "fox"])
+    ['DOG', ' Cat', 'owl', 'fox']
+    """
+
+    def plain(name: str) -> str:
+        return name.strip().casefold()
+
+    of_given, of_names = (Counter(map(plain, each)) for each in (given, names))
+    spelled = {plain(name): name for name in given if of_given[plain(name)] == of_names[plain(name)] == 1}
+    return [spelled.get(plain(name), name) for name in names]
 
 
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:

@@ -96,7 +96,7 @@ def write_files(settings: ExportSettings, folder: Path) -> tuple[Model, dict[str
 
 
 def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[str, str]:
-    """A file of each thing that the weights can do, and config.json with mean, std and class names.
+    """A file of each thing that the weights can do, and config.json with image size, mean, std and class names.
 
     Returns what each file takes, in words.
     """
@@ -122,7 +122,8 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
         else:
             export_torch(graph, folder / f"{name}.pt2")
     statistics = {name: getattr(encoder_of(model), name).flatten().tolist() for name in ("mean", "std")}
-    write_json(folder / "config.json", config | statistics | model.reading_noted)
+    size = {"image_size": [*model.image_size]}
+    write_json(folder / "config.json", config | size | statistics | model.reading_noted)
     return takes
 
 

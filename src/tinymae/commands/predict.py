@@ -16,6 +16,7 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
+from ..training.device import Precision
 from .evaluate import match_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
 from .fields import keywords_of, setting, with_default
@@ -32,6 +33,7 @@ class PredictSettings(JoinedSettings):
 
     output_dir: str | Path = with_default(JoinedSettings, "output_dir", "runs/predict")
     split: tuple[Split, ...] = with_default(JoinedSettings, "split", ("all",))
+    mixed_precision: Precision = with_default(JoinedSettings, "mixed_precision", "no")  # on any processor the same
     calibrate: str | Path | None = setting(
         None, "labelled data, as --data: its validation images set the temperature of the probabilities"
     )
@@ -49,6 +51,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     know several labels an image, all classes of a probability of at least 1/2, and the probability of each. classes/
     has a sheet of the images of each class, the surest first and the least sure last. With `calibrate` the
     probabilities are those of logits divided by one temperature, found on validation; the classes stay as they are.
+    Unlike other commands it computes in float32 by default: a threshold of a probability then holds on any processor.
 
     Raises InputError for weights without a head, or for settings or data that cannot work.
     """
@@ -60,7 +63,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
     held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
-    with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
+    opened = images.parts | ({} if held_out is None else {"calibrate": held_out})
+    with settings.open_run(accelerator, splits=opened, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
             logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")

@@ -58,7 +58,7 @@ class DataSettings(Settings):
     group_pattern: str | None = setting(
         None, "the same by a regular expression in each image's path: what its brackets hold, or all of it"
     )
-    skip_unreadable: bool = setting(False, "leave out images that do not decode, or that are missing")
+    skip_unreadable: bool = setting(False, "leave out images that do not decode, or that are missing", free=True)
 
     @property
     def reading(self) -> dict[str, Any]:

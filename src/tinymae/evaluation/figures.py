@@ -18,8 +18,8 @@ from ..tensors import LEVELS, pick_pixels, to_unit
 from .fonts import installed
 
 Channels = tuple[int, int, int]  # which of an image are shown as red, green and blue
-Limits = tuple[float, float]  # the values, in [0, 1], that are shown as black and as white
-FULL: Limits = (0.0, 1.0)
+Limits = tuple[tuple[float, float], ...]  # of red, green and blue: values, in [0, 1], shown as darkest and brightest
+FULL: Limits = ((0.0, 1.0),) * 3
 NAMED = 120  # classes whose names have room beside a confusion matrix
 COLOURS = ("#2f6690", "#edae49", "#66a182", "#d1495b")
 
@@ -58,7 +58,7 @@ def viewable(images: Tensor, channels: Channels | None = None, limits: Limits = 
     chosen = choose_channels(images, channels)
     if chosen.dtype == torch.uint8 and limits == FULL:
         return chosen
-    low, high = limits
+    low, high = torch.tensor(limits, device=chosen.device).T[..., None, None]
     unit = to_unit(chosen) if chosen.dtype in LEVELS else chosen.float()
     return (255 * ((unit - low) / (high - low)).clamp(0, 1)).round().to(torch.uint8)
 
@@ -71,21 +71,25 @@ def choose_channels(images: Tensor, channels: Channels | None) -> Tensor:
 
 
 def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
-    """Which values, in [0, 1], of pixels (N, C, H, W) are to be seen as black and as white.
+    """Which values, in [0, 1], of pixels (N, C, H, W) are to be seen as darkest and brightest, in red, green and blue.
 
     Of grey or RGB images of 8 bits these are all. Others may fill a small part of their range, as those of a camera of
     12 bits in uint16 do, and would look black: the limits are the 1st and the 99th percentile of the channels that are
-    seen, together. Give all parts of a sheet the same.
+    seen. They are taken together, so that colours stay; of more than three channels, which may be bands of quite other
+    ranges, each by itself. Give all parts of a sheet the same.
 
     >>> dark = torch.arange(100).view(1, 1, 10, 10)
-    >>> display_limits(dark.to(torch.uint8)), [round(65535 * limit) for limit in display_limits(dark.to(torch.uint16))]
-    ((0.0, 1.0), [1, 98])
+    >>> display_limits(dark.to(torch.uint8)) == FULL
+    True
+    >>> [round(65535 * limit) for limit in display_limits(dark.to(torch.uint16))[0]]
+    [1, 98]
     """
     if images.dtype not in LEVELS or (images.dtype == torch.uint8 and images.shape[1] in (1, 3)):
         return FULL
-    values = to_unit(choose_channels(images, channels)).flatten().cpu().numpy()
-    low, high = np.percentile(values, (1, 99)).tolist()
-    return (low, high) if high > low else FULL
+    values = to_unit(choose_channels(images, channels)).movedim(1, 0).flatten(1).cpu().numpy()  # (3, N * H * W)
+    found = np.percentile(values, (1, 99), axis=1 if images.shape[1] > 3 else None)
+    pairs = np.broadcast_to(found.reshape(2, -1), (2, 3)).T.tolist()
+    return tuple((low, high) if high > low else FULL[0] for low, high in pairs)
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from typing_extensions import Self
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import read_json, require_types
 from .filling import find_weights
 
@@ -16,8 +17,10 @@ READING: dict[str, Any] = {
     "fit": Literal["pad"] | None, "pixel_range": tuple[float, float] | None, "depth": Literal["uint16"] | None,
 }  # fmt: skip
 
+UNREACHABLE: type[Exception] = HfHubHTTPError.__bases__[0]  # without a network the Hub's client raises httpx's own
 
-class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
+
+class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
     """Saved as `model.safetensors` and `config.json`, by `save_pretrained` and `push_to_hub`, and read by
     `from_pretrained`.
     """
@@ -71,6 +74,19 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae", license="mit"):
         ['README.md', 'config.json', 'model.safetensors']
         """
         return super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; the keywords are `huggingface_hub`'s.
+
+        Raises InputError where the Hub cannot be reached, or does not take it.
+        """
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        except (UNREACHABLE, HFValidationError, OSError) as error:
+            raise InputError(
+                f"{repo_id} was not uploaded, as the Hugging Face Hub cannot be reached or refuses it "
+                f"({first_line(error)}): check the network, the name and that you are logged in (hf auth login)"
+            ) from None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by the mixin's `save_pretrained` and `push_to_hub`; unlike the mixin's own it adds a checksum."""

@@ -1,6 +1,7 @@
 """The checkpoints of a run: written whole, checked when they are read."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -60,14 +61,24 @@ class Checkpoints:
                 self.folder / f"{stem}.pt", lambda beside: torch.save(state, beside),
                 name=lambda beside: f"{stem}-{file_digest(beside)}.pt",
             )  # fmt: skip
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:
             raise refusal(
                 error,
-                f"the checkpoint of step {step} could not be written ({first_line(error)}); the last good one is "
-                f"{self.last}. Make room on the disk, then repeat the command: it resumes",
+                f"the checkpoint of step {step} could not be written ({self.find_cause(error, state)}); the last good "
+                f"one is {self.last}. Make room on the disk, then repeat the command: it resumes",
             ) from None
         for old in self.files[:-KEPT]:
             old.unlink()
+
+    def find_cause(self, error: Exception, state: dict) -> str:
+        """Why a state could not be written, in words: of a full disk torch says "unexpected pos 1931200"."""
+        try:
+            needed, free = size_of(state), shutil.disk_usage(self.folder).free
+        except OSError:  # the folder itself is not there
+            return first_line(error)
+        if needed < free:
+            return first_line(error)
+        return f"no space left on the disk of {self.folder}, it needs {needed / 1e6:.1f} MB"
 
 
 REMEDY = "Try a lower --base-lr, a longer warm-up or --clip-grad 1"
@@ -77,5 +88,18 @@ def find_infinite(state: object, name: str = "state") -> str | None:
     """The name of a tensor with a value that is not finite, anywhere in nested dictionaries and lists; or None."""
     if isinstance(state, Tensor):
         return None if not state.is_floating_point() or bool(state.isfinite().all()) else name
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
-    return next((found for key, value in items if (found := find_infinite(value, f"{name}.{key}"))), None)
+    return next((found for key, value in items_of(state) if (found := find_infinite(value, f"{name}.{key}"))), None)
+
+
+def size_of(state: object) -> int:
+    """The bytes of all tensors in nested dictionaries and lists.
+
+    >>> size_of({"step": 3, "model": {"weight": torch.zeros(2, 2)}, "moments": [torch.zeros(2), None]})
+    24
+    """
+    return state.nbytes if isinstance(state, Tensor) else sum(size_of(value) for _, value in items_of(state))
+
+
+def items_of(state: object) -> Iterable[tuple]:
+    """What is in a dictionary or list, by its key or place; of anything else nothing."""
+    return state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()

@@ -3,17 +3,23 @@
 import contextlib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from ..data.datasets import ImageDataset
 from ..data.splits import SPLITS
 from ..errors import InputError, list_some
 from ..files import read_json, read_metrics, write_bytes
 
 MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came or went
 MOST_SHOWN = 3  # differences in a message
+# The inputs whose fingerprints say what an argument led to, however it was spelled.
+FOUND_BY = {
+    "data": (*SPLITS, "all"), "unlabelled_data": ("unlabelled",), "weights": ("weights",), "masks": ("masks_sha256",),
+    "calibrate": ("calibrate",),
+}  # fmt: skip
 # What a run may leave that ends before its first step.
 EARLY = ("args.json", ".lock", "inputs/*.txt", "tensorboard/events.*", "tensorboard/*/events.*", "metrics.jsonl",
          "reconstructions.png", "samples.png")  # fmt: skip
@@ -38,17 +44,25 @@ def require_same_run(
 ) -> None:  # fmt: skip
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
-    Of `partial` inputs the run's others are not compared. Of files in `datasets` it says which came or went.
+    A path may be another where the same was found there: see `found_alike`. Of `partial` inputs the run's others are
+    not compared. Of files in `datasets` it says which came or went.
     """
     if not holds_run(folder):
         return
     recorded = read_json(folder / "args.json")
-    changes = [*differences(recorded["arguments"], arguments)]
-    if inputs and (was := recorded.get("inputs")):
-        changes += differences({name: was[name] for name in was if name in inputs or not partial}, inputs)
+    known = recorded.get("inputs", {})
+    was = {name: value for name, value in known.items() if name in inputs or not partial}
+    datasets = datasets or {}
+    renamed = {split: names for split in datasets if (names := changed_names(folder, split, datasets[split]))}
+    # Of images that stay in their files fingerprints know names and sizes alone, which 2023/tile.npy and 2024/tile.npy
+    # may have in common.
+    streamed = {split for split, dataset in datasets.items() if not isinstance(dataset, ImageDataset)}
+    alike = found_alike(was, inputs, but=streamed | renamed.keys())
+    changes = differences(recorded["arguments"], arguments, leave_out=alike)
+    if inputs and known:
+        changes += differences(was, inputs)
     if changes:
-        found = (changed_names(folder, split, dataset) for split, dataset in (datasets or {}).items())
-        changes += filter(None, found)
+        changes += renamed.values()
         if (more := len(changes) - MOST_SHOWN) > 0:
             changes[MOST_SHOWN:] = [f"and {more} more"]
         raise InputError(
@@ -56,9 +70,25 @@ def require_same_run(
         )
 
 
-def differences(old: dict, new: dict) -> list[str]:
+def found_alike(was: dict, now: dict, *, but: set[str]) -> set[str]:
+    """The arguments under which the same was found as before: the inputs that say so are there, equal, and none of
+    `but`.
+
+    >>> was = {"train": "80 images, 12ab", "val": "20 images, 34cd", "weights": "56ef"}
+    >>> found_alike(was, {**was, "val": "9 images, 78ab"}, but=set())
+    {'weights'}
+    """
+    found = {argument: {*names} & {*was, *now} for argument, names in FOUND_BY.items()}
+    return {
+        argument
+        for argument, names in found.items()
+        if names and not names & but and all(was.get(name) == now.get(name) for name in names)
+    }
+
+
+def differences(old: dict, new: dict, *, leave_out: Collection[str] = ()) -> list[str]:
     """What was and what is, for each name whose value differs."""
-    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new} if name not in leave_out}
     return [
         f"{name} was {brief(was)}, now {brief(now)}" for name, (was, now) in pairs.items() if plain(was) != plain(now)
     ]
@@ -90,7 +120,7 @@ def plain(value: Any) -> Any:
 
 def write_names(folder: Path, datasets: Mapping[str, Any]) -> None:
     """Keep the names of the files of each split, in place of others. The folder may hold what is not ours."""
-    for split in (*SPLITS, "all", "unlabelled"):
+    for split in (*SPLITS, "all", "unlabelled", "calibrate"):
         names_file(folder, split).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it is not there, or holds something else
         (folder / "inputs").rmdir()

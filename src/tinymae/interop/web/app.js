@@ -281,6 +281,12 @@ async function reconstruct() {
 }
 
 function addGuesses() {
+  // The column of names is as wide as the longest one, which may be shown in bold.
+  const pen = document.createElement("canvas").getContext("2d");
+  const style = getComputedStyle(element("classes"));
+  pen.font = `600 ${style.fontSize} ${style.fontFamily}`;
+  const longest = Math.ceil(Math.max(...settings.classes.map((name) => pen.measureText(name).width)));
+  element("guesses").style.setProperty("--longest", `${longest}px`);
   const rows = Math.min(SHOWN_CLASSES, settings.classes.length);
   for (let row = 0; row < rows; row++) {
     const line = document.createElement("tr");
