@@ -57,7 +57,7 @@ def counted(picture, channels) -> int:
     """How many pixels of a picture have a colour that these channels of an image would give, which are stretched from
     the least to the greatest of their values.
     """
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    pixels = np.asarray(Image.open(picture).convert("RGB"), dtype=int)  # numpy 1 would multiply in uint8 below
     levels = np.array([LEVELS[channel] for channel in channels])
     low, high = levels.min() - NOISE, levels.max() + NOISE
     return int((abs(low + pixels * (high - low) / 255 - levels) <= NOISE + 1).all(axis=-1).sum())
