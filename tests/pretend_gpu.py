@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -50,17 +51,24 @@ NO_KERNEL = {
 QUIET = {torch.nn.functional.one_hot}  # reads values where tensors are on the CPU, not on CUDA if classes are given
 
 
-def marked(tensor: Tensor, mark: str = "_on_gpu") -> bool:
+# The marked storages of each mark, by their addresses, which weak references keep from being given to others. A mark is
+# no attribute of a storage: torch 2.6 loses these when the garbage collector meets a storage in a cycle.
+MARKS: dict[str, dict[int, StorageWeakRef]] = {"on GPU": {}, "pinned": {}}
+
+
+def marked(tensor: Tensor, mark: str = "on GPU") -> bool:
     """Whether a tensor's memory has a mark."""
     try:
-        return getattr(tensor.untyped_storage(), mark, False)
+        return tensor.untyped_storage()._cdata in MARKS[mark]
     except (NotImplementedError, RuntimeError):  # it has no storage
         return False
 
 
-def mark(tensor: Tensor, name: str = "_on_gpu") -> Tensor:
+def mark(tensor: Tensor, name: str = "on GPU") -> Tensor:
     """The tensor, its memory marked."""
-    setattr(tensor.untyped_storage(), name, True)
+    storage = tensor.untyped_storage()
+    if storage._cdata not in MARKS[name]:
+        MARKS[name][storage._cdata] = StorageWeakRef(storage)
     return tensor
 
 
@@ -262,6 +270,8 @@ class PretendGPU(TorchFunctionMode):
         self.depth -= 1
         if not self.depth:
             self.stack.close()
+            for marks in MARKS.values():
+                marks.clear()
 
     def patches(self):
         """What torch answers without asking a mode."""
@@ -385,9 +395,9 @@ class PretendGPU(TorchFunctionMode):
         if func is Tensor.pin_memory:
             if here:
                 raise RuntimeError(f"cannot pin '{this.type()}' only dense CPU tensors can be pinned")
-            return this if marked(this, "_pinned") else mark(this.clone(), "_pinned")
+            return this if marked(this, "pinned") else mark(this.clone(), "pinned")
         if func is Tensor.is_pinned:
-            return marked(this, "_pinned")
+            return marked(this, "pinned")
         if here and func in (Tensor.numpy, Tensor.__array__):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor")
         if here and func in READS:
@@ -442,7 +452,7 @@ class PretendGPU(TorchFunctionMode):
         if target == here:
             with self.within(here):
                 return Tensor.to(this, *rest, **kwargs) if rest or kwargs else this
-        if target and not (non_blocking and marked(this, "_pinned")):
+        if target and not (non_blocking and marked(this, "pinned")):
             why = "the memory is not pinned" if non_blocking else "without non_blocking"
             self.log.wait(f"copy of {size_of(this)} to the GPU, {why}")
         if not target and not non_blocking:

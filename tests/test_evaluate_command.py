@@ -186,7 +186,7 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     with torch.no_grad():
         predictions = model(dataset.images).argmax(dim=1)
     assert (predictions > 7).any() and scores["classes_judged"] == 8
-    expected = f1_score(labels, predictions, labels=range(8), average="macro", zero_division=0)
+    expected = f1_score(labels.numpy(), predictions.numpy(), labels=range(8), average="macro", zero_division=0)
     assert scores["macro_f1"] == pytest.approx(100 * expected)
     assert scores["report"]["macro avg"]["f1-score"] == pytest.approx(expected)
     assert "2 of the 10 classes have no train image, and are not judged" in capsys.readouterr().out

@@ -378,8 +378,8 @@ def save_pictures(folder):
     rgb.convert("1").save(folder / "bits.png")
     rgb.save(folder / "webp.webp")
     rgb.save(folder / "bmp.bmp")
-    for suffix in ("png", "pgm"):
-        Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(folder / f"16bit_{suffix}.{suffix}")
+    for suffix, kind in (("png", np.uint16), ("pgm", np.int32)):  # both are files of 16 bits
+        Image.fromarray(np.full((20, 20), 40_000, dtype=kind)).save(folder / f"16bit_{suffix}.{suffix}")
     clear = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
     clear.save(folder / "alpha.png")
     Image.new("RGB", (1, 1), (10, 20, 30)).save(folder / "tiny.png")

@@ -34,10 +34,12 @@ def test_matrices_move_as_under_timms_muon(monkeypatch):
     in_float32 = lambda *args, **options: newton_schulz(*args, **options, dtype=torch.float32)  # noqa: E731
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", in_float32)
     models = small_model(), small_model()
+    for model in models:
+        for parameter in model.parameters():  # what is no matrix moves by NAdamW there, so it stays put
+            parameter.requires_grad_(parameter.ndim > 1)
     groups = [parameter_groups(model, weight_decay=0.1) for model in models]
-    for ours, theirs in zip(*groups, strict=True):  # what is no matrix moves by NAdamW there, so it stays put
-        ours["lr_scale"] = theirs["lr_scale"] = 0.5 * ours["decays"]
-        theirs["use_fallback"] = not theirs["decays"]
+    for group in (*groups[0], *groups[1]):
+        group["lr_scale"] = 0.5
     ours = train(models[0], Muon([group | {"orthogonal": group["decays"]} for group in groups[0]], dtype=torch.float32))
     theirs = train(models[1], timm.optim.Muon(groups[1], betas=(0.9, 0.95), nesterov=True))
     for mine, other in zip(ours, theirs, strict=True):

@@ -56,7 +56,7 @@ def leave(folder, names, step: int = 0) -> None:
     """What a run with a wrong seed left in its folder."""
     for path in (folder / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text({"args.json": '{"arguments": {"seed": 1}}', "metrics.jsonl": f'{{"step": {step}}}'}
+        path.write_text({"args.json": '{"arguments": {"seed": 1}}', "metrics.jsonl": f'{{"step": {step}}}', ".lock": ""}
                         .get(path.name, "1.png"))  # fmt: skip
 
 

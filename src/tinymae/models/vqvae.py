@@ -40,8 +40,9 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(vectors.device.type, enabled=False):
             given, vectors, codes = vectors.float(), vectors.detach().float(), self.codes.float()
-            distances = codes.square().sum(dim=1) - 2 * vectors @ codes.T  # (B, N, K), less |vector|^2
-            indices = distances.argmin(dim=2)
+            # Of matrices, as torch 2.6 cannot take other products apart for ONNX here, if a batch may have any size.
+            distances = codes.square().sum(dim=1) - 2 * vectors.flatten(0, 1) @ codes.T  # (B * N, K), less |vector|^2
+            indices = distances.argmin(dim=1).view(vectors.shape[:2])
             if learn:
                 # A product with one-hot rows, since scattered additions have no fixed order on a GPU.
                 chosen = nn.functional.one_hot(indices, len(self.codes)).float()  # (B, N, K)
