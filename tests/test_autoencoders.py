@@ -341,6 +341,51 @@ def test_weights_of_half_precision_take_the_same_images(name, dtype, images):
     torch.testing.assert_close(classifier.to(dtype)(images), classifier.float()(images), atol=0.1, rtol=0.1)
 
 
+SMALLEST: dict[str, dict] = {
+    "mae": {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1},
+    "conv_ae": {"width": 8, "latent_dim": 8},
+    "vae": {"width": 8, "latent_dim": 8},
+    "vqvae": {"width": 8, "codebook_size": 16},
+    "resnet_unet": {"encoder": "test_resnet"},
+    "masked_conv": {"encoder": "test_convnext2", "decoder_dim": 8},
+    "pca": {"latent_dim": 8},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+def test_weights_of_any_float_type_train_reconstruct_and_sample(name, dtype):
+    family, images = tinymae.models.weights.FAMILIES[name], torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    torch.manual_seed(0)
+    whole = family(image_size=16, **SMALLEST[name])
+    model = copy.deepcopy(whole).to(dtype)
+    drawn = model.draw(Draws(0, 3, 4, torch.arange(4), "cpu"))
+    found, expected = model(images, **drawn), whole(images, **drawn)
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0)
+    if not family.fitted:
+        found.loss.backward()
+        model.after_step(Accelerator(cpu=True), torch.Generator().manual_seed(0))
+    shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shown.original, whole.reconstruct(images).original, atol=0.01, rtol=0)
+    assert shown.images.shape == images.shape and shown.images.isfinite().all()
+    if family.samples:
+        assert model.sample(2).isfinite().all()
+
+
+@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+def test_half_precision_and_back_leaves_mean_and_std_as_they_were(name, tmp_path):
+    statistics = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
+    model = tinymae.models.weights.FAMILIES[name](image_size=16, **statistics, **SMALLEST[name])
+    classifier = build_classifier(model, classes=["a", "b"]).to(torch.bfloat16)
+    halved = model.to(torch.bfloat16)
+    assert halved.normalise(torch.zeros(3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16
+    classifier.write_weights(tmp_path)
+    for encoder in (halved, halved.float(), classifier.encoder, tinymae.load(tmp_path).encoder):
+        for key, values in statistics.items():
+            assert torch.equal(getattr(encoder, key).flatten(), torch.tensor(values))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"std": (0.2, 0.0)}, {"std": (-1.0,)}, {"std": (float("nan"),)}, {"mean": (float("inf"),)}]
 )

@@ -58,6 +58,21 @@ class Encoder(nn.Module):
             # Not in the weights file: they are part of the config.
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Whatever type the weights get, mean and std stay float32: no `.float()` would bring their digits back."""
+        exact = {"mean": self.mean, "std": self.std}
+        super()._apply(fn, recurse)
+        for name, values in exact.items():
+            found = getattr(self, name)
+            if found.dtype != values.dtype:
+                setattr(self, name, values.to(found.device))
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, which normalised images get as well."""
+        return next(self.parameters(), self.mean).dtype
+
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, num_features) of uint8 or normalised float images (B, C, H, W); deterministic."""
         raise NotImplementedError
@@ -92,10 +107,11 @@ class Encoder(nn.Module):
                     f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises",
                     stacklevel=3,
                 )
+        given = images
         if images.device != self.mean.device:
             images = images.to(self.mean.device)
-        found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
-        if found is not images and not compiling:
+        found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size)).to(self.dtype)
+        if found is not given and not compiling:
             vars(found)["of_normalise"] = True
         return found
 
@@ -226,7 +242,8 @@ class Autoencoder(Encoder, Pretrained):
 
         SSIM is taken of pixels in [0, 1], the others of normalised ones.
         """
-        prediction, total = prediction.float(), prediction.new_zeros((), dtype=torch.float32)
+        prediction, images = prediction.float(), images.float()
+        total = prediction.new_zeros(())
         for weight, name in self.loss_terms:
             pixels = (prediction, images)
             if name == "ssim":
