@@ -19,8 +19,10 @@ from ..tensors import pair
 from .filling import build_from_file
 from .losses import LOSSES, SSIM_SIDE, parse_loss
 from .outputs import AutoencoderOutput, Reconstruction
-from .pixels import describe_pixels, normalise
+from .pixels import describe_pixels, normalise, readable
 from .pretrained import Pretrained
+
+LOOKS = 20  # at batches of floats, to see whether anyone normalised them: each waits for the GPU
 
 
 class Encoder(nn.Module):
@@ -36,7 +38,6 @@ class Encoder(nn.Module):
     """
 
     num_features: int  # the width of `encode`
-    seen_floats = False  # whether float images were looked at once, for values that are no normalised ones
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
     pool = "avg"  # the one of them that `encode` takes by default
     layered = False  # whether it is a ViT: `encode` takes `pool` and `layers`, and `encode_dense` gives a map
@@ -45,6 +46,7 @@ class Encoder(nn.Module):
         self, *, image_size: int | Sequence[int], in_channels: int, mean: Sequence[float], std: Sequence[float]
     ):
         super().__init__()
+        self.looks = {True: LOOKS, False: LOOKS}  # that are left, in training and in evaluation
         self.image_size, self.in_channels = pair(image_size), in_channels
         if min(*self.image_size, in_channels) < 1:
             raise InputError(f"image_size {image_size} or in_channels {in_channels} is below 1")
@@ -100,9 +102,10 @@ class Encoder(nn.Module):
             )
         compiling = torch.compiler.is_compiling()
         ours = compiling or getattr(images, "of_normalise", False)  # methods call each other with what they normalised
-        if images.is_floating_point() and not self.seen_floats and not ours:
-            self.seen_floats = True
+        if images.is_floating_point() and not ours and self.looks[self.training] and readable(images):
+            self.looks[self.training] -= 1
             if doubt := describe_pixels(images, self.mean, self.std):
+                self.looks = dict.fromkeys(self.looks, 0)
                 warnings.warn(
                     f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises",
                     stacklevel=3,

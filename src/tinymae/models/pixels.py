@@ -21,7 +21,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
     if images.dtype in LEVELS:
-        return ((to_unit(images) - mean) / std).to(mean.dtype)
+        return (to_unit(images) - mean) / std
     if not images.is_floating_point():
         raise InputError(
             f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"
