@@ -282,6 +282,18 @@ def test_a_codebook_learns_the_same_from_micro_batches():
     torch.testing.assert_close(parts.place_counts, whole.place_counts)
 
 
+def test_in_a_loop_of_ones_own_the_codebook_moves_without_an_accelerator(images):
+    model = build("vqvae")
+    copied, before = copy.deepcopy(model), model.quantizer.codes.clone()
+    for own, accelerator in ((model, None), (copied, Accelerator(cpu=True))):
+        own(images).loss.backward()
+        own.after_step(accelerator, torch.Generator().manual_seed(2))
+    assert not torch.equal(model.quantizer.codes, before)
+    assert torch.equal(model.quantizer.codes, copied.quantizer.codes)
+    model(images)
+    model.after_step()  # by torch's own generator
+
+
 def test_perplexity_counts_the_codes_in_use(images):
     model = build("vqvae")
     perplexity = model(images).terms["perplexity"]

@@ -223,8 +223,11 @@ class Autoencoder(Encoder, Pretrained):
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
         return {}
 
-    def after_step(self, accelerator, generator: torch.Generator) -> None:
-        """What moves after an optimiser step and is not the optimiser's: nothing."""
+    def after_step(self, accelerator=None, generator: torch.Generator | None = None) -> None:
+        """What moves after an optimiser step and is not the optimiser's: nothing.
+
+        The `accelerator` is that of several processes; the `generator` is torch's own if not given.
+        """
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """New images, float (count, C, H, W) in [0, 1], of a family with `samples`. `generator` lives on the CPU."""

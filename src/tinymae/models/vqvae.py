@@ -168,7 +168,7 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
         terms = {"reconstruction_loss": error, "commitment": distance, "perplexity": perplexity}
         return AutoencoderOutput(error + self.commitment * distance, reconstruction, terms)
 
-    def after_step(self, accelerator, generator: torch.Generator) -> None:
+    def after_step(self, accelerator=None, generator: torch.Generator | None = None) -> None:
         """Move the codebook; see `VectorQuantizer.update`."""
         self.quantizer.update(accelerator, generator)
 
