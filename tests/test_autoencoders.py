@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,55 @@ def test_a_config_is_what_the_constructor_was_given_and_its_defaults():
         "std": [0.5],
     }  # fmt: skip
     assert ResNetUNet(**model.config).config == model.config
+
+
+class Wide(VariationalAutoencoder):
+    """A family of a user: an argument without default, others that it hands on, one without annotation."""
+
+    def __init__(self, *, width, gain=1.0, image_size=16, in_channels=2, mean=(0.4,), std=(0.2,), **kwargs: Any):
+        super().__init__(
+            width=width, image_size=image_size, in_channels=in_channels, mean=mean, std=std, depth=1, **kwargs
+        )
+        self.gain = gain
+
+
+class Nameless(MaskedAutoencoder):
+    def __init__(self, *args, alpha: float = 0.1, mean=(0.5,), **kwargs):
+        super().__init__(*args, mean=mean, **kwargs)
+
+
+def test_a_constructor_without_defaults_or_with_kwargs_is_copied_pickled_classified_and_saved(tmp_path):
+    model = Wide(width=8, latent_dim=6, gain=2.0).eval()
+    assert model.config == {
+        "width": 8, "gain": 2.0, "image_size": [16, 16], "in_channels": 2, "mean": [0.4], "std": [0.2], "latent_dim": 6
+    }  # fmt: skip
+    images = torch.randint(0, 256, (3, 2, 16, 16), dtype=torch.uint8)
+    model.save_pretrained(tmp_path)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), Wide.from_pretrained(tmp_path)):
+        assert type(again) is Wide and again.config == model.config and again.gain == 2.0
+        assert torch.equal(again.encode(images), model.encode(images))
+    assert build_classifier(model, classes=["a", "b"])(images).shape == (3, 2)
+    with pytest.raises(TypeError, match="required keyword-only argument: 'width'"):
+        Wide()  # type: ignore[call-arg]
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "Wide", **model.config, "latent_dim": "6"}))
+    with pytest.raises(InputError, match="latent_dim '6' is not int"):
+        Wide.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "Wide", **model.config, "heads": 6}))
+    with pytest.raises(InputError, match="has 'heads', which a Wide does not know"):
+        Wide.from_pretrained(tmp_path)
+
+
+def test_a_constructor_that_leaves_out_what_every_family_has_is_told_so():
+    with pytest.raises(InputError, match="of Nameless does not name image_size, in_channels, std: give it these"):
+        Nameless(embed_dim=24)
+    with pytest.raises(InputError, match="Nameless is given 'vit_small_patch16_224' without a name"):
+        Nameless("vit_small_patch16_224", image_size=8)
+
+
+def test_a_class_that_load_does_not_know_is_told_how_to_read_its_weights(tmp_path):
+    Wide(width=8).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"'Wide', which tinymae does not know: .*, Wide\.from_pretrained reads it"):
+        tinymae.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -174,19 +174,35 @@ class Autoencoder(Encoder, Pretrained):
 
     def __new__(cls, *args, **kwargs):
         instance = super().__new__(cls, *args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        try:
+            bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        except TypeError:  # copies and pickles give no arguments, and bring a config; anyone else hears of it next
+            return instance
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])  # without self
+        for parameter in bound.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name)
+            elif parameter.kind is parameter.VAR_POSITIONAL and (given := arguments.pop(parameter.name)):
+                raise InputError(
+                    f"{cls.__name__} is given {given[0]!r} without a name, which config.json needs: name it"
+                )
         for name in ("image_size", "patch_size"):
             if name in arguments:
                 arguments[name] = list(pair(arguments[name]))
         for name in ("mean", "std"):
-            arguments[name] = [float(value) for value in arguments[name]]
+            if name in arguments:
+                arguments[name] = [float(value) for value in arguments[name]]
         instance.config = arguments
         return instance
 
     def __init__(self):
         names = ("image_size", "in_channels", "mean", "std")
+        if missing := [name for name in names if name not in self.config]:
+            raise InputError(
+                f"the constructor of {type(self).__name__} does not name {', '.join(missing)}: give it these "
+                "arguments, with defaults, beside any **kwargs"
+            )
         super().__init__(**{name: self.config[name] for name in names})
         self.loss_terms = parse_loss(self.config.get("loss", "mse"))
         if min(self.image_size) < SSIM_SIDE and "ssim" in [name for _, name in self.loss_terms]:
@@ -277,11 +293,12 @@ class Autoencoder(Encoder, Pretrained):
         Raises InputError for any that the family does not have, that is of another type, or that cannot work.
         """
         arguments = {name: value for name, value in config.items() if name != "architecture"}
-        hints = get_type_hints(cls.__init__)
-        if unknown := sorted(arguments.keys() - hints.keys()):
+        known = constructor_arguments(cls)
+        if unknown := sorted(arguments.keys() - known.keys()):
             names = ", ".join(map(repr, unknown))
             raise InputError(f"{source}: config.json has {names}, which a {cls.__name__} does not know")
-        require_types(arguments, {name: hints[name] for name in arguments}, source=f"{source}: config.json")
+        types = {name: known[name] for name in arguments if known[name] is not None}
+        require_types(arguments, types, source=f"{source}: config.json")
         try:
             return cls(**arguments)
         except InputError as error:
@@ -289,3 +306,19 @@ class Autoencoder(Encoder, Pretrained):
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
             reason = first_line(error)
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
+
+
+def constructor_arguments(family: type[Autoencoder]) -> dict[str, Any]:
+    """The arguments of a family's constructor and their annotations, None without one; those behind its `**kwargs` are
+    the constructor's that it extends.
+    """
+    known: dict[str, Any] = {}
+    for extended in family.__mro__:
+        constructor = extended.__init__  # type: ignore[misc]  # of a class
+        hints = get_type_hints(constructor)
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]  # without self
+        named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        known = {name: hints.get(name) for name in named} | known
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return known
