@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,55 @@ def test_a_config_is_what_the_constructor_was_given_and_its_defaults():
         "std": [0.5],
     }  # fmt: skip
     assert ResNetUNet(**model.config).config == model.config
+
+
+class Wide(VariationalAutoencoder):
+    """A family of a user: an argument without default, others that it hands on, one without annotation."""
+
+    def __init__(self, *, width, gain=1.0, image_size=16, in_channels=2, mean=(0.4,), std=(0.2,), **kwargs: Any):
+        super().__init__(
+            width=width, image_size=image_size, in_channels=in_channels, mean=mean, std=std, depth=1, **kwargs
+        )
+        self.gain = gain
+
+
+class Nameless(MaskedAutoencoder):
+    def __init__(self, *args, alpha: float = 0.1, mean=(0.5,), **kwargs):
+        super().__init__(*args, mean=mean, **kwargs)
+
+
+def test_a_constructor_without_defaults_or_with_kwargs_is_copied_pickled_classified_and_saved(tmp_path):
+    model = Wide(width=8, latent_dim=6, gain=2.0).eval()
+    assert model.config == {
+        "width": 8, "gain": 2.0, "image_size": [16, 16], "in_channels": 2, "mean": [0.4], "std": [0.2], "latent_dim": 6
+    }  # fmt: skip
+    images = torch.randint(0, 256, (3, 2, 16, 16), dtype=torch.uint8)
+    model.save_pretrained(tmp_path)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), Wide.from_pretrained(tmp_path)):
+        assert type(again) is Wide and again.config == model.config and again.gain == 2.0
+        assert torch.equal(again.encode(images), model.encode(images))
+    assert build_classifier(model, classes=["a", "b"])(images).shape == (3, 2)
+    with pytest.raises(TypeError, match="required keyword-only argument: 'width'"):
+        Wide()  # type: ignore[call-arg]
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "Wide", **model.config, "latent_dim": "6"}))
+    with pytest.raises(InputError, match="latent_dim '6' is not int"):
+        Wide.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "Wide", **model.config, "heads": 6}))
+    with pytest.raises(InputError, match="has 'heads', which a Wide does not know"):
+        Wide.from_pretrained(tmp_path)
+
+
+def test_a_constructor_that_leaves_out_what_every_family_has_is_told_so():
+    with pytest.raises(InputError, match="of Nameless does not name image_size, in_channels, std: give it these"):
+        Nameless(embed_dim=24)
+    with pytest.raises(InputError, match="Nameless is given 'vit_small_patch16_224' without a name"):
+        Nameless("vit_small_patch16_224", image_size=8)
+
+
+def test_a_class_that_load_does_not_know_is_told_how_to_read_its_weights(tmp_path):
+    Wide(width=8).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"'Wide', which tinymae does not know: .*, Wide\.from_pretrained reads it"):
+        tinymae.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -282,6 +333,18 @@ def test_a_codebook_learns_the_same_from_micro_batches():
     torch.testing.assert_close(parts.place_counts, whole.place_counts)
 
 
+def test_in_a_loop_of_ones_own_the_codebook_moves_without_an_accelerator(images):
+    model = build("vqvae")
+    copied, before = copy.deepcopy(model), model.quantizer.codes.clone()
+    for own, accelerator in ((model, None), (copied, Accelerator(cpu=True))):
+        own(images).loss.backward()
+        own.after_step(accelerator, torch.Generator().manual_seed(2))
+    assert not torch.equal(model.quantizer.codes, before)
+    assert torch.equal(model.quantizer.codes, copied.quantizer.codes)
+    model(images)
+    model.after_step()  # by torch's own generator
+
+
 def test_perplexity_counts_the_codes_in_use(images):
     model = build("vqvae")
     perplexity = model(images).terms["perplexity"]
@@ -339,6 +402,51 @@ def test_weights_of_half_precision_take_the_same_images(name, dtype, images):
     assert half.dtype in (dtype, torch.float32) and (half.float() - whole).abs().mean() < 0.1 * whole.std()
     classifier = build_classifier(model, classes=["a", "b"]).eval()
     torch.testing.assert_close(classifier.to(dtype)(images), classifier.float()(images), atol=0.1, rtol=0.1)
+
+
+SMALLEST: dict[str, dict] = {
+    "mae": {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1},
+    "conv_ae": {"width": 8, "latent_dim": 8},
+    "vae": {"width": 8, "latent_dim": 8},
+    "vqvae": {"width": 8, "codebook_size": 16},
+    "resnet_unet": {"encoder": "test_resnet"},
+    "masked_conv": {"encoder": "test_convnext2", "decoder_dim": 8},
+    "pca": {"latent_dim": 8},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+def test_weights_of_any_float_type_train_reconstruct_and_sample(name, dtype):
+    family, images = tinymae.models.weights.FAMILIES[name], torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    torch.manual_seed(0)
+    whole = family(image_size=16, **SMALLEST[name])
+    model = copy.deepcopy(whole).to(dtype)
+    drawn = model.draw(Draws(0, 3, 4, torch.arange(4), "cpu"))
+    found, expected = model(images, **drawn), whole(images, **drawn)
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0)
+    if not family.fitted:
+        found.loss.backward()
+        model.after_step(Accelerator(cpu=True), torch.Generator().manual_seed(0))
+    shown = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shown.original, whole.reconstruct(images).original, atol=0.01, rtol=0)
+    assert shown.images.shape == images.shape and shown.images.isfinite().all()
+    if family.samples:
+        assert model.sample(2).isfinite().all()
+
+
+@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+def test_half_precision_and_back_leaves_mean_and_std_as_they_were(name, tmp_path):
+    statistics = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
+    model = tinymae.models.weights.FAMILIES[name](image_size=16, **statistics, **SMALLEST[name])
+    classifier = build_classifier(model, classes=["a", "b"]).to(torch.bfloat16)
+    halved = model.to(torch.bfloat16)
+    assert halved.normalise(torch.zeros(3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16
+    classifier.write_weights(tmp_path)
+    for encoder in (halved, halved.float(), classifier.encoder, tinymae.load(tmp_path).encoder):
+        for key, values in statistics.items():
+            assert torch.equal(getattr(encoder, key).flatten(), torch.tensor(values))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tinymae.evaluation.metrics import accuracy
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.interop.graphs import EncoderGraph, trace
 from tinymae.models import mae, masked
+from tinymae.models.base import LOOKS
 from tinymae.models.classifier import build_classifier
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
@@ -310,3 +311,10 @@ def test_a_planted_defect_is_found(gpu, tmp_path, monkeypatch, name):
     if where is MaskedAutoencoder:  # what a recording contains
         with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
             tinymae.pretrain(**short, output_dir=tmp_path / "graph")
+
+
+def test_floats_of_the_cpu_are_looked_at_once_in_a_call(gpu):
+    """What it made of them on the device it knows as its own."""
+    model = tinymae.MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).eval().to("cuda")
+    model.reconstruct(torch.randn(2, 3, 8, 8))
+    assert model.looks[False] == LOOKS - 1

@@ -1,5 +1,6 @@
 """The masked autoencoder against the plain reference and timm: patches, masks, loss, features, files."""
 
+import copy
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from running import edit_json, off_the_start, one_line
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
 from tinymae.files import read_json
+from tinymae.models.base import LOOKS
 from tinymae.models.classifier import build_classifier
 from tinymae.models.flops import training_flops
 from tinymae.models.masking import hide_lowest
@@ -312,6 +314,39 @@ def test_floats_that_nobody_normalised_are_warned_of_once():
         MaskedAutoencoder(image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2).encode(
             torch.randn(2, 3, 8, 8)
         )
+
+
+def test_a_good_batch_does_not_spend_the_warning_and_a_long_training_looks_at_few():
+    model = small_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(LOOKS - 1):
+            model(torch.randn(2, 3, 8, 8))
+    with pytest.warns(UserWarning, match="taken as normalised"):
+        copy.deepcopy(model)(torch.rand(2, 3, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.randn(2, 3, 8, 8))
+        model(torch.rand(2, 3, 8, 8))  # one more than it looks at
+    model.eval()  # where training normalises, evaluation may have forgotten it
+    with pytest.warns(UserWarning, match="taken as normalised"):
+        model.encode(torch.rand(2, 3, 8, 8))
+
+
+def test_gradients_of_each_sample_are_torch_funcs():
+    """The first floats that a model sees are not looked at inside of its transforms, where no value can be read."""
+    model, images = small_model(), torch.randn(3, 3, 8, 8)
+    mask = random_mask(3, model.num_patches, 0.75, torch.Generator().manual_seed(0))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights, image, mask):
+        output = torch.func.functional_call(model, weights, (image[None], mask[None]), {"num_hidden": 12})
+        return output.loss
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, images, mask)
+    model(images[1:2], mask[1:2]).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name][1], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_floats_that_are_given_stay_as_they_are():

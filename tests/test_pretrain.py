@@ -432,6 +432,43 @@ def test_sizes_that_are_given_adapt_the_weights(quick_figures, tmp_path):
     assert trained.mask_ratio == 0.25
 
 
+class Weighed(MaskedAutoencoder):
+    """With a loss of its own, and an argument for it."""
+
+    def __init__(self, *, weight: float, image_size=8, in_channels=1, mean=(0.5,), std=(0.5,), **kwargs):
+        super().__init__(image_size=image_size, in_channels=in_channels, mean=mean, std=std, **kwargs)
+        self.weight = weight
+
+    def training_losses(self, images, **drawn):  # type: ignore[override]  # takes more
+        losses = super().training_losses(images, **drawn)
+        return {"loss": self.weight * losses["loss"], "unweighed": losses["loss"]}
+
+
+class Fixed(MaskedAutoencoder):
+    def __init__(self, *, image_size=8, in_channels=1, mean=(0.5,), std=(0.5,)):
+        super().__init__(
+            image_size=image_size, in_channels=in_channels, mean=mean, std=std, embed_dim=24, depth=1, num_heads=2
+        )
+
+
+def test_a_subclass_keeps_its_class_and_so_its_loss(quick_figures, tmp_path):
+    sizes = {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    model = Weighed(weight=100.0, **sizes)
+    adapted = adapt(model, patch_size=4)
+    assert type(adapted) is Weighed and adapted.weight == 100.0 and adapted.patch_size == (4, 4)
+    run = tinymae.pretrain(**STILL, weights=model, output_dir=tmp_path)
+    assert type(run.model) is Weighed and run.model.weight == 100.0
+    rows = [row for row in metrics(tmp_path) if "unweighed" in row]
+    assert rows and all(row["loss"] == pytest.approx(100 * row["unweighed"]) for row in rows)
+    assert type(Weighed.from_pretrained(tmp_path)) is Weighed
+
+
+def test_an_argument_that_the_constructor_of_a_subclass_does_not_have_is_named():
+    assert type(adapt(Fixed(), image_size=16)) is Fixed
+    with pytest.raises(InputError, match="the constructor of Fixed has no argument patch_size: add it"):
+        adapt(Fixed(), patch_size=2)
+
+
 @pytest.mark.parametrize(
     "settings,message",
     [

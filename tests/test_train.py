@@ -9,14 +9,17 @@ import timm
 import torch
 from accelerate import Accelerator
 from running import QUICK, metrics
+from timm.optim import param_groups_weight_decay
 from torch._dynamo.utils import counters
 
 import tinymae
 from tinymae import MaskedAutoencoder, load_dataset, random_mask
 from tinymae.data.batches import split_batch, step_batches
-from tinymae.models.contrast import ReconstructionLearner
+from tinymae.models.classifier import build_classifier
+from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.models.drops import draw_drops, find_drops, set_drops, use_sample_drop_path, use_sample_patch_drop
 from tinymae.models.masked_conv import MaskedConvAutoencoder
+from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
 from tinymae.training.device import can_compile, choose_attention, create_accelerator
@@ -186,6 +189,44 @@ def test_tokens_norms_biases_and_positions_are_not_decayed():
         for name, parameter in model.named_parameters():
             expected = name.endswith(".weight") and "norm" not in name
             assert (id(parameter) in decayed) == expected, name
+
+
+NAMES_BEFORE = {"pos_embed", "decoder_pos_embed", "cls_token", "reg_token", "mask_token", "tokens"}
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_decays_of_the_families_is_what_did_when_tokens_were_known_by_their_names(name, in_channels):
+    model = FAMILIES[name](image_size=32, in_channels=in_channels)  # type: ignore[call-arg]
+    learners = [model, ReconstructionLearner(model), build_classifier(model, classes=["a", "b"])]
+    if name == "mae":
+        learners.append(ContrastiveLearner(model, weight=1.0, temperature=0.1, num_views=2, decoded_views=1))
+    for learner in learners:
+        groups = parameter_groups(learner, weight_decay=0.1)
+        found = {group["decays"]: [id(parameter) for parameter in group["params"]] for group in groups}
+        tokens = [own for own, _ in learner.named_parameters() if NAMES_BEFORE & {*own.split(".")}]
+        before = param_groups_weight_decay(learner, 0.1, no_weight_decay_list=tokens)
+        for group in before:
+            assert found.get(group["weight_decay"] > 0, []) == [id(parameter) for parameter in group["params"]]
+
+
+def test_positions_of_a_family_of_ones_own_are_neither_decayed_nor_orthogonalised():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = torch.nn.Parameter(torch.randn(1, 16, 8))
+            self.hidden = torch.nn.Parameter(torch.randn(1, 8, 1, 1))
+            self.attention = torch.nn.MultiheadAttention(8, 2)
+
+    model = Own()
+    optimizer = create_optimizer("muon", parameter_groups(model, weight_decay=0.1), betas=(0.9, 0.95))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sides = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        assert group["orthogonal"] == (group["weight_decay"] > 0)
+        sides[group["orthogonal"]] |= {names[id(parameter)] for parameter in group["params"]}
+    assert sides[True] == {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert {"positions", "hidden"} < sides[False]
 
 
 def test_learned_tokens_of_a_masked_convolution_are_not_decayed():

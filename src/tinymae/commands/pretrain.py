@@ -92,7 +92,8 @@ class PretrainSettings(PhaseSettings, SheetSettings, EncoderSettings):
     def read_architecture(self, start: MaskedAutoencoder, given: dict) -> dict:
         """The settings that the weights have. Raises InputError for a given one that contradicts them."""
         complete("mae", given)  # refuses those of other families
-        has = describe(start.encoder) | {name: value for name, value in start.config.items() if value is not None}
+        has = describe(start.encoder) | start.decoder_sizes
+        has |= {name: value for name, value in start.config.items() if value is not None}
         for name in ARCHITECTURE:
             if given[name] not in (None, has[name]):
                 raise InputError(

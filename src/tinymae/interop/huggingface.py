@@ -207,14 +207,14 @@ def autoencoder_config(model: MaskedAutoencoder) -> dict:
             f"image_size {model.image_size} with patch_size {model.patch_size} is not square, which ViTMAE wants: "
             "adapt the model to a square size first"
         )
-    decoder_dim = model.config["decoder_dim"]
+    sizes = model.decoder_sizes
     return config | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
-        "decoder_hidden_size": decoder_dim,
-        "decoder_num_hidden_layers": model.config["decoder_depth"],
-        "decoder_num_attention_heads": model.config["decoder_heads"],
-        "decoder_intermediate_size": 4 * decoder_dim,
+        "decoder_hidden_size": sizes["decoder_dim"],
+        "decoder_num_hidden_layers": sizes["decoder_depth"],
+        "decoder_num_attention_heads": sizes["decoder_heads"],
+        "decoder_intermediate_size": 4 * sizes["decoder_dim"],
         "mask_ratio": model.mask_ratio,
         "norm_pix_loss": model.norm_pix_loss,
     }

@@ -57,7 +57,10 @@ def load(
         return ARCHITECTURES[architecture].from_folder(folder, config)
     if Classifier.wrote(config):
         return Classifier.from_folder(folder, config)
-    raise InputError(f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know")
+    raise InputError(
+        f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know: if that is a "
+        f"class of yours, {architecture}.from_pretrained reads it; give the model in place of the folder"
+    )
 
 
 def load_autoencoder(source: str | Path | Model) -> Autoencoder:

@@ -120,8 +120,8 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
         raise InputError(f"model is a {type(model).__name__}: an official checkpoint holds a masked autoencoder")
     require_plain(model.encoder, "the official code")
     state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in model.state_dict().items()}
-    config = {**describe(model.encoder), "decoder_heads": model.config["decoder_heads"]}
-    heads = {name: config[name] for name in ("num_heads", "decoder_heads")}
+    sizes = describe(model.encoder) | model.decoder_sizes
+    heads = {name: sizes[name] for name in ("num_heads", "decoder_heads")}
     statistics = {name: list(model.config[name]) for name in ("mean", "std")}
     content = {"model": state, "heads": heads, "statistics": statistics}
     write_atomically(path, lambda beside: torch.save(content, beside))

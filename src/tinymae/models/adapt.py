@@ -7,6 +7,7 @@ from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .base import constructor_arguments
 from .mae import MaskedAutoencoder
 
 
@@ -22,6 +23,9 @@ def adapt(
     std: Sequence[float] | None = None,
 ) -> MaskedAutoencoder:
     """A copy of `model` with other constructor arguments; what is None stays as it is. Nothing is initialised anew.
+
+    It is of the same class, so a subclass with a loss of its own keeps it. Whatever else than arguments and weights
+    `model` was given is not copied.
 
     Of the weights, only these change, and only where their size does:
 
@@ -39,7 +43,8 @@ def adapt(
     >>> adapt(model, image_size=(12, 16), in_channels=1).encode(torch.randn(2, 1, 12, 16)).shape
     torch.Size([2, 192])
 
-    Raises InputError for another model, or for arguments that a MaskedAutoencoder refuses.
+    Raises InputError for another model, for arguments that a MaskedAutoencoder refuses, or for one that the constructor
+    of a subclass does not have.
     """
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(f"model is a {type(model).__name__}: give a MaskedAutoencoder, and fine-tune the adapted one")
@@ -47,12 +52,17 @@ def adapt(
         "image_size": image_size, "patch_size": patch_size, "in_channels": in_channels, "mask_ratio": mask_ratio,
         "norm_pix_loss": norm_pix_loss, "mean": mean, "std": std,
     }  # fmt: skip
-    config = {**model.config, **{name: value for name, value in changes.items() if value is not None}}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if unknown := sorted(changes.keys() - constructor_arguments(type(model)).keys()):
+        raise InputError(
+            f"the constructor of {type(model).__name__} has no argument {unknown[0]}: add it, or leave it out"
+        )
+    config = model.config | changes
     if config["in_channels"] != model.in_channels:
         for name in ("mean", "std"):
-            if changes[name] is None:
+            if name not in changes:
                 config[name] = (sum(model.config[name]) / len(model.config[name]),)
-    adapted = MaskedAutoencoder(**config)
+    adapted = type(model)(**config)
 
     state = model.state_dict()
     if model.encoder.pos_embed is not None:

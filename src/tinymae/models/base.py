@@ -19,8 +19,10 @@ from ..tensors import pair
 from .filling import build_from_file
 from .losses import LOSSES, SSIM_SIDE, parse_loss
 from .outputs import AutoencoderOutput, Reconstruction
-from .pixels import describe_pixels, normalise
+from .pixels import describe_pixels, normalise, readable
 from .pretrained import Pretrained
+
+LOOKS = 20  # at batches of floats, to see whether anyone normalised them: each waits for the GPU
 
 
 class Encoder(nn.Module):
@@ -36,7 +38,6 @@ class Encoder(nn.Module):
     """
 
     num_features: int  # the width of `encode`
-    seen_floats = False  # whether float images were looked at once, for values that are no normalised ones
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
     pool = "avg"  # the one of them that `encode` takes by default
     layered = False  # whether it is a ViT: `encode` takes `pool` and `layers`, and `encode_dense` gives a map
@@ -45,6 +46,7 @@ class Encoder(nn.Module):
         self, *, image_size: int | Sequence[int], in_channels: int, mean: Sequence[float], std: Sequence[float]
     ):
         super().__init__()
+        self.looks = {True: LOOKS, False: LOOKS}  # that are left, in training and in evaluation
         self.image_size, self.in_channels = pair(image_size), in_channels
         if min(*self.image_size, in_channels) < 1:
             raise InputError(f"image_size {image_size} or in_channels {in_channels} is below 1")
@@ -57,6 +59,21 @@ class Encoder(nn.Module):
                 raise InputError(f"{name} {[*map(float, values)]} is not finite, or a std not above 0")
             # Not in the weights file: they are part of the config.
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Whatever type the weights get, mean and std stay float32: no `.float()` would bring their digits back."""
+        exact = {"mean": self.mean, "std": self.std}
+        super()._apply(fn, recurse)
+        for name, values in exact.items():
+            found = getattr(self, name)
+            if found.dtype != values.dtype:
+                setattr(self, name, values.to(found.device))
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, which normalised images get as well."""
+        return next(self.parameters(), self.mean).dtype
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, num_features) of uint8 or normalised float images (B, C, H, W); deterministic."""
@@ -85,17 +102,19 @@ class Encoder(nn.Module):
             )
         compiling = torch.compiler.is_compiling()
         ours = compiling or getattr(images, "of_normalise", False)  # methods call each other with what they normalised
-        if images.is_floating_point() and not self.seen_floats and not ours:
-            self.seen_floats = True
+        if images.is_floating_point() and not ours and self.looks[self.training] and readable(images):
+            self.looks[self.training] -= 1
             if doubt := describe_pixels(images, self.mean, self.std):
+                self.looks = dict.fromkeys(self.looks, 0)
                 warnings.warn(
                     f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises",
                     stacklevel=3,
                 )
+        given = images
         if images.device != self.mean.device:
             images = images.to(self.mean.device)
-        found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size))
-        if found is not images and not compiling:
+        found = normalise(images, self.mean, self.std, (self.in_channels, *self.image_size)).to(self.dtype)
+        if found is not given and not compiling:
             vars(found)["of_normalise"] = True
         return found
 
@@ -155,19 +174,35 @@ class Autoencoder(Encoder, Pretrained):
 
     def __new__(cls, *args, **kwargs):
         instance = super().__new__(cls, *args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        try:
+            bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        except TypeError:  # copies and pickles give no arguments, and bring a config; anyone else hears of it next
+            return instance
         bound.apply_defaults()
         arguments = dict(list(bound.arguments.items())[1:])  # without self
+        for parameter in bound.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name)
+            elif parameter.kind is parameter.VAR_POSITIONAL and (given := arguments.pop(parameter.name)):
+                raise InputError(
+                    f"{cls.__name__} is given {given[0]!r} without a name, which config.json needs: name it"
+                )
         for name in ("image_size", "patch_size"):
             if name in arguments:
                 arguments[name] = list(pair(arguments[name]))
         for name in ("mean", "std"):
-            arguments[name] = [float(value) for value in arguments[name]]
+            if name in arguments:
+                arguments[name] = [float(value) for value in arguments[name]]
         instance.config = arguments
         return instance
 
     def __init__(self):
         names = ("image_size", "in_channels", "mean", "std")
+        if missing := [name for name in names if name not in self.config]:
+            raise InputError(
+                f"the constructor of {type(self).__name__} does not name {', '.join(missing)}: give it these "
+                "arguments, with defaults, beside any **kwargs"
+            )
         super().__init__(**{name: self.config[name] for name in names})
         self.loss_terms = parse_loss(self.config.get("loss", "mse"))
         if min(self.image_size) < SSIM_SIDE and "ssim" in [name for _, name in self.loss_terms]:
@@ -204,8 +239,11 @@ class Autoencoder(Encoder, Pretrained):
         """What `forward` draws at random, as keyword arguments, made from a step's `Draws`: nothing."""
         return {}
 
-    def after_step(self, accelerator, generator: torch.Generator) -> None:
-        """What moves after an optimiser step and is not the optimiser's: nothing."""
+    def after_step(self, accelerator=None, generator: torch.Generator | None = None) -> None:
+        """What moves after an optimiser step and is not the optimiser's: nothing.
+
+        The `accelerator` is that of several processes; the `generator` is torch's own if not given.
+        """
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """New images, float (count, C, H, W) in [0, 1], of a family with `samples`. `generator` lives on the CPU."""
@@ -226,7 +264,8 @@ class Autoencoder(Encoder, Pretrained):
 
         SSIM is taken of pixels in [0, 1], the others of normalised ones.
         """
-        prediction, total = prediction.float(), prediction.new_zeros((), dtype=torch.float32)
+        prediction, images = prediction.float(), images.float()
+        total = prediction.new_zeros(())
         for weight, name in self.loss_terms:
             pixels = (prediction, images)
             if name == "ssim":
@@ -254,11 +293,12 @@ class Autoencoder(Encoder, Pretrained):
         Raises InputError for any that the family does not have, that is of another type, or that cannot work.
         """
         arguments = {name: value for name, value in config.items() if name != "architecture"}
-        hints = get_type_hints(cls.__init__)
-        if unknown := sorted(arguments.keys() - hints.keys()):
+        known = constructor_arguments(cls)
+        if unknown := sorted(arguments.keys() - known.keys()):
             names = ", ".join(map(repr, unknown))
             raise InputError(f"{source}: config.json has {names}, which a {cls.__name__} does not know")
-        require_types(arguments, {name: hints[name] for name in arguments}, source=f"{source}: config.json")
+        types = {name: known[name] for name in arguments if known[name] is not None}
+        require_types(arguments, types, source=f"{source}: config.json")
         try:
             return cls(**arguments)
         except InputError as error:
@@ -266,3 +306,19 @@ class Autoencoder(Encoder, Pretrained):
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # sizes no tensor can have
             reason = first_line(error)
             raise refusal(error, f"{source}: config.json does not describe a {cls.__name__} ({reason})") from None
+
+
+def constructor_arguments(family: type[Autoencoder]) -> dict[str, Any]:
+    """The arguments of a family's constructor and their annotations, None without one; those behind its `**kwargs` are
+    the constructor's that it extends.
+    """
+    known: dict[str, Any] = {}
+    for extended in family.__mro__:
+        constructor = extended.__init__  # type: ignore[misc]  # of a class
+        hints = get_type_hints(constructor)
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]  # without self
+        named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        known = {name: hints.get(name) for name in named} | known
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return known

@@ -126,7 +126,7 @@ class ConvAutoencoder(Autoencoder, tags=["autoencoder"]):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, num_features) -> normalised images (B, C, H, W)."""
-        return self.decoder(self.from_latents(latents).unflatten(1, self.map_shape))
+        return self.decoder(self.from_latents(latents.to(self.dtype)).unflatten(1, self.map_shape))
 
     def encode(self, images: Tensor) -> Tensor:
         """The latents (B, num_features) of uint8 or normalised float images (B, C, H, W)."""

@@ -121,6 +121,9 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
             raise InputError(f"decoder_dim {decoder_dim} is not a multiple of 4 and of decoder_heads {decoder_heads}")
         if not 0 <= decoder_depth <= MAX_DEPTH:
             raise InputError(f"decoder_depth {decoder_depth} is not within 0 and {MAX_DEPTH}")
+        self.decoder_sizes = {
+            "decoder_dim": decoder_dim, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads
+        }  # fmt: skip
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.num_patches, decoder_dim))

@@ -104,10 +104,10 @@ class MaskedConvAutoencoder(PatchMasking, tags=["masked-image-modelling"]):
     # ---- the layers
 
     def shown_places(self, mask: Tensor, size: Sequence[int]) -> Tensor:
-        """Which places of a map of this size show something: float (B, 1, *size), 1 = visible."""
+        """Which places of a map of this size show something: (B, 1, *size) in the weights' type, 1 = visible."""
         visible = (~mask).float().unflatten(1, self.grid_size)[:, None]
         # What is above 0 is that of a maximum, which ONNX does not have for sizes that do not divide.
-        return (nn.functional.adaptive_avg_pool2d(visible, (size[0], size[1])) > 0).float()
+        return (nn.functional.adaptive_avg_pool2d(visible, (size[0], size[1])) > 0).to(self.dtype)
 
     def forward_encoder(self, images: Tensor, mask: Tensor) -> list[Tensor]:
         """Each stage's map (B, channels, h, w) of images whose hidden patches are, and stay, zero."""

@@ -42,6 +42,11 @@ class PrincipalComponents(Autoencoder, tags=["pca"]):
         self.register_buffer("centre", torch.zeros(values))
         self.register_buffer("components", torch.eye(latent_dim, values))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the components, which are no parameters."""
+        return self.components.dtype
+
     def fit(self, images: Tensor) -> None:
         """Find the components of uint8 images (N, C, H, W). Raises InputError for fewer images than components."""
         from sklearn.decomposition import PCA

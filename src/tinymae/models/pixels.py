@@ -10,7 +10,7 @@ BEYOND = 5  # times the largest normalised value: what no image reaches that was
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Pixels, uint8 or uint16 -> float, by the data's mean and std of pixels in [0, 1]; floats are taken as normalised.
+    """Pixels, uint8 or uint16 -> float32, by the data's mean and std of pixels in [0, 1]; floats pass, as normalised.
 
     One image is a batch of one. Raises InputError unless `images` is (B, *shape) or of that `shape`, and for other
     integers.
@@ -21,12 +21,19 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
             f"images have shape {tuple(images.shape)}, this model wants (batch, {', '.join(map(str, shape))})"
         )
     if images.dtype in LEVELS:
-        return ((to_unit(images) - mean) / std).to(mean.dtype)
+        return (to_unit(images) - mean) / std
     if not images.is_floating_point():
         raise InputError(
             f"images are {images.dtype}: give torch.uint8, 0 to 255, torch.uint16, 0 to 65535, or normalised floats"
         )
-    return images.to(mean.dtype)
+    return images
+
+
+def readable(images: Tensor) -> bool:
+    """Whether values can be looked at: not inside of `torch.func`'s transforms, nor while a CUDA graph is recorded."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(images):
+        return False
+    return not (images.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def describe_pixels(images: Tensor, mean: Tensor, std: Tensor) -> str:

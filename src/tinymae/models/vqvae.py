@@ -57,11 +57,16 @@ class VectorQuantizer(nn.Module):
         self.seen.add_(sums)
 
     @torch.no_grad()
-    def update(self, accelerator, generator: torch.Generator) -> None:
-        """Move the averages and the codes by what was seen since the last update, on all processes alike."""
+    def update(self, accelerator=None, generator: torch.Generator | None = None) -> None:
+        """Move the averages and the codes by what was seen since the last update, on all of an accelerator's processes
+        alike.
+        """
         if self.seen is None:
             return
-        seen = accelerator.reduce(self.seen.clone(), "sum")
+        seen = self.seen.clone()
+        if accelerator is not None:
+            seen = accelerator.reduce(seen, "sum")
+        seen = seen.to(self.codes.dtype)
         self.seen.zero_()
         places, sums = seen.split([len(self.place_counts), self.codes.shape[1]])  # (N, K), (D, K)
         self.place_counts.lerp_(places, 1 - self.decay)
@@ -144,8 +149,8 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N, latent_dim) -> normalised images (B, C, H, W)."""
-        codes = codes.to(self.from_latents.weight.dtype)
-        return self.decoder(self.from_latents(codes.transpose(1, 2).unflatten(2, self.map_size)))
+        codes = codes.to(self.dtype).transpose(1, 2)
+        return self.decoder(self.from_latents(codes.unflatten(2, self.map_size)))
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes of uint8 or normalised float images (B, C, H, W), flattened to (B, N * latent_dim)."""
@@ -164,7 +169,7 @@ class VQAutoencoder(Autoencoder, tags=["vq-vae"]):
         terms = {"reconstruction_loss": error, "commitment": distance, "perplexity": perplexity}
         return AutoencoderOutput(error + self.commitment * distance, reconstruction, terms)
 
-    def after_step(self, accelerator, generator: torch.Generator) -> None:
+    def after_step(self, accelerator=None, generator: torch.Generator | None = None) -> None:
         """Move the codebook; see `VectorQuantizer.update`."""
         self.quantizer.update(accelerator, generator)
 

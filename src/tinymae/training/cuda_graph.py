@@ -33,7 +33,7 @@ class GraphedStep:
         leaves, structure = tree_flatten(arguments)
         kind = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         if kind not in self.recordings:
-            held = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            held = [hold(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self.recordings[kind] = Recording(partial(self.function, *tree_unflatten(held, structure)), held)
         recording = self.recordings[kind]
         recording.copy_in(leaves)
@@ -64,6 +64,13 @@ class Recording:
     def copy_in(self, leaves: list[Any]) -> None:
         """Put new arguments where the graph reads them."""
         torch._foreach_copy_(self.held, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+
+
+def hold(tensor: Tensor) -> Tensor:
+    """Memory for another one like it, of which is noted what is noted of this one: that a model normalised it."""
+    held = torch.empty_like(tensor)
+    vars(held).update(vars(tensor))
+    return held
 
 
 def copies(tensors: Any) -> Any:

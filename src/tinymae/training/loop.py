@@ -20,19 +20,19 @@ from .cuda_graph import GraphedStep
 from .muon import Muon
 from .schedule import Schedule
 
-# Parts of the names of parameters that are learned tokens or positions.
-NO_DECAY = {"pos_embed", "decoder_pos_embed", "cls_token", "reg_token", "mask_token", "tokens"}
-
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """Groups for an optimiser: no weight decay on norms, biases, learned tokens and position embeddings.
+
+    What decays are matrices and kernels that are called `weight`, as in all layers of torch: a parameter of more than
+    one dimension that a model adds by itself is a token or a position.
 
     `decays` of a group is whether it is of the others, whatever `weight_decay` is.
 
     With `layer_decay` below 1, a stock timm model's groups carry an `lr_scale` that shrinks by this factor from each
     layer to the one below it (Clark et al., arXiv 2003.10555; BEiT).
     """
-    undecayed = [name for name, _ in model.named_parameters() if NO_DECAY & {*name.split(".")}]
+    undecayed = [name for name, _ in model.named_parameters() if "weight" not in name]
     if layer_decay < 1:
         groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=undecayed, layer_decay=layer_decay)
     else:
