@@ -1,4 +1,3 @@
-import shutil
 from typing import Any
 
 import numpy as np
@@ -103,9 +102,6 @@ def test_every_split_numbers_the_classes_of_train(tmp_path):
                 picture(tmp_path / "test" / name / f"{number}.png", seed=number)
     test = load_dataset(tmp_path, "test", image_size=8)
     assert test.classes == ["a", "b", "c"] and test.labels.tolist() == [1] * 6 + [2] * 6
-    picture(tmp_path / "test" / "d" / "0.png")
-    with pytest.raises(InputError, match="test/d is none of train's classes, a, b, c"):
-        load_dataset(tmp_path, "test", image_size=8)
 
 
 def test_splits_without_train_are_no_classes(tmp_path):
@@ -160,22 +156,16 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no images"):
         load_dataset(tmp_path / "empty")
-    (classes_folder / "bird").mkdir()
-    with pytest.raises(InputError, match="class folder .*bird holds no images"):
-        load_dataset(classes_folder)
     picture(tmp_path / "one" / "1.png")
     with pytest.raises(InputError, match="too few"):
         load_dataset(tmp_path / "one")
+    (classes_folder / "bird").mkdir()
     (classes_folder / "bird" / "broken.png").write_text("no picture")
     with pytest.raises(InputError, match=r"broken\.png cannot be read") as error:
         load_dataset(classes_folder, "train")
         load_dataset(classes_folder, "val")
         load_dataset(classes_folder, "test")
     assert "\n" not in str(error.value)
-    shutil.rmtree(classes_folder / "bird")
-    picture(classes_folder / "preview.png")
-    with pytest.raises(InputError, match=r"pets holds images \(preview.png\) beside the folder cat"):
-        load_dataset(classes_folder)
 
 
 # ---- pixels from Python
