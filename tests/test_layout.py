@@ -2,14 +2,17 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from test_data import picture
 from test_unlabelled import small_model
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.data.load import load_splits
+from tinymae.data.masks import read_masks
 from tinymae.data.sources.files import list_images
 
 # ---- links
@@ -45,6 +48,99 @@ def test_what_links_lead_to_does_not_depend_on_the_order_of_the_file_system(tmp_
 
     monkeypatch.setattr(os, "scandir", Scan)
     assert list_images(tmp_path / "data") == (["a/deep/1.png", "x/0.png"], [])
+
+
+# ---- where the data lie
+
+
+def write_rows(path, images):
+    lines = [f"{image},{'ab'[number % 2]}" for number, image in enumerate(images)]
+    path.write_text("\n".join(["path,label", *lines]))
+    return path
+
+
+def cut(data, folder):
+    """The images of each split, relative to their folder."""
+    loaded = load_splits(data, ["train", "val", "test"])
+    return {
+        split: [os.path.relpath(folder / name, folder) for name in dataset.names] for split, dataset in loaded.items()
+    }
+
+
+def test_a_table_of_absolute_paths_is_split_alike_wherever_its_images_lie(tmp_path):
+    places, tables = [tmp_path / "here" / "photos", tmp_path / "there" / "deep" / "er"], tmp_path / "tables"
+    tables.mkdir()
+    names = [f"{number % 3}/{number}.png" for number in range(60)]
+    for place in places:
+        for number, name in enumerate(names):
+            picture(place / name, size=(2, 2), seed=number)
+    relative = cut(write_rows(places[0] / "relative.csv", names), places[0])
+    assert min(map(len, relative.values())) >= 2
+    for place in places:
+        absolute = [place / name for name in names]
+        for folder in (place, tables):  # a table beside its images, and one elsewhere
+            table = write_rows(folder / "absolute.csv", absolute)
+            assert cut(table, place) == relative
+            everything = load_dataset(table, "all")
+            said = f"paths: absolute; what follows {place}/ decides on an image's split"
+            assert (said in everything.description) == (folder != place)
+            assert everything.names[0] == str(absolute[0])
+            for streams in (False, True):  # what was loaded is cut alike when it is given as data
+                loaded = load_dataset(table, "all", memory_limit_gb=0 if streams else 4)
+                assert cut(loaded, place) == relative
+
+
+def test_a_row_of_a_table_may_be_relative_beside_absolute_ones(tmp_path):
+    for number in range(30):
+        picture(tmp_path / "photos" / f"{number}.png", size=(2, 2), seed=number)
+    names = [f"photos/{number}.png" for number in range(30)]
+    mixed = [tmp_path / name if number % 2 else name for number, name in enumerate(names)]
+    expected = cut(write_rows(tmp_path / "relative.csv", names), tmp_path)
+    assert cut(write_rows(tmp_path / "mixed.csv", mixed), tmp_path) == expected
+
+
+def test_image_files_keep_the_names_that_they_are_given_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        picture(tmp_path / "archive" / f"Teil {number}.png", seed=number)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "today.png").symlink_to(tmp_path / "archive" / "Teil 0.png")
+    dataset = load_dataset(["b/today.png", "./a/today.png", tmp_path / "archive" / "Teil 1.png"], "all", image_size=12)
+    assert dataset.names == [str(tmp_path / "archive" / "Teil 1.png"), "a/today.png", "b/today.png"]
+    assert torch.equal(dataset.images[1], dataset.images[2])  # two names of one file are two images
+    assert not any(line.startswith("files: ") for line in dataset.description)
+    twice = load_dataset(["a/today.png", "a/today.png", "b/today.png"], "all")
+    assert twice.names == ["a/today.png", "b/today.png"]
+    assert twice.description[-1] == "files: 1 given more than once"
+    assert load_dataset("a/today.png", "all").names == ["a/today.png"]
+
+
+def test_image_files_are_split_alike_wherever_they_lie(tmp_path, monkeypatch):
+    for number in range(40):
+        picture(tmp_path / "photos" / f"{number}.png", size=(2, 2), seed=number)
+    monkeypatch.chdir(tmp_path)
+    files = [f"photos/{number}.png" for number in range(40)]
+    found = [
+        {Path(name).name for name in load_dataset(given, "val", val_fraction=0.2).names}
+        for given in (files, [tmp_path / file for file in files])
+    ]
+    monkeypatch.chdir(tmp_path / "photos")
+    found.append({*load_dataset([Path(file).name for file in files], "val", val_fraction=0.2).names})
+    found.append({*load_dataset(".", "val", val_fraction=0.2).names})
+    assert 2 < len(found[0]) < 20 and all(each == found[0] for each in found)
+
+
+def test_masks_are_found_by_what_follows_the_folder_of_the_images(tmp_path):
+    for number in range(4):
+        picture(tmp_path / "photos" / str(number % 2) / f"{number}.png", seed=number)
+        picture(tmp_path / "masks" / str(number % 2) / f"{number}.png", mode="L", seed=number)
+    (tmp_path / "tables").mkdir()
+    expected = load_dataset(tmp_path / "masks", "all", channels=1, image_size=12).images
+    files = sorted(tmp_path.glob("photos/*/*.png"))
+    for data in (tmp_path / "photos", files, write_rows(tmp_path / "tables" / "a.csv", files)):
+        masks = read_masks(tmp_path / "masks", load_dataset(data, "all", image_size=12))
+        assert torch.equal(masks[:, None], expected)
 
 
 # ---- trees that are no class folders

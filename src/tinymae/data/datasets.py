@@ -78,6 +78,7 @@ class ImageDataset(Indexed):
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
     split: str = "all"  # of the data that they were cut from
     groups: Sequence[str] = ()  # of each image, if it has one
+    prefixes: Sequence[str] = ()  # of names: see `Source`
 
     def __post_init__(self):
         if not len(self.names):
@@ -187,6 +188,11 @@ class StreamedDataset(Indexed):
         return self.source.names(self.rows)
 
     @property
+    def prefixes(self) -> Sequence[str]:
+        """Of names: see `Source`."""
+        return self.source.prefixes
+
+    @property
     def groups(self) -> Sequence[str]:
         """Of each image, if it has one."""
         return [self.source.groups[row] for row in self.rows] if self.source.groups else ()
@@ -276,6 +282,7 @@ class StreamedDataset(Indexed):
             self.description,
             self.split,
             kept.groups,
+            self.prefixes,
         )
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:

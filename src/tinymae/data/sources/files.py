@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...errors import InputError, list_some
 from ..images import EXTENSIONS
-from ..splits import hash_names, rows_by_split
+from ..splits import hash_names, rows_by_split, without_prefix
 from .encoded import Content, EncodedSource
 from .source import Reading
 
@@ -49,7 +49,7 @@ class FilesSource(EncodedSource):
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """See `Source.places`: by name."""
-        return hash_names(self.names(rows))
+        return hash_names(without_prefix(name, self.prefixes) for name in self.names(rows))
 
     def digest(self, rows: np.ndarray) -> str:
         """Of names, sizes in bytes, and labels."""
@@ -112,12 +112,24 @@ def is_image_file(path: Path) -> bool:
 
 
 def open_images(files: Sequence[Path], reading: Reading) -> FilesSource:
-    """Single image files, without labels."""
-    resolved = {file.resolve() for file in files}
-    root = Path(os.path.commonpath([file.parent for file in resolved]))
-    paths = sorted(file.relative_to(root).as_posix() for file in resolved)
-    name = files[0].name if len(files) == 1 else root.name
-    return FilesSource(name, "images", root, paths, reading)
+    """Single image files, without labels, by the names that are given: results are joined by these."""
+    paths = sorted({file.as_posix() for file in files})
+    name = files[0].name if len(files) == 1 else Path(common_folder([os.path.abspath(path) for path in paths])).name
+    source = FilesSource(name, "images", Path(), paths, reading)
+    by_kind = [[path for path in paths if os.path.isabs(path) == absolute] for absolute in (True, False)]
+    source.prefixes = [common_folder(some) for some in by_kind if some]
+    if (doubled := len(files) - len(paths)) > 0:
+        source.notes.append(f"files: {doubled:,} given more than once")
+    return source
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """The folder that all files are in, as their paths begin: with a slash at its end, or "" for the current one.
+
+    >>> common_folder(["photos/cat/1.png", "photos/cat/2.png", "photos/dog/1.png"]), common_folder(["1.png"])
+    ('photos/', '')
+    """
+    return os.path.join(os.path.commonpath([*{os.path.dirname(path) for path in paths}]), "")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
@@ -213,7 +225,8 @@ def find_stray(
     if path is None:
         return None
     folder = "/".join(path.split("/")[:2])
-    return f"class folder {folder} is none of train's classes, {list_some(classes, 20)}", "move it away, or rename it"
+    known_ones = list_some(classes, 20) or "of which there are none"
+    return f"class folder {folder} is none of train's classes, {known_ones}", "move it away, or rename it"
 
 
 def empty_folders(root: Path, classes: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ...errors import InputError, first_line, refusal
 from ..splits import rows_by_split
 from .arrays import number_labels
-from .files import SPLIT_NAMES, FilesSource
+from .files import SPLIT_NAMES, FilesSource, common_folder
 from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -44,6 +44,9 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     elif (missing := next((row for row, found in enumerate(there, start=2) if not found), None)) is not None:
         raise no_such_image(where, missing, path.parent / paths[missing - 2])
     source = FilesSource(path.stem, "table", path.parent, paths, reading)
+    source.prefixes = find_prefixes(path.parent, paths)
+    if source.prefixes[1:]:
+        source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
     label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     values = table.column(label) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
@@ -60,6 +63,18 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
         source.groups = strings(table.column(group), group, f"{where}, line", first=2)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
+
+
+def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
+    """What absolute paths begin with that says where the data lie: the table's folder, or else the one that all are in.
+
+    >>> find_prefixes(Path("/data"), ["photos/1.png", "/disk/cat/1.png", "/disk/dog/1.png", "/data/photos/2.png"])
+    ['/data/', '/disk/']
+    """
+    own = os.path.join(os.path.abspath(folder), "")
+    absolute = [path for path in paths if os.path.isabs(path)]
+    elsewhere = [path for path in absolute if not path.startswith(own)]
+    return [own] * bool(absolute) + ([common_folder(elsewhere)] if elsewhere else [])
 
 
 def no_such_image(where: str, row: int, image: Path) -> InputError:
