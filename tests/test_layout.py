@@ -3,10 +3,12 @@
 import os
 import re
 from pathlib import Path
+from unicodedata import normalize
 
+import numpy as np
 import pytest
 import torch
-from test_data import picture
+from test_data import picture, pixels
 from test_unlabelled import small_model
 
 import tinymae
@@ -141,6 +143,45 @@ def test_masks_are_found_by_what_follows_the_folder_of_the_images(tmp_path):
     for data in (tmp_path / "photos", files, write_rows(tmp_path / "tables" / "a.csv", files)):
         masks = read_masks(tmp_path / "masks", load_dataset(data, "all", image_size=12))
         assert torch.equal(masks[:, None], expected)
+
+
+def test_a_table_is_read_with_the_slashes_of_windows_and_in_either_normal_form(tmp_path):
+    composed, decomposed = normalize("NFC", "Größe"), normalize("NFD", "Größe")
+    for number, name in enumerate([f"c/{composed} 0", f"c/{decomposed} 1", "c/d/2", "c/3"]):
+        picture(tmp_path / f"{name}.png", seed=number)
+    given = [f"c\\{decomposed} 0.png", f"c/{composed} 1.png", ".\\c\\d\\2.png", "c/3.png"]
+    dataset = load_dataset(write_rows(tmp_path / "table.csv", given), "all", image_size=12)
+    folder = load_dataset(tmp_path / "c", "all", image_size=12)
+    assert sorted(dataset.names) == [f"c/{name}" for name in folder.names]
+    said = f"paths: 3 are read with other slashes or in another Unicode normal form (c/{composed} 0.png)"
+    assert said in dataset.description
+    with pytest.raises(InputError, match=r"line 2: image .*c\\4\.png does not exist"):
+        load_dataset(write_rows(tmp_path / "table.csv", ["c\\4.png"]), "all")
+
+
+@pytest.mark.parametrize("limit", [0, 4])
+def test_an_image_of_another_number_of_channels_is_skipped_as_a_damaged_one(tmp_path, limit):
+    for number in range(6):
+        np.save(tmp_path / f"{number}.npy", pixels(16, 16, 12 if number == 3 else 13))
+    options = {"channels": 13, "image_size": 4, "memory_limit_gb": limit}
+    asked = r"3\.npy has 12 channels, 13 are wanted: give --in-channels 12 when pretraining, remove it, or give --skip"
+    with pytest.raises(InputError, match=asked):
+        load_dataset(tmp_path, "all", **options)[:]
+    picture(tmp_path / "preview.png")
+    dataset = load_dataset(tmp_path, "all", skip_unreadable=True, **options)
+    assert dataset[:][0].shape[1:] == (13, 4, 4) and dataset.skipped == ["3.npy", "preview.png"]
+    if limit:
+        assert dataset.names == [f"{number}.npy" for number in (0, 1, 2, 4, 5)]
+        with pytest.raises(InputError, match=r"has no readable image: .*0\.npy has 13 channels, 7 are wanted: give"):
+            load_dataset(tmp_path, "all", skip_unreadable=True, **options | {"channels": 7})
+
+
+def test_rows_without_any_of_several_labels_are_counted(tmp_path):
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", seed=number)
+    (tmp_path / "a.csv").write_text("path,label\n0.png,cat;dog\n1.png,\n2.png,cat\n3.png,\n")
+    said = load_splits(tmp_path / "a.csv", ["all"], several=True)["all"].description[0]
+    assert said.endswith("4 images in 2 classes, several an image (2 of them have none)")
 
 
 # ---- trees that are no class folders

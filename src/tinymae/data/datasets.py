@@ -268,7 +268,10 @@ class StreamedDataset(Indexed):
         images, bad = self.read_all()
         good = [place for place, image in enumerate(images) if image is not None]
         if not good:
-            raise InputError(f"data {self.name} has no readable image")
+            try:
+                self.source.read(self.rows[:1])
+            except UnreadableImage as error:  # all may have other channels than are wanted: then it says what to give
+                raise InputError(f"data {self.name} has no readable image: {error}") from None
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
         return ImageDataset(

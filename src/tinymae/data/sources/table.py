@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +38,17 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", first=2)]
     if not paths:
         raise InputError(f"{where} has no rows")
-    there = (os.path.isfile(path.parent / name) for name in paths)
-    if reading.skip_unreadable:
-        if not any(there):
-            raise no_such_image(where, 2, path.parent / paths[0])
-    elif (missing := next((row for row, found in enumerate(there, start=2) if not found), None)) is not None:
-        raise no_such_image(where, missing, path.parent / paths[missing - 2])
+    found = [find_file(path.parent, name) for name in paths]
+    missing = [row for row, name in enumerate(found) if name is None]
+    if missing and (len(missing) == len(paths) or not reading.skip_unreadable):
+        raise no_such_image(where, missing[0] + 2, path.parent / paths[missing[0]])
+    respelled = [name for name, own in zip(found, paths, strict=True) if name not in (own, None)]
+    paths = [name or own for name, own in zip(found, paths, strict=True)]
     source = FilesSource(path.stem, "table", path.parent, paths, reading)
+    if respelled:
+        source.notes.append(
+            f"paths: {len(respelled):,} are read with other slashes or in another Unicode normal form ({respelled[0]})"
+        )
     source.prefixes = find_prefixes(path.parent, paths)
     if source.prefixes[1:]:
         source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
@@ -63,6 +68,15 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
         source.groups = strings(table.column(group), group, f"{where}, line", first=2)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
+
+
+def find_file(folder: Path, name: str) -> str | None:
+    """The path of a file as it is there: as given, or as Windows and macOS write it; None where there is none."""
+    for slashed in (name, name.replace("\\", "/")):
+        for spelled in (slashed, normalize("NFC", slashed), normalize("NFD", slashed)):
+            if os.path.isfile(folder / spelled):
+                return os.path.normpath(spelled)
+    return None
 
 
 def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
