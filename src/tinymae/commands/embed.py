@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +66,10 @@ def run(settings: EmbedSettings) -> Result[Model]:
     settings = settings.reading_like(model)
     images = settings.open_images(model, accelerator)
     if settings.to_label is not None and (images.labels >= 0).all():
-        raise InputError(f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out")
+        raise InputError(
+            f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out"
+            + no_classes_remedy(settings.data)
+        )
     if settings.to_label is not None and any(part.labels is None and part.classes for part in images.parts.values()):
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
@@ -86,6 +89,14 @@ def run(settings: EmbedSettings) -> Result[Model]:
 
 
 embed = keywords_of(run, EmbedSettings)
+
+
+def no_classes_remedy(data: Any) -> str:
+    """What to do where a folder's sub-folders were taken for classes, and are none; "" for other data."""
+    if not (isinstance(data, str | Path) and Path(data).is_dir()):
+        return ""
+    folder = Path(data)
+    return f" or, if its folders are no classes, give {folder}/*/, or put the images into {folder}/unlabelled/"
 
 
 def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], images: JoinedSplits, run: Run) -> Path:
@@ -132,15 +143,19 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
 
 
 def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
-    """to_label.csv and to_label.png: the images to label first."""
+    """to_label.csv and to_label.png: the images to label first.
+
+    Of files, the first is a table to fill in: put beside the images, it is data with labels. It names no splits: these
+    follow from the paths, as those of the images do.
+    """
     assert settings.to_label is not None
     features, labelled = read_features(table, np.arange(len(images))), (images.labels >= 0).numpy()
     rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
-    names, splits = images.names(rows), images.splits(rows)
+    names, of_files = images.names(rows), all(part.of_files for part in images.parts.values())
     shown = [Tile(image, (name,)) for image, name in zip(images.view(rows[:SHOWN]), names, strict=False)]
     title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
     return [
-        write_csv(folder / "to_label.csv", ["name", "split"], zip(names, splits, strict=True)),
+        write_csv(folder / "to_label.csv", ["path" if of_files else "name", "label"], [(name, "") for name in names]),
         write_sheet(in_rows(shown), folder / "to_label.png", title),
     ]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from ..errors import InputError
-from .unreadable import UnreadableImage, require_safe_size, unreadable
+from .unreadable import OtherChannels, UnreadableImage, require_safe_size, unreadable
 
 MAX_CHANNELS = 64
 Kind = Literal["npy", "tiff", "png", "ppm"]
@@ -75,9 +75,9 @@ def read_array(
         raise UnreadableImage(name, f"{values.dtype} of shape {values.shape} are no image")
     found = values.shape[2] + (alpha is not None)
     if found != channels and (channels not in (1, 3) or values.shape[2] not in (1, 3)):
-        raise InputError(
+        raise OtherChannels(
             f"image {name} has {found} channel{'s'[: found != 1]}, {channels} {'is' if channels == 1 else 'are'} "
-            f"wanted: give --in-channels {found} when pretraining, or remove it"
+            f"wanted: give --in-channels {found} when pretraining"
         )
     if alpha is not None:
         values = onto_white(values, alpha, pixel_range, premultiplied=premultiplied)

@@ -78,6 +78,7 @@ class ImageDataset(Indexed):
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
     split: str = "all"  # of the data that they were cut from
     groups: Sequence[str] = ()  # of each image, if it has one
+    prefixes: Sequence[str] = ()  # of names: see `Source`
 
     def __post_init__(self):
         if not len(self.names):
@@ -187,6 +188,11 @@ class StreamedDataset(Indexed):
         return self.source.names(self.rows)
 
     @property
+    def prefixes(self) -> Sequence[str]:
+        """Of names: see `Source`."""
+        return self.source.prefixes
+
+    @property
     def groups(self) -> Sequence[str]:
         """Of each image, if it has one."""
         return [self.source.groups[row] for row in self.rows] if self.source.groups else ()
@@ -277,7 +283,10 @@ class StreamedDataset(Indexed):
         images, bad = self.read_all()
         good = [place for place, image in enumerate(images) if image is not None]
         if not good:
-            raise InputError(f"data {self.name} has no readable image")
+            try:
+                self.source.read(self.rows[:1])
+            except UnreadableImage as error:  # all may have other channels than are wanted: then it says what to give
+                raise InputError(f"data {self.name} has no readable image: {error}") from None
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
         return ImageDataset(
@@ -291,6 +300,7 @@ class StreamedDataset(Indexed):
             self.description,
             self.split,
             kept.groups,
+            self.prefixes,
         )
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:

@@ -15,8 +15,11 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
     """Three lines: what was found, how it is split, and what the images become; and the notes, if there are any."""
     classes = ", several labels an image, which are not used here" if unused_labels else ", no labels"
     if source.labels is not None:
-        classes = f" in {len(source.classes):,} classes" + ", several an image" * (source.labels.ndim == 2)
-        if unlabelled := int((source.labels < 0).sum()):
+        several = source.labels.ndim == 2
+        classes = f" in {len(source.classes):,} classes" + ", several an image" * several
+        if several and (without := int((~source.labels.any(axis=1)).sum())):
+            classes += f" ({without:,} of them have none)"
+        elif unlabelled := int((source.labels < 0).sum()):
             classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:

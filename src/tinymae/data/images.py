@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..errors import InputError
 from .bands import Range, describe_shape, find_kind, map_array, open_tiff, read_array
 from .fit import Fit, border_colour, fit_pixels, fitted_size, place
-from .unreadable import UNREADABLE, UnreadableImage, require_safe_size, unreadable
+from .unreadable import UNREADABLE, OtherChannels, UnreadableImage, require_safe_size, unreadable
 
 with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
     from pillow_heif import register_heif_opener
@@ -38,8 +38,8 @@ def read_image(
     (C, H, W) holds. `depth` "uint8" scales 16-bit files down, "uint16" scales 8-bit files up. 32-bit and float files
     need a `pixel_range`. Only the first image of a file with several is read. Bytes have to be given a `name`.
 
-    Raises UnreadableImage, naming the file, if it is no readable image; InputError without a needed `pixel_range`, or
-    for a number of channels that the file does not have or its format does not give.
+    Raises UnreadableImage, naming the file, if it is no readable image, or for a number of channels that the file does
+    not have or its format does not give; InputError without a needed `pixel_range`.
     """
     name = name or str(source)
     try:
@@ -78,8 +78,9 @@ def from_pillow(
     """Grey or RGB pixels (C, H, W). Raises InputError for another number of channels."""
     channels, height, width = shape
     if channels not in (1, 3):
-        raise InputError(
-            f"in_channels {channels}: image {name} is read as 1 (grey) or 3 (RGB); multi-band TIFF and .npy hold others"
+        raise OtherChannels(
+            f"in_channels {channels}: image {name} is read as 1 (grey) or 3 (RGB), multi-band TIFF and .npy hold "
+            "others: give another number"
         )
     if image.mode.startswith(("I", "F")):  # deeper than 8 bits: one channel
         grey = to_depth(np.asarray(image)[..., None], depth, pixel_range, name)

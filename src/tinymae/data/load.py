@@ -68,10 +68,10 @@ def load_dataset(
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
     Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
-    begin in the folder; those in several folders where these part, which another folder may change. Named sets have
-    their official test split, and 2,000 images held out of train by a fixed seed. A folder's sub-folders `train`, `val`
-    and `test` are the splits, in any case and spelling (`Training`, `valid`, `dev`); other sub-folders are classes. The
-    classes are those of train.
+    begin in the folder; those in several folders, and absolute ones outside their table's folder, where these part,
+    which another folder may change. Named sets have their official test split, and 2,000 images held out of train by a
+    fixed seed. A folder's sub-folders `train`, `val` and `test` are the splits, in any case and spelling (`Training`,
+    `valid`, `dev`); other sub-folders are classes. The classes are those of train.
 
     >>> dataset = load_dataset("digits", "test")
     >>> dataset.images.shape, dataset.images.dtype, dataset.labels.shape, dataset.classes[:3]
@@ -145,6 +145,7 @@ def open_given(data: Any, labels: Any, reading: Reading) -> Source:
     source = open_source(*((data.images, data.labels) if in_memory else (data, labels)), reading)
     if isinstance(data, Dataset):
         source.name, source.given_names, source.groups = data.name, list(data.names), data.groups
+        source.prefixes = data.prefixes
         source.classes = data.classes if source.labels is not None else []
         if data.split in ("val", "test"):
             source.splits = {data.split: np.arange(len(source))}

@@ -13,6 +13,7 @@ from tqdm.contrib.concurrent import thread_map
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
 from .fit import Fit, fitted_size, place
+from .splits import without_prefix
 from .unreadable import UNREADABLE
 
 IGNORED = 255  # of a pixel without a class: neither learned from nor judged by
@@ -34,7 +35,7 @@ def read_masks(
         raise InputError(f"masks folder {folder} does not exist")
     if not dataset.of_files:
         raise InputError(f"masks {folder}: data {dataset.name} has no image files that masks could stand beside")
-    paths = [mask_path(folder, name) for name in dataset.names]
+    paths = [mask_path(folder, without_prefix(name, dataset.prefixes)) for name in dataset.names]
     size = dataset.image_shape[1:]
     options = {"desc": "reading masks", "leave": False, "disable": len(paths) < 5000}
     masks = torch.stack(

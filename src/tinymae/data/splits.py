@@ -1,7 +1,7 @@
 """Which images belong to which split or subset: by each image's own name, or by fixed seeds."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -75,6 +75,15 @@ def hash_names(names: Iterable[str]) -> np.ndarray:
     prefix = f"{SPLIT_SEED} ".encode()
     digests = b"".join(hashlib.sha256(prefix + name.encode("utf-8", "surrogateescape")).digest()[:8] for name in names)
     return (np.frombuffer(digests, dtype="<u8") >> 11) / 2**53
+
+
+def without_prefix(name: str, prefixes: Sequence[str]) -> str:
+    """A name without the first of the prefixes that it begins with.
+
+    >>> without_prefix("/data/photos/1.png", ["/data/"]), without_prefix("photos/1.png", ["/data/"])
+    ('photos/1.png', 'photos/1.png')
+    """
+    return name.removeprefix(next(filter(name.startswith, prefixes), ""))
 
 
 def hash_rows(rows: np.ndarray) -> np.ndarray:

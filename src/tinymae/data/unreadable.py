@@ -21,6 +21,13 @@ class UnreadableImage(InputError):
         super().__init__(f"image {name} cannot be read ({reason}): repair it, remove it, or give --skip-unreadable")
 
 
+class OtherChannels(UnreadableImage):
+    """One image of many that has another number of channels than is wanted."""
+
+    def __init__(self, message: str):
+        InputError.__init__(self, f"{message}, remove it, or give --skip-unreadable")
+
+
 def unreadable(name: str, error: Exception) -> Exception:
     """What to raise for an error met in an image: see `errors.refusal`."""
     return error if ran_out_of_memory(error) else UnreadableImage(name, first_line(error))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ...errors import InputError
+from ...errors import InputError, list_some
 from ..images import EXTENSIONS
-from ..splits import hash_names, rows_by_split
+from ..splits import hash_names, rows_by_split, without_prefix
 from .encoded import Content, EncodedSource
 from .source import Reading
 
@@ -49,7 +49,7 @@ class FilesSource(EncodedSource):
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """See `Source.places`: by name."""
-        return hash_names(self.names(rows))
+        return hash_names(without_prefix(name, self.prefixes) for name in self.names(rows))
 
     def digest(self, rows: np.ndarray) -> str:
         """Of names, sizes in bytes, and labels."""
@@ -73,7 +73,7 @@ def size_of(path: Path) -> int:
 def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     """Images in one or several folders, with or without class sub-folders, in split sub-folders or not.
 
-    Raises InputError: a missing or empty folder, images beside class folders, a class that train lacks.
+    Raises InputError for a folder that is missing, and where none holds images.
     """
     if missing := [folder for folder in folders if not folder.exists()]:
         raise InputError(f"data {missing[0]} does not exist: several data are folders, or image files")
@@ -82,17 +82,21 @@ def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
     found: list[str] = []
     left_out: list[str] = []
+    empty: list[str] = []
     for folder in folders:
         prefix = "" if len(folders) == 1 else folder.resolve().relative_to(root).as_posix() + "/"
         inside, others = list_images(folder)
-        if not inside:
-            raise InputError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)})")
+        empty += [] if inside else [str(folder)]
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
+    if not found:
+        raise InputError(f"folder {', '.join(empty)} holds no images ({', '.join(EXTENSIONS)})")
     source = FilesSource(root.name or str(root), "folder", root, found, reading)
     source.left_out = left_out
+    if empty:
+        source.notes.append(f"left out: folders without images: {list_some(empty)}")
     if len(folders) == 1:
-        source.labels, source.classes, source.splits = read_layout(root, found)
+        read_layout(source, found)
     else:
         source.kind = "several folders, read without labels"
         source.label_remedy = (
@@ -108,24 +112,39 @@ def is_image_file(path: Path) -> bool:
 
 
 def open_images(files: Sequence[Path], reading: Reading) -> FilesSource:
-    """Single image files, without labels."""
-    resolved = {file.resolve() for file in files}
-    root = Path(os.path.commonpath([file.parent for file in resolved]))
-    paths = sorted(file.relative_to(root).as_posix() for file in resolved)
-    name = files[0].name if len(files) == 1 else root.name
-    return FilesSource(name, "images", root, paths, reading)
+    """Single image files, without labels, by the names that are given: results are joined by these."""
+    paths = sorted({file.as_posix() for file in files})
+    name = files[0].name if len(files) == 1 else Path(common_folder([os.path.abspath(path) for path in paths])).name
+    source = FilesSource(name, "images", Path(), paths, reading)
+    by_kind = [[path for path in paths if os.path.isabs(path) == absolute] for absolute in (True, False)]
+    source.prefixes = [common_folder(some) for some in by_kind if some]
+    if (doubled := len(files) - len(paths)) > 0:
+        source.notes.append(f"files: {doubled:,} given more than once")
+    return source
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """The folder that all files are in, as their paths begin: with a slash at its end, or "" for the current one.
+
+    >>> common_folder(["photos/cat/1.png", "photos/cat/2.png", "photos/dog/1.png"]), common_folder(["1.png"])
+    ('photos/', '')
+    """
+    return os.path.join(os.path.commonpath([*{os.path.dirname(path) for path in paths}]), "")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
     """Relative paths of the image files under a folder, sorted, and of what else is there. One pass, no file opened.
 
-    Hidden files and folders are passed over; folders that are links are followed, once each.
+    Hidden files and folders are passed over; folders that are links are followed, once each, after all real ones.
     """
     images: list[str] = []
     others: list[str] = []
     visited: set[tuple[int, int]] = set()
     waiting = [("", folder)]
-    while waiting:
+    links: list[tuple[str, Path]] = []
+    while waiting or links:
+        if not waiting:  # a link to a folder that is read already takes none of its images, whatever came first on disk
+            waiting, links = sorted(links, reverse=True), []
         prefix, place = waiting.pop()
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in visited:
@@ -137,7 +156,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    waiting.append((path + "/", Path(entry.path)))
+                    (links if entry.is_symlink() else waiting).append((path + "/", Path(entry.path)))
                 elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                     images.append(path)
                 else:
@@ -145,15 +164,17 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[str], dict[str, np.ndarray]]:
-    """(labels, classes, splits) of images in a folder, from where they stand.
+def read_layout(source: FilesSource, paths: list[str]) -> None:
+    """Let a source have the labels, classes and splits of the images in its folder, from where they stand.
 
     Folders named as splits are splits where all images are in one, and then have classes of their own below. A split
     without class folders has the labels -1; with none anywhere there are no labels. Nor has a folder that is called
-    unlabelled, beside the classes or, with images of train, beside the splits.
+    unlabelled, beside the classes or, with images of train, beside the splits. Where the folders cannot be classes
+    there are no labels either, which is an error where labels are needed, and a note elsewhere.
+
+    Raises InputError for two folders of one split.
     """
     heads = [path.split("/", 1)[0] if "/" in path else None for path in paths]
-    splits: dict[str, np.ndarray] = {}
     depth = 0
     lower = {head.lower() if head else None for head in heads}
     if lower & {*SPLIT_NAMES} and lower <= {*SPLIT_NAMES, *UNLABELLED_NAMES}:
@@ -161,25 +182,21 @@ def read_layout(root: Path, paths: list[str]) -> tuple[np.ndarray | None, list[s
         named = sorted({str(head) for head in heads})
         folders = {split: [head for head in named if SPLIT_NAMES.get(head.lower()) == split] for split in splits}
         if doubled := next((names for names in folders.values() if len(names) > 1), None):
-            raise InputError(f"folder {root} has {' and '.join(doubled)} for the same split: keep one")
-        depth = 1
+            raise InputError(f"folder {source.root} has {' and '.join(doubled)} for the same split: keep one")
+        source.splits, depth = splits, 1
     names = [name_class(path, depth) for path in paths]
-    for rows in splits.values() or [np.arange(len(paths))]:
-        require_one_kind(root, paths, names, rows)
-    learned = splits.get("train", range(len(paths)))  # the rows whose folders name the classes
+    learned = source.splits.get("train", range(len(paths)))  # the rows whose folders name the classes
     classes = sorted({name for row in learned if (name := names[row])})
-    number: dict[str | None, int] = {None: -1, UNLABELLED: -1}
-    number |= {name: place for place, name in enumerate(classes)}
-    for path, name in zip(paths, names, strict=True):
-        if name not in number:
-            raise InputError(
-                f"class folder {root / path.split('/')[0] / str(name)} is none of train's classes, "
-                f"{', '.join(classes[:20])}: move it away, or rename it"
-            )
-    if not splits:
-        require_images(root, classes)
-    labels = np.array([number[name] for name in names], dtype=np.int64)
-    return (labels if classes else None), classes, splits
+    if stray := find_stray(source, paths, names, classes):
+        wrong, remedy = stray
+        source.notes.append(f"labels: none, as {wrong}")
+        source.label_remedy = f"{wrong}: {remedy}"
+        return
+    number = {None: -1, UNLABELLED: -1} | {name: place for place, name in enumerate(classes)}
+    if classes:
+        source.labels, source.classes = np.array([number[name] for name in names], dtype=np.int64), classes
+    if not source.splits and (empty := empty_folders(source.root, classes)):
+        source.notes.append(f"left out: class folders without images: {list_some(empty)}")
 
 
 def name_class(path: str, depth: int) -> str | None:
@@ -194,17 +211,29 @@ def name_class(path: str, depth: int) -> str | None:
     return folders[depth] if len(folders) > depth else None
 
 
-def require_one_kind(root: Path, paths: list[str], names: list[str | None], rows: np.ndarray) -> None:
-    """Raises InputError for images beside class folders."""
-    plain = next((paths[row] for row in rows if names[row] is None), None)
-    nested = next((names[row] for row in rows if names[row] is not None), None)
-    if plain and nested:
-        raise InputError(f"folder {root} holds images ({plain}) beside the folder {nested}: move one away")
+def find_stray(
+    source: FilesSource, paths: list[str], names: list[str | None], classes: list[str]
+) -> tuple[str, str] | None:  # fmt: skip
+    """What keeps folders from being classes, and the remedy: images beside them, or a class that train lacks."""
+    for rows in source.splits.values() or [np.arange(len(paths))]:
+        plain = next((paths[row] for row in rows if names[row] is None), None)
+        nested = next((names[row] for row in rows if names[row]), None)
+        if plain and nested:
+            return f"images ({plain}) lie beside the folder {nested}", "move them away, or into a folder unlabelled/"
+    known = {None, UNLABELLED, *classes}
+    path = next((path for path, name in zip(paths, names, strict=True) if name not in known), None)
+    if path is None:
+        return None
+    folder = "/".join(path.split("/")[:2])
+    known_ones = list_some(classes, 20) or "of which there are none"
+    return f"class folder {folder} is none of train's classes, {known_ones}", "move it away, or rename it"
 
 
-def require_images(root: Path, classes: list[str]) -> None:
-    """Raises InputError for a class folder without images: a slip that would otherwise cost a class."""
-    for folder in sorted(root.iterdir()) if classes else []:
-        named = folder.name in classes or folder.name.lower() in UNLABELLED_NAMES
-        if folder.is_dir() and not folder.name.startswith(".") and not named:
-            raise InputError(f"class folder {folder} holds no images ({', '.join(EXTENSIONS)})")
+def empty_folders(root: Path, classes: list[str]) -> list[str]:
+    """The folders beside those of the classes that hold no images."""
+    return [
+        folder.name
+        for folder in sorted(root.iterdir() if classes else [])
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes
+        and folder.name.lower() not in UNLABELLED_NAMES
+    ]  # fmt: skip

@@ -14,7 +14,7 @@ from ...tensors import pair
 from ..bands import MAX_CHANNELS, Range
 from ..fit import Fit
 from ..images import Depth
-from ..splits import hash_names, hash_rows
+from ..splits import hash_names, hash_rows, without_prefix
 from ..unreadable import UnreadableImage
 
 FOLDER_SIZE = 32  # pixels, unless image_size says otherwise
@@ -69,6 +69,7 @@ class Source:
         label_remedy: what to do for labels where there are none.
         given_names: each row's, where the images have been rows of other data.
         groups: each row's, if the data say them: images of one group stay in one split.
+        prefixes: what names may begin with that says where the data lie: what follows it decides on an image's split.
     """
 
     kind = ""
@@ -84,6 +85,7 @@ class Source:
     notes: list[str]
     given_names: Sequence[str] = ()
     groups: Sequence[str] = ()
+    prefixes: Sequence[str] = ()
     label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
 
     def __init__(self, name: str):
@@ -105,7 +107,7 @@ class Source:
         """A number in [0, 1) of each row, which decides on its split: float64 (B,)."""
         if not self.given_names:
             return hash_rows(rows)
-        names = self.names(rows)
+        names = [without_prefix(name, self.prefixes) for name in self.names(rows)]
         numbers = [name.removeprefix("row/") for name in names]  # the names of an Arrow table's rows, and of an array's
         return hash_rows(np.array(numbers, dtype=np.int64)) if all(map(str.isdecimal, numbers)) else hash_names(names)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow as pa
 from ...errors import InputError, first_line, refusal
 from ..splits import rows_by_split
 from .arrays import number_labels
-from .files import SPLIT_NAMES, FilesSource
+from .files import SPLIT_NAMES, FilesSource, common_folder
 from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -37,13 +38,20 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", first=2)]
     if not paths:
         raise InputError(f"{where} has no rows")
-    there = (os.path.isfile(path.parent / name) for name in paths)
-    if reading.skip_unreadable:
-        if not any(there):
-            raise no_such_image(where, 2, path.parent / paths[0])
-    elif (missing := next((row for row, found in enumerate(there, start=2) if not found), None)) is not None:
-        raise no_such_image(where, missing, path.parent / paths[missing - 2])
+    found = [find_file(path.parent, name) for name in paths]
+    missing = [row for row, name in enumerate(found) if name is None]
+    if missing and (len(missing) == len(paths) or not reading.skip_unreadable):
+        raise no_such_image(where, missing[0] + 2, path.parent / paths[missing[0]])
+    respelled = [name for name, own in zip(found, paths, strict=True) if name not in (own, None)]
+    paths = [name or own for name, own in zip(found, paths, strict=True)]
     source = FilesSource(path.stem, "table", path.parent, paths, reading)
+    if respelled:
+        source.notes.append(
+            f"paths: {len(respelled):,} are read with other slashes or in another Unicode normal form ({respelled[0]})"
+        )
+    source.prefixes = find_prefixes(path.parent, paths)
+    if source.prefixes[1:]:
+        source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
     label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     values = table.column(label) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
@@ -60,6 +68,27 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
         source.groups = strings(table.column(group), group, f"{where}, line", first=2)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
+
+
+def find_file(folder: Path, name: str) -> str | None:
+    """The path of a file as it is there: as given, or as Windows and macOS write it; None where there is none."""
+    for slashed in (name, name.replace("\\", "/")):
+        for spelled in (slashed, normalize("NFC", slashed), normalize("NFD", slashed)):
+            if os.path.isfile(folder / spelled):
+                return os.path.normpath(spelled)
+    return None
+
+
+def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
+    """What absolute paths begin with that says where the data lie: the table's folder, or else the one that all are in.
+
+    >>> find_prefixes(Path("/data"), ["photos/1.png", "/disk/cat/1.png", "/disk/dog/1.png", "/data/photos/2.png"])
+    ['/data/', '/disk/']
+    """
+    own = os.path.join(os.path.abspath(folder), "")
+    absolute = [path for path in paths if os.path.isabs(path)]
+    elsewhere = [path for path in absolute if not path.startswith(own)]
+    return [own] * bool(absolute) + ([common_folder(elsewhere)] if elsewhere else [])
 
 
 def no_such_image(where: str, row: int, image: Path) -> InputError:
