@@ -170,6 +170,14 @@ def test_an_unknown_keyword_names_the_function_and_the_closest_one():
         tinymae.neighbours(weights="w")
 
 
+def test_a_type_checker_knows_what_a_command_takes():
+    """mypy, which make lint runs, refuses both calls: it would complain of an `ignore` that nothing needs."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        tinymae.finetune("photos/", nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        tinymae.finetune("photos/", "runs/mae")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
 def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_off, quick_figures, tmp_path):
     with switched_off():

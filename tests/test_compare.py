@@ -7,6 +7,7 @@ import subprocess
 from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -153,6 +154,23 @@ def test_means_and_deviations_are_over_seeds():
     assert tables.format_value(second["linear_test"], 1) == "62.0 ± 2.0"
 
 
+def test_differences_are_to_the_first_model_under_the_same_seed():
+    scores = {"a": {0: 60.0, 1: 70.0, 2: 80.0}, "b": {0: 63.0, 1: 71.0, 2: 82.0, 3: 10.0}, "c": {0: 50.0}}
+    rows = [
+        {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value, "knn_test": 1.0}
+        for name, values in scores.items() for seed, value in values.items()
+    ]  # fmt: skip
+    rows[4]["finetuned_test"] = 40.0  # which a has none of
+    control = {"data": "d", "name": "b, untrained", "control": "untrained", "linear_test": 1.0, "knn_test": 1.0}
+    rows += [control | {"seed": seed} for seed in range(3)]
+    (line,) = tables.differences(rows)
+    assert line["name"] == "b" and line["seeds"] == 3 and line["linear_test"] == (2.0, 1.0)  # not the 10 of seed 3
+    assert "finetuned_test" not in line
+    text = tables.markdown(rows, "")
+    assert "less that of a under the same seed" in text and "| b | +0.0 ± 0.0 | +2.0 ± 1.0 | – | – | 3 |" in text
+    assert "under the same seed" not in tables.markdown([row for row in rows if row["seed"] == 0], "")
+
+
 def test_the_best_is_named_by_validation_and_test_stands_beside_it():
     rows = [
         {"data": "d", "name": name, "control": "", "seed": 0, "linear_val": val, "linear_test": test}
@@ -162,6 +180,23 @@ def test_the_best_is_named_by_validation_and_test_stands_beside_it():
     assert best["linear_test"] == ["chosen"]
     (tile,) = report.tiles(tables.summarise(rows), rows, {"linear_test": best["linear_test"]})
     assert tile["name"] == "chosen" and tile["validation"] == "65.0" and "70.0" in str(tile)
+
+
+def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidden():
+    common = {"data": "d", "control": "", "seed": 0, "linear_val": 50.0, "linear_test": 50.0}
+    rows = [
+        common | {"name": "mae", "mse": 0.01, "psnr": 20.0, "ssim": 0.9, "mse_masked": 0.03},
+        common | {"name": "vae", "mse": 0.02, "psnr": 17.0, "ssim": 0.5},
+    ]
+    best, lines = report.find_best(rows), tables.summarise(rows)
+    assert [best[metric] for metric in ("mse", "psnr", "ssim", "mse_masked")] == [["vae"], ["vae"], ["vae"], ["mae"]]
+    assert report.tiles(lines, rows, {"mse": best["mse"]})[0]["name"] == "vae"
+    cells = {cell["text"]: cell["best"] for row in report.table(lines, best, 1)["rows"] for cell in row["cells"]}
+    assert not cells["0.0100 †"] and not cells["0.0200"]  # the other has no rival
+    text = tables.markdown(rows, "")
+    assert "| 0.0100 † | 20.0 † | 0.900 † | 0.0300 |" in text and "| 0.0200 | 17.0 | 0.500 | – |" in text
+    assert tables.UNRANKED in text and tables.UNRANKED not in tables.markdown(rows[1:], "")
+    assert report.find_best(rows[:1]).keys() == {"linear_test", "mse_masked"}
 
 
 class Page(HTMLParser):
@@ -211,6 +246,7 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
     for row in rows:
         assert row["name"] in page.texts and f"{row['linear_test']:.1f}" in page.texts
     assert text.count('<span class="badge">control</span>') == 3
+    assert re.search(r"<td[^>]*>0\.\d{4} †</td>", text) and " ".join(text.split()).count(tables.UNRANKED) == 1
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
@@ -291,6 +327,13 @@ def test_what_cannot_be_is_refused_before_anything_runs(arguments, message, tmp_
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("data", [torch.zeros(2, 1, 8, 8), np.zeros((2, 1, 8, 8)), load_dataset("digits")], ids=type)
+def test_images_in_memory_are_refused_with_what_to_give(data):
+    for given in (data, ("digits", data)):
+        with pytest.raises(InputError, match=f"data of type {type(data).__name__}: .*give a folder or a name; arrays"):
+            tinymae.compare(given, epochs=1)
+
+
 def test_two_processes_are_refused(tmp_path, monkeypatch):
     """Both would lock the folder, and one of them would wait for the other."""
     monkeypatch.setattr(compare, "PartialState", lambda: SimpleNamespace(num_processes=2))
@@ -332,8 +375,20 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
 
 def test_other_arguments_are_refused(compared):
     folder, *_ = compared
-    with pytest.raises(InputError, match="epochs was 1, now 2"):
-        run(folder, *GRID, "--epochs", 2)
+    before = results_in(folder)
+    for length, message in (
+        (
+            ("--epochs", 2),
+            r"seed0/pretrain was trained for another length \(epochs was 1, now 2\): choose another outp",
+        ),
+        (("--minutes", 3), r"minutes was None, now 3.*--overwrite, which moves the whole comparison aside"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(folder, *GRID, *length)
+    changed = "moves everything aside; to make this part alone anew, remove .*/digits/vae-8/seed0"
+    with pytest.raises(InputError, match=f"vae-8/seed0/pretrain holds another run .beta was 1, now 2.* {changed}"):
+        run(folder, *GRID, "--extra", "vae: --beta 2")
+    assert results_in(folder) == before
 
 
 def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
@@ -384,6 +439,19 @@ def test_what_a_search_proposes_is_a_model(family):
         assert {name: getattr(settings, name) for name in found} == found
         assert pretrain.create_model(settings, digits, None).num_features > 0
     assert "base_lr" not in search.search_space(family, values=64, given=["base_lr"])
+
+
+def test_a_family_without_ranges_of_its_own_is_searched_in_those_of_all(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "another", FAMILIES["conv_ae"])
+    assert search.search_space("another", values=64, given=()).keys() == {"base_lr", "weight_decay"}
+    monkeypatch.setitem(FAMILIES, "another", FAMILIES["pca"])  # which is fitted
+    assert search.search_space("another", values=64, given=()) == {}
+
+
+def test_every_family_can_be_compared_by_its_name():
+    assert {*FAMILIES} <= {*compare.MODELS} == {*get_args(compare.Name)}
+    with pytest.raises(InputError, match="models 'pac' is none of mae, conv_ae, .*, resnet_unet_no_skips"):
+        CompareSettings(models=("pac",))
 
 
 def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(tmp_path, monkeypatch):

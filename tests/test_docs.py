@@ -71,7 +71,7 @@ def command_lines() -> list[str]:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """A folder with what the programs name: the repository's weights and images, labelled photos, others' weights."""
-    for name in ("weights", "assets"):
+    for name in ("weights", "assets", "logs"):
         (tmp_path / name).symlink_to(ROOT / name)
     generator = np.random.default_rng(0)
     for label in ("cat", "dog"):

@@ -139,6 +139,15 @@ def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
     assert told["statistics"] == "target" and told["masked"]["psnr"] > scores["masked"]["psnr"]
 
 
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_errors_with_nothing_hidden_say_whether_patches_were_given_their_mean_and_std(norm_pix_loss, tmp_path, capsys):
+    model = MaskedAutoencoder(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=1, num_heads=2,
+                              norm_pix_loss=norm_pix_loss)  # fmt: skip
+    tinymae.evaluate(**FEW, weights=model, output_dir=tmp_path / "run")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("nothing hidden"))
+    assert ("each patch with its own mean and std, which it was given: mse" in line) == norm_pix_loss
+
+
 def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(tmp_path):
     unlabelled, model = FEW | {"labels": None}, tiny_mae()  # of the former none are held out for test
     for data, split in ((FEW, "test"), (unlabelled, "val")):

@@ -26,7 +26,7 @@ from ..interop.load import Model
 from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
-from .fields import keywords_of, setting, with_default
+from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 PART = 8192  # images in a part of the table: what a killed run loses at most, and what is in memory at a time
@@ -42,7 +42,7 @@ class EmbedSettings(FeatureSettings):
 
     resumes = True
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/embed")
-    formats: tuple[Literal["npz", "projector", "map"], ...] = setting(
+    formats: Several[Literal["npz", "projector", "map"]] = setting(
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
     )
     clusters: int = setting(10, "colours of the map by k-means", least=1, free=True)

@@ -328,17 +328,18 @@ def evaluate_autoencoder(
         hidden = count_hidden(model.num_patches, ratio)
         totals["masked"]["mse_hidden"] = totals["masked"]["mse"] * model.num_patches / hidden
         results["mask_ratio"] = ratio
-    print_errors(run, totals, ratio)
     some, _ = pick(dataset, 24)[torch.arange(min(24, len(dataset)))]
     shown = next(iter(reconstruct(some.to(accelerator.device), 0).values()))
     results["statistics"] = shown.statistics
+    print_errors(run, totals, ratio, given=shown.statistics != "none")
     run.finish(results, [draw_reconstructions(settings, run, shown, some, ratio)])
     return results
 
 
-def print_errors(run: Run, totals: dict[str, dict[str, float]], ratio: float | None) -> None:
-    """A line of errors with patches hidden, and one with none hidden."""
-    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": "nothing hidden"}.items():
+def print_errors(run: Run, totals: dict[str, dict[str, float]], ratio: float | None, *, given: bool) -> None:
+    """A line of errors with patches hidden, and one with none hidden; `given` if visible patches bring statistics."""
+    full = "nothing hidden" + ", each patch with its own mean and std, which it was given" * given
+    for name, what in {"masked": f"{ratio or 0:.0%} hidden, visible patches pasted", "full": full}.items():
         if name in totals:
             run.print(f"{what}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in totals[name].items()))
 

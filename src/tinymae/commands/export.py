@@ -1,6 +1,6 @@
 """Hand trained weights to other programs: timm, ONNX Runtime, torch.export, or a page in the browser."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,12 +25,13 @@ from .settings import Pool
 CALIBRATION = 256  # images
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ExportSettings(Settings):
     """Settings of an export."""
 
     heading = "export"
-    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id", positional=True)
+    weights: str | Path | Model = setting(help="what a run gave: a folder, or a Hub id")
+    _: KW_ONLY
     format: Literal["timm", "onnx", "torch", "web"] = setting(help="what to write")
     output_dir: str | Path = setting(help="folder for the files; old ones are replaced")
     pool: Pool = setting("avg", "the features", group="onnx and torch")

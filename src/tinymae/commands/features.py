@@ -22,7 +22,7 @@ from ..models.features import feature_function
 from ..tensors import pick_pixels
 from ..training.device import choose_attention
 from ..training.processes import gather_parts, on_main
-from .fields import as_python, setting
+from .fields import Several, as_python, setting
 from .settings import Pool, SheetSettings
 
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
@@ -51,7 +51,7 @@ class WeightsSettings(SheetSettings):
 class JoinedSettings(WeightsSettings):
     """What those share that work on one row of images, of any splits."""
 
-    split: tuple[Split, ...] = setting(("train", "val", "test"), "which images: one or several", group="data")
+    split: Several[Split] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
     def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
         """The splits' images, sized for the model."""
@@ -72,7 +72,7 @@ class FeatureSettings(JoinedSettings):
     pool: Pool | None = setting(
         None, "the mean of the patch tokens, or the class token (default: avg, or a classifier's own)"
     )
-    layers: tuple[int, ...] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
+    layers: Several[int] = setting((-1,), "blocks whose features stand side by side, from 0 or from -1 backwards")
 
     def __post_init__(self) -> None:
         """In Python, a number above 0 is how many of the last blocks, as `encode` takes it; one below is a block."""

@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import update_wrapper
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -26,8 +26,22 @@ LIMITS = {
     "least": (operator.ge, "below"), "above": (operator.gt, "not above"),
     "most": (operator.le, "above"), "below": (operator.lt, "not below"),
 }  # fmt: skip
+P = ParamSpec("P")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class Several(Generic[T]):
+        """A setting that is a tuple, and may be given as a list or as one of its values: see `checked`."""
+
+        def __get__(self, settings: Any, owner: Any = None) -> tuple[T, ...]: ...
+
+        def __set__(self, settings: Any, value: T | Sequence[T]) -> None: ...
+
+else:
+    Several = tuple[T, ...]
 
 
 def setting(default: Any = MISSING, help: str = "", *, group: str = "", **metadata: Any) -> Any:
@@ -165,34 +179,28 @@ def describe_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def keywords_of(run: Callable[[S], R], settings: type[S]) -> Callable[..., R]:
-    """A command as a Python function: the settings' fields are its keywords, the positional one may come first."""
+def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, R]:
+    """A command as a Python function, which takes what the class of its settings takes, also to a type checker."""
+    # The class is passed as a function: that is how type checkers learn its parameters.
+    signature = inspect.signature(settings).replace(return_annotation=inspect.Signature.empty)
+    name = run.__module__.rsplit(".", 1)[-1]
 
-    def call(*args, **keywords) -> R:
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
         try:
-            given = signature.bind(*args, **keywords).arguments
+            signature.bind(*args, **keywords)
         except TypeError as error:
-            unknown = [name for name in keywords if name not in signature.parameters]
-            close = [near for name in unknown for near in difflib.get_close_matches(name, signature.parameters, 1)]
+            unknown = [word for word in keywords if word not in signature.parameters]
+            close = [near for word in unknown for near in difflib.get_close_matches(word, signature.parameters, 1)]
             hint = "".join(f"; did you mean {near}?" for near in close)
-            raise TypeError(f"{call.__name__}() {error}{hint}") from None
+            raise TypeError(f"{name}() {error}{hint}") from None
         # A notebook may have switched gradients off, which training needs.
         with untouched_randomness(), torch.inference_mode(False), torch.enable_grad():
-            return run(settings(**given))
+            return run(settings(*args, **keywords))
 
-    ordered = sorted(fields(settings), key=lambda f: not f.metadata.get("positional"))
-    signature = inspect.Signature([parameter_of(f) for f in ordered])
     update_wrapper(call, run)
-    call.__name__ = call.__qualname__ = run.__module__.rsplit(".", 1)[-1]
+    call.__name__ = call.__qualname__ = name
     call.__signature__ = signature  # type: ignore[attr-defined]
-    arguments = "".join(f"    {f.name}: {f.metadata['help']}\n" for f in ordered if f.metadata["help"])
+    helps = {f.name: f.metadata["help"] for f in fields(settings)}  # type: ignore[arg-type]
+    arguments = "".join(f"    {word}: {helps[word]}\n" for word in signature.parameters if helps[word])
     call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\nArgs:\n{arguments}"
     return call
-
-
-def parameter_of(f: Field) -> inspect.Parameter:
-    """A field as a parameter of a function."""
-    positional = f.metadata.get("positional")
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY
-    default = inspect.Parameter.empty if f.default is MISSING else f.default
-    return inspect.Parameter(f.name, kind, default=default, annotation=f.type)

@@ -13,7 +13,7 @@ from ..data.datasets import Dataset
 from ..errors import InputError
 from ..training.device import can_compile, create_accelerator
 from ..training.trackers import require_installed
-from .fields import setting
+from .fields import Several, setting
 from .settings import RunSettings
 
 WARMUP = 0.05  # ratio of a training, unless warmup_epochs says otherwise
@@ -63,7 +63,7 @@ class TrainingSettings(RunSettings):
     log_every: int = setting(
         20, "steps between lines of metrics.jsonl and points of the curves", group="watching", free=True, least=1
     )
-    log_with: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
+    log_with: Several[Literal["tensorboard", "mlflow", "wandb"]] = setting(
         ("tensorboard",), "one or several; MLflow's store is in --output-dir, or at MLFLOW_TRACKING_URI",
         group="watching", free=True,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model
 from .features import FeatureSettings, JoinedSplits, map_images, map_together
-from .fields import keywords_of, setting, with_default
+from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 SHOWN = 50  # queries on the sheet
@@ -29,7 +29,7 @@ class NeighboursSettings(FeatureSettings):
     """Settings of a search."""
 
     output_dir: str | Path = with_default(FeatureSettings, "output_dir", "runs/neighbours")
-    query: tuple[str, ...] = setting(help="image files, or folders of them", group="search")
+    query: Several[str] = setting(help="image files, or folders of them", group="search")
     k: int = setting(8, "neighbours of each query", group="search", least=1)
 
 

@@ -17,6 +17,7 @@ from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
 from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
+from ..models.weights import Family
 from ..randomness import Draws
 from ..training.device import choose_attention
 from ..training.schedule import Schedule, Stretch
@@ -34,9 +35,7 @@ class PhaseSettings(TrainingSettings):
     """Settings of the phases: how long each is, and what it sees."""
 
     heading = "model"
-    model: Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca"] = setting(
-        "mae", "family of autoencoder"
-    )
+    model: Family = setting("mae", "family of autoencoder")
     epochs: int = setting(126, "passes over the training images", group="training", least=1)
     mask_ratio: float | None = setting(None, constructor=True)
 

@@ -19,7 +19,7 @@ from ..models.classifier import Classifier
 from ..training.device import Precision
 from .evaluate import match_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
-from .fields import keywords_of, setting, with_default
+from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 SHOWN = 40  # images on a sheet
@@ -32,7 +32,7 @@ class PredictSettings(JoinedSettings):
     """Settings of predictions."""
 
     output_dir: str | Path = with_default(JoinedSettings, "output_dir", "runs/predict")
-    split: tuple[Split, ...] = with_default(JoinedSettings, "split", ("all",))
+    split: Several[Split] = with_default(JoinedSettings, "split", ("all",))
     mixed_precision: Precision = with_default(JoinedSettings, "mixed_precision", "no")  # on any processor the same
     calibrate: str | Path | None = setting(
         None, "labelled data, as --data: its validation images set the temperature of the probabilities"

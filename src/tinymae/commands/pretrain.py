@@ -19,7 +19,6 @@ from ..models.adapt import adapt
 from ..models.base import Autoencoder
 from ..models.flops import reconstruction_flops
 from ..models.mae import MaskedAutoencoder
-from ..models.pca import PrincipalComponents
 from ..models.vit import describe
 from ..models.weights import FAMILIES
 from ..randomness import derive_seed, seeded
@@ -136,12 +135,12 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     model.reading = settings.reading_kept(splits["train"])
     train_set, val_set = (split.to(accelerator.device) for split in splits.values())
     # What cannot work is refused before a folder is made for it.
-    parts = [] if isinstance(model, PrincipalComponents) else plan_parts(settings, accelerator, model, train_set)
+    parts = [] if model.fitted else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
         known = pick(with_label(train_set), settings.probe_images)
         look = partial(look_at, settings, model, run, known, val_set)
-        if isinstance(model, PrincipalComponents):
-            results, curves = fit_components(model, run, train_set, look), []
+        if model.fitted:
+            results, curves = fit_at_once(model, run, train_set, look), []
         else:
             print_plan(settings, run, model, train_set, parts)
             with deterministic_algorithms(settings.deterministic):
@@ -256,8 +255,8 @@ def advise(settings: PretrainSettings, model: Autoencoder, views: int, device: s
     return f"without a GPU {views:,} images and views take hours: --depth {FEW_BLOCKS}{limit} learns more in the time"
 
 
-def fit_components(model: PrincipalComponents, run: Run, train_set: Dataset, look) -> dict:
-    """PCA has no gradient and no steps: it is fitted at once. The results."""
+def fit_at_once(model: Any, run: Run, train_set: Dataset, look) -> dict:
+    """A family that is `fitted`, and so has `fit`, has no gradient and no steps. The results."""
     run.load_checkpoint()
     run.start(Stretch(Schedule(peak=0.0, last_step=1, warmup=0.0), 1, len(train_set)), step=0)
     model.fit(torch.cat([images.cpu() for images, _ in chunks(train_set, 1000)]))

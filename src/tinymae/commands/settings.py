@@ -1,7 +1,7 @@
 """Settings that several commands share: which data, how they are read, which labels and which encoder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class DataSettings(Settings):
         return {name: value for name, value in kept.items() if value is not None}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunSettings(DataSettings):
     """What every command that reads data shares."""
 
@@ -92,8 +92,9 @@ class RunSettings(DataSettings):
         "cifar10",
         "a folder of images, or several without labels; image files; a table of paths (.csv, .tsv, .parquet); .npy, "
         ".npz or .h5; Parquet or save_to_disk of Hugging Face, hf:owner/name; or a name: digits, cifar10, mnist, ...",
-        group="data", positional=True, several=True,
+        group="data", several=True,
     )  # fmt: skip
+    _: KW_ONLY
     labels: Any = setting(None, "of a tensor or array", python=True)
     num_workers: int = setting(
         2, "processes that read and decode images larger than memory, beside each that computes", group="data",

@@ -1,5 +1,7 @@
 """The families of autoencoders by name."""
 
+from typing import TYPE_CHECKING, Literal
+
 from .base import Autoencoder
 from .conv import ConvAutoencoder, VariationalAutoencoder
 from .mae import MaskedAutoencoder
@@ -13,3 +15,7 @@ FAMILIES: dict[str, type[Autoencoder]] = {
     "resnet_unet": ResNetUNet, "masked_conv": MaskedConvAutoencoder, "pca": PrincipalComponents,
 }  # fmt: skip
 ARCHITECTURES = {family.__name__: family for family in FAMILIES.values()}  # as config.json names them
+if TYPE_CHECKING:
+    Family = str
+else:  # settings that name a family offer these, without a second list of them
+    Family = Literal[tuple(FAMILIES)]

@@ -2,17 +2,17 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate import PartialState
 
 from ..commands import evaluate, finetune, linear_probe, pretrain
 from ..commands.families import defaults_of
-from ..commands.fields import keywords_of, setting, with_default
+from ..commands.fields import Several, keywords_of, setting, with_default
 from ..commands.pretrain import PretrainSettings
 from ..commands.results import Result
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
@@ -23,6 +23,7 @@ from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder, read_json
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
+from ..training.inputs import differences, holds_run
 from ..training.run import move_aside
 from .report import write_report
 from .runs import Extra, parse_extra, require_distinct, run_once
@@ -32,25 +33,28 @@ from .tables import cell_rows, pixel_row, write_tables
 # What `models` offers: the family, and the settings that make a variant of it.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES}
 MODELS["resnet_unet_no_skips"] = ("resnet_unet", {"skips": False})
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(MODELS)]
 NO_END = 100_000  # epochs that minutes cut short
 # k-NN on the way would use up a pretraining's minutes; and what is compared is reconstruction.
 PROTOCOL: dict[str, Any] = {"probe_every": NO_END, "probe_images": 1000, "contrast_epochs": 0}
 PLACES = {**dict.fromkeys([*MODELS, "pretrain"], PretrainSettings), "finetune": finetune.FinetuneSettings}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CompareSettings(DataSettings):
     """Settings of a comparison."""
 
     heading = "grid"
     resumes = True
-    data: tuple[str, ...] = setting(("cifar10",), "data sets, as of pretrain", positional=True)
-    models: tuple[
-        Literal["mae", "conv_ae", "vae", "vqvae", "resnet_unet", "masked_conv", "pca", "resnet_unet_no_skips"], ...
-    ] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)")
+    data: Several[str] = setting(("cifar10",), "data sets, as of pretrain")
+    _: KW_ONLY
+    models: Several[Name] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)")
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
     losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
-    seeds: tuple[int, ...] = setting((0,), "")
+    seeds: Several[int] = setting((0,), "")
     minutes: float | None = setting(None, "of each pretraining, by the clock", group="length")
     epochs: int | None = setting(None, "of each pretraining; with minutes, whichever ends first", group="length")
     finetune_minutes: float | None = setting(None, "of each fine-tuning (default: as pretraining)", group="length")
@@ -63,6 +67,16 @@ class CompareSettings(DataSettings):
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
     overwrite: bool = with_default(RunSettings, "overwrite", False)
     mixed_precision: Precision = with_default(RunSettings, "mixed_precision", "auto")
+
+    def __post_init__(self) -> None:
+        """As for all settings; data have to be names, which folders are called by and later calls find again."""
+        for data in self.data if isinstance(self.data, list | tuple) else [self.data]:
+            if not isinstance(data, str | Path):
+                raise InputError(
+                    f"data of type {type(data).__name__}: compare reads them anew for each run, so give a folder or a "
+                    "name; arrays can be saved by numpy.savez('mine.npz', images=..., labels=...)"
+                )
+        super().__post_init__()
 
     def resolve(self) -> "CompareSettings":
         """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
@@ -173,6 +187,9 @@ def check(settings: CompareSettings) -> dict[str, Any]:
             )
     if settings.finetune_epochs != 0:
         tuning = finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
+    if not settings.overwrite:
+        for cell in cells:
+            require_same_length(settings, cell)
     reading = sizes[0] | settings.reading
     val_sets = {data: load_splits(data, ["val"], labelled=True, **reading)["val"] for data in settings.data}
     for data, val_set in val_sets.items():
@@ -188,6 +205,23 @@ def check(settings: CompareSettings) -> dict[str, Any]:
             except InputError as error:
                 raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
     return {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
+
+
+def require_same_length(settings: CompareSettings, cell: Cell) -> None:
+    """Raises InputError, in the words of a comparison's own settings, if a cell was pretrained for another length."""
+
+    def length(minutes: float | None, epochs: int) -> dict:
+        return {"minutes": minutes, "epochs": None if epochs == NO_END else epochs}
+
+    now = length(cell.settings.max_minutes, cell.settings.epochs)
+    for folder in (Path(settings.output_dir) / cell.folder / f"seed{seed}" / "pretrain" for seed in settings.seeds):
+        if holds_run(folder):
+            arguments = read_json(folder / "args.json")["arguments"]
+            if changes := differences(length(arguments["max_minutes"], arguments["epochs"]), now):
+                raise InputError(
+                    f"{folder} was trained for another length ({', '.join(changes)}): choose another output_dir, or "
+                    "--overwrite, which moves the whole comparison aside"
+                )
 
 
 def require_same_data(folder: Path, val_set: Dataset) -> None:
@@ -239,23 +273,24 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     length = training_length(settings.minutes, settings.epochs)
     shown = shared | {"show_channels": settings.show_channels}
     pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
-    run_once(pretrain, PretrainSettings(**pretraining))
+    once = partial(run_once, part=folder)
+    once(pretrain, PretrainSettings(**pretraining))
     shared |= {"weights": folder / "pretrain"}
     shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
     kept: linear_probe.Kept = {}
-    run_once(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
-    run_once(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
+    once(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
+    once(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
     del kept
-    run_once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
+    once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
         tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
         if cell.settings.model != "mae":
             tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
         try:
-            run_once(finetune, finetune.FinetuneSettings(**tuning))
+            once(finetune, finetune.FinetuneSettings(**tuning))
         except Diverged as error:
             print(error)
             diverged.append(f"{cell.folder}/seed{seed}/finetune")
@@ -274,9 +309,9 @@ def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> 
     folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
     shared = settings.common | {"data": data, "seed": 0}
     one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
-    run_once(pretrain, PretrainSettings(**PROTOCOL | shared | size | one))
+    run_once(pretrain, PretrainSettings(**PROTOCOL | shared | size | one), part=folder)
     probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
-    run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))
+    run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing), part=folder)
     return pixel_row(folder, data=Path(data).name, model="pixels")
 
 
@@ -299,7 +334,7 @@ def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any])
         length = training_length(settings.minutes, settings.epochs, settings.trial_share)
         chosen = choose(settings, model, fixed | found) | {"output_dir": trial / "pretrain"}
         try:
-            run_once(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen))
+            run_once(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen), part=folder)
         except Diverged as error:  # a learning rate too high is a finding
             print(error)
             return 0.0

@@ -29,7 +29,18 @@ from ..interop.load import load_autoencoder
 from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
-from .tables import READ, TABLE, Column, describe_diverged, format_value, mean_and_std, summarise
+from .tables import (
+    READ,
+    TABLE,
+    UNRANKED,
+    Column,
+    describe_diverged,
+    format_cell,
+    format_value,
+    is_ranked,
+    mean_and_std,
+    summarise,
+)
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
@@ -112,7 +123,8 @@ def find_best(trained: Sequence[dict]) -> dict[str, list[str]]:
     """The best models of each column that has a best: several where they tie, in the order of the grid."""
     best = {}
     for column in READ:
-        means = {name: mean for name, (mean, _) in scores_of(trained, deciding(column)).items()}
+        ranked = [row for row in trained if is_ranked(row, column)]
+        means = {name: mean for name, (mean, _) in scores_of(ranked, deciding(column)).items()}
         if column.lower_is_better is not None and means:
             top = min(means.values()) if column.lower_is_better else max(means.values())
             best[column.key] = [name for name, mean in means.items() if mean == top]
@@ -175,7 +187,8 @@ def table(lines: Sequence[dict], best: dict[str, list[str]], num_seeds: int) -> 
     columns = [column for column in READ if any(column.key in line for line in lines)]
     counts = {title: sum(column in columns for column in group) for title, group in TABLE.items()}
     trained = [line for line in lines if not line["control"]]
-    best = {key: names for key, names in best.items() if sum(key in line for line in trained) > 1}
+    rivals = {c.key: sum(c.key in line and is_ranked(line, c) for line in trained) for c in columns}
+    best = {key: names for key, names in best.items() if rivals.get(key, 0) > 1}
     return {
         "groups": [(title, count) for title, count in counts.items() if count],
         "heads": [(column.title, "descending" if column.key == "linear_test" else "") for column in columns],
@@ -184,7 +197,7 @@ def table(lines: Sequence[dict], best: dict[str, list[str]], num_seeds: int) -> 
             for line in lines
         ],
         "fewer": [(line["name"], line["seeds"]) for line in trained if line["seeds"] < num_seeds],
-        "hidden": any("mse_masked" in line for line in lines),
+        "unranked": UNRANKED if any("mse_masked" in line for line in lines) else "",
     }
 
 
@@ -192,7 +205,7 @@ def cell(line: dict, column: Column, best: dict[str, list[str]]) -> dict:
     """What a cell says, by which number it is sorted, and whether it is its column's best."""
     value = line.get(column.key)
     return {
-        "text": format_value(value, column.decimals),
+        "text": format_cell(line, column),
         "order": "" if value is None else repr(value[0]),
         "best": line["name"] in best.get(column.key, []),
     }

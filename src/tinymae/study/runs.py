@@ -16,15 +16,19 @@ from ..training.inputs import require_same_run
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 
 
-def run_once(command: ModuleType, settings: RunSettings, **given: Any) -> dict:
+def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = None, **given: Any) -> dict:
     """The results of a command's run with these settings: read if it has ended in its folder, else made, and `given`
-    what spares it work.
+    what spares it work. `part` is the folder of all that goes with it.
 
     Raises InputError if the folder holds another run.
     """
     folder, weights = Path(settings.output_dir), getattr(settings, "weights", None)
     inputs = {} if weights is None else {"weights": digest(load(weights).state_dict())}
-    require_same_run(folder, settings.resolve().record(), inputs, partial=True)
+    try:
+        require_same_run(folder, settings.resolve().record(), inputs, partial=True)
+    except InputError as error:
+        alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
+        raise InputError(f"{error}{alone}") from None
     if (folder / "results.json").exists():
         return read_json(folder / "results.json")
     print(f"\n=== {folder}", flush=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_json
+from ..models.weights import FAMILIES
 from ..randomness import derive_seed
 
 RANDOM_TRIALS = 5  # before the estimator has something to go by
@@ -40,9 +41,10 @@ def search_space(family: str, *, values: int, given: Collection[str]) -> dict:
         "pca": {"latent_dim": choice([latent for latent in latents if latent <= values])},
     }
     space = {"base_lr": real(2e-4, 1e-2, log=True), "weight_decay": real(0.005, 0.5, log=True)}
-    if family == "pca":  # fitted at once: there is nothing to learn at a rate
+    if FAMILIES[family].fitted:  # there is nothing to learn at a rate
         space = {}
-    return {name: where for name, where in (space | own[family]).items() if name not in given}
+    space |= own.get(family, {})  # of a family without ranges of its own, those that all have are searched
+    return {name: where for name, where in space.items() if name not in given}
 
 
 def search(

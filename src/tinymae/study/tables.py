@@ -1,8 +1,9 @@
 """Results of many autoencoders as rows, and the tables made of them. A row is one cell of a grid under one seed."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..evaluation.metrics import RECONSTRUCTION_METRICS
@@ -42,7 +43,20 @@ TABLE = {
         Column("minutes", "minutes", 1, None), Column("epochs", "epochs", 1, None),
     ),
 }  # fmt: skip
+ACCURACIES = TABLE["Test accuracy, %"]
 READ = [column for columns in TABLE.values() for column in columns]
+UNRANKED = (
+    "† Not ranked: with nothing hidden a masked autoencoder redraws patches that it sees, which it never learned, and "
+    "with norm_pix_loss, the default of mae, each of them brings its own mean and standard deviation: much of the "
+    "answer is given."
+)
+
+
+def is_ranked(scores: Mapping, column: Column) -> bool:
+    """Whether a model, by its row or line, may be the best of a column: one that hides patches cannot be where nothing
+    is hidden.
+    """
+    return column.key not in RECONSTRUCTION_METRICS or scores.get("mse_masked") is None
 
 
 # ---- rows from the folders of a cell
@@ -116,13 +130,29 @@ def summarise(rows: Sequence[dict]) -> list[dict]:
     return sorted(lines, key=lambda line: -line["linear_test"][0])
 
 
+def differences(rows: Sequence[dict]) -> list[dict]:
+    """The lines of a data set's trained models after the first, of their accuracies less those of the first under the
+    same seed: what all models find harder under one seed cancels. They want two seeds.
+    """
+    trained = [row for row in rows if not row["control"]]
+    first = {row["seed"]: row for row in trained if row["name"] == trained[0]["name"]}
+    paired = []
+    for row in trained:
+        other = first.get(row["seed"], row)
+        if other["name"] != row["name"]:
+            keys = [column.key for column in ACCURACIES if column.key in row.keys() & other.keys()]
+            named = {key: row[key] for key in ("data", "name", "control", "seed")}
+            paired.append(named | {key: row[key] - other[key] for key in keys})
+    return [line for line in summarise(paired) if line["seeds"] > 1]
+
+
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and the standard deviation of a sample, None of one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def format_value(value: tuple[float, float | None] | None, decimals: int) -> str:
-    """ "61.3 ± 0.4", or "61.3" of one seed, or a dash of none.
+def format_value(value: tuple[float, float | None] | None, decimals: int, *, signed: bool = False) -> str:
+    """ "61.3 ± 0.4", or "61.3" of one seed, or a dash of none; `signed` as "+1.3 ± 0.4".
 
     >>> format_value((61.3, 0.42), 1), format_value((97.5, None), 1), format_value((5400000.0, 0.0), 0)
     ('61.3 ± 0.4', '97.5', '5,400,000')
@@ -130,8 +160,14 @@ def format_value(value: tuple[float, float | None] | None, decimals: int) -> str
     if value is None:
         return "–"
     mean, std = value
-    text = f"{mean:,.{decimals}f}"
+    text = f"{mean:{'+' if signed else ''},.{decimals}f}"
     return text if std is None or not decimals else f"{text} ± {std:.{decimals}f}"
+
+
+def format_cell(line: Mapping, column: Column, *, signed: bool = False) -> str:
+    """A line's value in a column, with a mark if it is not ranked."""
+    text = format_value(line.get(column.key), column.decimals, signed=signed)
+    return text if is_ranked(line, column) else f"{text} †"
 
 
 def describe_diverged(diverged: Sequence[str]) -> str:
@@ -146,27 +182,39 @@ def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str]) ->
     """
     table, text = folder / "comparison.csv", folder / "comparison.md"
     write_csv(table, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
-    write_bytes(text, markdown(summarise(rows), describe_diverged(diverged)).encode())
+    write_bytes(text, markdown(rows, describe_diverged(diverged)).encode())
     return [table, text]
 
 
-def markdown(lines: Sequence[dict], note: str) -> str:
-    """A table for each data set, controls in italics, and a note below."""
+def markdown(rows: Sequence[dict], note: str) -> str:
+    """For each data set a table and, of several seeds, one of differences; remarks and a note below."""
     parts = []
-    for data in dict.fromkeys(line["data"] for line in lines):
-        titles = [f"{column.title}{' (hidden)' if column.key.endswith('_masked') else ''}" for column in READ]
-        parts += [f"## {data}\n", f"| model | {' | '.join(titles)} | seeds |", "|---" * (len(READ) + 2) + "|"]
-        for line in lines:
-            if line["data"] == data:
-                name = f"*{line['name']} (control)*" if line["control"] else line["name"]
-                values = [format_value(line.get(column.key), column.decimals) for column in READ]
-                parts.append(f"| {' | '.join([name, *values, str(line['seeds'])])} |")
-        parts.append("")
+    for data in dict.fromkeys(row["data"] for row in rows):
+        those = [row for row in rows if row["data"] == data]
+        parts += [f"## {data}\n", *markdown_table(summarise(those), READ, format_cell)]
+        if further := differences(those):
+            than = next(row["name"] for row in those if not row["control"])
+            parts.append(f"Test accuracy less that of {than} under the same seed, mean ± standard deviation:\n")
+            parts += markdown_table(further, ACCURACIES, partial(format_cell, signed=True))
     parts.append(
         "Accuracies are of the test split, in %, each the mean over seeds ± the standard deviation of a sample where "
-        'there are several. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole image, patches at the '
-        "model's own mask ratio painted in and visible ones pasted. Controls were not trained.\n"
+        "there are several. A seed decides the initial weights, order, augmentation and masks of pretraining, and all "
+        "that is random in the MLP probe and in fine-tuning. The splits of the data are the same under every seed: ± "
+        'does not cover their choice. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole image, '
+        "patches at the model's own mask ratio painted in and visible ones pasted. Controls were not trained.\n"
     )
+    if any("†" in part for part in parts):
+        parts.append(f"{UNRANKED}\n")
     if note:
         parts.append(f"{note}\n")
     return "\n".join(parts)
+
+
+def markdown_table(lines: Sequence[dict], columns: Sequence[Column], show: Callable[[dict, Column], str]) -> list[str]:
+    """The lines of a table, controls in italics, and an empty one."""
+    titles = [f"{column.title}{' (hidden)' if column.key.endswith('_masked') else ''}" for column in columns]
+    parts = [f"| model | {' | '.join(titles)} | seeds |", "|---" * (len(titles) + 2) + "|"]
+    for line in lines:
+        name = f"*{line['name']} (control)*" if line["control"] else line["name"]
+        parts.append(f"| {' | '.join([name, *(show(line, column) for column in columns), str(line['seeds'])])} |")
+    return [*parts, ""]
