@@ -444,6 +444,9 @@ def test_half_precision_and_back_leaves_mean_and_std_as_they_were(name, tmp_path
     halved = model.to(torch.bfloat16)
     assert halved.normalise(torch.zeros(3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16
     classifier.write_weights(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    kept = about["autoencoder"] if "autoencoder" in about else about["pretrained_cfg"]
+    assert {key: kept[key] for key in statistics} == statistics
     for encoder in (halved, halved.float(), classifier.encoder, tinymae.load(tmp_path).encoder):
         for key, values in statistics.items():
             assert torch.equal(getattr(encoder, key).flatten(), torch.tensor(values))

@@ -50,6 +50,7 @@ class Encoder(nn.Module):
         self.image_size, self.in_channels = pair(image_size), in_channels
         if min(*self.image_size, in_channels) < 1:
             raise InputError(f"image_size {image_size} or in_channels {in_channels} is below 1")
+        self.statistics = {"mean": [*map(float, mean)], "std": [*map(float, std)]}  # with all digits, for files
         self.mean: Tensor
         self.std: Tensor
         for name, values in (("mean", mean), ("std", std)):

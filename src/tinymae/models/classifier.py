@@ -122,16 +122,14 @@ class Classifier(nn.Module, Pretrained):
         ...     timm.create_model(f"local-dir:{folder}", pretrained=True)(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 2])
         """
-        folder, encoder = Path(folder), self.encoder
+        folder, encoder, about = Path(folder), self.encoder, self.label_names | self.reading_noted
         if isinstance(encoder, ViTEncoder):
             assert self.vit is not None
-            statistics = {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-            write_timm(self.vit, folder, pool=encoder.pool, names=self.label_names | self.reading_noted, **statistics)
+            write_timm(self.vit, folder, pool=encoder.pool, names=about, **encoder.statistics)
             return
         assert isinstance(encoder, Autoencoder)
         write_tensors(self.state_dict(), folder / "model.safetensors")
         autoencoder = {"architecture": type(encoder).__name__, **encoder.config}
-        about = self.label_names | self.reading_noted
         content = {"architecture": type(self).__name__, "autoencoder": autoencoder, **about}
         write_json(folder / "config.json", content)
 

@@ -298,7 +298,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         self, num_classes: int, *, pool: str = "avg", drop_path: float = 0.0, patch_drop: float = 0.0
     ) -> tuple[Encoder, nn.Linear]:
         """A stock timm ViT with these weights, and its head: see `ViTEncoder.encoder_and_head`."""
-        wrapped = ViTEncoder(self.encoder, mean=self.config["mean"], std=self.config["std"], pool=pool)
+        wrapped = ViTEncoder(self.encoder, **self.statistics, pool=pool)
         return wrapped.encoder_and_head(num_classes, pool=pool, drop_path=drop_path, patch_drop=patch_drop)
 
     def encode_tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -78,7 +78,7 @@ class ViTEncoder(Encoder):
         vit.load_state_dict(self.vit.state_dict(), strict=True)
         use_sample_drop_path(vit)
         use_sample_patch_drop(vit, patch_drop)
-        return ViTEncoder(vit, mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(), pool=pool), head
+        return ViTEncoder(vit, **self.statistics, pool=pool), head
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place."""
