@@ -90,6 +90,31 @@ def test_a_flag_that_is_given_wins(pretrained, scans, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_what_load_dataset_gave_is_scaled_already(pretrained, scans, limit, tmp_path):
+    dataset = load_dataset(scans, "all", image_size=8, memory_limit_gb=limit, **READ)
+    with torch.no_grad():
+        expected = pretrained.model.encode(dataset[torch.arange(60)][0]).numpy()
+    options = {"formats": ("npz",), "split": ("all",), "weights": pretrained.model, "output_dir": tmp_path}
+    run = tinymae.embed(dataset, **options, **PLAIN)
+    np.testing.assert_allclose(np.load(run.folder / "embeddings.npz")["features"], expected, atol=1e-5)
+
+
+def test_images_of_8_bits_are_taken_as_they_are_in_an_array_and_in_files(scans, tmp_path):
+    values = (np.load(scans)["images"] // 16).astype(np.uint8)
+    for number, image in enumerate(values):
+        np.save(tmp_path / f"{number:02}.npy", image)
+    for data in (values, tmp_path):
+        dataset = load_dataset(data, "all", image_size=(12, 8), channels=1, pixel_range=(0, 4095))
+        assert np.array_equal(dataset.images[:, 0].numpy(), values)
+    assert "of uint8, which pixel_range is not for" in load_dataset(values, pixel_range=(0, 4095)).description[2]
+
+
+def test_a_classifier_of_ones_own_loop_keeps_it(pretrained, tmp_path):
+    tinymae.build_classifier(pretrained.model, classes=["a", "b"]).save_pretrained(tmp_path)
+    assert tinymae.load(tmp_path).reading == pretrained.model.reading
+
+
 def test_weights_of_plain_images_say_nothing_of_it(tmp_path):
     model = tinymae.MaskedAutoencoder(**SIZE, patch_size=2, depth=1)
     model.save_pretrained(tmp_path)
@@ -102,7 +127,8 @@ def test_weights_of_plain_images_say_nothing_of_it(tmp_path):
     [
         ("pad", "config.json: reading 'pad' is not dict"),
         ({"fit": 3}, "config.json: reading: fit 3 is not "),
-        ({"pixel_range": [0]}, r"config.json: reading: pixel_range \[0\] is not tuple"),
+        ({"pixel_range": [0]}, r"config.json: reading: pixel_range \[0\] is not "),
+        ({"pixel_range": [5, 1]}, r"config.json: reading: pixel_range \[5, 1\]: the first must be the lower one"),
     ],
 )
 def test_a_damaged_note_is_refused(reading, message, tmp_path):

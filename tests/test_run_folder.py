@@ -247,6 +247,16 @@ def test_a_run_is_the_same_run_however_its_data_and_weights_are_spelled(tmp_path
         tinymae.evaluate("moved", weights="weights", **common)
 
 
+def test_the_same_images_with_labels_of_other_names_are_other_data(tmp_path):
+    images = load_dataset("digits").images[:40]
+    np.savez(tmp_path / "a.npz", images=images, labels=["cat", "dog"] * 20)
+    np.savez(tmp_path / "b.npz", images=images, labels=["benign", "malignant"] * 20)
+    settings = {"weights": tiny_mae(), "epochs": 1, "batch_size": 16, "mixed_precision": "no"}
+    tinymae.finetune(tmp_path / "a.npz", **settings, output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="holds another run"):
+        tinymae.finetune(tmp_path / "b.npz", **settings, output_dir=tmp_path / "run")
+
+
 def test_a_path_counts_where_nothing_is_known_of_its_content_or_names_and_sizes_alone(tmp_path):
     arguments, inputs = {"data": "2023", "weights": "owner/name"}, {"train": "2 images, 12ab"}
     write_json(tmp_path / "args.json", {"arguments": arguments, "inputs": inputs})

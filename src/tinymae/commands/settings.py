@@ -66,11 +66,11 @@ class DataSettings(Settings):
         own = (f.name for f in fields(DataSettings) if f.name != "output_dir")
         return {name: value for name in own if (value := getattr(self, name)) is not None}
 
-    def reading_like(self, weights: Model | None) -> Self:
+    def reading_like(self, weights: Model | None, *, say: bool = True) -> Self:
         """The same, with `pixel_range` and `fit` as the weights' images were read, where they are not given."""
         known = {} if weights is None else weights.reading
         taken = {name: known[name] for name in ("fit", "pixel_range") if getattr(self, name) is None and name in known}
-        if taken and PartialState().is_main_process:
+        if taken and say and PartialState().is_main_process:
             said = ", ".join(f"{name} {' '.join(map(str, np.ravel(value)))}" for name, value in taken.items())
             print(f"images are read as those that the weights learned from: {said}")
         return replace(self, **taken)

@@ -19,7 +19,7 @@ from .augment import has_colour
 from .images import Depth
 from .sources.arrays import ArraySource
 from .sources.files import FilesSource
-from .sources.source import Source
+from .sources.source import Source, label_bytes
 from .unreadable import UnreadableImage
 
 STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
@@ -105,10 +105,10 @@ class ImageDataset(Indexed):
 
     @property
     def fingerprint(self) -> str:
-        """How many images, and the digest of their pixels and labels."""
+        """How many images, and the digest of their pixels, labels and classes."""
         total = hashlib.sha256(self.images.cpu().numpy().tobytes())
         if self.labels is not None:
-            total.update(self.labels.cpu().numpy().tobytes())
+            total.update(label_bytes(self.labels.cpu().numpy(), self.classes))
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:

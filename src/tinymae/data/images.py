@@ -122,7 +122,7 @@ def to_depth(values: np.ndarray, depth: Depth, pixel_range: Range | None, name: 
     values = values.astype(values.dtype.newbyteorder("="), copy=False)  # files of other machines have theirs
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
-    if pixel_range is None:
+    if pixel_range is None or values.dtype == np.uint8:  # 8 bits are taken as they are, in files of any kind
         if values.dtype not in (np.uint8, np.uint16):
             raise InputError(
                 f"image {name} has {values.dtype} pixels: give pixel_range LOW HIGH, the values of black and white"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ def open_given(data: Any, labels: Any, reading: Reading) -> Source:
     """The reader of the data. A data set of ours is data again: it is cut by the names that its images have, so that
     those of one split stay in it, and val and test are not cut at all.
     """
+    if isinstance(data, Dataset):
+        reading = replace(reading, pixel_range=None)  # its pixels are scaled already
     in_memory = isinstance(data, ImageDataset) and labels is None
     source = open_source(*((data.images, data.labels) if in_memory else (data, labels)), reading)
     if isinstance(data, Dataset):

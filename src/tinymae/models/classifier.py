@@ -176,7 +176,9 @@ def build_classifier(
     )
     nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    return Classifier(encoder, head, classes=classes, several=several).to(start.mean.device)
+    classifier = Classifier(encoder, head, classes=classes, several=several).to(start.mean.device)
+    classifier.reading = model.reading
+    return classifier
 
 
 def encoder_of(model: Encoder | Classifier) -> Encoder:

@@ -44,9 +44,12 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
 
         Raises InputError for a config that is not one of ours, or does not fit the weights.
         """
-        reading = config.get("reading", {})
+        reading, source = config.get("reading", {}), f"{folder / 'config.json'}: reading"
         require_types({"reading": reading}, {"reading": dict}, source=folder / "config.json")
-        require_types(reading, READING, source=f"{folder / 'config.json'}: reading")
+        require_types(reading, READING, source=source)
+        reading = {name: reading[name] for name in READING if reading.get(name) is not None}
+        if "pixel_range" in reading and not reading["pixel_range"][0] < reading["pixel_range"][1]:
+            raise InputError(f"{source}: pixel_range {reading['pixel_range']}: the first must be the lower one")
         model = cls.build_from_folder(folder, {name: value for name, value in config.items() if name != "reading"})
         model.source, model.reading = folder, reading
         return model.eval()  # type: ignore[attr-defined]  # all are modules

@@ -23,9 +23,11 @@ def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = 
     Raises InputError if the folder holds another run.
     """
     folder, weights = Path(settings.output_dir), getattr(settings, "weights", None)
-    inputs = {} if weights is None else {"weights": digest(load(weights).state_dict())}
+    model = None if weights is None else load(weights)
+    inputs = {} if model is None else {"weights": digest(model.state_dict())}
     try:
-        require_same_run(folder, settings.resolve().record(), inputs, partial=True)
+        recorded = settings.resolve().reading_like(model, say=False).record()
+        require_same_run(folder, recorded, inputs, partial=True)
     except InputError as error:
         alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
         raise InputError(f"{error}{alone}") from None

@@ -15,7 +15,7 @@ from ..bands import MAX_CHANNELS
 from ..fit import describe_fit, fit_pixels
 from ..images import remark_on_range, to_depth
 from ..unreadable import UnreadableImage
-from .source import PartedSource, Reading, some_rows
+from .source import PartedSource, Reading, label_bytes, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
@@ -35,14 +35,16 @@ class ArraySource(PartedSource):
 
     def __init__(self, name: str, parts: Sequence[Any], reading: Reading):
         super().__init__(name, parts)
-        self.kind, self.pixel_range, self.fit = "array", reading.pixel_range, reading.fit
         first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
+        self.kind, self.fit = "array", reading.fit
+        self.pixel_range = None if dtype == np.uint8 else reading.pixel_range
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
         self.size = (height, width) if reading.image_size is None else pair(reading.image_size)
         self.image_shape = (channels, *self.size)
         self.depth = "uint8" if dtype in (np.uint8, np.bool_) else "uint16"
         self.shown = f"{width} x {height} pixels, {channels} channel{'s'[: channels != 1]} of {dtype}"
+        self.shown += ", which pixel_range is not for" * (self.pixel_range != reading.pixel_range)
         for part in parts:
             if part.shape[1:] != first.shape[1:] or part.dtype != first.dtype:
                 raise InputError(
@@ -90,7 +92,7 @@ class ArraySource(PartedSource):
         for some in np.array_split(rows, max(1, len(rows) // 1000)):
             total.update(self.stored(some).tobytes())
         if self.labels is not None:
-            total.update(self.labels[rows].tobytes())
+            total.update(label_bytes(self.labels[rows], self.classes))
         return total.hexdigest()
 
 

@@ -115,7 +115,7 @@ class Source:
         """SHA-256 of what shows whether these rows still are the same images."""
         total = hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape"))
         if self.labels is not None:
-            total.update(self.labels[rows].tobytes())
+            total.update(label_bytes(self.labels[rows], self.classes))
         return total.hexdigest()
 
     def read_good(self, rows: np.ndarray) -> tuple[list[Tensor | None], list[str]]:
@@ -127,6 +127,11 @@ class Source:
                 return [None], list(self.names(rows))
         found = [self.read_good(row) for row in np.split(rows, len(rows))]
         return [image for images, _ in found for image in images], [name for _, bad in found for name in bad]
+
+
+def label_bytes(labels: np.ndarray, classes: Sequence[str]) -> bytes:
+    """What a fingerprint knows of labels: their numbers, and what these mean."""
+    return labels.tobytes() + "\n".join(classes).encode("utf-8", "surrogateescape")
 
 
 def some_rows(count: int, limit: int) -> np.ndarray:
