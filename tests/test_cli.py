@@ -242,7 +242,8 @@ def test_from_python_one_value_may_stand_for_several_and_true_for_a_flag():
 def test_every_command_is_a_function_of_the_same_settings(command):
     function = getattr(tinymae, command.replace("-", "_"))
     assert function.__signature__.parameters.keys() == {f.name for f in fields(SETTINGS[command])}
-    assert function.__name__ == command.replace("-", "_") in tinymae.__all__ and "Args:" in function.__doc__
+    assert function.__name__ == command.replace("-", "_") in tinymae.__all__
+    assert all(f"\n    {name}: " in function.__doc__ for name in function.__signature__.parameters)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "linear_probe", "finetune", "evaluate", "export"])

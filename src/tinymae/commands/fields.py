@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import digest, is_of_type
 from ..randomness import untouched_randomness
+from .families import describe_setting
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}  # of types
 LIMITS = {
@@ -200,7 +201,10 @@ def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, 
     update_wrapper(call, run)
     call.__name__ = call.__qualname__ = name
     call.__signature__ = signature  # type: ignore[attr-defined]
-    helps = {f.name: f.metadata["help"] for f in fields(settings)}  # type: ignore[arg-type]
+    helps = {
+        f.name: describe_setting(f.name) if f.metadata.get("constructor") else f.metadata["help"]
+        for f in fields(settings)  # type: ignore[arg-type]
+    }
     arguments = "".join(f"    {word}: {helps[word]}\n" for word in signature.parameters if helps[word])
     call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\nArgs:\n{arguments}"
     return call

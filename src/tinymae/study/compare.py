@@ -54,7 +54,7 @@ class CompareSettings(DataSettings):
     models: Several[Name] = setting((*MODELS,), f"of {', '.join(MODELS)} (default: all)")
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
     losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
-    seeds: Several[int] = setting((0,), "")
+    seeds: Several[int] = setting((0,), "each model is trained once under each")
     minutes: float | None = setting(None, "of each pretraining, by the clock", group="length")
     epochs: int | None = setting(None, "of each pretraining; with minutes, whichever ends first", group="length")
     finetune_minutes: float | None = setting(None, "of each fine-tuning (default: as pretraining)", group="length")
