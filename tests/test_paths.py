@@ -232,3 +232,31 @@ def test_folders_that_cannot_be_classes_are_an_error_where_labels_are_needed_alo
     assert dataset.description[-1] == f"labels: none, as {wrong}"
     table = tinymae.embed(data, weights=tiny_mae(), formats=(), output_dir=tmp_path / "embed")
     assert table.results["images"] == len(dataset)
+
+
+def test_other_spellings_of_one_file_are_one_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "w" / "1.png", seed=1)
+    picture(tmp_path / "w" / "2.png", seed=2)
+    dataset = load_dataset(["w/1.png", "w/../w/1.png", str(tmp_path / "w" / "1.png"), "w/2.png"], "all", image_size=8)
+    assert dataset.names == ["w/1.png", "w/2.png"] and "files: 2 given more than once" in dataset.description
+
+
+def test_two_images_cannot_have_one_mask(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "photos" / "1.png", seed=1)
+    picture(tmp_path / "disk" / "1.png", seed=2)
+    picture(tmp_path / "masks" / "1.png", mode="L")
+    dataset = load_dataset(["photos/1.png", str(tmp_path / "disk" / "1.png")], "all", image_size=8)
+    with pytest.raises(InputError, match=r"mask .*1\.png would be that of several images"):
+        read_masks(tmp_path / "masks", dataset)
+
+
+def test_images_of_test_stay_there_when_they_are_labelled(tmp_path):
+    for number in range(12):
+        picture(tmp_path / ("train", "val", "test")[number % 3] / f"{number}.png", seed=number)
+    model = tiny_mae(in_channels=3)
+    tinymae.embed(tmp_path, weights=model, to_label=9, formats=(), mixed_precision="no", output_dir=tmp_path / "embed")
+    lines = (tmp_path / "embed" / "to_label.csv").read_text().splitlines()
+    assert lines[0] == "path,label,split"
+    assert all(path.split("/")[0] == split for path, _, split in (line.split(",") for line in lines[1:]))

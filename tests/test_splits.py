@@ -143,7 +143,7 @@ def test_images_of_a_group_stay_in_one_split(films, kind):
 def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fractions):
     groups, classes = np.array(labels).T
     places = hash_names(map(str, groups))
-    parts = split_by_hash(places, fractions, classes)
+    parts = split_by_hash(places, fractions, classes, grouped=len({*groups}) < len(groups))
     assert sorted(np.concatenate([*parts.values()])) == [*range(len(groups))]
     assert len(set(groups)) == sum(len(set(groups[rows])) for rows in parts.values())
     if len(set(groups)) < len(groups):

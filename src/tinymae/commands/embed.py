@@ -145,8 +145,8 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
 def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
     """to_label.csv and to_label.png: the images to label first.
 
-    Of files, the first is a table to fill in: put beside the images, it is data with labels. It names no splits: these
-    follow from the paths, as those of the images do.
+    Of files, the first is a table to fill in: put beside the images, it is data with labels. It names the splits where
+    there is a test split, which no label may move into train; else they follow from the paths, as those of the images.
     """
     assert settings.to_label is not None
     features, labelled = read_features(table, np.arange(len(images))), (images.labels >= 0).numpy()
@@ -154,8 +154,11 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, f
     names, of_files = images.names(rows), all(part.of_files for part in images.parts.values())
     shown = [Tile(image, (name,)) for image, name in zip(images.view(rows[:SHOWN]), names, strict=False)]
     title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
+    columns = {"path" if of_files else "name": names, "label": [""] * len(names)}
+    if "test" in images.parts:
+        columns["split"] = images.splits(rows)
     return [
-        write_csv(folder / "to_label.csv", ["path" if of_files else "name", "label"], [(name, "") for name in names]),
+        write_csv(folder / "to_label.csv", [*columns], zip(*columns.values(), strict=True)),
         write_sheet(in_rows(shown), folder / "to_label.png", title),
     ]
 

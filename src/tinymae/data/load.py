@@ -201,7 +201,7 @@ def cut(
             raise InputError(f"data {source.name} has {len(train)} images, too few for {splits}")
         labels = None if source.labels is None or source.labels.ndim == 2 else source.labels[train]
         wanted = [name for name, fraction in fractions.items() if fraction]
-        parts = split_by_hash(places_of(source, train, wanted), fractions, labels)
+        parts = split_by_hash(places_of(source, train, wanted), fractions, labels, grouped=bool(source.groups))
     return {
         name: part for name, part in ({name: train[part] for name, part in parts.items()} | given).items() if len(part)
     }

@@ -1,6 +1,7 @@
 """Masks beside images: the class of every pixel, in a PNG file for each image."""
 
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def read_masks(
     if not dataset.of_files:
         raise InputError(f"masks {folder}: data {dataset.name} has no image files that masks could stand beside")
     paths = [mask_path(folder, without_prefix(name, dataset.prefixes)) for name in dataset.names]
+    if len({*paths}) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise InputError(f"mask {twice} would be that of several images: give images that lie in one folder")
     size = dataset.image_shape[1:]
     options = {"desc": "reading masks", "leave": False, "disable": len(paths) < 5000}
     masks = torch.stack(

@@ -98,7 +98,9 @@ def hash_rows(rows: np.ndarray) -> np.ndarray:
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / 2**53
 
 
-def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.ndarray | None) -> dict[str, np.ndarray]:
+def split_by_hash(
+    places: np.ndarray, fractions: dict[str, float], labels: np.ndarray | None, *, grouped: bool = False
+) -> dict[str, np.ndarray]:
     """Rows of train and of each of `fractions`, in order; `places` (N,) are the rows' hashes in [0, 1).
 
     A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
@@ -110,7 +112,7 @@ def split_by_hash(places: np.ndarray, fractions: dict[str, float], labels: np.nd
     {'train': array([1, 2, 3]), 'val': array([0])}
     """
     # Where there are no groups, each kind is in every split.
-    if labels is not None and 0 < (labels >= 0).sum() < len(labels) and len(np.unique(places)) == len(places):
+    if labels is not None and 0 < (labels >= 0).sum() < len(labels) and not grouped:
         kinds = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
         cuts = [split_by_hash(places[rows], fractions, labels[rows]) for rows in kinds]
         return {

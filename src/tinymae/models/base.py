@@ -38,6 +38,7 @@ class Encoder(nn.Module):
     """
 
     num_features: int  # the width of `encode`
+    looks = {True: LOOKS, False: LOOKS}  # noqa: RUF012  # that are left, in training and in evaluation; never written into
     pools: tuple[str, ...] = ("avg",)  # how its tokens can become features: "cls" needs a class token
     pool = "avg"  # the one of them that `encode` takes by default
     layered = False  # whether it is a ViT: `encode` takes `pool` and `layers`, and `encode_dense` gives a map
@@ -46,7 +47,6 @@ class Encoder(nn.Module):
         self, *, image_size: int | Sequence[int], in_channels: int, mean: Sequence[float], std: Sequence[float]
     ):
         super().__init__()
-        self.looks = {True: LOOKS, False: LOOKS}  # that are left, in training and in evaluation
         self.image_size, self.in_channels = pair(image_size), in_channels
         if min(*self.image_size, in_channels) < 1:
             raise InputError(f"image_size {image_size} or in_channels {in_channels} is below 1")
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         compiling = torch.compiler.is_compiling()
         ours = compiling or getattr(images, "of_normalise", False)  # methods call each other with what they normalised
         if images.is_floating_point() and not ours and self.looks[self.training] and readable(images):
-            self.looks[self.training] -= 1
+            self.looks = self.looks | {self.training: self.looks[self.training] - 1}
             if doubt := describe_pixels(images, self.mean, self.std):
                 self.looks = dict.fromkeys(self.looks, 0)
                 warnings.warn(

@@ -31,7 +31,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, 
 
 def readable(images: Tensor) -> bool:
     """Whether values can be looked at: not inside of `torch.func`'s transforms, nor while a CUDA graph is recorded."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(images):
+    if images.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(images):
         return False
     return not (images.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -113,7 +113,8 @@ def is_image_file(path: Path) -> bool:
 
 def open_images(files: Sequence[Path], reading: Reading) -> FilesSource:
     """Single image files, without labels, by the names that are given: results are joined by these."""
-    paths = sorted({file.as_posix() for file in files})
+    spelled = {os.path.abspath(file): file.as_posix() for file in reversed(files)}  # the first spelling of each counts
+    paths = sorted(spelled.values())
     name = files[0].name if len(files) == 1 else Path(common_folder([os.path.abspath(path) for path in paths])).name
     source = FilesSource(name, "images", Path(), paths, reading)
     by_kind = [[path for path in paths if os.path.isabs(path) == absolute] for absolute in (True, False)]
