@@ -146,7 +146,7 @@ def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str
             data_dir=settings.data_dir,
             image_size=model.image_size,
             channels=model.in_channels,
-            **{name: model.reading[name] for name in ("fit", "pixel_range") if name in model.reading},
+            **model.loading,
         ),
         CALIBRATION,
     )

@@ -68,8 +68,8 @@ class DataSettings(Settings):
 
     def reading_like(self, weights: Model | None, *, say: bool = True) -> Self:
         """The same, with `pixel_range` and `fit` as the weights' images were read, where they are not given."""
-        known = {} if weights is None else weights.reading
-        taken = {name: known[name] for name in ("fit", "pixel_range") if getattr(self, name) is None and name in known}
+        known = {} if weights is None else weights.loading
+        taken = {name: value for name, value in known.items() if getattr(self, name) is None}
         if taken and say and PartialState().is_main_process:
             said = ", ".join(f"{name} {' '.join(map(str, np.ravel(value)))}" for name, value in taken.items())
             print(f"images are read as those that the weights learned from: {said}")

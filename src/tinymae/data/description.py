@@ -23,9 +23,8 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
             classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:
-        shown = (
-            list_some(source.left_out, 3).encode(errors="backslashreplace").decode()
-        )  # a name that is not UTF-8 cannot be printed
+        # A name that is not UTF-8 cannot be printed.
+        shown = list_some(source.left_out, 3).encode(errors="backslashreplace").decode()
         left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
     channels, height, width = source.image_shape
     parts = ", ".join(count_rows(source, name, part) for name, part in rows.items())

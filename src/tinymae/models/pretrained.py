@@ -55,6 +55,11 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
         return model.eval()  # type: ignore[attr-defined]  # all are modules
 
     @property
+    def loading(self) -> dict[str, Any]:
+        """What of `reading` `load_dataset` takes."""
+        return {name: self.reading[name] for name in ("fit", "pixel_range") if name in self.reading}
+
+    @property
     def reading_noted(self) -> dict[str, Any]:
         """What a config.json says of `reading`."""
         return {"reading": self.reading} if self.reading else {}
