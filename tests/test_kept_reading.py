@@ -115,6 +115,13 @@ def test_a_classifier_of_ones_own_loop_keeps_it(pretrained, tmp_path):
     assert tinymae.load(tmp_path).reading == pretrained.model.reading
 
 
+def test_a_folder_of_transformers_keeps_it(pretrained, tmp_path):
+    classifier = tinymae.build_classifier(pretrained.model, classes=["a", "b"], pool="cls")
+    for name, model in {"autoencoder": pretrained.model, "classifier": classifier}.items():
+        tinymae.to_transformers(model, tmp_path / name)
+        assert tinymae.load(tmp_path / name).reading == pretrained.model.reading != {}
+
+
 def test_weights_of_plain_images_say_nothing_of_it(tmp_path):
     model = tinymae.MaskedAutoencoder(**SIZE, patch_size=2, depth=1)
     model.save_pretrained(tmp_path)

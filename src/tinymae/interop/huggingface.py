@@ -92,7 +92,9 @@ def from_transformers(
         "std": read_statistic(folder, config, "image_std", std, sizes["in_channels"], IMAGENET_DEFAULT_STD),
     }
     build = partial(MaskedAutoencoder.from_config, sizes | arguments, source=folder)
-    return build_filled(build, state, source=folder, expected=SAYS).eval()
+    model = build_filled(build, state, source=folder, expected=SAYS)
+    model.take_reading(config, Path(folder))
+    return model.eval()
 
 
 def classifier_from_transformers(
@@ -128,7 +130,9 @@ def classifier_from_transformers(
     std = read_statistic(folder, config, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
-    return wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == MULTI_LABEL).eval()
+    model = wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == MULTI_LABEL)
+    model.take_reading(config, Path(folder))
+    return model.eval()
 
 
 def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -> None:
@@ -161,7 +165,7 @@ def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -
         "image_mean": encoder.mean.flatten().expand(model.in_channels).tolist(),
         "image_std": encoder.std.flatten().expand(model.in_channels).tolist(),
     }
-    write_json(folder / "config.json", config | statistics)
+    write_json(folder / "config.json", config | statistics | model.reading_noted)
     height, width = model.image_size
     write_json(
         folder / "preprocessor_config.json",

@@ -44,15 +44,20 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
 
         Raises InputError for a config that is not one of ours, or does not fit the weights.
         """
+        model = cls.build_from_folder(folder, {name: value for name, value in config.items() if name != "reading"})
+        model.source = folder
+        model.take_reading(config, folder)
+        return model.eval()  # type: ignore[attr-defined]  # all are modules
+
+    def take_reading(self, config: dict, folder: Path) -> None:
+        """Set `reading` to what the config.json of a folder says of it. Raises InputError for what it cannot be."""
         reading, source = config.get("reading", {}), f"{folder / 'config.json'}: reading"
         require_types({"reading": reading}, {"reading": dict}, source=folder / "config.json")
         require_types(reading, READING, source=source)
-        reading = {name: reading[name] for name in READING if reading.get(name) is not None}
-        if "pixel_range" in reading and not reading["pixel_range"][0] < reading["pixel_range"][1]:
-            raise InputError(f"{source}: pixel_range {reading['pixel_range']}: the first must be the lower one")
-        model = cls.build_from_folder(folder, {name: value for name, value in config.items() if name != "reading"})
-        model.source, model.reading = folder, reading
-        return model.eval()  # type: ignore[attr-defined]  # all are modules
+        self.reading = {name: reading[name] for name in READING if reading.get(name) is not None}
+        low, high = bounds = self.reading.get("pixel_range", [0, 1])
+        if not low < high:
+            raise InputError(f"{source}: pixel_range {bounds}: the first must be the lower one")
 
     @property
     def loading(self) -> dict[str, Any]:
