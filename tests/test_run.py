@@ -4,24 +4,28 @@ import gc
 import itertools
 import json
 import pickle
+import re
 import signal
 import threading
 import time
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from running import FEW, QUICK, TWO_PHASES, flags, metrics, one_line, run_in, same_files, tiny_mae
+from accelerate import Accelerator
+from running import FEW, QUICK, TWO_PHASES, Ticking, edit_json, flags, metrics, one_line, run_in, same_files, tiny_mae
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
 from tinymae.commands import cli, embed, evaluate, export, finetune, inspect, linear_probe, pretrain
 from tinymae.errors import Diverged, Stopped
-from tinymae.files import lock_folder
+from tinymae.files import lock_folder, read_json
 from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.models.pca import PrincipalComponents
+from tinymae.training import progress, signals
 from tinymae.training import run as run_module
 from tinymae.training.checkpoints import Checkpoints
 from tinymae.training.run import Run
@@ -139,6 +143,58 @@ def spoilt(create):
     return create_spoilt
 
 
+# ---- what is said on the way
+
+
+def lines_of(steps: int, capsys, monkeypatch, tmp_path, *, seconds: float = 0.0) -> list[str]:
+    """What progress says on stderr of so many steps, which take so many seconds each, where there is no terminal."""
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=Ticking(seconds)))
+    schedule = Schedule(peak=1.0, last_step=steps, warmup=0.0)
+    told = progress.Progress(tmp_path, Accelerator(cpu=True), log_every=1, minutes=lambda: 0.0)
+    told.start(Stretch(schedule, 1, 8), 0)
+    for step in range(1, steps + 1):
+        told.log_step(SimpleNamespace(step=step, learning_rate=1.0), {"loss": 0.5, "grad_norm": 1.0})
+    told.close(complete=True)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_log_gets_a_line_a_minute_and_no_bar(capsys, monkeypatch, tmp_path):
+    lines = lines_of(60, capsys, monkeypatch, tmp_path, seconds=5.0)
+    assert 4 <= len(lines) <= 15 and all(re.match(r" *\d+\.\d%, epoch \d+.*, ETA \d+:\d\d$", line) for line in lines)
+
+
+def test_tqdms_own_switch_silences_progress(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert lines_of(60, capsys, monkeypatch, tmp_path, seconds=5.0) == []
+
+
+def test_a_run_that_goes_on_with_another_version_says_so(tmp_path, capsys):
+    settings = QUICK | {"output_dir": tmp_path / "run"}
+    with pytest.raises(Stopped):
+        tinymae.pretrain(**settings, pause_after_minutes=0)
+    recorded = tmp_path / "run" / "args.json"
+    edit_json(recorded, {"versions": read_json(recorded)["versions"] | {"torch": "2.0.1"}})
+    tinymae.pretrain(**settings)
+    said = f"begun with torch 2.0.1, now {torch.__version__}: "
+    assert capsys.readouterr().out.count(said) == 1
+    tinymae.pretrain(**settings)  # finished
+    assert said not in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.interrupting():
+        noted = signals.StopSignals()
+        noted.catch()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert noted.code == 128 + signal.SIGTERM
+        now[0] += 1.5
+        with pytest.raises(signals.Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+
 # ---- what is given back
 
 
@@ -149,6 +205,7 @@ def ends(how: str, monkeypatch, tmp_path) -> None:
     elif how == "stopped":
         plant(monkeypatch, 3, lambda _: signal.raise_signal(signal.SIGINT))
     elif how == "interrupted twice":
+        monkeypatch.setattr(signals, "SAME", -1.0)
         plant(monkeypatch, 3, lambda _: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     elif how == "an error":
         plant(monkeypatch, 3, lambda losses: losses["nothing"])

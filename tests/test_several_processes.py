@@ -65,7 +65,7 @@ def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_p
     """A launcher that sends SIGTERM kills 30 s later, however slow the steps are."""
     now, agreed = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(runs, "agree", lambda value: agreed.append(now[0]) or value)
+    monkeypatch.setattr(runs, "gather_object", lambda value: agreed.append(now[0]) or value)
     run = run_in(tmp_path)
     run.next_agreement, run.last_agreement = 1, (0, 0.0)
     for step in range(1, 1001):
@@ -74,6 +74,15 @@ def test_processes_agree_on_stopping_within_two_seconds_or_a_step(seconds, tmp_p
     gaps = [later - earlier for earlier, later in itertools.pairwise(agreed)]
     assert max(gaps) <= max(2.0, seconds + 1e-6) and len(agreed) > 1
     assert min(gaps) > 0.5  # each costs a message
+
+
+def test_what_one_process_is_told_to_do_all_do_and_the_main_one_says_when_to_save(tmp_path, monkeypatch):
+    """A machine that is taken away warns its own processes alone."""
+    others = [(128 + signal.SIGTERM, False, 7), (None, False, 9)]
+    monkeypatch.setattr(runs, "gather_object", lambda own: own + others)
+    run = run_in(tmp_path)
+    run.next_agreement, run.last_agreement = 1, (0, 0.0)
+    assert run.agree_at_times(1, None, True) == (128 + signal.SIGTERM, True)
 
 
 @pytest.mark.parametrize("main_has", [None, {"step": 3, "minutes": 0.5}])

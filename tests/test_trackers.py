@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from running import FEW, PRETRAIN, QUICK, flags, metrics, refused, start
+from running import FEW, PRETRAIN, QUICK, flags, metrics, refused, same_files, signal_in_step, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tinymae
 from tinymae import InputError
 from tinymae.errors import Stopped
 from tinymae.files import read_json
+from tinymae.training import trackers
+from tinymae.training.run import Run
 from tinymae.training.trackers import start_trackers
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -144,6 +146,45 @@ def test_a_tracker_that_joins_later_is_told_the_beginning_and_may_be_elsewhere(m
     expected = written(tmp_path / "run")
     assert {key: history[key] for key in expected} == expected and expected["knn_val"][0][0] == 0
     assert not (tmp_path / "run" / "mlflow").exists()
+
+
+def test_a_tracker_that_fails_on_the_way_costs_nothing_and_is_told_the_rest_later(
+    mlflow, tmp_path, monkeypatch, capsys
+):
+    settings = {**PRETRAIN, "batch_size": 256, "log_every": 1, "log_with": ("mlflow",)}
+    whole = tinymae.pretrain(**settings | {"log_with": ()}, output_dir=tmp_path / "whole").folder
+    log = trackers.RunInMLflow.log
+
+    def locked(tracker, values, step=None, **kwargs):
+        if step == 3:
+            raise OSError("database is locked")
+        log(tracker, values, step=step, **kwargs)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.RunInMLflow, "log", locked)
+        patch.setattr(Run, "report", signal_in_step(signal.SIGTERM, 6))
+        with pytest.raises(Stopped):
+            tinymae.pretrain(**settings, output_dir=folder)
+    assert capsys.readouterr().out.count("log_with mlflow fails (database is locked): the run goes on without it") == 1
+    tinymae.pretrain(**settings, output_dir=folder)
+    _, history = mlflow_run(mlflow, folder)
+    expected = written(folder)
+    assert {key: history[key] for key in expected} == expected and len(expected["loss"]) > 6
+    assert same_files(whole, folder)
+
+
+def test_runs_that_begin_at_once_share_a_new_store(mlflow, tmp_path):
+    store = f"sqlite:///{tmp_path}/shared.db"
+    settings = PRETRAIN | {"log_with": "mlflow"}
+    processes = [
+        start(tmp_path / "log", ["pretrain", *flags(**settings, output_dir=tmp_path / name)], folder=tmp_path,
+              MLFLOW_TRACKING_URI=store)
+        for name in "abc"
+    ]  # fmt: skip
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0, 0], (tmp_path / "log").read_text()
 
 
 def test_a_folder_that_was_moved_keeps_its_files_to_itself(mlflow, tmp_path):

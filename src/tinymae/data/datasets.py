@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
+from ..bars import hidden
 from ..errors import InputError
 from ..tensors import LEVELS, pick_pixels, to_device
 from .augment import has_colour
@@ -247,7 +248,9 @@ class StreamedDataset(Indexed):
             return [image is not None for image in images], bad
 
         parts = np.array_split(self.rows, len(self) // 64 + 1)
-        found = thread_map(look, parts, max_workers=os.cpu_count(), desc="looking for unreadable images", leave=False)
+        found = thread_map(
+            look, parts, max_workers=os.cpu_count(), desc="looking for unreadable images", leave=False, disable=hidden()
+        )
         self.note_skipped([name for _, bad in found for name in bad])
         readable = torch.tensor([good for some, _ in found for good in some])
         if not readable.any():
@@ -312,7 +315,12 @@ class StreamedDataset(Indexed):
         parts = np.array_split(self.rows, len(self) // 64 + 1)
         read = self.source.read_good if self.skip_unreadable else lambda rows: (list(self.source.read(rows)), [])
         found = thread_map(
-            read, parts, max_workers=os.cpu_count(), desc="reading images", leave=False, disable=len(self) < 5000
+            read,
+            parts,
+            max_workers=os.cpu_count(),
+            desc="reading images",
+            leave=False,
+            disable=hidden(wanted=len(self) >= 5000),
         )
         return [image for some, _ in found for image in some], [name for _, unreadable in found for name in unreadable]
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
+from ..bars import hidden
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
 from .fit import Fit, fitted_size, place
@@ -41,7 +42,7 @@ def read_masks(
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise InputError(f"mask {twice} would be that of several images: give images that lie in one folder")
     size = dataset.image_shape[1:]
-    options = {"desc": "reading masks", "leave": False, "disable": len(paths) < 5000}
+    options = {"desc": "reading masks", "leave": False, "disable": hidden(wanted=len(paths) >= 5000)}
     masks = torch.stack(
         thread_map(partial(read_mask, size=size, fit=fit), paths, max_workers=os.cpu_count(), **options)
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..bars import hidden
 from ..data.batches import chunks
 from ..data.datasets import Dataset
 from ..errors import InputError
@@ -29,7 +30,8 @@ def map_dataset(
     torch.Size([137, 64])
     """
     total = len(dataset) if at is None else len(at)
-    bar = tqdm(total=total, desc=desc, unit="img", unit_scale=True, leave=False, disable=desc is None)
+    no_bar = hidden(wanted=desc is not None)
+    bar = tqdm(total=total, desc=desc, unit="img", unit_scale=True, leave=False, disable=no_bar)
     results = []
     for images, _ in chunks(dataset, batch_size, at=at, num_workers=num_workers):
         results.append(function(images.to(device, non_blocking=True)).float().cpu())

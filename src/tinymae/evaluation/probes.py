@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..bars import hidden
 from .metrics import accuracy, several_metrics
 
 M = TypeVar("M", bound=nn.Module)
@@ -132,7 +133,7 @@ def choose_probe(
     """
     best: tuple[M, float] | None = None
     tried: dict[float, float] = {}
-    for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=desc is None):
+    for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=hidden(wanted=desc is not None)):
         tried[setting] = judge(probe)
         if best is None or tried[setting] > tried[best[1]]:
             best = (probe, setting)

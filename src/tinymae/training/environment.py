@@ -6,10 +6,13 @@ import subprocess
 from datetime import datetime
 from pathlib import Path
 
+import accelerate
 import timm
 import torch
 import torchvision
 from accelerate import PartialState
+
+from .. import __version__
 
 
 def describe_cores() -> str:
@@ -28,10 +31,24 @@ def environment() -> dict:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "timm": timm.__version__,
+            "accelerate": accelerate.__version__,
+            "tinymae": __version__,
         },
         "device": torch.cuda.get_device_name() if PartialState().device.type == "cuda" else describe_cores(),
         "date": datetime.now().isoformat(timespec="seconds"),
     }
+
+
+def describe_changes(before: dict, now: dict) -> str:
+    """What of two environments' versions and commits differs, in words; empty if nothing does.
+
+    >>> describe_changes({"versions": {"torch": "2.6.0"}}, {"versions": {"torch": "2.7.0"}, "commit": None})
+    'torch 2.6.0, now 2.7.0'
+    """
+    names = [*now["versions"], "commit"]
+    old, new = ({"commit": part.get("commit"), **part.get("versions", {})} for part in (before, now))
+    differ = [name for name in names if old.get(name) and new[name] and old[name] != new[name]]
+    return "; ".join(f"{name} {old[name]}, now {new[name]}" for name in differ)
 
 
 def commit_of(root: Path) -> str | None:

@@ -1,7 +1,9 @@
-"""The steps of a run as people see them: metrics.jsonl, trackers and the progress bar."""
+"""The steps of a run as people see them: metrics.jsonl, trackers, and a progress bar or a line now and then."""
 
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, KeysView
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..bars import hidden
 from ..files import read_metrics, write_bytes
 from .loop import TrainStep
 from .schedule import Stretch
-from .trackers import log_picture
+from .trackers import each_tracker
+
+SECONDS = 60  # between lines where there is no progress bar
 
 
 class Progress:
@@ -22,6 +27,7 @@ class Progress:
         self.folder, self.accelerator, self.log_every, self.minutes = folder, accelerator, log_every, minutes
         self.is_main, self.bar, self.skipped_steps = accelerator.is_main_process, None, 0
         self.known_step, self.known = -1, list[KeysView[str]]()
+        self.line_at = -math.inf
 
     @property
     def metrics(self) -> list[dict]:
@@ -44,7 +50,7 @@ class Progress:
         self.reported_at, self.reported_done = time.monotonic(), self.done(step)
         if self.bar is None:
             self.bar = tqdm(
-                total=1.0, initial=self.reported_done, disable=not self.is_main, dynamic_ncols=True,
+                total=1.0, initial=self.reported_done, disable=hidden(wanted=self.is_main), dynamic_ncols=True,
                 bar_format="{percentage:5.1f}%|{bar}| {postfix}",
             )  # fmt: skip
 
@@ -73,12 +79,20 @@ class Progress:
         self.log(state.step, losses | values)
         left = seconds * (1 - done) / max(done - self.reported_done, 1e-12)
         self.reported_step, self.reported_at, self.reported_done = state.step, now, done
-        if self.bar is not None:
-            eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left < 1e9 else "?"
+        eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left < 1e9 else "?"
+        self.show(
+            done,
+            f"epoch {self.stretch.epoch(state.step):.2f}, {show_losses(losses)}, {rate:.0f} images/s, ETA {eta}",
+        )
+
+    def show(self, done: float, text: str) -> None:
+        """Move the bar; in a log, which has none, a line now and then."""
+        if self.bar is not None and not self.bar.disable:
             self.bar.n = done
-            self.bar.set_postfix_str(
-                f"epoch {self.stretch.epoch(state.step):.2f}, {show_losses(losses)}, {rate:.0f} images/s, ETA {eta}"
-            )
+            self.bar.set_postfix_str(text)
+        elif self.is_main and not os.environ.get("TQDM_DISABLE") and time.monotonic() - self.line_at > SECONDS:
+            self.line_at = time.monotonic()
+            tqdm.write(f"{done:6.1%}, {text}", file=sys.stderr)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to the trackers."""
@@ -90,12 +104,11 @@ class Progress:
                 return
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-        self.accelerator.log(numbers, step=step)
+        each_tracker(self.accelerator, lambda tracker: tracker.log(numbers, step=step))
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG in the trackers."""
-        if self.is_main:
-            log_picture(self.accelerator, name, path, step=step)
+        each_tracker(self.accelerator, lambda tracker: tracker.show(name, path, step=step))
 
     def leave_out(self, seconds: float) -> None:
         """Time spent on something else does not count in images per second."""
@@ -109,8 +122,8 @@ class Progress:
                 self.bar.refresh()
             self.bar.close()
             self.bar = None
-            for tracker in self.accelerator.trackers:  # not end_training, which ends the processes' group as well
-                tracker.finish()
+            # Not end_training, which ends the processes' group as well.
+            each_tracker(self.accelerator, lambda tracker: tracker.finish())
 
 
 def show_losses(losses: dict[str, float]) -> str:

@@ -22,7 +22,7 @@ from ..files import is_about, lock_folder, read_json, unwritable, write_bytes, w
 from .cards import SCORES, write_card
 from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
-from .environment import environment
+from .environment import describe_changes, environment
 from .inputs import has_begun, holds_run, require_same_run, write_names
 from .loop import TrainStep
 from .memory import explain_memory, keep_freed_memory
@@ -125,11 +125,18 @@ class Run:
                 write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
+            elif not (self.folder / "results.json").exists():
+                self.print_changes()
         except BaseException as error:
             self.lock.release()
             if is_about(error, self.folder):
                 raise unwritable(self.folder, error, resumes=True) from error
             raise
+
+    def print_changes(self) -> None:
+        """Say that the run was begun with other versions or another commit than it goes on with."""
+        if changes := describe_changes(read_json(self.folder / "args.json"), environment()):
+            self.print(f"begun with {changes}: the result may differ from that of one version alone")
 
     def print_finished(self) -> None:
         """Say that there is nothing left to do, and what came of it."""
@@ -219,13 +226,13 @@ class Run:
         is nothing to save, and it acts at once.
         """
         self.batch = batch
-        if batch is not None:
-            self.signals.catch()
         if self.progress.bar is None:  # the first stretch
             begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
             metrics = self.progress.metrics
             on_main(self.accelerator, lambda: begin(step=step, arguments=self.arguments, metrics=metrics))
         self.progress.start(stretch, step)
+        if batch is not None:
+            self.signals.catch()
         self.next_agreement, self.last_agreement = step + 1, (step, time.monotonic())
 
     def report(self, state: TrainStep) -> None:
@@ -253,7 +260,7 @@ class Run:
             raise Stopped(stop, state.step)
 
     def agree_at_times(self, step: int, stop: int | None, due: bool) -> tuple[int | None, bool]:
-        """What the main process knows of stopping and saving, on all processes, about once a second.
+        """Whether any process is to stop, and whether the main one is to save, on all processes, about once a second.
 
         To agree costs a message, so fast steps do without for a while.
         """
@@ -261,7 +268,9 @@ class Run:
             return None, False
         before, then = self.last_agreement
         seconds = (time.monotonic() - then) / (step - before)
-        stop, due, wait = agree((stop, due, max(1, int(1 / max(seconds, 1e-3)))))
+        found = gather_object([(stop, due, max(1, int(1 / max(seconds, 1e-3))))])
+        stop = next((code for code, _, _ in found if code is not None), None)
+        _, due, wait = found[0]
         self.next_agreement, self.last_agreement = step + wait, (step, time.monotonic())
         return stop, due
 

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,13 +24,17 @@ def put_back(before: dict) -> None:
         signal.signal(number, handler)
 
 
+SAME = 1.0  # seconds within which a launcher signals a process twice, as itself and as one of its group
+
+
 class StopSignals:
-    """Between `catch` and `let_go` the first SIGTERM or SIGINT is noted in `code` (128 + its number); a second one acts
-    as before.
+    """Between `catch` and `let_go` the first SIGTERM or SIGINT is noted in `code` (128 + its number). Another acts as
+    before, if it comes more than a second later.
     """
 
     def __init__(self):
         self.code: int | None = None
+        self.noted_at = 0.0
         self.before: dict = {}
 
     def catch(self) -> None:
@@ -43,10 +48,11 @@ class StopSignals:
 
     def note(self, number: int, frame) -> None:
         """The handler."""
-        if self.code is not None:
+        if self.code is None:
+            self.code, self.noted_at = 128 + number, time.monotonic()
+        elif time.monotonic() - self.noted_at > SAME:
             self.let_go()
             signal.raise_signal(number)
-        self.code = 128 + number
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,15 +1,20 @@
 """Where else a run is shown: TensorBoard, MLflow, Weights & Biases. Accelerate's trackers, and what they leave out."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
+from filelock import FileLock
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..errors import InputError, first_line
 from ..files import read_json, write_atomically, write_json
@@ -26,11 +31,14 @@ def require_installed(names: Iterable[str]) -> None:
 
 
 class RunInMLflow(MLflowTracker):
-    """An MLflow run, new or continued. It keeps all values of a step, so a step that it has is not logged again.
+    """An MLflow run, new or continued. It keeps all values of a step, so a step that it has is not logged again, and
+    all steps can be told it anew.
 
     The store is the one of MLFLOW_TRACKING_URI, or else a database in the run's own folder: a store of plain files is
     refused by MLflow 3.
     """
+
+    has_steps = False
 
     def __init__(self, folder: Path, previous: dict):
         import mlflow
@@ -42,6 +50,7 @@ class RunInMLflow(MLflowTracker):
         self.logged: dict[str, set[int | None]] = {}
         mlflow.set_tracking_uri(self.store)
         if given:
+            tqdm.write(f"opening MLflow's store {given}")
             where = {"experiment_name": PROJECT}
         else:
             # MLflow has set it, and the next run of this process would take it for the user's wish.
@@ -51,12 +60,16 @@ class RunInMLflow(MLflowTracker):
             # MLflow notes the place of files for good. The name makes a folder that was moved get a new experiment,
             # whose files go to the new place.
             where = {"experiment_name": own.as_uri(), "logging_dir": (own / "artifacts").as_uri()}
-        self.continues = previous.get("store") == self.store
-        if self.continues:
+        known = previous["run"] if previous.get("store") == self.store else None
+        if known is not None:
             client = mlflow.MlflowClient()
-            for key in client.get_run(previous["run"]).data.metrics:
-                self.logged[key] = {metric.step for metric in client.get_metric_history(previous["run"], key)}
-        super().__init__(**where, run_id=previous["run"] if self.continues else None, run_name=folder.resolve().name)
+            for key in client.get_run(known).data.metrics:
+                self.logged[key] = {metric.step for metric in client.get_metric_history(known, key)}
+        super().__init__(**where, run_id=known, run_name=folder.resolve().name)
+
+    def start(self) -> None:
+        with alone(self.store):
+            super().start()
 
     @property
     def address(self) -> dict[str, str]:
@@ -64,9 +77,10 @@ class RunInMLflow(MLflowTracker):
 
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
         values = {key: value for key, value in values.items() if step not in self.logged.get(key, ())}
+        if values:
+            super().log(values, step=step, **kwargs)
         for key in values:
             self.logged.setdefault(key, set()).add(step)
-        super().log(values, step=step, **kwargs)
 
     def show(self, name: str, path: Path, *, step: int) -> None:
         """Keep a PNG."""
@@ -80,6 +94,12 @@ class RunInMLflow(MLflowTracker):
             self.log_artifact(str(file))
 
 
+def alone(store: str) -> AbstractContextManager:
+    """Held while a store is opened: runs that begin at once would make the tables of one SQLite file at once."""
+    file = store.removeprefix("sqlite:///")
+    return FileLock(f"{file}.lock") if file != store else contextlib.nullcontext()
+
+
 def create_database(path: Path) -> None:
     """An empty store of MLflow."""
     import mlflow
@@ -91,7 +111,7 @@ class RunInWandB(WandBTracker):
     """A run of Weights & Biases, new or continued. Steps below the last one it ignores by itself."""
 
     def __init__(self, folder: Path, previous: dict):
-        self.continues = bool(previous)
+        self.has_steps = bool(previous)
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         super().__init__(project, dir=folder, name=folder.resolve().name, id=previous.get("run"), resume="allow")
 
@@ -128,7 +148,8 @@ def start_trackers(
     """Open trackers for a run that goes on after `step`, on the main process.
 
     MLflow and W&B go on with the run that trackers.json names. One that is new to the folder is told `metrics`, the
-    lines of metrics.jsonl so far. Raises InputError if a tracker cannot be opened.
+    lines of metrics.jsonl so far; MLflow, which may have failed on the way, those that it lacks. Raises InputError if a
+    tracker cannot be opened.
     """
     file = folder / "trackers.json"
     addresses = read_json(file) if file.exists() else {}
@@ -140,18 +161,17 @@ def start_trackers(
     try:
         accelerator.log_with = [create[name](addresses.get(name, {})) for name in dict.fromkeys(names)]
         accelerator.init_trackers(PROJECT)
+        for tracker in keepers(accelerator):
+            tracker.store_init_configuration(arguments)
+            for row in [] if tracker.has_steps else metrics:
+                values = {key: value for key, value in row.items() if key not in ("step", "epoch")}
+                tracker.log(values, step=row["step"])
+            addresses[tracker.name] = tracker.address
     except Exception as error:  # whatever the three may raise: no server, no key, a damaged store
         raise InputError(
             f"log_with {' '.join(names)} cannot start ({first_line(error)}): mend it, or leave it out, which changes "
             "no result"
         ) from error
-    for tracker in keepers(accelerator):
-        tracker.store_init_configuration(arguments)
-        if not tracker.continues:
-            for row in metrics:
-                values = {key: value for key, value in row.items() if key not in ("step", "epoch")}
-                tracker.log(values, step=row["step"])
-        addresses[tracker.name] = tracker.address
     if addresses:
         write_json(file, addresses)
 
@@ -161,16 +181,25 @@ def keepers(accelerator: Accelerator) -> list[RunInMLflow | RunInWandB]:
     return [tracker for tracker in accelerator.trackers if isinstance(tracker, RunInMLflow | RunInWandB)]
 
 
-def log_picture(accelerator: Accelerator, name: str, path: Path, *, step: int) -> None:
-    """Show a PNG as it is after `step`."""
-    for tracker in accelerator.trackers:
-        tracker.show(name, path, step=step)
+def each_tracker(accelerator: Accelerator, do: Callable[[Any], None]) -> None:
+    """Do something with each tracker. One that fails is left out from then on: it changes no result."""
+    for tracker in list(accelerator.trackers):
+        try:
+            do(tracker)
+        except Exception as error:  # whatever the three may raise: a locked store, a server that is away
+            accelerator.trackers.remove(tracker)
+            with contextlib.suppress(Exception):  # MLflow would take it for still going
+                tracker.finish()
+            tqdm.write(
+                f"log_with {tracker.name} fails ({first_line(error)}): the run goes on without it; metrics.jsonl has "
+                "all steps, and the same command, repeated, tells it those that it lacks"
+            )
 
 
 def log_results(accelerator: Accelerator, results: dict, files: Iterable[Path]) -> None:
     """The end of a run: its figures; to MLflow its files, to W&B those that are images."""
-    for tracker in keepers(accelerator):
-        tracker.keep(results, files)
+    kept = keepers(accelerator)
+    each_tracker(accelerator, lambda tracker: tracker.keep(results, files) if tracker in kept else None)
 
 
 def numbers_of(results: dict) -> dict[str, float]:
