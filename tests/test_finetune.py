@@ -70,6 +70,7 @@ def test_the_defaults_are_the_recipe_of_the_released_classifier():
     assert peak_rate(None, 512) == recorded["base_lr"] * 512 / 256
     assert (settings["pool"], recorded["pool"]) == (None, "avg")  # which None is, but for a classifier's weights
     chosen = {"warmup_epochs", "base_lr", "max_minutes", "compile", "mixed_precision", "eval_every", "precision"}
+    assert not settings["probe_first"]  # which all labels did not have
     chosen |= {"pool", "skip_unreadable"}  # the second is not recorded any more
     assert {name: settings[name] for name in recorded if name not in chosen} == {
         name: value for name, value in recorded.items() if name not in chosen
@@ -98,6 +99,44 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
         settle(blank(99), batch_size=9)
     assert settle(blank(99), batch_size=9, recipe="light")["batch_size"] == 9
     assert settle(blank(99))["eval_every"] == 31 and settle(blank(99), epochs=80)["eval_every"] == 5
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, tmp_path):
+    """Without learning it is what fine-tuning leaves."""
+    common = FEW | {"weights": tiny_mae(), "pool": pool}
+    probe = tinymae.linear_probe(**common, output_dir=tmp_path / "probe")
+    still = common | {"batch_size": 16, "epochs": 1, "base_lr": 0.0}
+    tuned = tinymae.finetune(**still, output_dir=tmp_path / "tuned")
+    images = load_dataset("digits", "test").images[:99]
+    with torch.no_grad():
+        torch.testing.assert_close(tuned.model(images), probe.model(images))
+    assert tuned.results["accuracy_val"] == probe.results["probe_val"] and tuned.results["probe_first"]
+    random = tinymae.finetune(**still, probe_first=False, output_dir=tmp_path / "random")
+    assert random.results["accuracy_val"] < tuned.results["accuracy_val"]
+
+
+def test_several_labels_and_other_families_begin_at_the_probe_as_well(quick_figures, tmp_path):
+    labels = FEW["labels"]
+    both = torch.stack([labels < 5, labels % 2 == 0], dim=1).long()
+    for name, weights in {"mae": tiny_mae(), "conv": ConvAutoencoder(image_size=8, in_channels=1, width=8)}.items():
+        common = FEW | {"labels": both, "weights": weights}
+        probe = tinymae.linear_probe(**common, output_dir=tmp_path / f"{name}-probe")
+        tuned = tinymae.finetune(**common, batch_size=16, epochs=1, base_lr=0.0, output_dir=tmp_path / name)
+        assert tuned.results["mean_ap_val"] == pytest.approx(probe.results["probe_val"])
+
+
+def test_when_the_head_begins_at_a_probe():
+    def first(dataset, **settings) -> bool:
+        return FinetuneSettings(**{"weights": "somewhere"} | settings).settle_for(dataset).probe_first
+
+    assert first(blank(finetune.FEW_LABELS)) and not first(blank(finetune.FEW_LABELS + 1))
+    assert first(blank(48_000), probe_first=True) and not first(blank(99), probe_first=False)
+    assert not first(blank(99), unlabelled=3) and not first(blank(99), weights=None, from_scratch=True)
+    with pytest.raises(
+        InputError, match="probe_first needs features that were learned: leave it out with from_scratch"
+    ):
+        FinetuneSettings(from_scratch=True, probe_first=True).resolve()
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

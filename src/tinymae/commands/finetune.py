@@ -20,10 +20,11 @@ from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import describe_absent, describe_score
-from ..evaluation.probes import label_loss, label_score
+from ..evaluation.probes import choose_probe, label_loss, label_score, linear_fits, predict_score
 from ..interop.load import Model, load, require_autoencoder
-from ..models.classifier import Classifier, build_classifier, encoder_of
+from ..models.classifier import Classifier, build_classifier, encoder_of, fold_probe
 from ..models.drops import set_patch_drop
+from ..models.features import feature_function
 from ..models.mae import MaskedAutoencoder
 from ..models.pseudo_labels import unlabelled_losses
 from ..randomness import Draws, derive_seed
@@ -45,6 +46,7 @@ VIT_ALONE: dict[str, Any] = {
     "layer_decay": 1.0,
     "patch_drop": 0.0,
 }  # settings that other families do not have, and what they are there
+FEW_LABELS = 5_000  # images up to which the head begins at a probe (docs/findings.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,10 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         group="model",
     )
     from_scratch: bool = setting(False, "start from random weights", group="model")
+    probe_first: bool | None = setting(
+        None, "begin with the head of a linear probe of the frozen features, which validation chooses (arXiv "
+        f"2202.10054; default: of up to {FEW_LABELS:,} labelled images, without --unlabelled)", group="training",
+    )  # fmt: skip
     eval_every: int | None = setting(
         None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
     )
@@ -89,6 +95,8 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
         if self.weights is None and not self.from_scratch:
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
+        if self.probe_first and self.from_scratch:
+            raise InputError("probe_first needs features that were learned: leave it out with from_scratch")
         self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
         settled = super().resolve()
         if self.weights is None:
@@ -102,6 +110,9 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
         """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere."""
         settled = super().settle_for(train_set)
+        if self.probe_first is None:
+            few = len(train_set) <= FEW_LABELS
+            settled = replace(settled, probe_first=few and not (self.from_scratch or self.unlabelled))
         if is_vit:
             return replace(settled, layer_decay=1.0) if self.layer_decay is None and self.from_scratch else settled
         for name, none in VIT_ALONE.items():
@@ -150,7 +161,7 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     with asked.open_run(accelerator, splits=splits, weights=start) as run:
         print_plan(settings, run, model, chosen, steps_per_epoch)
         with deterministic_algorithms(settings.deterministic):
-            judged, results = train(settings, model, run, chosen["val"], steps_per_epoch, stages)
+            judged, results = train(settings, model, run, chosen, steps_per_epoch, stages)
         last = "val" if settings.no_test else "test"
         scores, shown = score(settings, judged, run, chosen[last], split=last)
         results |= scores
@@ -209,12 +220,42 @@ def print_plan(
         run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
 
 
+def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]) -> None:
+    """Give the head the linear probe of the frozen features that has the lowest loss on validation.
+
+    From a random head, what few labels teach at first is to bend good features towards it (Kumar et al., arXiv
+    2202.10054). Not the probe with the best accuracy, which may be so sure of itself that the first steps undo it.
+    """
+    device = run.accelerator.device
+    encode = feature_function(model.to(device).eval())
+    features, labels = {}, {}
+    for name in ("train", "val"):
+        known, dataset = chosen[name].labels, chosen[name]
+        assert known is not None
+        found = map_together(encode, dataset, run.accelerator, num_workers=settings.num_workers, desc="features")
+        features[name], labels[name] = found.to(device), known.to(device)
+
+    @torch.no_grad()
+    def judge(probe: nn.Module) -> float:
+        return -label_loss(probe(features["val"]), labels["val"]).item()
+
+    fits = linear_fits(features["train"], labels["train"], num_classes=len(model.classes))
+    probe, l2, _ = choose_probe(fits, judge)
+    fold_probe(model.head, probe)
+    found = predict_score(probe, features["val"], labels["val"])
+    run.print(f"the head begins as a linear probe with l2 {l2:g}: {found:.2f} % on validation")
+
+
 def train(
-    settings: FinetuneSettings, model: Classifier, run: Run, val_set: Dataset, steps_per_epoch: int, stages: list[Stage]
-) -> tuple[Classifier, dict]:
+    settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset], steps_per_epoch: int,
+    stages: list[Stage],
+) -> tuple[Classifier, dict]:  # fmt: skip
     """Train to the end: what is to be judged, and the results so far."""
-    accelerator = run.accelerator
+    accelerator, val_set = run.accelerator, chosen["val"]
+    saved = run.load_checkpoint()
     choose_attention(model, accelerator)
+    if settings.probe_first and saved is None:
+        start_at_probe(settings, model, run, chosen)
     batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
     assert batch_size and epochs and every and settings.layer_decay  # settled
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
@@ -232,7 +273,6 @@ def train(
     )  # fmt: skip
     if settings.compiles(accelerator, is_vit=model.vit is not None, steps=schedule.last_step):
         model.encoder.compile_core()
-    saved = run.load_checkpoint()
     run.track(saved, model=model, optimizer=optimizer, ema=ema)
     step = 0 if saved is None else saved["step"]
 
