@@ -46,7 +46,7 @@ VIT_ALONE: dict[str, Any] = {
     "layer_decay": 1.0,
     "patch_drop": 0.0,
 }  # settings that other families do not have, and what they are there
-FEW_LABELS = 5_000  # images up to which the head begins at a probe (docs/findings.md)
+FEW_LABELS = 1_000  # images up to which the head begins at a probe (docs/findings.md)
 
 
 @dataclass(frozen=True, kw_only=True)
