@@ -54,7 +54,9 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     assert run.results["temperature"] == 1
     assert run.results["median_confidence"] == pytest.approx(probabilities.max(dim=1).values.median().item(), abs=1e-4)
     frequent = f"{int(counted.argmax())}: {int(counted.max())}"
-    assert f"60 images ({frequent}, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"60 images ({frequent}, " in printed
+    assert "the probabilities are not calibrated: --calibrate DATA" in printed
 
 
 def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp_path, monkeypatch):
@@ -92,7 +94,7 @@ def test_many_classes_are_summed_up():
     results = {"images": 78, "by_class": {f"class {n}": n for n in range(13)}, "median_confidence": 0.5}
     line = describe(results)
     assert line.startswith("78 images (class 12: 12, class 11: 11, ")
-    assert ", class 3: 3, 2 other classes: 3), " in line
+    assert ", class 3: 3, 2 other classes: 3, none: class 0), " in line
     assert ", no class: 7), " in describe(results | {"images_without_class": 7})
 
 
@@ -122,6 +124,24 @@ def test_calibration_reads_its_data_by_the_same_settings(classifier, tmp_path):
     assert run.results["temperature"] == pytest.approx(
         fit_temperature(logits_of(classifier, val.images), val.labels), rel=1e-3
     )
+
+
+def test_few_images_of_calibration_are_called_few_and_a_class_that_the_weights_do_not_know_is_named(tmp_path, capsys):
+    digits = load_dataset("digits", "val")
+    model = build_classifier(tiny_mae(), classes=[*"0123456789"]).eval()
+    for count, few in ((120, ""), (50, ", which are few")):
+        folder = tmp_path / str(count)
+        save_images(folder / "new", digits.images[:3])
+        for number in range(10):
+            save_images(
+                folder / "labelled" / "val" / str(number), digits.images[:count][digits.labels[:count] == number]
+            )
+            save_images(folder / "labelled" / "train" / str(number), digits.images[:1])
+        save_images(folder / "labelled" / "train" / "smudge", digits.images[:1])
+        tinymae.predict(folder / "new", weights=model, calibrate=folder / "labelled", output_dir=folder / "run")
+        printed = capsys.readouterr().out
+        assert f" from {count} validation images{few}\n" in printed and "not calibrated" not in printed
+        assert "labelled knows smudge as well, which weights (Classifier) do not" in printed
 
 
 def test_the_temperature_minimises_the_loss():

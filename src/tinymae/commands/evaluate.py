@@ -160,6 +160,11 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
             f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
             f"({list_some(model.classes)}): leave them out, or give them one of these names"
         )
+    unmet = [name for name in dataset.classes if name not in classes]
+    if unmet and PartialState().is_main_process:
+        print(
+            f"{source} knows {list_some(unmet)} as well, which weights {weights} do not: no image of these is used here"
+        )
     return dataset if dataset.classes == classes else with_classes(dataset, classes)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import Dataset, with_label
 from ..data.sources.table import SEPARATOR
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..evaluation.calibration import MOST, fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
@@ -25,6 +25,7 @@ from .results import Result
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
+FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
             logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")
             assert held_out.labels is not None
             results |= calibrate(logits, held_out.labels.cpu())
-            run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
+            few = ", which are few" * (len(held_out) < FEW)
+            run.print(f"temperature {results['temperature']:.2f} from {len(held_out)} validation images{few}")
             if not 1.01 / MOST < results["temperature"] < 0.99 * MOST:
                 run.print("which is the end of what is tried: the weights are no use on these images, or they are few")
         logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
@@ -78,6 +80,10 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         found = find_classes(probabilities, several=model.several)
         results |= summarise(probabilities, found, model)
         run.print(describe(results))
+        if held_out is None and not model.several:
+            run.print(
+                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that"
+            )
         run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
     return Result(model, results, run.folder)
 
@@ -97,7 +103,9 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:
-    """The temperature, and what validation says of the probabilities before and after."""
+    """The temperature, and what validation says of the probabilities before and after: after, of the same images that it
+    was fitted to.
+    """
     temperature = fit_temperature(logits, labels)
     before, after = (probability_metrics((logits / t).softmax(dim=1), labels) for t in (1.0, temperature))
     return {"temperature": temperature, "uncalibrated_val": before, "calibrated_val": after}
@@ -123,12 +131,14 @@ def describe(results: dict) -> str:
     """The summary as it is printed; of many classes those of most images.
 
     >>> describe({"images": 3, "by_class": {"cat": 1, "dog": 2, "owl": 0}, "median_confidence": 0.8})
-    '3 images (dog: 2, cat: 1), median confidence 80 %'
+    '3 images (dog: 2, cat: 1, none: owl), median confidence 80 %'
     """
     ranked = sorted(((count, name) for name, count in results["by_class"].items() if count), key=lambda each: -each[0])
     parts = [f"{name}: {count:,}" for count, name in ranked[:NAMED]]
     if len(ranked) > NAMED:
         parts.append(f"{len(ranked) - NAMED} other classes: {sum(count for count, _ in ranked[NAMED:]):,}")
+    if absent := [name for name, count in results["by_class"].items() if not count]:
+        parts.append(f"none: {list_some(absent, NAMED)}")
     if "images_without_class" in results:
         parts.append(f"no class: {results['images_without_class']:,}")
     median = f"median confidence {100 * results['median_confidence']:.0f} %"
