@@ -219,7 +219,8 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         run.print(absent)
     if constant := describe_constant(labels, model.classes):
         run.print(constant)
-    run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
+    ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
+    run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
     run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
     return results
 
@@ -248,12 +249,13 @@ def draw(
     """The table by class, the confusion matrix, the reliability diagram and the errors."""
     assert dataset.labels is not None
     table = write_table(results["by_class"], run.folder / "per_class.csv")
-    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} %"
+    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} % of {len(dataset):,} images"
     matrix = np.array(results["confusion_matrix"])
     picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
     diagram = figures.reliability(
         reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
-        f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
+        f"{settings.data_name} {settings.split}"
+        + (f", calibration error {results['ece']:.1f} %" if "ece" in results else f", {len(dataset)} images"),
     )  # fmt: skip
     errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
     return [table, picture, diagram, errors]

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_absent, describe_score
+from ..evaluation.metrics import describe_absent, describe_score, wilson_interval
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load, require_autoencoder
 from ..models.classifier import Classifier, build_classifier, encoder_of
@@ -206,7 +206,7 @@ def print_plan(
         run.print(advice)
     run.print(f"{epochs} epochs of {steps_per_epoch} steps of {settings.batch_size} images")
     if settings.unlabelled:
-        run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
+        run.print(settings.describe_unlabelled(chosen))
 
 
 def train(
@@ -287,10 +287,12 @@ def score(
     if absent := describe_absent(dataset.labels, len(judged.classes), split):
         run.print(absent)
     result = label_score(logits, dataset.labels.cpu())
-    title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
+    title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} % of {len(dataset):,} images"
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
     run.print(describe_score(result, len(dataset), split, several=judged.several))
-    scores = {} if judged.several else {f"accuracy_{split}": result}  # the mean is there among those by class
+    scores: dict = {}
+    if not judged.several:  # whose mean is there among those by class
+        scores = {f"accuracy_{split}": result, f"accuracy_{split}_interval": wilson_interval(result, len(dataset))}
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 
 

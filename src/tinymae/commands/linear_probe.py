@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..evaluation.metrics import describe_absent, describe_score
+from ..evaluation.metrics import describe_absent, describe_score, wilson_interval
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
@@ -138,9 +138,11 @@ def score(
     for split in list(splits)[1:]:  # validation, then test
         with torch.no_grad():
             logits = head(features[split])
-        scores[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
-        scores[f"probe_{split}"] = label_score(logits, labels[split])
-        scores[f"num_{split}_labels"] = len(labels[split])
+        scores[f"num_{split}_labels"] = count = len(labels[split])
+        for name, given in {"knn": neighbours(features[split]), "probe": logits}.items():
+            scores[f"{name}_{split}"] = found = label_score(given, labels[split])
+            if labels[split].ndim == 1:
+                scores[f"{name}_{split}_interval"] = wilson_interval(found, count)
     scores |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
@@ -159,6 +161,7 @@ def finish(
     labels = splits[judged].labels
     assert labels is not None
     title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+    title += f" of {len(labels):,} images"
     by_class, shown = report_classes(run, logits, labels, classes, split=judged, title=title)
     results |= {"classes": classes} | by_class
     names = [shown.name]
