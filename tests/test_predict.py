@@ -98,9 +98,10 @@ def test_many_classes_are_summed_up():
     assert ", no class: 7), " in describe(results | {"images_without_class": 7})
 
 
-def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path):
+def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path, capsys):
     settings = {**DIGITS, "weights": classifier, "split": ("test",)}
     plain = tinymae.predict(**settings, output_dir=tmp_path / "plain")
+    assert "1,797 images, whose labels are not used here\n" in capsys.readouterr().out
     run = tinymae.predict(**settings, calibrate="digits", output_dir=tmp_path / "calibrated")
     val = load_dataset("digits", "val")
     assert run.results["temperature"] == pytest.approx(
@@ -171,7 +172,7 @@ def test_probabilities_are_judged_as_scikit_learn_and_brute_force_do():
             assert bins["accuracy"][number] == pytest.approx(right[inside].mean())
             error += abs(right[inside].mean() - confidence[inside].mean()) * inside.mean()
     assert found["ece"] == pytest.approx(100 * error, abs=1e-3)
-    assert "top5" not in probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    assert probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0])).keys() == {"nll"}  # no bin says anything
 
 
 def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
@@ -193,6 +194,13 @@ def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
     assert np.array_equal(sheet[34:130:12, 12:104:12, 0], digits.images[worst, 0].numpy())  # twelve times as large
     said = [digits.names[worst], f"{digits.labels[worst]}, not", f"{predicted[worst]} {100 * confidence[worst]:.0f} %"]
     assert [*sheets["errors.png"][0].lines] == said and (tmp_path / "reliability.png").exists()
+
+
+def test_the_calibration_error_of_few_images_is_left_out(classifier, tmp_path, capsys, quick_figures):
+    digits = load_dataset("digits", "test")
+    few = {"labels": digits.labels[:29], "split": "all", "weights": classifier}
+    run = tinymae.evaluate(digits.images[:29], **few, output_dir=tmp_path)
+    assert "ece" not in run.results and "calibration error too few images to say" in capsys.readouterr().out
 
 
 def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_path, capsys):

@@ -53,10 +53,11 @@ class JoinedSettings(WeightsSettings):
 
     split: Several[Split] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
-    def open_images(self, model: Model, accelerator: Accelerator) -> "JoinedSplits":
-        """The splits' images, sized for the model."""
+    def open_images(self, model: Model, accelerator: Accelerator, *, unlabelled: bool = False) -> "JoinedSplits":
+        """The splits' images, sized for the model; `unlabelled` where labels, if there are any, play no part."""
         size, channels = model.image_size, model.in_channels
-        loaded = self.load_splits(self.split, image_size=size, channels=channels, present=len(self.split) > 1)
+        options = {"image_size": size, "channels": channels, "unlabelled": unlabelled}
+        loaded = self.load_splits(self.split, present=len(self.split) > 1, **options)
         for dataset in [*loaded.values()][:1]:  # all are of one source
             require_fit(model, dataset)
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}

@@ -60,7 +60,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     accelerator = settings.create_accelerator()
     model = place(load_classifier(settings.weights), accelerator)
     settings = settings.reading_like(model)
-    images = settings.open_images(model, accelerator)
+    images = settings.open_images(model, accelerator, unlabelled=True)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
     held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
@@ -103,8 +103,9 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:
-    """The temperature, and what validation says of the probabilities before and after: after, of the same images that it
-    was fitted to.
+    """The temperature, and what validation says of the probabilities before and after.
+
+    It is the same validation that sets the temperature, so what is said of them after it is a little too good.
     """
     temperature = fit_temperature(logits, labels)
     before, after = (probability_metrics((logits / t).softmax(dim=1), labels) for t in (1.0, temperature))
