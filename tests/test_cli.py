@@ -61,6 +61,19 @@ def test_help_and_version_come_without_the_heavy_imports():
 
 def test_a_command_that_is_none_is_one_line_and_exit_code_2(capsys):
     assert "command 'train' is none of pretrain, linear-probe, finetune" in refused(capsys, "train")
+    assert refused(capsys, "pretain").endswith("export, compare; did you mean pretrain?\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("image_size", "image-size"), ("imagesize", "image-size"), ("outputdir", "output-dir"), ("xyz", None)],
+)
+def test_a_flag_that_is_none_names_the_closest_one(given, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", f"--{given}", "64"])
+    question = f"; did you mean --{meant}?" if meant else ""
+    line = f"tinymae pretrain: error: unrecognized arguments: --{given} 64{question} (see tinymae pretrain --help)\n"
+    assert (stop.value.code, capsys.readouterr().err) == (2, line)
 
 
 # ---- flags and settings

@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from pathlib import Path
@@ -40,11 +41,23 @@ class Parser(argparse.ArgumentParser):
         self.exits = exits
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
+        message += did_you_mean(unknown, self._option_string_actions)
         if not self.exits:
             from ..errors import InputError
 
             raise InputError(f"{self.prog}: {message}")
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
+    """A question after a message, where words that are unknown resemble known ones; else nothing.
+
+    >>> did_you_mean(["--image_size"], ["--data", "--image-size"])
+    '; did you mean --image-size?'
+    """
+    close = [near for word in given for near in difflib.get_close_matches(word, list(known), 1)]
+    return f"; did you mean {' and '.join(close)}?" if close else ""
 
 
 class SeveralAction(argparse.Action):
@@ -68,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"commands:\n{lines}\ntinymae COMMAND --help lists a command's flags; tinymae --version the version"
         )
     elif arguments[0] not in COMMANDS:
-        sys.exit(exit_with(f"tinymae: error: command {arguments[0]!r} is none of {', '.join(COMMANDS)}"))
+        wrong = f"command {arguments[0]!r} is none of {', '.join(COMMANDS)}{did_you_mean(arguments[:1], COMMANDS)}"
+        sys.exit(exit_with(f"tinymae: error: {wrong}"))
     else:
         run_command(arguments[0], arguments[1:], prog=f"tinymae {arguments[0]}")
 
