@@ -105,6 +105,10 @@ def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(t
     found = dict(zip(dataset.names, dataset.labels.tolist(), strict=True))
     numbers = {"cat": 0, "dog": 1, "": -1}
     assert found == {row["path"]: numbers[cats.get(row["path"], "")] for row in rows}
+    full = photos / "full.csv"
+    full.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in cats.items()))
+    with pytest.raises(InputError, match="or add a row with an empty label for each further image"):
+        tinymae.embed(full, **common, output_dir=tmp_path / "refused")
     probe = tinymae.linear_probe(table, weights=tiny_mae(), output_dir=tmp_path / "probe", mixed_precision="no")
     assert probe.model.classes == ["cat", "dog"]
 

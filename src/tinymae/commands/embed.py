@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ..data.sources.open import has_columns
 from ..errors import InputError
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
@@ -68,7 +69,7 @@ def run(settings: EmbedSettings) -> Result[Model]:
     if settings.to_label is not None and (images.labels >= 0).all():
         raise InputError(
             f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out"
-            + no_classes_remedy(settings.data)
+            + unlabelled_remedy(settings.data)
         )
     if settings.to_label is not None and any(part.labels is None and part.classes for part in images.parts.values()):
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
@@ -91,8 +92,12 @@ def run(settings: EmbedSettings) -> Result[Model]:
 embed = keywords_of(run, EmbedSettings)
 
 
-def no_classes_remedy(data: Any) -> str:
-    """What to do where a folder's sub-folders were taken for classes, and are none; "" for other data."""
+def unlabelled_remedy(data: Any) -> str:
+    """What to do where images without a label are meant: a table lacks them, or a folder's sub-folders were taken for
+    classes; "" for other data.
+    """
+    if has_columns(data):
+        return ", or add a row with an empty label for each further image (docs/data.md has a program for it)"
     if not (isinstance(data, str | Path) and Path(data).is_dir()):
         return ""
     folder = Path(data)
