@@ -49,5 +49,6 @@ wheel: setup
 release: setup
 	$(BIN)/python scripts/release.py $(FLAGS)
 
+# Not runs/, which holds people's models.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build

@@ -182,7 +182,10 @@ def folders(tmp_path):
 def test_the_command_writes_graphs_that_stand_alone(folders, tmp_path):
     mae, classifier = folders
     run = tinymae.export(mae, format="torch", output_dir=tmp_path / "pt2")
-    tinymae.export(classifier, format="onnx", output_dir=tmp_path / "onnx")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "mine.txt").touch()  # which is there already, and nothing that was written
+    files = tinymae.export(classifier, format="onnx", output_dir=tmp_path / "onnx").results["bytes"]
+    assert files.keys() == {"classifier.onnx", "config.json"}
     written = {path.name: path.stat().st_size for path in (tmp_path / "pt2").iterdir()}
     assert written.keys() == {"encoder.pt2", "reconstruction.pt2", "config.json"}
     assert run.results == {"bytes": written} and isinstance(run.model, MaskedAutoencoder)

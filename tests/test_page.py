@@ -207,7 +207,8 @@ def test_a_family_that_hides_nothing_shows_what_it_makes_of_the_whole_image(show
     torch.manual_seed(0)
     model = ConvAutoencoder(image_size=16, in_channels=3, width=8).eval()
     image = shown[3][0][1][:, :, :16]
-    write_page(model, tmp_path / "page", samples=[("left", image)])
+    written = write_page(model, tmp_path / "page", samples=[("left", image)])
+    assert sorted(written) == sorted(path for path in (tmp_path / "page").rglob("*") if path.is_file())
     with serve(tmp_path / "page") as address:
         allowed = (address, "data:", "blob:")
         with opened(browser, address, allowed=allowed, width=390, height=844) as page:

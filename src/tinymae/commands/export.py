@@ -66,40 +66,39 @@ def run(settings: ExportSettings) -> Result[Model]:
         raise InputError(f"int8 {settings.int8} is for --format onnx: leave it out")
     try:
         model, takes = write_files(settings, folder)
+        sizes = {path: path.stat().st_size for path in sorted(takes)}
     except OSError as error:
         if is_about(error, folder):
             raise unwritable(folder, error) from error
         raise
-    written = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    for path, size in written.items():
-        print(f"{path}  {size / 1e6:.1f} MB{takes.get(path.name, '')}")
+    for path, size in sizes.items():
+        print(f"{path}  {size / 1e6:.1f} MB{takes[path]}")
     if settings.format == "web":
         print(f"to look at it: python -m http.server --directory {folder}, then open http://localhost:8000")
-    return Result(model, {"bytes": {str(path.relative_to(folder)): size for path, size in written.items()}}, folder)
+    return Result(model, {"bytes": {str(path.relative_to(folder)): size for path, size in sizes.items()}}, folder)
 
 
 export = keywords_of(run, ExportSettings)
 
 
-def write_files(settings: ExportSettings, folder: Path) -> tuple[Model, dict[str, str]]:
-    """Write what is asked for: the model, and what each graph takes, in words."""
+def write_files(settings: ExportSettings, folder: Path) -> tuple[Model, dict[Path, str]]:
+    """Write what is asked for: the model, and the files, each with what it takes if it is a graph, in words."""
     if settings.format == "web":
         require_viewable(autoencoder := load_autoencoder(settings.weights))
         classifier = None if settings.classifier is None else load_classifier(settings.classifier)
         samples = read_samples(SAMPLES if settings.samples is None else settings.samples, autoencoder)
-        write_page(autoencoder, folder, samples=samples, classifier=classifier)
-        return autoencoder, {}
+        return autoencoder, dict.fromkeys(write_page(autoencoder, folder, samples=samples, classifier=classifier), "")
     model = load(settings.weights)
     if settings.format == "timm":
         export_timm(model, folder)
-        return model, {}
+        return model, dict.fromkeys([folder / "model.safetensors", folder / "config.json"], "")
     return model, write_graphs(settings, model, folder)
 
 
-def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[str, str]:
+def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[Path, str]:
     """A file of each thing that the weights can do, and config.json with image size, mean, std and class names.
 
-    Returns what each file takes, in words.
+    Returns the files, each with what it takes, in words.
     """
     graphs: dict[str, Graph]
     if isinstance(model, Classifier):
@@ -112,19 +111,22 @@ def write_graphs(settings: ExportSettings, model: Model, folder: Path) -> dict[s
         graphs = {"encoder": encoder, "reconstruction": reconstruction_graph(model)}
         config = {"architecture": type(model).__name__, **model.config}
     batches = None if settings.int8 is None else calibration_batches(settings, model)
-    takes: dict[str, str] = {}
+    config_file = folder / "config.json"
+    takes = {config_file: ""}
     for name, graph in graphs.items():
-        words = ", ".join(f"{given} {describe(example)}" for given, example in graph.inputs.items())
-        takes |= {f"{name}{ending}": f", takes {words}" for ending in (".onnx", ".int8.onnx", ".pt2")}
+        words = ", takes " + ", ".join(f"{given} {describe(example)}" for given, example in graph.inputs.items())
         if settings.format == "onnx":
-            export_onnx(graph, folder / f"{name}.onnx")
+            takes[path := folder / f"{name}.onnx"] = words
+            export_onnx(graph, path)
             if batches is not None and name != "reconstruction":  # whose hidden tokens are closed by a huge number
-                quantise_onnx(folder / f"{name}.onnx", folder / f"{name}.int8.onnx", batches)
+                takes[small := folder / f"{name}.int8.onnx"] = words
+                quantise_onnx(path, small, batches)
         else:
-            export_torch(graph, folder / f"{name}.pt2")
+            takes[path := folder / f"{name}.pt2"] = words
+            export_torch(graph, path)
     statistics = {name: getattr(encoder_of(model), name).flatten().tolist() for name in ("mean", "std")}
     size = {"image_size": [*model.image_size]}
-    write_json(folder / "config.json", config | size | statistics | model.reading_noted)
+    write_json(config_file, config | size | statistics | model.reading_noted)
     return takes
 
 

@@ -63,8 +63,8 @@ def write_page(
     *,
     samples: list[tuple[str, Tensor]],
     classifier: Classifier | None = None,
-) -> None:
-    """Write the page of a model into `folder`; files of the same names there are replaced.
+) -> list[Path]:
+    """Write the page of a model into `folder`, where files of the same names are replaced: the files of it.
 
     Args:
         model: what reconstructs, of 1 or 3 channels; where its family hides patches, the page lets people choose which.
@@ -80,17 +80,19 @@ def write_page(
         raise InputError(f"classifier takes images of {wanted}, the weights take {shape}: they must be the same")
     archive = fetch_runtime()
     folder.mkdir(parents=True, exist_ok=True)
-    unpack_runtime(archive, folder / "onnxruntime")
+    written = unpack_runtime(archive, folder / "onnxruntime")
     graphs = {"reconstruction": reconstruction_graph(model)}
     if classifier is not None:
         graphs["classifier"] = ClassifierGraph(classifier)
     for name, graph in graphs.items():
         graph.inputs["images"] = graph.inputs["images"].byte()  # as a browser has them
-        export_onnx(graph, folder / f"{name}.onnx")
+        written.append(folder / f"{name}.onnx")
+        export_onnx(graph, written[-1])
     files = []
     for number, (name, image) in enumerate(samples):
         files.append({"file": f"samples/{number}.png", "name": name})
-        write_atomically(folder / files[-1]["file"], partial(to_pil_image(image).save, format="png"))
+        written.append(folder / files[-1]["file"])
+        write_atomically(written[-1], partial(to_pil_image(image).save, format="png"))
     masked = isinstance(model, PatchMasking)
     title, lead = MASKED if masked else PLAIN
     settings = {
@@ -104,9 +106,11 @@ def write_page(
         "samples": files,
     }
     write_json(folder / "model.json", settings)
-    write_bytes(folder / "README.md", describe_space(model).encode())
-    for source in resources.files(__package__).joinpath("web").iterdir():
-        write_bytes(folder / source.name, source.read_bytes())
+    contents = {source.name: source.read_bytes() for source in resources.files(__package__).joinpath("web").iterdir()}
+    contents["README.md"] = describe_space(model).encode()
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    return [*written, folder / "model.json", *(folder / name for name in contents)]
 
 
 def require_viewable(model: Autoencoder) -> None:
@@ -174,16 +178,18 @@ def fetch_runtime() -> Path:
     return archive
 
 
-def unpack_runtime(archive: Path, folder: Path) -> None:
-    """The few files of the archive that the page loads."""
+def unpack_runtime(archive: Path, folder: Path) -> list[Path]:
+    """Write the few files of the archive that the page loads, and whose they are."""
     with tarfile.open(archive) as tar:
-        for name in RUNTIME_FILES:
-            write_bytes(folder / name, read_member(tar, f"package/dist/{name}"))
+        contents = {name: read_member(tar, f"package/dist/{name}") for name in RUNTIME_FILES}
         licence = json.loads(read_member(tar, "package/package.json"))["license"]
     note = (
         f"{RUNTIME}, Copyright (c) Microsoft Corporation, {licence} licence: https://github.com/microsoft/onnxruntime\n"
     )
-    write_bytes(folder / "NOTICE.txt", note.encode())
+    contents["NOTICE.txt"] = note.encode()
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:
