@@ -13,10 +13,9 @@ from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import Dataset
 from tinymae.data.splits import few_labels
-from tinymae.evaluation import figures
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
-from tinymae.files import read_json, read_metrics, read_tensors, write_json, write_tensors
+from tinymae.files import read_json, read_tensors, write_json, write_tensors
 from tinymae.interop.load import load_autoencoder, load_classifier
 from tinymae.models.filling import find_weights
 from tinymae.study.tables import mean_and_std
@@ -35,7 +34,7 @@ NUM_FIXED = 1000  # of the test images, for tests that cannot look at all
 
 
 def publish(
-    settings: "ReleaseSettings", results: dict[str, dict], cost: dict, pretrainings: list[Path], *, train: Dataset,
+    settings: "ReleaseSettings", results: dict[str, dict], cost: dict, pretrained: Path, *, train: Dataset,
     test: Dataset,
 ) -> dict:  # fmt: skip
     """Write all of it, and print the table; gives what release.json holds. `results` are those of the stages."""
@@ -50,8 +49,8 @@ def publish(
 
     summary = cost | {"test": summarise(settings, results), "results": results}
     write_json(runs / "release.json", summary)
-    write_cards(settings, summary, pretrainings)
-    copy_evidence(settings, pretrainings)
+    write_cards(settings, summary, pretrained)
+    copy_evidence(settings, pretrained)
     print_table(summary["test"])
     return summary
 
@@ -79,7 +78,7 @@ def halve(source: str | Path, folder: str | Path) -> None:
     write_json(folder / "config.json", read_json(source / "config.json"))
 
 
-def write_cards(settings: "ReleaseSettings", summary: dict, pretrainings: list[Path]) -> None:
+def write_cards(settings: "ReleaseSettings", summary: dict, pretrained: Path) -> None:
     """The README of each released folder."""
     runs, results = Path(settings.output_dir), summary["results"]
     mae, probe, tuned = name_folders(settings)
@@ -105,7 +104,7 @@ def write_cards(settings: "ReleaseSettings", summary: dict, pretrainings: list[P
         ] = results["scratch_all"]["accuracy_test"]
     origin = f"Made from [{mae.name}](../{mae.name}/README.md)."
     for folder, run, history, scores, settings_class in (
-        (mae, pretrainings[0], describe_history(pretrainings), mae_scores, PretrainSettings),
+        (mae, pretrained, describe_history(pretrained), mae_scores, PretrainSettings),
         (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}, LinearProbeSettings),
         (tuned, runs / "finetune_all", origin, tuned_scores, FinetuneSettings),
     ):
@@ -125,23 +124,11 @@ def describe_target(arguments: dict, results: dict) -> str:
     return ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
 
 
-def describe_history(pretrainings: list[Path]) -> str:
-    """Length, target and cost of each part of pretraining, in the order of time; a line for each."""
-    lines = []
-    for number, run in enumerate(reversed(pretrainings), 1):
-        recorded, results = read_json(run / "args.json"), read_json(run / "results.json")
-        cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
-        lines.append(f"{number}. {describe_target(recorded['arguments'], results)}: {cost}")
-    return "Pretraining:\n\n" + "\n".join(lines) + "\n"
-
-
-def join_metrics(pretrainings: list[Path]) -> list[dict]:
-    """The lines of metrics.jsonl of all parts of pretraining, as if they were one run."""
-    rows, before = [], 0.0
-    for run in reversed(pretrainings):
-        rows += [row | {"epoch": before + row["epoch"]} for row in read_metrics(run / "metrics.jsonl")]
-        before = rows[-1]["epoch"]
-    return rows
+def describe_history(pretrained: Path) -> str:
+    """Length, target and cost of pretraining."""
+    recorded, results = read_json(pretrained / "args.json"), read_json(pretrained / "results.json")
+    cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
+    return f"Pretraining: {describe_target(recorded['arguments'], results)}; {cost}\n"
 
 
 def summarise(settings: "ReleaseSettings", results: dict[str, dict]) -> dict[str, dict]:
@@ -180,15 +167,13 @@ def predict(folder: Path, dataset: Dataset) -> torch.Tensor:
     return map_dataset(load_classifier(folder), dataset, device="cpu").argmax(dim=1)
 
 
-def copy_evidence(settings: "ReleaseSettings", pretrainings: list[Path]) -> None:
+def copy_evidence(settings: "ReleaseSettings", pretrained: Path) -> None:
     """The logs behind the released weights, their control and few labels, and the images, into the repository."""
     runs, root, data = Path(settings.output_dir), Path(settings.publish_dir), Path(settings.data).name
-    figures.pretraining_curves(join_metrics(pretrainings), runs / "curves.png", f"pretraining on {data}")
     sources = {
         "linear-probe": runs / "probe_all", "classifier-pretrained": runs / "finetune_all",
-        "scratch": runs / "scratch_all", "mae": pretrainings[0],
+        "scratch": runs / "scratch_all", "mae": pretrained,
     }  # fmt: skip
-    sources |= {f"mae-part-{number}": run for number, run in enumerate(reversed(pretrainings[1:]), 1)}
     for start, labels in product(TRAININGS, LABELS):
         if labels != "all":
             sources[f"{start}-{labels}-percent"] = runs / f"{start}_{labels}"
@@ -205,7 +190,7 @@ def copy_evidence(settings: "ReleaseSettings", pretrainings: list[Path]) -> None
     (root / "assets").mkdir(exist_ok=True)
     looked_at = runs / f"evaluate_{settings.name}-classifier-pretrained"
     pictures = {
-        "reconstructions.png": runs / "reconstruction", "curves.png": runs,
+        "reconstructions.png": runs / "reconstruction", "curves.png": pretrained,
         "confusion_matrix.png": looked_at, "per_class.csv": looked_at,
     }  # fmt: skip
     for name, folder in pictures.items():

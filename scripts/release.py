@@ -121,11 +121,10 @@ def run(settings: ReleaseSettings) -> dict:
         stage(pretrain, PretrainSettings, "pretrain", **lengths | settings.extra_of("pretrain"))
     require_same_weights(pretrained, runs)
     halve(pretrained, mae)
-    pretrainings = list_pretrainings(pretrained)
     config = read_json(mae / "config.json")
     pictures = {"data_dir": settings.data_dir, "image_size": config["image_size"], "channels": config["in_channels"]}
     train, test = (load_dataset(settings.data, split, **pictures) for split in ("train", "test"))
-    cost = count_cost(settings, mae, train, pretrainings)
+    cost = count_cost(settings, mae, train, pretrained)
 
     planned = plan(settings, mae, len(train), cost["scratch_epochs"])
     if unknown := sorted({*settings.stages} - {"pretrain", "reconstruction", *planned}):
@@ -141,7 +140,7 @@ def run(settings: ReleaseSettings) -> dict:
         halve(runs / source, folder)
         name = f"evaluate_{folder.name}"
         results[folder.name] = stage(evaluate, EvaluateSettings, name, weights=folder, split="test")
-    return publish(settings, results, cost, pretrainings, train=train, test=test)
+    return publish(settings, results, cost, pretrained, train=train, test=test)
 
 
 def plan(settings: ReleaseSettings, mae: Path, num_images: int, scratch_epochs: int) -> dict[str, tuple]:
@@ -176,25 +175,19 @@ def require_same_weights(pretrained: Path, runs: Path) -> None:
     write_json(file, found)
 
 
-def list_pretrainings(run: Path) -> list[Path]:
-    """A pretraining run, then the one it went on from, and so on."""
-    runs = [run]
-    while before := read_json(runs[-1] / "args.json")["arguments"].get("weights"):
-        if not (Path(before) / "results.json").exists():  # somebody else's model
-            break
-        runs.append(Path(before))
-    return runs
-
-
 def count_passes(run: Path) -> float:
     """Epochs of a pretraining run; an epoch on V views counts as V. With four views that is 2 % more than they compute:
     the decoder sees one of them, and more is visible in the last fifth.
+
+    Raises InputError for one that went on from other weights: what these cost is not known.
     """
     arguments, results = read_json(run / "args.json")["arguments"], read_json(run / "results.json")
+    if arguments.get("weights") is not None:
+        raise InputError(f"weights {run} went on from {arguments['weights']}: give a pretraining from random weights")
     return results["epochs"] + (arguments | results)["contrast_epochs"] * (arguments["views"] - 1)
 
 
-def count_cost(settings: ReleaseSettings, mae: Path, train: Dataset, pretrainings: list[Path]) -> dict:
+def count_cost(settings: ReleaseSettings, mae: Path, train: Dataset, pretrained: Path) -> dict:
     """Passes of pretraining, FLOPs of an image, and the epochs from scratch that equal pretraining and fine-tuning."""
     own = {"epochs": settings.finetune_epochs} | settings.extra_of("finetune", "all")
     recipe = FinetuneSettings(from_scratch=True, **own).settle_for(train)
@@ -202,7 +195,7 @@ def count_cost(settings: ReleaseSettings, mae: Path, train: Dataset, pretraining
     if recipe.final_epochs:  # on all patches
         whole, ratio = count_flops(mae, patch_drop=0.0)["fine-tuning"], recipe.final_epochs / settings.finetune_epochs
         flops["fine-tuning"] = round(flops["fine-tuning"] * (1 - ratio) + whole * ratio)
-    passes = sum(count_passes(run) for run in pretrainings)
+    passes = count_passes(pretrained)
     matched = round(settings.finetune_epochs + passes * flops["pretraining"] / flops["fine-tuning"])
     return {
         "pretraining_passes": passes, "scratch_epochs": settings.scratch_epochs or matched,

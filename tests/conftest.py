@@ -170,7 +170,6 @@ def draw_tiles(patch: pytest.MonkeyPatch) -> None:
         return write(figures.tile(torch.cat(shown), 16), path)
 
     patch.setattr(figures, "reconstruction_sheet", sheet)
-    patch.setattr(figures, "grid", lambda images, path, *_: write(figures.tile(images, 16), path))
     patch.setattr(figures, "training_curves", lambda rows, panels, path, *_: write(np.eye(9), path))
     patch.setattr(figures, "reliability", lambda bins, path, *_: write(np.eye(9), path))
     patch.setattr(figures, "confusion_matrix", lambda matrix, classes, path, *_: write(matrix, path))

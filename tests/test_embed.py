@@ -85,6 +85,16 @@ def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
 
 
+@pytest.mark.parametrize("split", [SPLITS, ["val"]], ids=["all splits", "val"])
+def test_a_split_without_any_label_has_images_to_label(split, tmp_path):
+    """So few labels are there at the start that train alone has some."""
+    images, labels = load_dataset("digits").images[:60], [*"ab", *[""] * 58]
+    assert load_dataset(images, "val", labels=labels).labels is None
+    common = {"weights": tiny_mae(), "formats": (), "mixed_precision": "no", "output_dir": tmp_path}
+    run = tinymae.embed(images, labels=labels, split=split, to_label=2, **common)
+    assert len(rows_of(run.folder / "to_label.csv")) == 2
+
+
 def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(tmp_path):
     photos = tmp_path / "photos"
     for number in range(40):
@@ -238,6 +248,8 @@ def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others
     assert laid_out(clusters=3)
     (tmp_path / "map.html").unlink()
     assert laid_out(clusters=3)
+    (tmp_path / "results.json").write_text("{")  # of a disk that was full, for instance
+    assert laid_out(clusters=3) and not laid_out(clusters=3)
 
 
 def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(tmp_path, capfd):
@@ -279,7 +291,8 @@ def test_splits_in_one_row_are_found_in_any_order():
     for indices in (torch.tensor([1796, 0, 1300, 1300, 1299, 5]), torch.arange(20), torch.tensor([1436, 1437])):
         assert torch.equal(joined[indices], every[indices])
         assert torch.equal(deep[indices].int(), 257 * every[indices].int())
-    assert joined.splits(torch.tensor([0, 1299, 1300, 1436, 1437])) == ["train", "train", "val", "val", "test"]
+    splits = [split for _, split, _ in joined.about(torch.tensor([0, 1299, 1300, 1436, 1437]))]
+    assert splits == ["train", "train", "val", "val", "test"]
 
 
 def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
@@ -289,6 +302,21 @@ def test_a_folder_with_another_table_is_refused(tmp_path, capsys):
     assert "holds another run (layers was [-1], now [0]" in refused(capsys, "embed", **settings, layers=(0,))
     shutil.rmtree(tmp_path / "run")
     assert "layers (7,) must name some of this encoder's 2" in refused(capsys, "embed", **settings, layers=(7,))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ((), r"split \(\) is empty: give one or several of train, val, test, all"),
+        (("train", "all"), "split train all: all has the images of the others; give it alone, or them"),
+        (("train", "val"), "split train val: data photos have none of them; give --split all"),
+    ],
+)
+def test_splits_that_give_no_image_or_one_twice_are_refused(split, message, tmp_path):
+    save_images(tmp_path / "photos" / "test", load_dataset("digits").images[:4])
+    with pytest.raises(InputError, match=message):
+        tinymae.embed(tmp_path / "photos", weights=tiny_mae(), split=split, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_channel_that_is_dead_is_remarked_on(tmp_path, capsys):

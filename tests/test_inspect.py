@@ -63,7 +63,7 @@ def originals(images: torch.Tensor) -> dict[tuple[str, str], int]:
     joined = JoinedSplits(load_splits(images, ["train", "val", "test"], labels=labels_of(images), present=True))
     every = torch.arange(len(joined))
     places = [int((images == image).flatten(1).all(dim=1).nonzero()[0]) for image in joined[every]]
-    return dict(zip(zip(joined.splits(every), joined.names(every), strict=True), places, strict=True))
+    return {(split, name): place for (name, split, _), place in zip(joined.about(every), places, strict=True)}
 
 
 def labels_of(images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,8 @@ def test_every_label_is_ranked_by_its_probability_to_a_probe_of_other_images(ins
     )
     own = probabilities.gather(1, joined.labels[:, None])[:, 0].tolist()
     doubtful = confident_issues(probabilities, joined.labels).tolist()
-    expected = dict(zip(joined.names(every), zip(joined.labels.tolist(), own, doubtful, strict=True), strict=True))
+    names = [name for name, *_ in joined.about(every)]
+    expected = dict(zip(names, zip(joined.labels.tolist(), own, doubtful, strict=True), strict=True))
     rows = rows_of(run.folder / "doubtful_labels.csv")
     found = [float(row["label_probability"]) for row in rows]
     assert len(expected) == len({row["name"] for row in rows}) == 100 and found == sorted(found)

@@ -1,13 +1,19 @@
-"""What probing, fine-tuning and evaluation say of each class, where images have one label and where several."""
+"""Classes: those of images matched with those of weights, and what is said of each, for one label an image or more."""
 
+from collections import Counter
 from pathlib import Path
 
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
+from ..data.datasets import Dataset, has_several, with_classes
+from ..errors import InputError, list_some
 from ..evaluation import figures
-from ..evaluation.metrics import describe_constant, several_metrics
+from ..evaluation.metrics import describe_absent, describe_constant, several_metrics
 from ..files import write_csv
+from ..interop.load import Model, describe_source
+from ..models.classifier import Classifier
+from ..training.processes import print_once
 from ..training.run import Run
 
 COLUMNS = ["class", "images", "average_precision", "roc_auc"]
@@ -19,16 +25,22 @@ def report_classes(
     """The confusion matrix of logits (N, classes), and its picture, which the main process draws; of several labels an
     image, the figures and the table of `report_several`.
     """
+    print_notes(run, labels, classes, split)
     if labels.ndim == 2:
         found, table = report_several(run, logits, labels.cpu(), classes)
         return {f"{name}_{split}": value for name, value in found.items()}, table
-    if constant := describe_constant(labels, classes):
-        run.print(constant)
     matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
     picture = run.folder / "confusion_matrix.png"
     if run.is_main:
         figures.confusion_matrix(matrix, classes, picture, title)
     return {"confusion_matrix": matrix.tolist()}, picture
+
+
+def print_notes(run: Run, labels: Tensor, classes: list[str], split: str) -> None:
+    """Which classes are not judged, and what a constant guess would score."""
+    for note in (describe_absent(labels, len(classes), split), describe_constant(labels, classes)):
+        if note:
+            run.print(note)
 
 
 def report_several(run: Run, scores: Tensor, labels: Tensor, classes: list[str]) -> tuple[dict, Path]:
@@ -41,3 +53,55 @@ def report_several(run: Run, scores: Tensor, labels: Tensor, classes: list[str])
     if run.is_main:
         write_csv(table, COLUMNS, zip(classes, counts, *cells, strict=True))
     return found, table
+
+
+def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:
+    """The dataset with its labels numbered as the classifier's, by the names of the classes, see `spell_like`. Where
+    one side has numbers for names, as arrays do, classes are taken by their order, and that is said.
+
+    Raises InputError for images of classes that the classifier does not know.
+    """
+    weights = describe_source(weights)
+    if model.several and not has_several(dataset):  # the other way round, the data are not loaded
+        raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
+    classes = spell_like(dataset.classes, model.classes)
+    if not {*dataset.classes} & {*classes}:
+        numbers = [str(number) for number in range(len(classes))]
+        if len(dataset.classes) != len(classes) or numbers not in (dataset.classes, classes):
+            raise InputError(
+                f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
+                f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
+                "numbers from 0, in the order of the weights"
+            )
+        pairs = ", ".join(map(" = ".join, zip(dataset.classes[:3], model.classes, strict=False)))
+        print_once(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}, ...")
+        return dataset
+    assert dataset.labels is not None
+    present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
+    strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]
+    if strangers := [name for name in strangers if name not in classes]:
+        raise InputError(
+            f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
+            f"({list_some(model.classes)}): leave them out, or give them one of these names"
+        )
+    if unmet := [name for name in dataset.classes if name not in classes]:
+        print_once(
+            f"{source} knows {list_some(unmet)} as well, which weights {weights} do not: no image of these is used here"
+        )
+    return dataset if dataset.classes == classes else with_classes(dataset, classes)
+
+
+def spell_like(given: list[str], names: list[str]) -> list[str]:
+    """`names` as `given` spells them, where that differs only in case and in spaces around; two that differ in nothing
+    else stay as they are.
+
+    >>> spell_like([" Cat", "DOG", "owl", "Owl"], ["dog", "cat", "owl", "fox"])
+    ['DOG', ' Cat', 'owl', 'fox']
+    """
+
+    def plain(name: str) -> str:
+        return name.strip().casefold()
+
+    of_given, of_names = (Counter(map(plain, each)) for each in (given, names))
+    spelled = {plain(name): name for name in given if of_given[plain(name)] == of_names[plain(name)] == 1}
+    return [spelled.get(plain(name), name) for name in names]

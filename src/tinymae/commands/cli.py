@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from ..errors import InputError, Stopped, ran_out_of_memory
+
 if TYPE_CHECKING:
     from .fields import Settings
 
@@ -34,20 +36,12 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line, or an InputError where it `exits` not."""
-
-    def __init__(self, *args, exits: bool = True, **arguments):
-        super().__init__(*args, **arguments)
-        self.exits = exits
+    """An argparse parser whose errors are InputErrors."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
-        message += did_you_mean(unknown, self._option_string_actions)
-        if not self.exits:
-            from ..errors import InputError
-
-            raise InputError(f"{self.prog}: {message}")
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        hint = did_you_mean(unknown, self._option_string_actions)
+        raise InputError(f"{message}{hint} (see {self.prog} --help)")
 
 
 def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
@@ -82,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     elif arguments[0] not in COMMANDS:
         wrong = f"command {arguments[0]!r} is none of {', '.join(COMMANDS)}{did_you_mean(arguments[:1], COMMANDS)}"
-        sys.exit(exit_with(f"tinymae: error: {wrong}"))
+        Parser().exit(2, f"tinymae: error: {wrong}\n")
     else:
         run_command(arguments[0], arguments[1:], prog=f"tinymae {arguments[0]}")
 
@@ -109,8 +103,26 @@ def run_main(
     description: str | None = None,
 ) -> None:  # fmt: skip
     """The same for any function of any settings."""
+    from ..training.memory import explain_memory
+    from ..training.processes import leave_group
+
     with stopping(prog, f"; the same command {'resumes' if settings.resumes else 'starts again'}"):
-        call(run, settings, create_parser(settings, prog=prog, description=description), arguments)
+        parser, chosen = create_parser(settings, prog=prog, description=description), None
+        try:
+            chosen = settings(**parse(parser, arguments))
+            run(chosen)
+            leave_group()
+        except InputError as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
+        except Stopped as stopped:
+            parser.exit(stopped.exit_code, f"{parser.prog}: {stopped}\n")
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            # Before there is a run that says it: while data are read, or a model is made.
+            batch_size, saving = (getattr(chosen, name, None) for name in ("batch_size", "gradient_checkpointing"))
+            message = explain_memory(batch_size, gradient_checkpointing=saving)
+            parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
 @contextlib.contextmanager
@@ -128,37 +140,6 @@ def stopping(prog: str | None, remedy: str = "") -> Iterator[None]:
         sys.exit(128 + stop.number)
 
 
-def call(run, settings: type, parser: Parser, arguments: Sequence[str]) -> None:
-    """Parse and run; what may go wrong is one line."""
-    from ..errors import InputError, Stopped, ran_out_of_memory
-    from ..training.memory import explain_memory
-    from ..training.processes import leave_group
-
-    chosen = None
-    try:
-        chosen = settings(**parse(parser, arguments))
-        run(chosen)
-        leave_group()
-    except InputError as error:
-        sys.exit(exit_with(f"{parser.prog}: error: {error}"))
-    except Stopped as stopped:
-        print(f"{parser.prog}: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except Exception as error:
-        if not ran_out_of_memory(error):
-            raise
-        # Before there is a run that says it: while data are read, or a model is made.
-        batch_size, saving = (getattr(chosen, name, None) for name in ("batch_size", "gradient_checkpointing"))
-        message = explain_memory(batch_size, gradient_checkpointing=saving)
-        sys.exit(exit_with(f"{parser.prog}: error: {message}"))
-
-
-def exit_with(line: str) -> int:
-    """Print an error; the exit code."""
-    print(line, file=sys.stderr)
-    return 2
-
-
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings that a command line gives; the others have their defaults."""
     given = vars(parser.parse_args([str(argument) for argument in arguments]))
@@ -168,13 +149,10 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str
 def create_parser(
     settings: type, *, prog: str | None = None, description: str | None = None, partial: bool = False
 ) -> Parser:  # fmt: skip
-    """A parser whose flags are the fields of a settings class, in groups. Of `partial` ones none must be given, and a
-    wrong one is an InputError.
-    """
+    """A parser whose flags are the fields of a settings class, in groups. Of `partial` ones none must be given."""
     parser = Parser(
         prog=prog, usage="%(prog)s [--flags]", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
-        exits=not partial,
     )  # fmt: skip
     groups: dict[str, Any] = {}
     hints = get_type_hints(settings)
@@ -188,6 +166,11 @@ def create_parser(
                 options["required"] = True
             groups[heading].add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, help=help_of(f), **options)
     return parser
+
+
+def name_of(settings: type) -> str:
+    """The command with these settings, as people type it."""
+    return next(f"tinymae {name}" for name, (_, kind, _) in COMMANDS.items() if kind == settings.__name__)
 
 
 def heading_of(settings: type, f: Field) -> str:

@@ -3,7 +3,6 @@
 import math
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -56,8 +55,8 @@ def run(settings: EmbedSettings) -> Result[Model]:
     embeddings.parquet has a row for each image: name, split, label (null without one) and features, a list of float32.
     embeddings.npz has the same as arrays. projector/ is for TensorBoard, and has at most 5,000 of the images. map.html
     shows all of them in two dimensions. With `to_label`, to_label.csv and to_label.png are of the images without a
-    label that are most worth one. A run that was stopped resumes. Memory grows with the number of images for the
-    map and for `to_label`, which need all features at once.
+    label that are most worth one. A run that was stopped resumes. Only embeddings.parquet and
+    projector/ are written a part at a time: memory grows with the number of images for the others.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -65,14 +64,14 @@ def run(settings: EmbedSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
     settings = settings.reading_like(model)
-    images = settings.open_images(model, accelerator)
+    images = settings.open_images(model, accelerator, several=settings.to_label is not None)
+    if images.labels.ndim == 2:
+        raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
     if settings.to_label is not None and (images.labels >= 0).all():
         raise InputError(
             f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out"
             + unlabelled_remedy(settings.data)
         )
-    if settings.to_label is not None and any(part.labels is None and part.classes for part in images.parts.values()):
-        raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
@@ -117,7 +116,7 @@ def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], ima
         if there[number]:
             continue
         desc = "features" + f", part {number + 1} of {len(parts)}" * (len(parts) > 1)
-        options = {"at": every[number], "desc": desc, **settings.reading_options}
+        options = {"at": every[number], "desc": desc, **settings.computing}
         features = map_images(encode, images, run.accelerator, **options)
         if run.is_main:
             rows = as_table(images, every[number], features)
@@ -156,12 +155,13 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, f
     assert settings.to_label is not None
     features, labelled = read_features(table, np.arange(len(images))), (images.labels >= 0).numpy()
     rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
-    names, of_files = images.names(rows), all(part.of_files for part in images.parts.values())
+    names, splits, _ = zip(*images.about(rows), strict=True)
+    of_files = all(part.of_files for part in images.parts.values())
     shown = [Tile(image, (name,)) for image, name in zip(images.view(rows[:SHOWN]), names, strict=False)]
     title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
-    columns = {"path" if of_files else "name": names, "label": [""] * len(names)}
+    columns = {"path" if of_files else "name": names, "label": ("",) * len(names)}
     if "test" in images.parts:
-        columns["split"] = images.splits(rows)
+        columns["split"] = splits
     return [
         write_csv(folder / "to_label.csv", [*columns], zip(*columns.values(), strict=True)),
         write_sheet(in_rows(shown), folder / "to_label.png", title),
@@ -187,18 +187,20 @@ def has_map(settings: EmbedSettings, table: Path, page: Path) -> bool:
     written = [path.stat().st_mtime for path in (table, page, results)]
     if written != sorted(written):  # of another table, or the run that laid it out was stopped
         return False
-    return read_json(results).get("map") == map_options(settings)
+    try:
+        return read_json(results).get("map") == map_options(settings)
+    except InputError:  # it is damaged, and written anew at the end
+        return False
 
 
 def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:
     """Rows of the table: the images at `indices` (B,) with their features (B, F)."""
+    columns = zip(("name", "split", "label"), zip(*images.about(indices), strict=True), strict=True)
     flat = pa.array(features.flatten().numpy())
-    return pa.table({
-        "name": pa.array(images.names(indices), pa.string()),
-        "split": pa.array(images.splits(indices), pa.string()),
-        "label": pa.array(images.label_names(indices), pa.string()),
-        "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
-    })  # fmt: skip
+    return pa.table(
+        {name: pa.array(values, pa.string()) for name, values in columns}
+        | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])}
+    )
 
 
 def join_tables(parts: list[Path], path: Path) -> None:
@@ -209,28 +211,16 @@ def join_tables(parts: list[Path], path: Path) -> None:
 
 
 def write_npz(table: Path, path: Path, images: JoinedSplits) -> Path:
-    """The table as arrays: features (N, F), names, splits, labels (-1: none) and the classes' names.
-
-    The features go from file to file, a part in memory at a time, which `numpy.savez` cannot do.
-    """
-    file = pq.ParquetFile(table)
-    count, width = file.metadata.num_rows, file.schema_arrow.field("features").type.list_size
-    every = torch.arange(len(images))
-    small = {
-        "names": np.array(images.names(every)), "splits": np.array(images.splits(every)),
+    """The table as arrays: features (N, F), names, splits, labels (-1: none) and the classes' names."""
+    names, splits, _ = zip(*images.about(torch.arange(len(images))), strict=True)
+    arrays: dict[str, Any] = {
+        "features": read_features(table, np.arange(len(images))), "names": np.array(names), "splits": np.array(splits),
         "labels": images.labels.numpy(), "classes": np.array(images.classes, dtype=np.str_),
     }  # fmt: skip
 
     def write(beside: Path) -> None:
-        with zipfile.ZipFile(beside, "w", allowZip64=True) as archive:
-            with archive.open("features.npy", "w", force_zip64=True) as member:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-                np.lib.format.write_array_header_2_0(member, header)
-                for batch in file.iter_batches(PART, columns=["features"]):
-                    member.write(batch.column(0).flatten().to_numpy().astype("<f4").tobytes())
-            for name, array in small.items():
-                with archive.open(f"{name}.npy", "w") as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+        with open(beside, "wb") as file:  # of a path, numpy would change the name
+            np.savez(file, **arrays)
 
     write_atomically(path, write)
     return path
@@ -242,14 +232,13 @@ def write_projector(table: Path, folder: Path, images: JoinedSplits) -> Path:
 
     chosen = torch.linspace(0, len(images) - 1, min(len(images), PROJECTED)).long()
     side = min(max(images.image_shape[1:]), SPRITE // math.ceil(len(chosen) ** 0.5))
-    names, splits, labels = images.names(chosen), images.splits(chosen), images.label_names(chosen)
-    rows = [[name, split, label or ""] for name, split, label in zip(names, splits, labels, strict=True)]
     if (folder / "projector_config.pbtxt").exists():  # of an earlier run, about which TensorBoard would warn
         shutil.rmtree(folder)
     writer = SummaryWriter(str(folder))
     writer.add_embedding(
         torch.from_numpy(read_features(table, chosen.numpy())), metadata_header=["name", "split", "label"],
-        metadata=[[" ".join(cell.split()) for cell in row] for row in rows],  # in a table, a tab ends a cell
+        # In a table, a tab ends a cell.
+        metadata=[[" ".join((cell or "").split()) for cell in row] for row in images.about(chosen)],
         label_img=thumbnails(images.view(chosen), side).float() / 255, tag="features",
     )  # fmt: skip
     writer.close()
@@ -270,8 +259,9 @@ def write_page(settings: EmbedSettings, table: Path, images: JoinedSplits, path:
     if len(images.parts) > 1:
         colourings.append(Colouring("split", list(images.parts), images.find(every).numpy()))
     return write_map(
-        path, places=lay_out(features, seed=settings.seed), names=images.names(every), images=images.view,
-        side=max(images.image_shape[1:]), colourings=colourings, title=f"{settings.data_name}: {len(images):,} images",
+        path, places=lay_out(features, seed=settings.seed), names=[name for name, *_ in images.about(every)],
+        images=images.view, side=max(images.image_shape[1:]), colourings=colourings,
+        title=f"{settings.data_name}: {len(images):,} images",
         subtitle=f"{layout_method()} of {features.shape[1]} features: similar images are close",
     )  # fmt: skip
 

@@ -1,34 +1,25 @@
 """Look closely at finished weights: a classifier's errors, or an autoencoder's reconstructions."""
 
 import itertools
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from sklearn.metrics import classification_report, confusion_matrix
+from accelerate import Accelerator
+from sklearn.metrics import classification_report
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, has_several, with_classes, with_label
-from ..errors import InputError, list_some
+from ..data.datasets import Dataset, with_label
+from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import (
-    RECONSTRUCTION_METRICS,
-    accuracy,
-    describe_absent,
-    describe_constant,
-    describe_score,
-    reconstruction_metrics,
-)
+from ..evaluation.metrics import RECONSTRUCTION_METRICS, accuracy, describe_score, reconstruction_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
-from ..interop.load import Model, describe_source, load
+from ..interop.load import Model, load
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
 from ..models.masked import PatchMasking
@@ -36,17 +27,10 @@ from ..models.masking import count_hidden, random_mask
 from ..models.outputs import Reconstruction
 from ..randomness import seeded
 from ..training.inputs import names_of
+from ..training.processes import print_once
 from ..training.run import Run
-from .by_class import report_several
-from .features import (
-    Split,
-    WeightsSettings,
-    leave_out_unreadable,
-    map_together,
-    place,
-    require_fit,
-    whole_batches,
-)
+from .by_class import match_classes, print_notes, report_classes, report_several
+from .features import Split, WeightsSettings, leave_out_unreadable, map_together, place, require_fit, whole_batches
 from .fields import keywords_of, setting, with_default
 from .results import Result
 
@@ -121,72 +105,16 @@ def load_images(
 
 def remark_on_known(model: Model, dataset: Dataset, split: str) -> None:
     """Say so if images that are held out have names of files that the weights were trained on."""
-    if not dataset.of_files or not PartialState().is_main_process:
-        return
-    if known := len(names_of(model.source, "train").intersection(dataset.names)):
-        print(
+    if dataset.of_files and (known := len(names_of(model.source, "train").intersection(dataset.names))):
+        print_once(
             f"{known:,} of the {len(dataset):,} {split} images are called like some that the weights were trained on: "
             "if they are the same, split them as then (--group-column, --val-fraction, ...)"
         )
 
 
-def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: str | Path | Model) -> Dataset:
-    """The dataset with its labels numbered as the classifier's, by the names of the classes, see `spell_like`. Where
-    one side has numbers for names, as arrays do, classes are taken by their order, and that is said.
-
-    Raises InputError for images of classes that the classifier does not know.
-    """
-    weights = describe_source(weights)
-    if model.several and not has_several(dataset):  # the other way round, the data are not loaded
-        raise InputError(f"{source} has one label an image, weights {weights} know several: give data as in training")
-    classes = spell_like(dataset.classes, model.classes)
-    if not {*dataset.classes} & {*classes}:
-        numbers = [str(number) for number in range(len(classes))]
-        if len(dataset.classes) != len(classes) or numbers not in (dataset.classes, classes):
-            raise InputError(
-                f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
-                f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
-                "numbers from 0, in the order of the weights"
-            )
-        pairs = ", ".join(map(" = ".join, zip(dataset.classes[:3], model.classes, strict=False)))
-        if PartialState().is_main_process:
-            print(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}, ...")
-        return dataset
-    assert dataset.labels is not None
-    present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
-    strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]
-    if strangers := [name for name in strangers if name not in classes]:
-        raise InputError(
-            f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
-            f"({list_some(model.classes)}): leave them out, or give them one of these names"
-        )
-    unmet = [name for name in dataset.classes if name not in classes]
-    if unmet and PartialState().is_main_process:
-        print(
-            f"{source} knows {list_some(unmet)} as well, which weights {weights} do not: no image of these is used here"
-        )
-    return dataset if dataset.classes == classes else with_classes(dataset, classes)
-
-
-def spell_like(given: list[str], names: list[str]) -> list[str]:
-    """`names` as `given` spells them, where that differs only in case and in spaces around; two that differ in nothing
-    else stay as they are.
-
-    >>> spell_like([" Cat", "DOG", "owl", "Owl"], ["dog", "cat", "owl", "fox"])
-    ['DOG', ' Cat', 'owl', 'fox']
-    """
-
-    def plain(name: str) -> str:
-        return name.strip().casefold()
-
-    of_given, of_names = (Counter(map(plain, each)) for each in (given, names))
-    spelled = {plain(name): name for name in given if of_given[plain(name)] == of_names[plain(name)] == 1}
-    return [spelled.get(plain(name), name) for name in names]
-
-
 def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
     """Logits (N, classes) of all images, on the CPU."""
-    return map_together(model, dataset, run.accelerator, desc="logits", **settings.reading_options)
+    return map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
 
 
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -195,39 +123,30 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     labels = dataset.labels.cpu()
     logits = compute_logits(settings, model, run, dataset)
     predictions = logits.argmax(dim=1)
-    numbers = [str(number) for number in range(len(model.classes))]  # names might be those of the report's own rows
-    report = classification_report(
-        labels, predictions, labels=range(len(numbers)), target_names=numbers, output_dict=True, zero_division=0
-    )
-    by_class = {name: report.pop(number) for name, number in zip(model.classes, numbers, strict=True)}
-    present = labels.unique().tolist()
-    by_class = {name: row if row["support"] else row | dict.fromkeys(REPORTED) for name, row in by_class.items()}
-    report["macro avg"] |= mean_of([row for row in by_class.values() if row["support"]])
-    text = classification_report(
-        labels, predictions, labels=present, target_names=[model.classes[number] for number in present], digits=4,
-        zero_division=0,
-    )  # fmt: skip
-    matrix = confusion_matrix(labels, predictions, labels=range(len(numbers)))
+    present, right = labels.unique().tolist(), accuracy(predictions, labels)
+    report_on = partial(classification_report, labels, predictions, labels=present, zero_division=0)
+    text = report_on(target_names=[model.classes[number] for number in present], digits=4)
+    numbers = [str(number) for number in present]  # names might be those of the report's own rows
+    report = report_on(target_names=numbers, output_dict=True)
+    judged = {model.classes[int(number)]: report.pop(number) for number in numbers}
+    by_class = {name: judged.get(name, dict.fromkeys(REPORTED) | {"support": 0.0}) for name in model.classes}
+    report.pop("micro avg", None)  # in place of the accuracy, where a class that no image has was predicted
+    report["accuracy"] = right / 100
     probabilities = logits.softmax(dim=1)
     results = {
-        "accuracy": accuracy(predictions, labels), "images": len(dataset),
+        "accuracy": right, "images": len(dataset),
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
-        "classes_judged": len(present), "report": report, "by_class": by_class, "confusion_matrix": matrix.tolist(),
+        "classes_judged": len(present), "report": report, "by_class": by_class,
     }  # fmt: skip
-    run.print(f"accuracy {describe_score(results['accuracy'], len(dataset), str(settings.split))}\n\n{text}")
-    if absent := describe_absent(labels, len(numbers), str(settings.split)):
-        run.print(absent)
-    if constant := describe_constant(labels, model.classes):
-        run.print(constant)
+    run.print(f"accuracy {describe_score(right, len(dataset), str(settings.split))}\n\n{text}")
+    title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
+    matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
+    results |= matrix
     ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
-    run.finish(results, draw(settings, model, run, dataset, results, probabilities) if run.is_main else [])
+    drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
+    run.finish(results, [picture, *drawn])
     return results
-
-
-def mean_of(rows: list[dict]) -> dict[str, float]:
-    """The mean of precision, recall and F1 over some classes' rows of a report."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in REPORTED}
 
 
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -236,8 +155,7 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
     logits = compute_logits(settings, model, run, dataset)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(describe_score(found["mean_ap"], len(dataset), str(settings.split), several=True))
-    if absent := describe_absent(dataset.labels, len(model.classes), str(settings.split)):
-        run.print(absent)
+    print_notes(run, dataset.labels, model.classes, str(settings.split))
     results = found | {"images": len(dataset)}
     run.finish(results, [table])
     return results
@@ -246,19 +164,16 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
 def draw(
     settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, results: dict, probabilities: Tensor
 ) -> list[Path]:
-    """The table by class, the confusion matrix, the reliability diagram and the errors."""
+    """The table by class, the reliability diagram and the errors."""
     assert dataset.labels is not None
     table = write_table(results["by_class"], run.folder / "per_class.csv")
-    title = f"{settings.data_name} {settings.split}, accuracy {results['accuracy']:.2f} % of {len(dataset):,} images"
-    matrix = np.array(results["confusion_matrix"])
-    picture = figures.confusion_matrix(matrix, model.classes, run.folder / "confusion_matrix.png", title)
     diagram = figures.reliability(
         reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
         f"{settings.data_name} {settings.split}"
         + (f", calibration error {results['ece']:.1f} %" if "ece" in results else f", {len(dataset)} images"),
     )  # fmt: skip
     errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
-    return [table, picture, diagram, errors]
+    return [table, diagram, errors]
 
 
 def show_errors(
@@ -325,7 +240,7 @@ def evaluate_autoencoder(
     accelerator, batch_size = run.accelerator, settings.batch_size
     own = whole_batches(torch.arange(len(dataset)), batch_size, accelerator.num_processes)[accelerator.process_index]
     numbers = itertools.count(int(own[0]) // batch_size if len(own) else 0)  # of the batches that are this process's
-    errors = map_together(score, dataset, accelerator, desc="reconstructions", **settings.reading_options)
+    errors = map_together(score, dataset, accelerator, desc="reconstructions", **settings.computing)
     names, means = ["masked", "full"][-errors.shape[1] :], errors.double().mean(dim=0).tolist()
     totals = {
         name: dict(zip(RECONSTRUCTION_METRICS, row, strict=False)) for name, row in zip(names, means, strict=True)

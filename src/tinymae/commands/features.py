@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
@@ -21,7 +22,7 @@ from ..interop.load import Model, load
 from ..models.features import feature_function
 from ..tensors import pick_pixels
 from ..training.device import choose_attention
-from ..training.processes import gather_parts, on_main
+from ..training.processes import gather_parts, on_main, print_once
 from .fields import Several, as_python, setting
 from .settings import Pool, SheetSettings
 
@@ -42,8 +43,8 @@ class WeightsSettings(SheetSettings):
     batch_size: int = setting(256, "images in a forward pass", least=1)
 
     @property
-    def reading_options(self) -> dict[str, Any]:
-        """How images are read where they are worked on, as `map_together` takes it."""
+    def computing(self) -> dict[str, Any]:
+        """Images in a forward pass, and the processes that read them, as `map_together` takes it."""
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
 
 
@@ -53,11 +54,24 @@ class JoinedSettings(WeightsSettings):
 
     split: Several[Split] = setting(("train", "val", "test"), "which images: one or several", group="data")
 
-    def open_images(self, model: Model, accelerator: Accelerator, *, unlabelled: bool = False) -> "JoinedSplits":
-        """The splits' images, sized for the model; `unlabelled` where labels, if there are any, play no part."""
-        size, channels = model.image_size, model.in_channels
-        options = {"image_size": size, "channels": channels, "unlabelled": unlabelled}
-        loaded = self.load_splits(self.split, present=len(self.split) > 1, **options)
+    def resolve(self) -> Self:
+        """See `RunSettings.resolve`."""
+        if not self.split:
+            raise InputError(f"split () is empty: give one or several of {', '.join(get_args(Split))}")
+        if "all" in self.split and len({*self.split}) > 1:
+            raise InputError(f"split {' '.join(self.split)}: all has the images of the others; give it alone, or them")
+        return super().resolve()
+
+    def open_images(
+        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False
+    ) -> "JoinedSplits":
+        """The splits' images, sized for the model; labels, if an image may have `several`, only where asked for, and of
+        `unlabelled` images none.
+        """
+        options = {"image_size": model.image_size, "channels": model.in_channels, "present": len(self.split) > 1}
+        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled)
+        if not loaded:
+            raise InputError(f"split {' '.join(self.split)}: data {self.data_name} have none of them; give --split all")
         for dataset in [*loaded.values()][:1]:  # all are of one source
             require_fit(model, dataset)
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
@@ -119,9 +133,9 @@ def require_fit(model: Model, dataset: Dataset) -> None:
     some = pick(dataset, LOOKED_AT)
     std, mean = torch.std_mean(model.normalise(some[torch.arange(len(some))][0]), dim=(0, 2, 3))  # in training 1 and 0
     odd = ((std < 1 / UNLIKE) | (std > UNLIKE) | (mean.abs() > UNLIKE)).nonzero()[:, 0]
-    if len(odd) and PartialState().is_main_process:
+    if len(odd):
         where = f"channel{'s'[: len(odd) != 1]} {list_some([*map(str, odd.tolist())])}"
-        print(
+        print_once(
             f"data {dataset.name}: in {where} the images have {std[odd].mean():.2g} times the contrast of those that "
             f"the weights were trained on, and a mean that is {mean[odd].mean():+.2g} of their standard deviations "
             "from theirs: were these read with another pixel_range?"
@@ -134,7 +148,7 @@ class JoinedSplits:
     Attributes:
         parts: the splits by name.
         classes: the names of the labels; of an unlabelled set none.
-        labels: int64 (N,) on the CPU, -1 where there is none.
+        labels: int64 (N,) on the CPU, -1 where there is none; of several an image uint8 (N, classes).
         channels: those to look at, see `viewable`.
     """
 
@@ -188,19 +202,14 @@ class JoinedSplits:
         """The number of the split (B,) that each of `indices` (B,) lies in."""
         return torch.searchsorted(self.starts, indices, right=True) - 1
 
-    def splits(self, indices: Tensor) -> list[str]:
-        """The name of the split of each."""
-        names = list(self.parts)
-        return [names[number] for number in self.find(indices).tolist()]
-
-    def names(self, indices: Tensor) -> list[str]:
-        """The name of each image: its path, or its row."""
-        pairs = zip(self.find(indices).tolist(), indices.tolist(), strict=True)
-        return [self.all_names[number][index - int(self.starts[number])] for number, index in pairs]
-
-    def label_names(self, indices: Tensor) -> list[str | None]:
-        """The class of each, None where there is none."""
-        return [self.classes[label] if label >= 0 else None for label in self.labels[indices].tolist()]
+    def about(self, indices: Tensor) -> list[tuple[str, str, str | None]]:
+        """Of each image its name, which is its path or its row, its split, and its class or None."""
+        splits, starts = list(self.parts), self.starts.tolist()
+        rows = zip(indices.tolist(), self.find(indices).tolist(), self.labels[indices].tolist(), strict=True)
+        return [
+            (self.all_names[part][row - starts[part]], splits[part], self.classes[label] if label >= 0 else None)
+            for row, part, label in rows
+        ]
 
 
 def whole_batches(indices: Tensor, batch_size: int, processes: int) -> list[Tensor]:

@@ -71,7 +71,7 @@ class Settings:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None and not allows_none(hints[f.name]):
+            if value is None and hints[f.name] is not Any and NoneType not in get_args(hints[f.name]):
                 remedy = "give one" if f.default is MISSING else f"leave it out for the default, {f.default}"
                 raise InputError(f"{f.name} None: {remedy}")
             object.__setattr__(self, f.name, checked(f, value, alternatives(hints[f.name])))
@@ -159,11 +159,6 @@ def alternatives(kind: Any) -> list[Any]:
     if get_origin(kind) not in (UnionType, Union):
         return [kind]
     return [each for each in get_args(kind) if each is not NoneType]
-
-
-def allows_none(kind: Any) -> bool:
-    """Whether a hint has None, or anything."""
-    return kind is Any or NoneType in get_args(kind)
 
 
 def describe_value(value: Any) -> Any:

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_absent, describe_score, wilson_interval
+from ..evaluation.metrics import describe_score, wilson_interval
 from ..evaluation.probes import label_loss, label_score
 from ..interop.load import Model, load, require_autoencoder
 from ..models.classifier import Classifier, build_classifier, encoder_of
@@ -89,7 +89,7 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
         if self.weights is None and not self.from_scratch:
             raise InputError("give --weights DIR, the folder of a pretraining run, or --from-scratch")
-        self.check_unlabelled(ema_decay=self.ema_decay, mixes=bool(self.mixup or self.cutmix))
+        self.check_unlabelled()
         settled = super().resolve()
         if self.weights is None:
             return replace(settled, **complete("mae", self.constructor_settings))
@@ -98,6 +98,15 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
             if value is not None:
                 raise InputError(f"{name} {value} goes with --from-scratch alone: weights have their own; leave it out")
         return settled
+
+    def check_unlabelled(self) -> None:
+        """Raises InputError for settings that do not go with images without labels."""
+        if self.unlabelled_data is not None and not self.unlabelled:
+            raise InputError("unlabelled_data without a ratio is not used: give unlabelled, such as 3, as well")
+        if self.unlabelled and not self.ema_decay:
+            raise InputError("unlabelled needs the moving average of the weights: give an ema_decay above 0")
+        if self.unlabelled and (self.mixup or self.cutmix):
+            raise InputError("unlabelled does not go with mixup and cutmix: make both 0")
 
     def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
         """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere."""
@@ -284,8 +293,6 @@ def score(
     """
     logits = predict(settings, judged, dataset, run)
     assert dataset.labels is not None
-    if absent := describe_absent(dataset.labels, len(judged.classes), split):
-        run.print(absent)
     result = label_score(logits, dataset.labels.cpu())
     title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} % of {len(dataset):,} images"
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)

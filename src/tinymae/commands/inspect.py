@@ -68,7 +68,7 @@ def run(settings: InspectSettings) -> Result[Model]:
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        features = map_images(encode, images, accelerator, **settings.reading_options)
+        features = map_images(encode, images, accelerator, **settings.computing)
         parts = on_main(accelerator, partial(look_into, settings, images, features, run))
         results = {"images": len(images)} | {name: value for part in parts for name, value in part.numbers.items()}
         files = [file for part in parts for file in part.files]
@@ -112,18 +112,13 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
     members = group_of.argsort(stable=True)[int((~grouped).sum()) :]  # those of no group, -1, stand first
     groups = members.split(group_of[grouped].bincount().tolist())
     best = strongest(pairs, len(images))
-    across = [len(set(images.splits(group))) > 1 for group in groups]
+    across = [len(images.find(group).unique()) > 1 for group in groups]
     order = sorted(range(len(groups)), key=lambda n: (not across[n], -float(best[groups[n]].max())))
     rows, shown = [], []
     for number, old in enumerate(order, 1):
         group = groups[old]
-        about = zip(
-            images.names(group), images.splits(group), images.label_names(group), best[group].tolist(), strict=True
-        )
-        rows += [
-            (number, "yes" if across[old] else "no", name, split, label, f"{correlation:.4f}")
-            for name, split, label, correlation in about
-        ]
+        found = zip(images.about(group), best[group].tolist(), strict=True)
+        rows += [(number, "yes" if across[old] else "no", *about, f"{high:.4f}") for about, high in found]
         if number <= SHOWN:
             tones = ACROSS if across[old] else WITHIN
             shown.append(show_group(images, group, best[group], number, frame=tones[number % 2]))
@@ -159,17 +154,13 @@ def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *
     """The tiles of a group with the `best` correlation of each of its images, one of each split first; the last of them
     says how many images are not shown.
     """
-    splits = images.splits(group)
+    splits = images.find(group).tolist()
     ahead = sorted(range(len(group)), key=lambda place: splits.index(splits[place]) != place)
-    ahead = ahead[:LARGEST_GROUP]
-    some = group[ahead]
-    about = zip(
-        images.view(some), images.names(some), images.splits(some), images.label_names(some), best[ahead].tolist(),
-        strict=True,
-    )  # fmt: skip
+    some, correlations = (values[ahead[:LARGEST_GROUP]] for values in (group, best))
+    about = zip(images.view(some), images.about(some), correlations.tolist(), strict=True)
     tiles = [
         Tile(image, (name, f"{number}: {split} {label or ''}", f"correlation {correlation:.2f}"), frame)
-        for image, name, split, label, correlation in about
+        for image, (name, split, label), correlation in about
     ]
     if len(group) > len(some):
         tiles[-1].lines = (*tiles[-1].lines, f"+{len(group) - len(some)} more")
@@ -192,10 +183,8 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     k = min(settings.k or min(max(len(images) // 10, 1), 500), len(images) - 1)
     distance = kth_distance(features, k=k).cpu()
     order = distance.argsort(descending=True, stable=True)
-    ranked = zip(
-        images.names(order), images.splits(order), images.label_names(order), distance[order].tolist(), strict=True
-    )
-    rows = [(rank, name, split, label, f"{far:.4f}") for rank, (name, split, label, far) in enumerate(ranked, 1)]
+    ranked = zip(images.about(order), distance[order].tolist(), strict=True)
+    rows = [(rank, *about, f"{far:.4f}") for rank, (about, far) in enumerate(ranked, 1)]
     table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
     tiles = [
         Tile(image, (name, f"{far} {label or ''}"))
@@ -222,14 +211,11 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     order = own.where(enough, torch.inf).argsort(stable=True)
     high, guess = probabilities.max(dim=1)
     ranked = labelled[order]
-    about = zip(
-        images.names(ranked), images.splits(ranked), labels[order].tolist(), guess[order].tolist(),
-        own[order].tolist(), high[order].tolist(), issues[order].tolist(), enough[order].tolist(), strict=True,
-    )  # fmt: skip
+    found = (each[order].tolist() for each in (guess, own, high, issues, enough))
     rows = [
-        (rank, name, split, images.classes[label], images.classes[other], f"{p:.4f}", f"{q:.4f}",
+        (rank, *about, images.classes[other], f"{p:.4f}", f"{q:.4f}",
          "yes" if doubtful else "no" if judged else "too few to judge")
-        for rank, (name, split, label, other, p, q, doubtful, judged) in enumerate(about, 1)
+        for rank, (about, other, p, q, doubtful, judged) in enumerate(zip(images.about(ranked), *found, strict=True), 1)
     ]  # fmt: skip
     columns = ["rank", "name", "split", "label", "guess", "label_probability", "guess_probability", "doubtful"]
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)

@@ -1,7 +1,5 @@
 """Score frozen features: k-NN and a classifier trained on them, on the encoder of a pretraining run."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..evaluation.metrics import describe_absent, describe_score, wilson_interval
+from ..evaluation.metrics import describe_score, wilson_interval
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
@@ -28,7 +26,7 @@ from .segmentation import probe_segmentation
 
 VALUES = 4096  # of an image, of which the raw pixels that are compared with are a linear probe's features
 
-Kept = dict[tuple[str, str], dict[str, Tensor]]  # features of each split, by the encoder's digest and the pooling
+Kept = dict[tuple[str, str], dict[str, Tensor]]  # of each split, by the encoder's digest, "" of pixels, and the pooling
 
 
 def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
@@ -71,43 +69,26 @@ linear_probe = keywords_of(run, LinearProbeSettings)
 def probe(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], kept: Kept
 ) -> tuple[dict, nn.Module, Tensor]:
-    """Features, scores and the controls' scores: (results, the chosen head, its logits)."""
-    seconds = {}
-
-    def extract(function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        return split_features(function, splits, run.accelerator, **settings.reading_options)
-
-    def encode(encoder: Autoencoder) -> dict[str, Tensor]:
-        if encoder is not model:
-            return extract(feature_function(encoder, pool=settings.pool))
-        key = digest(model.state_dict()), settings.pool
-        started = time.monotonic()
+    """Scores and the controls' scores, the chosen head, and its logits."""
+    rows: dict[str, dict] = {}
+    chosen: list = []
+    for name, encoder in with_controls(settings, model, run.accelerator):
+        key = "" if encoder is None else digest(encoder.state_dict()), settings.pool
         if key not in kept:
-            kept[key] = extract(feature_function(model, pool=settings.pool))
-        seconds["features"] = time.monotonic() - started
-        return kept[key]
-
-    def judge(features: dict[str, Tensor]) -> tuple[dict, nn.Module, Tensor]:
-        started = time.monotonic()
-        found = score(settings, features, splits, run)
-        seconds.setdefault("heads", time.monotonic() - started)  # of the model, which comes before the controls
-        return found
-
-    (scores, head, logits), proof, controls = with_controls(
-        settings, model, run.accelerator, judge, encode=encode, raw=lambda: extract(few_values)
-    )
+            function = few_values if encoder is None else feature_function(encoder, pool=settings.pool)
+            kept[key] = split_features(function, splits, run.accelerator, **settings.computing)
+        rows[name], *own = score(settings, kept[key], splits, run)
+        chosen = chosen or own
     judged, several = list(splits)[-1], has_several(splits["train"])
-    for name, row in {"pretrained": scores, **controls}.items():
+    for name, row in rows.items():
         neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
         what = describe_score(found, count, judged, several=several)
         run.print(
             f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
             f"{row['num_features']} features, {row['num_labels']} labels, regularisation {row['chosen']:g}"
         )
-    labels = splits[judged].labels
-    if labels is not None and (absent := describe_absent(labels, len(splits[judged].classes), judged)):
-        run.print(absent)
-    return scores | proof | {"seconds": seconds} | controls, head, logits
+    proof = {"encoder_sha256": digest(model.state_dict()), "encoder_unchanged": True}  # which `with_controls` has seen
+    return rows.pop("pretrained") | proof | rows, *chosen
 
 
 def few_values(images: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     read = partial(read_image, shape=shape, depth=images.depth, pixel_range=settings.pixel_range)
     queries = torch.stack([read(file, fit=settings.fit or "crop") for file in files])  # as the data are
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
-        bank = map_images(encode, images, accelerator, **settings.reading_options).to(accelerator.device)
+        bank = map_images(encode, images, accelerator, **settings.computing).to(accelerator.device)
         wanted = ImageDataset("query", queries, None, [])
-        asked = map_together(encode, wanted, accelerator, **settings.reading_options, desc="queries").to(bank.device)
+        asked = map_together(encode, wanted, accelerator, **settings.computing, desc="queries").to(bank.device)
         results = {"images": len(images), "queries": len(queries), "k": min(settings.k, len(images))}
         shown = []
         if run.is_main:
@@ -87,11 +87,8 @@ def write_table(files: list[Path], images: JoinedSplits, cosines: Tensor, index:
     """A line of CSV for each query and neighbour."""
     rows = []
     for file, row, near in zip(files, cosines.tolist(), index, strict=True):
-        named = zip(images.names(near), images.splits(near), images.label_names(near), row, strict=True)
-        rows += [
-            (file, rank, name, split, label, f"{cosine:.4f}")
-            for rank, (name, split, label, cosine) in enumerate(named, 1)
-        ]
+        found = zip(images.about(near), row, strict=True)
+        rows += [(file, rank, *about, f"{cosine:.4f}") for rank, (about, cosine) in enumerate(found, 1)]
     return write_csv(path, ["query", "rank", "name", "split", "label", "cosine"], rows)
 
 
@@ -99,8 +96,8 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     """A row for each query: itself, framed, then its neighbours."""
     rows = []
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
-        about = zip(images.view(near), images.names(near), images.label_names(near), row, strict=True)
-        found = [Tile(image, (name, label or "", f"{cosine:.3f}")) for image, name, label, cosine in about]
+        about = zip(images.view(near), images.about(near), row, strict=True)
+        found = [Tile(image, (name, label or "", f"{cosine:.3f}")) for image, (name, _, label), cosine in about]
         shown = viewable(query[None], images.channels, images.limits)[0]
         rows += in_rows([Tile(shown, (file.name, "query"), "#2f6690"), *found], MOST_ACROSS)
     more = f", the first {SHOWN}" if len(files) > SHOWN else ""

@@ -17,7 +17,7 @@ from ..files import write_csv
 from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import Precision
-from .evaluate import match_classes
+from .by_class import match_classes
 from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
@@ -32,17 +32,13 @@ FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 class PredictSettings(JoinedSettings):
     """Settings of predictions."""
 
+    further = "calibrate"
     output_dir: str | Path = with_default(JoinedSettings, "output_dir", "runs/predict")
     split: Several[Split] = with_default(JoinedSettings, "split", ("all",))
     mixed_precision: Precision = with_default(JoinedSettings, "mixed_precision", "no")  # on any processor the same
     calibrate: str | Path | None = setting(
         None, "labelled data, as --data: its validation images set the temperature of the probabilities"
     )
-
-    @property
-    def further_data(self) -> str | Path | None:
-        """See `RunSettings.further_data`."""
-        return self.calibrate
 
 
 def run(settings: PredictSettings) -> Result[Classifier]:
@@ -68,14 +64,14 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     with settings.open_run(accelerator, splits=opened, weights=model) as run:
         results: dict = {"images": len(images), "temperature": 1.0}
         if held_out is not None:
-            logits = map_together(model, held_out, accelerator, **settings.reading_options, desc="validation")
+            logits = map_together(model, held_out, accelerator, **settings.computing, desc="validation")
             assert held_out.labels is not None
             results |= calibrate(logits, held_out.labels.cpu())
             few = ", which are few" * (len(held_out) < FEW)
             run.print(f"temperature {results['temperature']:.2f} from {len(held_out)} validation images{few}")
             if not 1.01 / MOST < results["temperature"] < 0.99 * MOST:
                 run.print("which is the end of what is tried: the weights are no use on these images, or they are few")
-        logits = map_images(model, images, accelerator, **settings.reading_options, desc="predictions")
+        logits = map_images(model, images, accelerator, **settings.computing, desc="predictions")
         probabilities = model.probabilities(logits / results["temperature"])
         found = find_classes(probabilities, several=model.several)
         results |= summarise(probabilities, found, model)
@@ -94,7 +90,7 @@ predict = keywords_of(run, PredictSettings)
 def open_validation(settings: PredictSettings, model: Classifier, accelerator: Accelerator) -> Dataset:
     """The labelled validation images that set the temperature, read as the others are."""
     size, channels = model.image_size, model.in_channels
-    dataset = settings.load_further("val", image_size=size, channels=channels, labelled=True)
+    dataset = settings.load_splits(["val"], further=True, image_size=size, channels=channels, labelled=True)["val"]
     require_fit(model, dataset)
     dataset = match_classes(
         model, with_label(dataset), source=f"calibrate {settings.calibrate}", weights=settings.weights
@@ -161,9 +157,7 @@ def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, cl
     every = torch.arange(len(images))
     rows = (
         [name, split, SEPARATOR.join(classes[k] for k in has.nonzero()[:, 0]), *(f"{value:.4f}" for value in values)]
-        for name, split, has, values in zip(
-            images.names(every), images.splits(every), found, probabilities.tolist(), strict=True
-        )
+        for (name, split, _), has, values in zip(images.about(every), found, probabilities.tolist(), strict=True)
     )
     return write_csv(path, ["name", "split", "classes", *classes], rows)
 
@@ -173,9 +167,7 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
     every = torch.arange(len(images))
     best, index = probabilities.topk(min(2, len(classes)), dim=1)
     rows = []
-    for name, split, values, numbers in zip(
-        images.names(every), images.splits(every), best.tolist(), index.tolist(), strict=True
-    ):
+    for (name, split, _), values, numbers in zip(images.about(every), best.tolist(), index.tolist(), strict=True):
         guesses = [(classes[number], f"{value:.4f}") for number, value in zip(numbers, values, strict=True)]
         rows.append([name, split, *(cell for guess in guesses for cell in guess)])
     columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
@@ -193,8 +185,8 @@ def write_sheets(
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(images.view(some), images.names(some), confidence[some].tolist(), strict=True)
-        tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, name, sure in about]
+        about = zip(images.view(some), images.about(some), confidence[some].tolist(), strict=True)
+        tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, (name, *_), sure in about]
         title = f"{classes[number]}: {len(members):,} images, the surest first"
         if len(members) > SHOWN:
             title = f"{classes[number]}: {len(members):,} images, the surest {SHOWN // 2} and, framed, the least sure"

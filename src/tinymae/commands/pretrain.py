@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.metrics import accuracy, describe_score
 from ..evaluation.neighbours import knn_predict
+from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
 from ..models.base import Autoencoder
@@ -298,7 +299,8 @@ def draw_pictures(settings: PretrainSettings, model: Autoencoder, run: Run, data
     results["reconstruction_mse"] = float((shown.images - shown.original).square().mean())
     if model.samples:
         drawn = model.sample(64, generator=torch.Generator().manual_seed(0))
-        samples = figures.grid(figures.viewable(drawn, channels, limits), run.folder / "samples.png")
+        tiles = [Tile(image) for image in figures.viewable(drawn, channels, limits)]
+        samples = write_sheet(in_rows(tiles), run.folder / "samples.png", f"samples, step {step}")
         run.progress.log_picture("samples", samples, step)
     note = {"none": "", "visible": " (brightness and contrast of hidden patches guessed from visible ones)"}
     sheet, title = run.folder / "reconstructions.png", f"step {step}{note[shown.statistics]}"

@@ -1,9 +1,9 @@
 """What probes of frozen encoders share, whatever they score: their settings, and the controls."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,6 @@ from .fields import setting, with_default
 from .settings import LabelSettings, Pool
 
 A = TypeVar("A", bound=Autoencoder)
-F = TypeVar("F")  # the features, whatever is scored
-S = TypeVar("S", bound=tuple)  # the scores, and what else comes of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +51,18 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
         return super().resolve()
 
 
-def with_controls(
-    settings: LinearProbeSettings, model: A, accelerator: Accelerator, score: Callable[[F], S], *,
-    encode: Callable[[A], F], raw: Callable[[], F],
-) -> tuple[S, dict[str, Any], dict[str, dict]]:  # fmt: skip
-    """What `score` makes of the frozen model's features, the proof that it stayed frozen, and the scores of the
-    controls by name, of which `raw` gives the pixels.
+def with_controls(settings: LinearProbeSettings, model: A, accelerator: Accelerator) -> Iterator[tuple[str, A | None]]:
+    """What is scored, by name: the frozen model, then the controls; None stands for the raw pixels.
+
+    Raises RuntimeError, before the first control, if the model has changed.
     """
     before = digest(model.state_dict())
-    found = score(encode(model))
+    yield "pretrained", model
     require_unchanged(model, before)
-    controls = {}
     if settings.controls in ("all", "raw_pixels"):
-        controls["raw_pixels"] = score(raw())[0]
+        yield "raw_pixels", None
     if settings.controls in ("all", "untrained"):
-        controls["untrained"] = score(encode(untrained_twin(model, accelerator, seed=settings.seed)))[0]
-    return found, {"encoder_sha256": before, "encoder_unchanged": True}, controls
+        yield "untrained", untrained_twin(model, accelerator, seed=settings.seed)
 
 
 def untrained_twin(model: A, accelerator: Accelerator, *, seed: int) -> A:

@@ -20,7 +20,7 @@ from ..evaluation.segmentation import (
     segmentation_fits,
     segmentation_metrics,
 )
-from ..files import write_tensors
+from ..files import digest, write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
@@ -82,19 +82,22 @@ def probe(
     masks: dict[str, Tensor], num_classes: int,
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Scores and the controls' scores, the head that was chosen, and its predictions of the last split."""
-    (scores, head, predictions), proof, controls = with_controls(
-        settings, model, run.accelerator, partial(score, settings, run, splits, masks, num_classes),
-        encode=lambda encoder: encoder.encode_dense, raw=lambda: partial(patch_pixels, patch_size=model.patch_size),
-    )  # fmt: skip
+    rows: dict[str, dict] = {}
+    chosen: list = []
+    for name, encoder in with_controls(settings, model, run.accelerator):
+        function = partial(patch_pixels, patch_size=model.patch_size) if encoder is None else encoder.encode_dense
+        rows[name], *own = score(settings, run, splits, masks, num_classes, function)
+        chosen = chosen or own
     judged = [*splits][-1]
-    for name, row in {"pretrained": scores, **controls}.items():
+    for name, row in rows.items():
         run.print(
             f"{name:12} mean IoU {row[f'miou_{judged}']:.2f} %, pixel accuracy {row[f'pixel_accuracy_{judged}']:.2f} % "
             f"of the {judged} images ({row['num_features']} features a patch, weight decay {row['chosen']:g})"
         )
     classes = [str(number) for number in range(num_classes)]
     about = {"classes": classes, "num_labels": len(splits["train"]), "num_val_labels": len(splits["val"])}
-    return scores | about | proof | controls, head, predictions
+    proof = {"encoder_sha256": digest(model.state_dict()), "encoder_unchanged": True}  # which `with_controls` has seen
+    return rows.pop("pretrained") | about | proof | rows, *chosen
 
 
 def score(
@@ -102,7 +105,7 @@ def score(
     function: Callable[[Tensor], Tensor],
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Of maps by `function`: scores, the head that is best on validation, and its predictions of the last split."""
-    maps = split_features(function, splits, run.accelerator, **settings.reading_options)
+    maps = split_features(function, splits, run.accelerator, **settings.computing)
     judge = partial(segmentation_metrics, num_classes=num_classes)
     size = masks["val"].shape[1:]
     head, chosen, tried = choose_probe(

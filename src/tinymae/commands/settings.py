@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -21,6 +21,7 @@ from ..evaluation.figures import Channels, require_shown
 from ..files import digest
 from ..interop.load import Model
 from ..training.device import Precision, create_accelerator, settle_precision
+from ..training.processes import print_once
 from ..training.run import Run
 from .fields import Settings, describe_value, setting
 
@@ -70,9 +71,9 @@ class DataSettings(Settings):
         """The same, with `pixel_range` and `fit` as the weights' images were read, where they are not given."""
         known = {} if weights is None else weights.loading
         taken = {name: value for name, value in known.items() if getattr(self, name) is None}
-        if taken and say and PartialState().is_main_process:
+        if taken and say:
             said = ", ".join(f"{name} {' '.join(map(str, np.ravel(value)))}" for name, value in taken.items())
-            print(f"images are read as those that the weights learned from: {said}")
+            print_once(f"images are read as those that the weights learned from: {said}")
         return replace(self, **taken)
 
     def reading_kept(self, dataset: Dataset) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class RunSettings(DataSettings):
         group="data", several=True,
     )  # fmt: skip
     _: KW_ONLY
+    further = ""  # the name of the setting for other data that are read alike
     labels: Any = setting(None, "of a tensor or array", python=True)
     num_workers: int = setting(
         2, "processes that read and decode images larger than memory, beside each that computes", group="data",
@@ -114,11 +116,6 @@ class RunSettings(DataSettings):
         return super().record() | {"labels": describe_value(labels)}
 
     @property
-    def further_data(self) -> Any:
-        """Other data that are read alike, or None."""
-        return None
-
-    @property
     def data_name(self) -> str:
         """The data's name, or its folder's."""
         if isinstance(self.data, str | Path):
@@ -129,21 +126,19 @@ class RunSettings(DataSettings):
             return self.data.name
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def load_splits(self, splits: Sequence[str], **options: Any) -> dict[str, Dataset]:
-        """Splits of the data by name; see `data.load.load_splits` for the options. What was found is printed, once."""
-        return self.read(self.data, splits, beside=self.further_data, labels=self.labels, **options)
-
-    def load_further(self, split: str, **options: Any) -> Dataset:
-        """A split of the `further_data`, likewise."""
-        return self.read(self.further_data, [split], beside=self.data, **options)[split]
-
-    def read(self, data: Any, splits: Sequence[str], *, beside: Any, **options: Any) -> dict[str, Dataset]:
-        """Splits of one of two data; where the other alone is a table, the columns are its."""
+    def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
+        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. Where one
+        of the two alone is a table, the columns are its. What was found is printed, once.
+        """
+        data: Any = self.data
+        beside = getattr(self, self.further) if self.further else None
+        if further:
+            data, beside = beside, data
         of_other = has_columns(beside) and not has_columns(data)
         reading = self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
-        loaded = load_splits(data, splits, **options, **reading)
-        if PartialState().is_main_process and loaded:
-            print(*next(iter(loaded.values())).description, sep="\n", flush=True)
+        loaded = load_splits(data, splits, labels=None if further else self.labels, **options, **reading)
+        if loaded:
+            print_once(*next(iter(loaded.values())).description)
         return loaded
 
     def create_accelerator(self) -> Accelerator:

@@ -33,6 +33,7 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
     """What fine-tuning does with images that have no labels."""
 
     heading = "images without labels"
+    further = "unlabelled_data"
     unlabelled: int = setting(
         0, "this many for each labelled image of a step; 0 is off. The moving average of the weights labels them as "
         "cropped and flipped; the model learns these labels from what further augmentation and --patch-drop leave of "
@@ -49,26 +50,12 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         0.2, "ratio of the training that comes first, on the labelled images alone", least=0, below=1
     )
 
-    @property
-    def further_data(self) -> Images | None:
-        """See `RunSettings.further_data`."""
-        return self.unlabelled_data
-
-    def check_unlabelled(self, *, ema_decay: float, mixes: bool) -> None:
-        """Raises InputError for settings that do not go together."""
-        if self.unlabelled_data is not None and not self.unlabelled:
-            raise InputError("unlabelled_data without a ratio is not used: give unlabelled, such as 3, as well")
-        if self.unlabelled and not ema_decay:
-            raise InputError("unlabelled needs the moving average of the weights: give an ema_decay above 0")
-        if self.unlabelled and mixes:
-            raise InputError("unlabelled does not go with mixup and cutmix: make both 0")
-
     def load_unlabelled(self, train_set: Dataset) -> Dataset:
         """The images that are used without labels. Raises InputError for a folder that cannot be."""
         if self.unlabelled_data is None:  # without all labels, it is not known how many the teacher finds
             return train_set if with_label(train_set) is train_set else train_set.without_labels()
         channels, height, width = train_set.image_shape
-        dataset = self.load_further("all", image_size=(height, width), channels=channels)
+        dataset = self.load_splits(["all"], further=True, image_size=(height, width), channels=channels)["all"]
         require_channels(dataset, channels)
         return dataset.without_labels()  # of a folder of its own: they may number other classes
 

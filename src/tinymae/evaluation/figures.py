@@ -124,16 +124,6 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
     return torch.nn.functional.pad(images, padding, value=128)
 
 
-def grid(images: Tensor, path: str | Path) -> Path:
-    """Images (N, C, H, W), as `viewable` takes them, in rows of 16."""
-    sheet = tile(images, 16)
-    figure = Figure(figsize=(9.6, 9.6 * sheet.shape[0] / sheet.shape[1] + 0.3))
-    axis = figure.subplots()
-    axis.imshow(sheet, interpolation="nearest")
-    axis.axis("off")
-    return save(figure, path)
-
-
 def colour_classes(masks: Tensor) -> Tensor:
     """Numbers of classes (B, H, W) as colours (B, 3, H, W) in [0, 1]: 0 black, 255 white, the others 20 colours."""
     palette = torch.tensor([(0.0, 0.0, 0.0), *colormaps["tab20"].colors])  # type: ignore[attr-defined]

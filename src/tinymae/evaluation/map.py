@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import write_bytes
 from .figures import thumbnails
+from .pages import render
 
 COLUMNS = 16  # of a sheet of images; it has as many rows
 PIXELS = 2**25  # of all images in the page: some 20 MB
@@ -37,7 +35,7 @@ def write_map(
     path: str | Path, *, places: NDArray[np.float32], names: Sequence[str], images: Callable[[Tensor], Tensor],
     side: int, colourings: Sequence[Colouring], title: str, subtitle: str,
 ) -> Path:  # fmt: skip
-    """Write the page. Memory does not grow with the pixels: images are read sheet by sheet.
+    """Write the page. Images are read sheet by sheet: of each, memory holds only what the page does.
 
     Args:
         path: the file.
@@ -61,21 +59,12 @@ def write_map(
             for each in colourings
         ],
     }  # fmt: skip
-    web = resources.files(__package__).joinpath("web")
-    theme = resources.files("tinymae.interop").joinpath("web", "theme.css")
-    look, script = (file.read_text(encoding="utf-8") for file in (web.joinpath("map.css"), web.joinpath("map.js")))
-    templates = Environment(loader=PackageLoader(__package__, "web"), autoescape=True, undefined=StrictUndefined)
-    page = templates.get_template("map.html").stream(
-        title=title, subtitle=subtitle, count=len(order), side=side, sheets=sheets(order, images, side),
-        style=Markup(theme.read_text(encoding="utf-8") + look), script=Markup(script),
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),  # a name may say </script>
+    theme = resources.files("tinymae.interop").joinpath("web", "theme.css").read_text(encoding="utf-8")
+    page = render(
+        __package__, "web/map.html", title=title, subtitle=subtitle, count=len(order), side=side, data=data,
+        sheets=sheets(order, images, side), theme=theme,
     )  # fmt: skip
-
-    def write(beside: Path) -> None:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.writelines(page)
-
-    write_atomically(path, write)
+    write_bytes(path, page.encode())
     return Path(path)
 
 
@@ -86,7 +75,7 @@ def by_place(places: NDArray[np.float32], size: int) -> NDArray[np.int64]:
     return np.lexsort((places[:, 1], ranks * strips // len(places)))
 
 
-def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: int) -> Iterator[Markup]:
+def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: int) -> Iterator[str]:
     """Sheets of images in this order, as base64 of WebP."""
     for rows in torch.from_numpy(order).split(COLUMNS**2):
         small = thumbnails(images(rows), side).cpu()
@@ -95,7 +84,7 @@ def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: i
         pixels = tiles.permute(0, 3, 1, 4, 2).reshape(COLUMNS * side, COLUMNS * side, 3)
         memory = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(memory, format="webp", quality=80, method=2)
-        yield Markup(encode(memory.getvalue()))
+        yield encode(memory.getvalue())
 
 
 def encode(content: bytes) -> str:

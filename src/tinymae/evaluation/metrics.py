@@ -99,11 +99,14 @@ def describe_absent(labels: Tensor, num_classes: int, split: str) -> str | None:
 
 
 def describe_constant(labels: Tensor, classes: Sequence[str]) -> str | None:
-    """What always guessing the most frequent class would score on labels (N,); None if they are balanced.
+    """What always guessing the most frequent class would score on labels (N,); None if they are balanced, and of
+    several labels an image, (N, classes).
 
     >>> describe_constant(torch.tensor([0, 0, 0, 1]), ["cat", "dog"])
     'always guessing cat would be right about 75.0 % of them'
     """
+    if labels.ndim == 2:
+        return None
     count, most = labels.bincount().max(dim=0)
     percent = 100 * float(count) / len(labels)
     if percent * len(labels.unique()) <= 100 * UNBALANCED:

@@ -51,16 +51,12 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) ->
             if tile.frame:
                 outer = (place[0] - FRAME, place[1] - FRAME, place[0] + SIDE + FRAME - 1, place[1] + SIDE + FRAME - 1)
                 draw.rectangle(outer, fill=tile.frame)
-            sheet.paste(to_image(tile.image), place)
+            square = thumbnails(tile.image[None].cpu(), SIDE)[0].permute(1, 2, 0).contiguous()
+            sheet.paste(Image.fromarray(square.numpy()), place)
             for number, line in enumerate(tile.lines):
                 write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line, SIDE, is_name=number == 0)
     write_atomically(path, lambda beside: sheet.save(beside, format="png"))
     return Path(path)
-
-
-def to_image(image: Tensor) -> Image.Image:
-    """An image (C, H, W) as a square."""
-    return Image.fromarray(thumbnails(image[None].cpu(), SIDE)[0].permute(1, 2, 0).contiguous().numpy())
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -32,6 +32,12 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
 def agree(value):
     """The main process's value, on every process."""
     return broadcast_object_list([value])[0]
+
+
+def print_once(*lines: str) -> None:
+    """Print lines on the main process alone. A run has a `print` of its own; this is for what comes before it."""
+    if PartialState().is_main_process:
+        print(*lines, sep="\n", flush=True)
 
 
 def gather_parts(accelerator: Accelerator, rows: Tensor, parts: Sequence[Tensor]) -> Tensor:
