@@ -178,8 +178,9 @@ def test_the_best_is_named_by_validation_and_test_stands_beside_it():
     ]  # fmt: skip
     best = report.find_best(rows)
     assert best["linear_test"] == ["chosen"]
-    (tile,) = report.tiles(tables.summarise(rows), rows, {"linear_test": best["linear_test"]})
-    assert tile["name"] == "chosen" and tile["validation"] == "65.0" and "70.0" in str(tile)
+    shown = report.table(tables.summarise(rows), best, 1)["rows"]
+    bold = [cell["text"] for row in shown for cell in row["cells"] if cell["best"]]
+    assert bold == ["70.0"] and any(cell["text"] == "75.0" for row in shown for cell in row["cells"])
 
 
 def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidden():
@@ -190,7 +191,6 @@ def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidde
     ]
     best, lines = report.find_best(rows), tables.summarise(rows)
     assert [best[metric] for metric in ("mse", "psnr", "ssim", "mse_masked")] == [["vae"], ["vae"], ["vae"], ["mae"]]
-    assert report.tiles(lines, rows, {"mse": best["mse"]})[0]["name"] == "vae"
     cells = {cell["text"]: cell["best"] for row in report.table(lines, best, 1)["rows"] for cell in row["cells"]}
     assert not cells["0.0100 †"] and not cells["0.0200"]  # the other has no rival
     text = tables.markdown(rows, "")
@@ -240,7 +240,8 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert not re.search(r"https?://|url\(|@import", text)
     assert all(image["alt"] for image in page.images)
-    assert len(page.images) == 6  # original, 3 of mae, a vae's and its samples
+    # The original, 3 of mae, a vae's and its samples; 2 charts of sizes, 3 maps, 2 confusion matrices, 2 curves.
+    assert len(page.images) == 6 + 2 + 3 + 2 + 2
     expected = "Results Reconstructions Samples Confusion Loss latent size Maps".split()
     assert all(any(word in heading for heading in page.headings) for word in expected)
     for row in rows:
@@ -368,8 +369,10 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     for _ in range(2):  # a second time it resumes
         assert compare.score_pixels(settings, "digits", compare.check(settings))["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
-    with pytest.raises(InputError, match="validation has .*choose another output_dir"):
+    before = results_in(tmp_path / "run")
+    with pytest.raises(InputError, match="raw_pixels/pretrain holds another run .*image_size was 12, now 10"):
         run(tmp_path / "run", *other)
+    assert results_in(tmp_path / "run") == before
     assert any(row["num_features"] == 100 for row in run(tmp_path / "run", *other, "--overwrite"))
 
 
@@ -377,11 +380,8 @@ def test_other_arguments_are_refused(compared):
     folder, *_ = compared
     before = results_in(folder)
     for length, message in (
-        (
-            ("--epochs", 2),
-            r"seed0/pretrain was trained for another length \(epochs was 1, now 2\): choose another outp",
-        ),
-        (("--minutes", 3), r"minutes was None, now 3.*--overwrite, which moves the whole comparison aside"),
+        (("--epochs", 2), r"seed0/pretrain holds another run \(.*epochs was 1, now 2\): choose another folder"),
+        (("--minutes", 3), r"max_minutes was None, now 3.*--overwrite, which moves everything aside"),
     ):
         with pytest.raises(InputError, match=message):
             run(folder, *GRID, *length)

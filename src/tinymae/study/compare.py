@@ -16,17 +16,15 @@ from ..commands.fields import Several, keywords_of, setting, with_default
 from ..commands.pretrain import PretrainSettings
 from ..commands.results import Result
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
-from ..data.datasets import Dataset
 from ..data.load import load_dataset, load_splits
 from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
-from ..files import lock_folder, read_json
+from ..files import lock_folder
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
-from ..training.inputs import differences, holds_run
 from ..training.run import move_aside
 from .report import write_report
-from .runs import Extra, parse_extra, require_distinct, run_once
+from .runs import Extra, parse_extra, require_distinct, require_same, run_once
 from .search import require_optuna, search, search_space
 from .tables import cell_rows, pixel_row, write_tables
 
@@ -187,52 +185,25 @@ def check(settings: CompareSettings) -> dict[str, Any]:
             )
     if settings.finetune_epochs != 0:
         tuning = finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
-    if not settings.overwrite:
-        for cell in cells:
-            require_same_length(settings, cell)
     reading = sizes[0] | settings.reading
     val_sets = {data: load_splits(data, ["val"], labelled=True, **reading)["val"] for data in settings.data}
-    for data, val_set in val_sets.items():
+    for val_set in val_sets.values():
         if settings.finetune_epochs != 0:
             tuning.check_images(val_set)
         require_shown(settings.show_channels, val_set.image_shape[0])
-        if not settings.overwrite:
-            require_same_data(Path(settings.output_dir) / Path(data).name, val_set)
+    size = {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
+    if not settings.overwrite:
+        first = [(cell.data, pretraining(settings, cell, seed)) for cell, seed in product(cells, settings.seeds)]
+        first += [(data, pretraining_of_pixels(settings, data, size)) for data in settings.data]
+        for data, asked in first:
+            require_same(asked, part=Path(asked.output_dir).parent, val=val_sets[data].fingerprint)
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:
                 pretrain.create_model(cell.settings, val_sets[cell.data], None)
             except InputError as error:
                 raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
-    return {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
-
-
-def require_same_length(settings: CompareSettings, cell: Cell) -> None:
-    """Raises InputError, in the words of a comparison's own settings, if a cell was pretrained for another length."""
-
-    def length(minutes: float | None, epochs: int) -> dict:
-        return {"minutes": minutes, "epochs": None if epochs == NO_END else epochs}
-
-    now = length(cell.settings.max_minutes, cell.settings.epochs)
-    for folder in (Path(settings.output_dir) / cell.folder / f"seed{seed}" / "pretrain" for seed in settings.seeds):
-        if holds_run(folder):
-            arguments = read_json(folder / "args.json")["arguments"]
-            if changes := differences(length(arguments["max_minutes"], arguments["epochs"]), now):
-                raise InputError(
-                    f"{folder} was trained for another length ({', '.join(changes)}): choose another output_dir, or "
-                    "--overwrite, which moves the whole comparison aside"
-                )
-
-
-def require_same_data(folder: Path, val_set: Dataset) -> None:
-    """Raises InputError if runs in the folder of a data set saw other validation images."""
-    now = val_set.fingerprint
-    for path in sorted(folder.glob("**/args.json")):
-        was = read_json(path).get("inputs", {}).get("val")
-        if was not in (None, now):
-            raise InputError(
-                f"data {folder.name}: validation has {now}, but {path.parent} saw {was}: choose another output_dir"
-            )
+    return size
 
 
 def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) -> list[Cell]:
@@ -266,15 +237,22 @@ def grid_of(settings: CompareSettings, family: str) -> dict[str, tuple]:
     return {name: values for name, values in axes.items() if values}
 
 
+def pretraining(settings: CompareSettings, cell: Cell, seed: int) -> PretrainSettings:
+    """The first stage of a cell under one seed."""
+    folder = Path(settings.output_dir) / cell.folder / f"seed{seed}" / "pretrain"
+    own = {"data": cell.data, "seed": seed, "show_channels": settings.show_channels, "output_dir": folder}
+    length = training_length(settings.minutes, settings.epochs)
+    return PretrainSettings(**PROTOCOL | settings.common | length | own | cell.chosen)
+
+
 def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[str]) -> list[dict]:
     """One cell under one seed, all of its stages: its rows of the table; `diverged` gets a fine-tuning that did."""
-    folder = Path(settings.output_dir) / cell.folder / f"seed{seed}"
     shared = settings.common | {"data": cell.data, "seed": seed}
-    length = training_length(settings.minutes, settings.epochs)
     shown = shared | {"show_channels": settings.show_channels}
-    pretraining = PROTOCOL | shown | length | cell.chosen | {"output_dir": folder / "pretrain"}
+    asked = pretraining(settings, cell, seed)
+    folder = Path(asked.output_dir).parent
     once = partial(run_once, part=folder)
-    once(pretrain, PretrainSettings(**pretraining))
+    once(pretrain, asked)
     shared |= {"weights": folder / "pretrain"}
     shown |= {"weights": folder / "pretrain"}
     probing = partial(linear_probe.LinearProbeSettings, **shared)
@@ -306,13 +284,20 @@ def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
 
 def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> dict:
     """The row of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA."""
-    folder = Path(settings.output_dir) / Path(data).name / "raw_pixels"
+    asked = pretraining_of_pixels(settings, data, size)
+    folder = Path(asked.output_dir).parent
+    run_once(pretrain, asked, part=folder)
     shared = settings.common | {"data": data, "seed": 0}
-    one = {"model": "pca", "latent_dim": 1, "output_dir": folder / "pretrain"}
-    run_once(pretrain, PretrainSettings(**PROTOCOL | shared | size | one), part=folder)
     probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
     run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing), part=folder)
     return pixel_row(folder, data=Path(data).name, model="pixels")
+
+
+def pretraining_of_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> PretrainSettings:
+    """The one component of a PCA."""
+    folder = Path(settings.output_dir) / Path(data).name / "raw_pixels" / "pretrain"
+    own = {"data": data, "seed": 0, "model": "pca", "latent_dim": 1, "output_dir": folder}
+    return PretrainSettings(**PROTOCOL | settings.common | size | own)
 
 
 def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any]) -> dict | None:

@@ -11,9 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from ..evaluation.figures import Channels, display_limits, tile, viewable
 from ..evaluation.layout import lay_out_by_tsne
 from ..evaluation.metrics import map_dataset
 from ..evaluation.pages import render
-from ..files import read_json, read_metrics, write_bytes
+from ..files import read_json, write_bytes
 from ..interop.load import load_autoencoder
 from ..tensors import to_unit
 from ..training.cards import with_settled
@@ -36,7 +35,6 @@ from .tables import (
     Column,
     describe_diverged,
     format_cell,
-    format_value,
     is_ranked,
     mean_and_std,
     summarise,
@@ -44,9 +42,6 @@ from .tables import (
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
-TILES = {
-    "linear_test": "best linear probe", "finetuned_test": "best fine-tuned", "mse": "lowest error, nothing hidden",
-}  # fmt: skip
 SETTINGS = (
     "encoder", "patch_size", "embed_dim", "depth", "width", "latent_dim", "beta", "codebook_size", "mask_ratio",
     "skips", "loss", "batch_size", "base_lr", "weight_decay", "max_minutes", "mixed_precision",
@@ -72,7 +67,6 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
     """All about one data set."""
     lines = summarise(rows)
     trained = [row for row in rows if not row["control"]]
-    order = {model: index for index, model in enumerate(dict.fromkeys(row["model"] for row in trained))}
     cells = [next(group) for _, group in groupby(trained, key=lambda row: row["name"])]  # under their first seed
     models = {row["name"]: load_autoencoder(Path(row["folder"]) / "pretrain") for row in cells}
     run = read_json(Path(cells[0]["folder"]) / "pretrain" / "args.json")
@@ -86,14 +80,13 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
         "anchor": anchor(rows[0]["data"]),
         "seeds": seeds,
         "facts": facts(trained, models, test_set, run),
-        "tiles": tiles(lines, trained, best),
         "table": table(lines, best, len(seeds)),
-        "sizes": sizes(lines, rows, order),
+        "sizes": sizes(lines, rows),
         "strips": strips(models, test_set, channels),
         "samples": samples(models, channels),
         "maps": maps(models, test_set),
-        "confusions": confusions(cells, test_set),
-        "curves": curves(trained, order),
+        "confusions": pictures(cells, "linear/confusion_matrix.png"),
+        "curves": pictures(cells, "pretrain/curves.png"),
         "settings": settings(trained, run),
     }
 
@@ -156,32 +149,6 @@ def facts(trained: Sequence[dict], models: dict, test_set: Dataset, run: dict) -
     }
 
 
-def tiles(lines: Sequence[dict], trained: Sequence[dict], best: dict[str, list[str]]) -> list[dict]:
-    """The best of three columns, which the table shows in bold, and the control."""
-    by_name = {line["name"]: line for line in lines}
-    columns = {column.key: column for column in READ}
-    shown = []
-    for key, title in TILES.items():
-        if key in best:
-            name, column = best[key][0], columns[key]
-            validation = None
-            if deciding(column) != key:
-                validation = format_value(scores_of(trained, deciding(column))[name], column.decimals)
-            score = number_parts(by_name[name].get(key), column)
-            shown.append({"title": title, "name": name, "validation": validation, **score})
-    for line in lines:
-        if line["control"] == "raw pixels":
-            score = number_parts(line["linear_test"], columns["linear_test"])
-            shown.append({"title": "control: raw pixels", "name": "linear probe", "validation": None, **score})
-    return shown
-
-
-def number_parts(value: tuple[float, float | None] | None, column: Column) -> dict:
-    """A value as a tile shows it, its standard deviation apart."""
-    mean, _, std = format_value(value, column.decimals).partition(" ± ")
-    return {"mean": mean, "std": std, "percent": column.key.endswith("_test")}
-
-
 def table(lines: Sequence[dict], best: dict[str, list[str]], num_seeds: int) -> dict:
     """The sortable table; without scripts it stays sorted by the linear probe. A column's best has a rival."""
     columns = [column for column in READ if any(column.key in line for line in lines)]
@@ -242,24 +209,20 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
 # ---- drawings and images
 
 
-def sizes(lines: Sequence[dict], rows: Sequence[dict], order: dict[str, int]) -> dict:
-    """Accuracy against the number of features, drawn for wide and for narrow screens, with its key."""
+def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
+    """Accuracy against the number of features, drawn for wide and for narrow screens."""
     family_of = {row["name"]: row["model"] for row in rows}
     by_name = {line["name"]: line for line in lines}
     points = []
-    for line in lines:
+    for line in sorted(lines, key=lambda line: family_of[line["name"]]):
         if not line["control"]:
-            accuracy, std = line["linear_test"]
             untrained = by_name.get(f"{line['name']}, untrained", {}).get("linear_test", (None,))[0]
-            index, size = order[family_of[line["name"]]], int(line["num_features"][0])
-            points.append(charts.Point(line["name"], index, size, accuracy, std, untrained))
+            family, size = family_of[line["name"]], int(line["num_features"][0])
+            accuracy, std = line["linear_test"]
+            points.append(charts.Point(line["name"], family, size, accuracy, std, untrained))
     floor = next((line["linear_test"][0] for line in lines if line["control"] == "raw pixels"), None)
-    return {
-        "wide": charts.accuracy_by_size(points, floor, width=900, height=430, labels=True, css="wide"),
-        "narrow": charts.accuracy_by_size(points, floor, width=350, height=330, labels=False, css="narrow"),
-        "families": [(charts.marker(index, 0, 0), model) for model, index in order.items()],
-        "untrained": any(point.untrained is not None for point in points),
-    }
+    widths = {"wide": True, "narrow": False}
+    return {name: Sheet.of_figure(charts.accuracy_by_size(points, floor, wide=wide)) for name, wide in widths.items()}
 
 
 @dataclass(frozen=True)
@@ -273,10 +236,21 @@ class Sheet:
     @classmethod
     def of(cls, images: Tensor, columns: int) -> "Sheet":
         """Images (N, C, H, W), as `viewable` takes them, in rows of `columns`."""
-        sheet = Image.fromarray(tile(images, columns))
         memory = io.BytesIO()
-        sheet.save(memory, "PNG", optimize=True)
-        return cls(f"data:image/png;base64,{base64.b64encode(memory.getvalue()).decode()}", *sheet.size)
+        Image.fromarray(tile(images, columns)).save(memory, "PNG", optimize=True)
+        return cls.of_png(memory.getvalue())
+
+    @classmethod
+    def of_figure(cls, figure: Figure) -> "Sheet":
+        """A drawing of matplotlib."""
+        memory = io.BytesIO()
+        figure.savefig(memory, format="png", dpi=150)
+        return cls.of_png(memory.getvalue())
+
+    @classmethod
+    def of_png(cls, content: bytes) -> "Sheet":
+        """A file's content."""
+        return cls(f"data:image/png;base64,{base64.b64encode(content).decode()}", *Image.open(io.BytesIO(content)).size)
 
 
 def strips(models: dict, test_set: Dataset, channels: Channels | None) -> dict:
@@ -337,39 +311,13 @@ def maps(models: dict, test_set: Dataset) -> dict | None:
     drawings = []
     for name, encode in encoders.items():
         places = lay_out_by_tsne(map_dataset(encode, some, device="cpu").numpy(), seed=0)
-        label = f"Map of the features of {name}, by class"
-        drawings.append((name, charts.scatter(places, some.labels.cpu().numpy(), label)))
-    return {
-        "count": f"{len(some):,}",
-        "classes": test_set.classes,
-        "named": len(test_set.classes) <= charts.PALETTE,
-        "drawings": drawings,
-    }
+        drawings.append((name, Sheet.of_figure(charts.scatter(places, some.labels.cpu().numpy()))))
+    named = len(test_set.classes) <= len(charts.PALETTE)
+    colours = list(zip(test_set.classes, charts.PALETTE, strict=False)) if named else []
+    return {"count": f"{len(some):,}", "colours": colours, "drawings": drawings}
 
 
-def confusions(cells: Sequence[dict], test_set: Dataset) -> list[tuple[str, Markup]]:
-    """A confusion matrix of each model's linear probe."""
-    drawings = []
-    for row in cells:
-        results = read_json(Path(row["folder"]) / "linear" / "results.json")
-        label = f"Confusion matrix of {row['name']}: {results['probe_test']:.1f} % right"
-        drawing = charts.confusion(np.array(results["confusion_matrix"]), test_set.classes, label)
-        drawings.append((f"{row['name']}, {results['probe_test']:.1f} %", drawing))
-    return drawings
-
-
-def curves(trained: Sequence[dict], order: dict[str, int]) -> list[tuple[str, Markup]]:
-    """The loss of each pretraining, each in its own scale."""
-    drawings = []
-    for name in dict.fromkeys(row["name"] for row in trained):
-        rows = [row for row in trained if row["name"] == name]
-        runs = [points for row in rows if (points := loss_points(Path(row["folder"]) / "pretrain" / "metrics.jsonl"))]
-        if runs:
-            label = f"Loss of {name} over its minutes of training"
-            drawings.append((name, charts.loss_curves(runs, order[rows[0]["model"]], label)))
-    return drawings
-
-
-def loss_points(path: Path) -> list[tuple[float, float]]:
-    """(minutes, loss) of a run's metrics."""
-    return [(line["minutes"], line["loss"]) for line in read_metrics(path) if line.get("loss") is not None]
+def pictures(cells: Sequence[dict], file: str) -> list[tuple[str, Sheet]]:
+    """A picture that the runs of each cell drew, where they did."""
+    paths = {row["name"]: Path(row["folder"]) / file for row in cells}
+    return [(name, Sheet.of_png(path.read_bytes())) for name, path in paths.items() if path.exists()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..commands.cli import create_parser, parse
+from ..commands.cli import create_parser, name_of, parse
 from ..commands.settings import RunSettings
 from ..errors import InputError
 from ..files import digest, read_json
@@ -22,19 +22,27 @@ def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = 
 
     Raises InputError if the folder holds another run.
     """
-    folder, weights = Path(settings.output_dir), getattr(settings, "weights", None)
-    model = None if weights is None else load(weights)
-    inputs = {} if model is None else {"weights": digest(model.state_dict())}
-    try:
-        recorded = settings.resolve().reading_like(model, say=False).record()
-        require_same_run(folder, recorded, inputs, partial=True)
-    except InputError as error:
-        alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
-        raise InputError(f"{error}{alone}") from None
+    folder = Path(settings.output_dir)
+    require_same(settings, part=part)
     if (folder / "results.json").exists():
         return read_json(folder / "results.json")
     print(f"\n=== {folder}", flush=True)
     return command.run(settings, **given).results
+
+
+def require_same(settings: RunSettings, *, part: Path | None = None, **inputs: str) -> None:
+    """Raises InputError if the folder holds another run than one with these settings and these inputs, which are
+    fingerprints by name. `part` as in `run_once`.
+    """
+    weights = getattr(settings, "weights", None)
+    model = None if weights is None else load(weights)
+    inputs |= {} if model is None else {"weights": digest(model.state_dict())}
+    try:
+        recorded = settings.resolve().reading_like(model, say=False).record()
+        require_same_run(Path(settings.output_dir), recorded, inputs, partial=True)
+    except InputError as error:
+        alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
+        raise InputError(f"{error}{alone}") from None
 
 
 def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str, dict[str, Any]]:
@@ -54,8 +62,11 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
                 raise InputError(f"extra {where!r} has no {', '.join(unknown)}")
             found[where] |= settings
         else:
-            parser = create_parser(places[where], prog=f'extra "{where}: ..."', partial=True)
-            found[where] |= parse(parser, settings)
+            try:
+                parser = create_parser(places[where], prog=name_of(places[where]), partial=True)
+                found[where] |= parse(parser, settings)
+            except InputError as error:
+                raise InputError(f'extra "{where}: ...": {error}') from None
     return found
 
 
