@@ -36,7 +36,8 @@ def logits_of(classifier, images) -> torch.Tensor:
         return classifier(images)
 
 
-def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
+def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, monkeypatch):
+    sheets = note_sheets(monkeypatch, predict)
     images = load_dataset("digits", "test").images[:60]
     save_images(tmp_path / "new", images)
     run = tinymae.predict(tmp_path / "new", weights=classifier, output_dir=tmp_path / "run")
@@ -51,6 +52,7 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     counted = expected.indices[:, 0].bincount(minlength=10)
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
+    assert {tile.image.shape for tiles in sheets.values() for tile in tiles} == {(3, 96, 96)}  # from the files
     assert run.results["temperature"] == 1
     assert run.results["median_confidence"] == pytest.approx(probabilities.max(dim=1).values.median().item(), abs=1e-4)
     frequent = f"{int(counted.argmax())}: {int(counted.max())}"
