@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from matplotlib import colormaps
 from sklearn.metrics import roc_auc_score
-from timing import describe_machine
+from timing import write_result
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tinymae import MaskedAutoencoder, anomaly_map, load_dataset, pretrain
 from tinymae.data.batches import pick
 from tinymae.evaluation import figures
-from tinymae.files import write_json
 
 PRETRAIN: dict = {
     "patch_size": 4, "embed_dim": 96, "depth": 4, "decoder_dim": 64, "decoder_depth": 1, "norm_pix_loss": False,
@@ -170,16 +169,11 @@ def main(args: argparse.Namespace) -> dict:
     title = f"MNIST {args.split} digits, odd images, and their anomaly maps"
     limit = float(torch.quantile(maps[square].flatten()[::7], 0.995))
     picture = draw(shown, folder / "anomaly.png", title, limit=limit)
-    result = {
-        "arguments": {key: value for key, value in vars(args).items() if key not in ("output_dir", "data_dir")},
-        "pretraining": {"arguments": PRETRAIN, **run.results},
-        "machine": describe_machine("cpu"),
-        "roc_auc": table,
-        "localisation": localisation,
-    }
-    write_json(folder / "anomaly.json", result)
-    print(f"wrote {folder / 'anomaly.json'}\n      {picture}")
-    return result
+    pretraining = {"arguments": PRETRAIN, **run.results}
+    print(f"wrote {picture}")
+    return write_result(
+        folder / "anomaly.json", args, "cpu", pretraining=pretraining, roc_auc=table, localisation=localisation
+    )
 
 
 if __name__ == "__main__":

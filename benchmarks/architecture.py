@@ -77,6 +77,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=500, help="of the plain variant; the others' follow its FLOPs")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--base-lr", type=float, default=2e-3)
+    parser.add_argument("--images", type=int, help="of each split at most (default: all)")
     parser.add_argument("--labels", type=int, default=10_000, help="training images that k-NN and probe see")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/architecture"))
     return parser
@@ -128,7 +129,8 @@ def score(model: MaskedAutoencoder, known: Dataset, val: Dataset) -> dict[str, f
 
 
 def main(args: argparse.Namespace) -> None:
-    train, val = (load_dataset("cifar10", split, data_dir=args.data_dir) for split in ("train", "val"))
+    splits = (load_dataset("cifar10", split, data_dir=args.data_dir) for split in ("train", "val"))
+    train, val = (pick(split, args.images or len(split)) for split in splits)
     mean, std = train.statistics
     known = pick(train, args.labels)
     budget = args.steps * reconstruction_flops(build("plain", args.seed, mean, std))

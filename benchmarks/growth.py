@@ -26,13 +26,12 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import parquet
-from timing import describe_machine
+from timing import write_result
 
 from tinymae import MaskedAutoencoder
 from tinymae.data.augment import padded_crop, random_flip
 from tinymae.data.batches import Batch, split_batch, step_batches
 from tinymae.data.load import load_splits
-from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.randomness import Draws
 from tinymae.training.device import create_accelerator
@@ -178,8 +177,7 @@ def main(args: argparse.Namespace) -> None:
                 write_files(files, args.files)
             for processes in args.processes:
                 note(f"{args.files:,} files", [str(files)], processes)
-    write_json(args.output, {"results": results, "machine": describe_machine("cpu")})
-    print(f"wrote {args.output}")
+    write_result(args.output, args, "cpu", results=results)
 
 
 if __name__ == "__main__":

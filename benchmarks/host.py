@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from timing import write_result
 from torch.utils._pytree import tree_leaves
 
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.commands import phases, pretrain
 from tinymae.data.batches import split_batch, step_batches
-from tinymae.files import write_json
 from tinymae.models.contrast import ReconstructionLearner
 from tinymae.training import loop
 from tinymae.training.cuda_graph import copies
@@ -142,12 +142,10 @@ def main(args: argparse.Namespace) -> None:
         name: {part: statistics.median(one.get(part, 0.0) for one in found) for part in parts}
         for name, found in rounds.items()
     }
-    arguments = {key: value for key, value in vars(args).items() if key not in ("once", "output", "against")}
-    write_json(args.output, {"arguments": arguments, "milliseconds": result, "rounds": rounds})
     print(f"{'ms of a step':18}" + "".join(f"{name:>10}" for name in result))
     for part in parts:
         print(f"{part:18}" + "".join(f"{result[name][part]:>10.2f}" for name in result))
-    print(f"wrote {args.output}")
+    write_result(args.output, args, "cpu", milliseconds=result, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from steps import pretraining_steps, step_alone
-from timing import describe_machine, rates_in_turns
+from timing import rates_in_turns, write_result
 from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.datasets import Dataset, ImageDataset
-from tinymae.files import write_json
 from tinymae.training.device import choose_attention, create_accelerator, settle_precision
 
 BATCH_SIZE = 256
@@ -65,12 +64,12 @@ def end_to_end(
     asked = PretrainSettings(
         data=dataset.name, patch_size=patch_size, batch_size=batch_size, epochs=1, contrast_epochs=0,
         optimizer="adamw", compile=False, num_workers=args.num_workers,
-    )  # fmt: skip
+    ).resolve()  # fmt: skip
     accelerator = asked.create_accelerator()
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=patch_size)
     train_set = dataset.to(accelerator.device)
-    return partial(next, pretraining_steps(asked.resolve(), accelerator, model, train_set, last_step=10**9))
+    return partial(next, pretraining_steps(asked, accelerator, model, train_set, last_step=10**9))
 
 
 def alone() -> Callable:
@@ -112,8 +111,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             f"patch {patch_size}: {tokens} tokens, {tokens // 4} visible",
             end_to_end(args, images, patch_size=patch_size),
         )
-    write_json(args.output, {"images_per_second": rates, "machine": describe_machine(device)})
-    print(f"wrote {args.output}")
+    write_result(args.output, args, device, images_per_second=rates)
     return rates
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from timing import describe_machine
+from timing import write_result
 from torch import Tensor, nn
 
 import tinymae
@@ -26,7 +26,6 @@ from tinymae.data.splits import SPLITS, few_labels
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
-from tinymae.files import write_json
 from tinymae.models.features import feature_function
 from tinymae.tensors import to_unit
 
@@ -118,7 +117,7 @@ def score(features: Features, splits: dict[str, Dataset], *, fraction: float, dr
 
 def main(args: argparse.Namespace) -> dict:
     ours = tinymae.load(args.weights).to(args.device)
-    theirs = imagenet_model(args.model, args.checkpoint).to(args.device, memory_format=torch.channels_last)
+    theirs = imagenet_model(args.model, args.checkpoint).to(args.device).to(memory_format=torch.channels_last)
     options = {"data_dir": args.data_dir, "image_size": ours.image_size, "channels": ours.in_channels}
     splits = {name: tinymae.load_dataset(args.data, name, **options, **ours.loading) for name in SPLITS}
     sizes = choose_size(args, theirs, splits)
@@ -138,13 +137,7 @@ def main(args: argparse.Namespace) -> dict:
                 f"{name}, {found['labels']} labels: k-NN {found['knn_test_mean']:.1f}, "
                 f"linear probe {found['probe_test_mean']:.1f} ± {found.get('probe_test_std', 0):.1f}"
             )
-    result = {
-        "arguments": {name: str(value) for name, value in vars(args).items() if name not in ("output", "data_dir")},
-        "machine": describe_machine(args.device), "probe_val_by_size": sizes, "rows": rows,
-    }  # fmt: skip
-    write_json(args.output, result)
-    print(f"wrote {args.output}")
-    return result
+    return write_result(args.output, args, args.device, probe_val_by_size=sizes, rows=rows)
 
 
 if __name__ == "__main__":

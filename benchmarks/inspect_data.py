@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
-from timing import describe_machine
+from timing import write_result
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -32,7 +32,6 @@ from tinymae.data.datasets import ImageDataset
 from tinymae.evaluation.inspection import Pairs, confident_issues, find_duplicates, held_out_probabilities
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
 from tinymae.evaluation.sheets import Tile, in_rows, write_sheet
-from tinymae.files import write_json
 from tinymae.models.features import feature_function
 
 LEAST = InspectSettings.least_correlation
@@ -169,17 +168,14 @@ def main(args: argparse.Namespace) -> dict:
 
     places = torch.cat([torch.arange(len(cifar)), torch.arange(end, len(images))])
     odd = places >= end
-    result = {
-        "arguments": {name: value for name, value in vars(args).items() if name not in ("output_dir", "data_dir")}
-        | {"weights": Path(args.weights).name},
-        "machine": describe_machine("cpu"),
+    found = {
         "duplicates": {"planted": duplicates},
         "labels": {"features": score_labels(features[: len(cifar)], labels, wrong),
                    "raw pixels": score_labels(pixels[: len(cifar)], labels, wrong)},
         "outliers": {"features": score_outliers(features[places], odd),
                      "raw pixels": score_outliers(pixels[places], odd)},
     }  # fmt: skip
-    write_json(folder / "inspect_data.json", result)
+    result = write_result(folder / "inspect_data.json", args, "cpu", **found)
     shown = [Tile(image) for image in images[extra.flatten()]]
     write_sheet(in_rows(shown, 12), folder / "not_planted.png", "pairs of CIFAR-10 that nobody planted")
     for what in ("duplicates", "labels", "outliers"):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from timing import write_result
 
 from tinymae import export, load_dataset
 from tinymae.data.batches import pick
-from tinymae.files import write_json
 
 
 def parse() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> dict:
     batches = [images.numpy() for images in test.images.split(32)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    result: dict = {"images": len(test), "onnxruntime": onnxruntime.__version__}
+    result: dict = {"onnxruntime": onnxruntime.__version__}
     predictions = {}
     for name, file in {"fp32": "classifier.onnx", "int8": "classifier.int8.onnx"}.items():
         session = onnxruntime.InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])
@@ -54,8 +54,7 @@ def main(args: argparse.Namespace) -> dict:
         }
     result["same_class"] = float(100 * (predictions["fp32"] == predictions["int8"]).mean())
     print(result)
-    write_json(folder / "int8.json", result)
-    return result
+    return write_result(folder / "int8.json", args, "cpu", **result)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ import transformers
 from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 from sizes import add_sizes, build_mae
-from timing import describe_machine, rates_in_turns
+from timing import rates_in_turns, write_result
 from torch import Tensor, nn
 
-from tinymae.files import write_json
 from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import fused_is_faster
 from tinymae.training.loop import parameter_groups
@@ -124,14 +123,7 @@ def main(args: argparse.Namespace) -> dict:
         spread = f"{row['lowest']:.0f}-{row['highest']:.0f}"
         times = f"{best / row['images_per_second']:.2f} x"
         print(f"{name:32}{row['images_per_second']:>10.0f}{spread:>14}{times:>18}")
-    result = {
-        "arguments": {key: value for key, value in vars(args).items() if key != "output"},
-        "machine": describe_machine(args.device),
-        "rows": rows,
-    }
-    write_json(args.output, result)
-    print(f"wrote {args.output}")
-    return result
+    return write_result(args.output, args, args.device, rows=rows)
 
 
 if __name__ == "__main__":

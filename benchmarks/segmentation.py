@@ -9,31 +9,18 @@ raw pixels. Writes the images, their masks, and the command's results. One slow 
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
+from digits import create_parser, load_digits, write_image
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
 from tinymae import linear_probe, load_dataset
 from tinymae.data.batches import pick
-from tinymae.files import write_atomically
+from tinymae.data.splits import SPLITS
 
 SIZES = (22, 30)  # pixels of a digit, smallest and largest
 INK = 0.5  # least ink, of 1, of a pixel that belongs to the digit
-
-
-def parse() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="weights/vit-t-mae", help="what pretraining gave")
-    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 and MNIST are, or go")
-    parser.add_argument("--output-dir", default="runs/segmentation")
-    parser.add_argument("--train", type=int, default=3000, help="training images")
-    parser.add_argument("--val", type=int, default=300, help="validation images")
-    parser.add_argument("--test", type=int, default=1000, help="test images")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 def paste(photo: Tensor, digit: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,18 +42,17 @@ def write_split(folder: Path, split: str, count: int, *, data_dir: str, seed: in
     """Write the images and masks of a split, as `images/SPLIT/NUMBER.png` and `masks/SPLIT/NUMBER.png`."""
     generator = torch.Generator().manual_seed(seed)
     photos = pick(load_dataset("cifar10", split, data_dir=data_dir), count, seed=seed).images
-    digits = pick(load_dataset("mnist", split, data_dir=data_dir, image_size=28), count, seed=seed)
+    digits = load_digits(split, count, data_dir=data_dir, seed=seed)
     for number in range(count):
         image, ink = paste(photos[number], digits.images[number], generator)
         mask = ink.to(torch.uint8) * (digits.labels[number] + 1).to(torch.uint8)
         for kind, pixels in {"images": image, "masks": mask}.items():
-            path = folder / kind / split / f"{number:05}.png"
-            write_atomically(path, partial(to_pil_image(pixels).save, format="png"))
+            write_image(pixels, folder / kind / split / f"{number:05}.png")
 
 
 def main(args: argparse.Namespace) -> dict:
     folder = Path(args.output_dir)
-    for place, split in enumerate(("train", "val", "test")):
+    for place, split in enumerate(SPLITS):
         write_split(folder, split, vars(args)[split], data_dir=args.data_dir, seed=args.seed + place)
     return linear_probe(
         folder / "images", task="segmentation", masks=folder / "masks", weights=args.weights, controls="all",
@@ -75,4 +61,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse().parse_args())
+    main(create_parser(__doc__, "runs/segmentation").parse_args())

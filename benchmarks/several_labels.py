@@ -8,30 +8,17 @@ raw pixels. Writes the images, the table, and the command's results.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
+from digits import create_parser, load_digits, write_image
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
-from tinymae import linear_probe, load_dataset
-from tinymae.data.batches import pick
-from tinymae.files import write_atomically, write_csv
+from tinymae import linear_probe
+from tinymae.data.splits import SPLITS
+from tinymae.files import write_csv
 
 SIDE = 16  # pixels of a digit on a canvas of 32
-
-
-def parse() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="weights/vit-t-mae", help="what pretraining gave")
-    parser.add_argument("--data-dir", default="data", help="where MNIST is, or goes")
-    parser.add_argument("--output-dir", default="runs/several_labels")
-    parser.add_argument("--train", type=int, default=3000, help="training images")
-    parser.add_argument("--val", type=int, default=300, help="validation images")
-    parser.add_argument("--test", type=int, default=1000, help="test images")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 def place(digits: Tensor, generator: torch.Generator) -> Tensor:
@@ -47,13 +34,12 @@ def place(digits: Tensor, generator: torch.Generator) -> Tensor:
 def write_split(folder: Path, split: str, count: int, *, data_dir: str, seed: int) -> list[tuple[str, str, str]]:
     """Write the images of a split as `SPLIT/NUMBER.png`; their rows of the table: path, split, labels."""
     generator = torch.Generator().manual_seed(seed)
-    digits = pick(load_dataset("mnist", split, data_dir=data_dir, image_size=28), 2 * count, seed=seed)
+    digits = load_digits(split, 2 * count, data_dir=data_dir, seed=seed)
     order = torch.randperm(len(digits), generator=generator).view(-1, 2)
     rows = []
     for number, two in enumerate(order):
         name = f"{split}/{number:05}.png"
-        image = to_pil_image(place(digits.images[two], generator))
-        write_atomically(folder / name, partial(image.save, format="png"))
+        write_image(place(digits.images[two], generator), folder / name)
         rows.append((name, split, ";".join(str(label) for label in sorted({*digits.labels[two].tolist()}))))
     return rows
 
@@ -61,7 +47,7 @@ def write_split(folder: Path, split: str, count: int, *, data_dir: str, seed: in
 def main(args: argparse.Namespace) -> dict:
     folder = Path(args.output_dir)
     rows = []
-    for place_of, split in enumerate(("train", "val", "test")):
+    for place_of, split in enumerate(SPLITS):
         rows += write_split(folder, split, vars(args)[split], data_dir=args.data_dir, seed=args.seed + place_of)
     table = write_csv(folder / "labels.csv", ["path", "split", "label"], rows)
     return linear_probe(
@@ -70,4 +56,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse().parse_args())
+    main(create_parser(__doc__, "runs/several_labels").parse_args())

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import torch
 from sizes import add_sizes, build_mae
-from timing import describe_machine, matmul_rate, rates_in_turns
+from timing import matmul_rate, rates_in_turns, write_result
 from torch import nn
 
-from tinymae.files import write_json
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import fused_is_faster
@@ -130,12 +129,6 @@ def main(args: argparse.Namespace) -> dict:
                 "flops_per_image": flops, "flop_utilisation": rate * flops / ceilings[settings["precision"]],
             }
         )  # fmt: skip
-    result = {
-        "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output")},
-        "machine": describe_machine(args.device) | {"matmul_flops_per_second": ceilings},
-        "rows": rows,
-    }
-    write_json(args.output, result)
     heads = (("images/s", 10), ("spread", 16), ("ratio", 8), ("peak MB", 9), ("MFLOP/img", 11), ("of matmul", 11))
     print(f"\n{'each line adds':24}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:
@@ -146,8 +139,7 @@ def main(args: argparse.Namespace) -> dict:
             f"{row['flop_utilisation']:>11.0%}"
         )
     print(f"\nmatrix products here: {ceilings['fp32'] / 1e9:.0f} GFLOP/s fp32, {ceilings['bf16'] / 1e9:.0f} bf16")
-    print(f"wrote {args.output}")
-    return result
+    return write_result(args.output, args, args.device, matmul_flops_per_second=ceilings, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,23 @@
-"""What the benchmarks share: a device's clock, its name, and the rates that steps and matrix products reach."""
+"""What the benchmarks share: a device's clock and name, the rates that steps and matrix products reach, and a file of
+what was found.
+"""
 
+import argparse
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from tqdm import tqdm
+
+from tinymae.files import write_json
+
+# Arguments that do not change what is measured, or are for a benchmark's own processes.
+LEFT_OUT = {"output", "output_dir", "data_dir", "folder", "against", "once", "only", "child", "rank"}
 
 
 def describe_machine(device: torch.device | str) -> dict:
@@ -57,3 +67,15 @@ def rates_in_turns(
         name: {"images_per_second": statistics.median(found), "lowest": min(found), "highest": max(found)}
         for name, (_, *found) in rates.items()
     }
+
+
+def write_result(path: str | Path, args: argparse.Namespace, device: torch.device | str, **found: Any) -> dict:
+    """Write what was found as JSON, with the arguments and the machine, and give it back."""
+    arguments = {name: value for name, value in vars(args).items() if name not in LEFT_OUT}
+    for name in ("weights", "checkpoint"):  # where somebody keeps them is nobody's business
+        if arguments.get(name):
+            arguments[name] = Path(arguments[name]).name
+    result = {"arguments": arguments, "machine": describe_machine(device), **found}
+    write_json(path, result)
+    print(f"wrote {path}")
+    return result

@@ -10,19 +10,21 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
-from timing import describe_machine
+from timing import write_result
 
 import tinymae
+from tinymae.data.batches import pick
 from tinymae.evaluation.layout import choose_to_label
+from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
-from tinymae.files import write_json
+from tinymae.models.features import feature_function
 
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is, or goes")
     parser.add_argument("--weights", required=True)
+    parser.add_argument("--images", type=int, help="of each split at most (default: all)")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 20, 50, 100, 200, 480])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/to_label"))
@@ -30,14 +32,11 @@ def parse() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    tinymae.embed(
-        "cifar10", data_dir=args.data_dir, weights=args.weights, split=("train", "val"), formats=("npz",),
-        output_dir=args.output_dir / "embed",
-    )  # fmt: skip
-    with np.load(args.output_dir / "embed" / "embeddings.npz") as table:
-        features, labels, of_train = table["features"], torch.from_numpy(table["labels"]), table["splits"] == "train"
-    train, val = (torch.from_numpy(features[part]) for part in (of_train, ~of_train))
-    known, truth = labels[of_train], labels[~of_train]
+    splits = (tinymae.load_dataset("cifar10", split, data_dir=args.data_dir) for split in ("train", "val"))
+    train_set, val_set = (pick(split, args.images or len(split)) for split in splits)
+    encode = feature_function(tinymae.load(args.weights))
+    train, val = (map_dataset(encode, part, device="cpu", desc="features") for part in (train_set, val_set))
+    known, truth = train_set.labels, val_set.labels
     none = np.zeros(len(train), dtype=bool)
     results: dict = {}
     for count in args.counts:
@@ -55,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
             about = {"mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1)), "classes": classes}
             results[str(count)][name] = {"probe_val": scores, **about}
         print(count, {name: f"{row['mean']:.1f} ± {row['std']:.1f}" for name, row in results[str(count)].items()})
-        write_json(args.output_dir / "to_label.json", {"machine": describe_machine("cpu"), "results": results})
+    write_result(args.output_dir / "to_label.json", args, "cpu", results=results)
 
 
 if __name__ == "__main__":
