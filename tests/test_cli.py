@@ -61,6 +61,19 @@ def test_help_and_version_come_without_the_heavy_imports():
 
 def test_a_command_that_is_none_is_one_line_and_exit_code_2(capsys):
     assert "command 'train' is none of pretrain, linear-probe, finetune" in refused(capsys, "train")
+    assert refused(capsys, "pretain").endswith("export, compare; did you mean pretrain?")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("image_size", "image-size"), ("imagesize", "image-size"), ("outputdir", "output-dir"), ("xyz", None)],
+)
+def test_a_flag_that_is_none_names_the_closest_one(given, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", f"--{given}", "64"])
+    question = f"; did you mean --{meant}?" if meant else ""
+    line = f"tinymae pretrain: error: unrecognized arguments: --{given} 64{question} (see tinymae pretrain --help)\n"
+    assert (stop.value.code, capsys.readouterr().err) == (2, line)
 
 
 # ---- flags and settings
@@ -303,7 +316,7 @@ BAD = {
     "no patch left": ("finetune", "--from-scratch --patch-drop 1", "patch_drop 1 is not below 1"),
     "no weights to look at": ("evaluate", "--weights not/there", "weights folder not/there does not exist"),
     "weights left out": ("evaluate", "", "the following arguments are required: --weights"),
-    "no such flag": ("pretrain", "--epoks 3", "unrecognized arguments: --epoks 3 (see tinymae pretrain --help)"),
+    "no such flag": ("pretrain", "--epoks 3", "unrecognized arguments: --epoks 3; did you mean --epochs? (see tinymae"),
     "no number": ("pretrain", "--epochs many", "argument --epochs: invalid int value: 'many'"),
     "three sizes": ("pretrain", "--image-size 1 2 3", "image_size (1, 2, 3) is of type tuple: give a whole number"),
     "no such family": ("pretrain", "--model gan", "argument --model: invalid choice: 'gan'"),

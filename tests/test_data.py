@@ -151,12 +151,24 @@ def test_a_data_set_of_ours_is_called_as_its_data_are():
 
 def test_odd_classes_are_announced():
     images = pixels(40, 4, 4)
-    assert describe(images, labels=np.arange(40) % 3 + 1).endswith("classes: 1 of 4 without any image (0)")
+    assert "\nclasses: 1 of 4 without any image (0)" in describe(images, labels=np.arange(40) % 3 + 1)
     values = [f"{0.01 * n:.2f}" for n in range(40)]
     assert describe(images, labels=values).endswith("40 for 40 labelled images: are these labels classes, or numbers?")
     several = load_splits(images, ["all"], labels=np.eye(40, 3, dtype=int), several=True)["all"]
-    assert "classes: " not in "\n".join(several.description)
-    assert "classes: " not in describe(images, labels=np.arange(40) % 4)
+    assert several.description[-2:] == [
+        "classes: 0 (1), 1 (1), 2 (1)", "classes: fewer than 5 images of 0, 1, 2: too few to be learned or judged well",
+    ]  # fmt: skip
+    assert describe(images, labels=np.arange(40) % 4).endswith("\nclasses: 0 (10), 1 (10), 2 (10), 3 (10)")
+
+
+def test_images_of_each_class_are_counted_and_names_that_may_be_misspelled_are_told():
+    labels = ["bee"] * 60 + ["worm"] * 3 + ["beetle"] * 40 + ["beetel"] * 5
+    printed = describe(pixels(108, 4, 4), labels=labels)
+    assert "\nclasses: bee (60), beetle (40), beetel (5), worm (3)\n" in printed
+    assert "\nclasses: beetel and beetle are spelled nearly the same: are they one?\n" in printed
+    assert printed.endswith("\nclasses: fewer than 5 images of worm: too few to be learned or judged well")
+    many = describe(pixels(sum(range(5, 25)), 4, 4), labels=[f"cat{n}" for n in range(5, 25) for _ in range(n)])
+    assert many.endswith("\nclasses: " + ", ".join(f"cat{n} ({n})" for n in range(24, 13, -1)) + ", ..., cat5 (5)")
 
 
 def test_what_is_odd_about_labels_is_said():

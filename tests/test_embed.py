@@ -15,12 +15,13 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
-from running import DIGITS, FEW, refused, rows_of, save_images, tiny_mae
+from running import DIGITS, FEW, note_sheets, refused, rows_of, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
+from tinymae.data.images import read_image
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.features import feature_function
@@ -95,15 +96,19 @@ def test_a_split_without_any_label_has_images_to_label(split, tmp_path):
     assert len(rows_of(run.folder / "to_label.csv")) == 2
 
 
-def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(tmp_path):
+def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     for number in range(40):
-        picture(photos / f"hall {number % 3}" / f"{number}.png", size=(8, 8), seed=number)
+        picture(photos / f"hall {number % 3}" / f"{number}.png", size=(40, 40), seed=number)
     common = {"weights": tiny_mae(), "formats": (), "to_label": 30, "mixed_precision": "no"}
     remedy = re.escape(f"if its folders are no classes, give {photos}/*/, or put the images into {photos}/unlabelled/")
     with pytest.raises(InputError, match=f"to_label 30: all 40 images have a label; leave it out or, {remedy}"):
         tinymae.embed(photos, **common, output_dir=tmp_path / "refused")
+    sheets = note_sheets(monkeypatch, command)
     tinymae.embed(sorted(photos.iterdir()), **common, output_dir=tmp_path / "run")
+    for tile in sheets["to_label.png"]:  # from the file, for a person to recognise: the encoder sees 8 x 8 pixels
+        seen = read_image(photos / tile.lines[0], (1, 96, 96), depth="uint8")
+        assert torch.equal(tile.image, seen.expand(3, -1, -1))
     rows = [*csv.DictReader((tmp_path / "run" / "to_label.csv").open())]
     assert [*rows[0]] == ["path", "label"] and {row["label"] for row in rows} == {""}
     table = photos / "to_label.csv"
@@ -115,6 +120,10 @@ def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(t
     found = dict(zip(dataset.names, dataset.labels.tolist(), strict=True))
     numbers = {"cat": 0, "dog": 1, "": -1}
     assert found == {row["path"]: numbers[cats.get(row["path"], "")] for row in rows}
+    full = photos / "full.csv"
+    full.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in cats.items()))
+    with pytest.raises(InputError, match="or add a row with an empty label for each further image"):
+        tinymae.embed(full, **common, output_dir=tmp_path / "refused")
     probe = tinymae.linear_probe(table, weights=tiny_mae(), output_dir=tmp_path / "probe", mixed_precision="no")
     assert probe.model.classes == ["cat", "dog"]
 

@@ -81,6 +81,25 @@ def test_no_legend_covers_a_bar(tmp_path, monkeypatch):
     assert axes.title.get_window_extent().y0 >= axes.get_legend().get_window_extent().y1
 
 
+def test_the_axis_of_counts_of_images_has_no_halves(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    figures.reliability({name: [1.0, 1.0] for name in ("confidence", "accuracy", "images")}, tmp_path / "figure.png")
+    assert all(tick == round(tick) for tick in drawn[0].axes[1].get_yticks())
+
+
+def test_one_point_is_no_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    rows = [{"epoch": 1, "loss": 0.9}, {"epoch": 2, "loss": 0.9 + 1e-9}, {"epoch": 2, "accuracy": 40.0}]
+    for panels in ({"loss": ["loss"], "accuracy": ["accuracy"]}, {"accuracy": ["accuracy"]}):
+        figures.training_curves(rows, panels, tmp_path / "figure.png", "title")
+    first, second = drawn
+    assert [axis.get_title() for axis in first.axes] == ["loss"]
+    assert all(tick == round(tick) for tick in first.axes[0].get_xticks())
+    assert [axis.get_title() for axis in second.axes] == ["too short a run for curves"]
+
+
 def test_curves_stand_two_in_a_row_and_fit_a_page(tmp_path):
     rows = [{"epoch": epoch, "a": epoch, "b": 1, "c": 2} for epoch in range(3)]
     sizes = {}

@@ -255,7 +255,10 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
     run = tinymae.finetune(**data, **few, weights=tiny_mae(), output_dir=tmp_path)
     assert 20 <= run.results["num_labels"] <= 30 and run.results["num_val_labels"] == 10
     assert run.results["accuracy_val"] % 10 == 0
-    assert {"accuracy_val"} == {name for name in run.results if name.startswith("accuracy")}
+    low, high = run.results["accuracy_val_interval"]
+    row = f"| accuracy, validation | {run.results['accuracy_val']:.2f} | 10 | {low:.1f} to {high:.1f} |"
+    assert row in (tmp_path / "README.md").read_text() and high - low > 25  # of ten images
+    assert {"accuracy_val", "accuracy_val_interval"} == {name for name in run.results if name.startswith("accuracy")}
     recorded = read_json(tmp_path / "args.json")
     assert recorded["inputs"].keys() == {"train", "val", "weights"}
 

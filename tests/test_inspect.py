@@ -164,9 +164,11 @@ def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp
 
 def test_a_large_group_says_how_many_it_does_not_show():
     images = JoinedSplits({"train": ImageDataset("some", photographs(20), None, [])})
-    tiles = show_group(images, torch.arange(15), 1, frame="red")
+    best = torch.linspace(0.99, 0.86, 15)
+    tiles = show_group(images, torch.arange(15), best, 1, frame="red")
     assert [tile.lines[0] for tile in tiles] == [str(row) for row in range(12)] and tiles[-1].lines[-1] == "+3 more"
-    assert "more" not in show_group(images, torch.arange(12), 1, frame="red")[-1].lines[-1]
+    assert [tile.lines[2] for tile in tiles] == [f"correlation {value:.2f}" for value in best[:12]]
+    assert "more" not in show_group(images, torch.arange(12), best[:12], 1, frame="red")[-1].lines[-1]
 
 
 def test_an_outlier_is_far_from_a_tenth_of_the_images_but_no_more_than_500(tmp_path, monkeypatch):

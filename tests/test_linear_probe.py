@@ -143,6 +143,29 @@ def test_the_probe_is_chosen_on_validation():
     assert predict_score(probe, val, val_labels) == tried[l2]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_probes_that_differ_by_one_image_of_validation_the_most_regularised_is_chosen(seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = int(torch.randint(3, 60, (1,), generator=generator))
+    right = torch.randint(0, images + 1, (len(L2_GRID),), generator=generator).tolist()
+    scores = {l2: 100 * count / images for l2, count in zip(L2_GRID, right, strict=True)}
+    enough = [l2 for l2, count in zip(L2_GRID, right, strict=True) if count >= max(right) - 1]
+    for order in (L2_GRID, L2_GRID[::-1]):
+        probes = {l2: torch.nn.Linear(1, 1) for l2 in order}
+        strength = {probe: l2 for l2, probe in probes.items()}
+        judge = lambda probe, strength=strength: scores[strength[probe]]  # noqa: E731
+        probe, l2, tried = choose_probe(probes.items(), judge, tolerance=100 / images)
+        assert (strength[probe], l2, tried) == (max(enough), max(enough), scores)
+
+
+def test_a_probe_takes_one_image_of_validation_for_no_evidence(pretrained, quick_figures, tmp_path, capsys):
+    settings = DIGITS | {"weights": pretrained, "label_fraction": 0.05, "val_labels": 10}
+    run = tinymae.linear_probe(**settings, output_dir=tmp_path)
+    tried = {float(l2): score for l2, score in run.results["tried_on_val"].items()}
+    assert run.results["chosen"] == max(l2 for l2, score in tried.items() if score >= max(tried.values()) - 10.01)
+    assert f"labels, regularisation {run.results['chosen']:g}" in capsys.readouterr().out
+
+
 def test_mlp_learns_and_repeats_itself():
     (features, labels), _, (test, test_labels) = digits_as_rows()
     fit = {"num_classes": 10, "weight_decay": 0.1, "seed": 3, "epochs": 5}

@@ -5,7 +5,7 @@ import torch
 from pictures import digits_as_rows
 
 from tinymae import load_dataset
-from tinymae.evaluation.metrics import accuracy, map_dataset, reconstruction_metrics, wilson_interval
+from tinymae.evaluation.metrics import accuracy, describe_score, map_dataset, reconstruction_metrics, wilson_interval
 from tinymae.evaluation.neighbours import knn_predict
 
 
@@ -51,6 +51,10 @@ def test_scores_are_those_of_full_precision_under_autocast():
 
 def test_accuracy_is_in_percent():
     assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75
+
+
+def test_one_image_is_called_one():
+    assert describe_score(100, 1, "test").startswith("100.0 % of the 1 test image (")
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 5), (9, 19), (19, 19), (9000, 10000)])

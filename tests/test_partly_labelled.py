@@ -145,7 +145,9 @@ def test_images_without_a_label_are_those_that_a_teacher_labels(files, quick_fig
     settings = TUNE | {"data": files["among"], "weights": tiny_mae()}
     del settings["labels"]
     run = tinymae.finetune(**settings, output_dir=tmp_path)
-    assert "2 more without labels for each, of 104" in capsys.readouterr().out
+    assert (
+        "2 more for each, without labels, of all 104: 40 with no label that is learned from" in capsys.readouterr().out
+    )
     assert run.results["num_labels"] == 64
     row = metrics(run.folder)[-2]
     assert "unlabelled_loss" in row and "unlabelled_right" not in row  # of most it is not known

@@ -36,7 +36,8 @@ def logits_of(classifier, images) -> torch.Tensor:
         return classifier(images)
 
 
-def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
+def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, monkeypatch):
+    sheets = note_sheets(monkeypatch, predict)
     images = load_dataset("digits", "test").images[:60]
     save_images(tmp_path / "new", images)
     run = tinymae.predict(tmp_path / "new", weights=classifier, output_dir=tmp_path / "run")
@@ -51,10 +52,13 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys):
     counted = expected.indices[:, 0].bincount(minlength=10)
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
+    assert {tile.image.shape for tiles in sheets.values() for tile in tiles} == {(3, 96, 96)}  # from the files
     assert run.results["temperature"] == 1
     assert run.results["median_confidence"] == pytest.approx(probabilities.max(dim=1).values.median().item(), abs=1e-4)
     frequent = f"{int(counted.argmax())}: {int(counted.max())}"
-    assert f"60 images ({frequent}, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"60 images ({frequent}, " in printed
+    assert "the probabilities are not calibrated: --calibrate DATA" in printed
 
 
 def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp_path, monkeypatch):
@@ -92,13 +96,14 @@ def test_many_classes_are_summed_up():
     results = {"images": 78, "by_class": {f"class {n}": n for n in range(13)}, "median_confidence": 0.5}
     line = describe(results)
     assert line.startswith("78 images (class 12: 12, class 11: 11, ")
-    assert ", class 3: 3, 2 other classes: 3), " in line
+    assert ", class 3: 3, 2 other classes: 3, none: class 0), " in line
     assert ", no class: 7), " in describe(results | {"images_without_class": 7})
 
 
-def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path):
+def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier, tmp_path, capsys):
     settings = {**DIGITS, "weights": classifier, "split": ("test",)}
     plain = tinymae.predict(**settings, output_dir=tmp_path / "plain")
+    assert "1,797 images, whose labels are not used here\n" in capsys.readouterr().out
     run = tinymae.predict(**settings, calibrate="digits", output_dir=tmp_path / "calibrated")
     val = load_dataset("digits", "val")
     assert run.results["temperature"] == pytest.approx(
@@ -122,6 +127,24 @@ def test_calibration_reads_its_data_by_the_same_settings(classifier, tmp_path):
     assert run.results["temperature"] == pytest.approx(
         fit_temperature(logits_of(classifier, val.images), val.labels), rel=1e-3
     )
+
+
+def test_few_images_of_calibration_are_called_few_and_a_class_that_the_weights_do_not_know_is_named(tmp_path, capsys):
+    digits = load_dataset("digits", "val")
+    model = build_classifier(tiny_mae(), classes=[*"0123456789"]).eval()
+    for count, few in ((120, ""), (50, ", which are few")):
+        folder = tmp_path / str(count)
+        save_images(folder / "new", digits.images[:3])
+        for number in range(10):
+            save_images(
+                folder / "labelled" / "val" / str(number), digits.images[:count][digits.labels[:count] == number]
+            )
+            save_images(folder / "labelled" / "train" / str(number), digits.images[:1])
+        save_images(folder / "labelled" / "train" / "smudge", digits.images[:1])
+        tinymae.predict(folder / "new", weights=model, calibrate=folder / "labelled", output_dir=folder / "run")
+        printed = capsys.readouterr().out
+        assert f" from {count} validation images{few}\n" in printed and "not calibrated" not in printed
+        assert "labelled knows smudge as well, which weights (Classifier) do not" in printed
 
 
 def test_the_temperature_minimises_the_loss():
@@ -151,7 +174,7 @@ def test_probabilities_are_judged_as_scikit_learn_and_brute_force_do():
             assert bins["accuracy"][number] == pytest.approx(right[inside].mean())
             error += abs(right[inside].mean() - confidence[inside].mean()) * inside.mean()
     assert found["ece"] == pytest.approx(100 * error, abs=1e-3)
-    assert "top5" not in probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    assert probability_metrics(torch.tensor([[0.5, 0.5]]), torch.tensor([0])).keys() == {"nll"}  # no bin says anything
 
 
 def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
@@ -173,6 +196,13 @@ def test_evaluation_says_what_probabilities_are_worth_and_shows_errors(
     assert np.array_equal(sheet[34:130:12, 12:104:12, 0], digits.images[worst, 0].numpy())  # twelve times as large
     said = [digits.names[worst], f"{digits.labels[worst]}, not", f"{predicted[worst]} {100 * confidence[worst]:.0f} %"]
     assert [*sheets["errors.png"][0].lines] == said and (tmp_path / "reliability.png").exists()
+
+
+def test_the_calibration_error_of_few_images_is_left_out(classifier, tmp_path, capsys, quick_figures):
+    digits = load_dataset("digits", "test")
+    few = {"labels": digits.labels[:29], "split": "all", "weights": classifier}
+    run = tinymae.evaluate(digits.images[:29], **few, output_dir=tmp_path)
+    assert "ece" not in run.results and "calibration error too few images to say" in capsys.readouterr().out
 
 
 def test_weights_without_a_head_and_other_classes_are_refused(classifier, tmp_path, capsys):

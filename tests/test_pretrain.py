@@ -68,9 +68,12 @@ def test_tensorboard_holds_the_curves_and_pictures(pretrained):
     assert events.Scalars("loss")[-1].step == 40
 
 
-def test_a_finished_run_is_neither_trained_nor_measured_again(pretrained):
+def test_a_finished_run_is_neither_trained_nor_measured_again(pretrained, capsys):
     before, rows = (pretrained / "model.safetensors").read_bytes(), metrics(pretrained)
     again = tinymae.pretrain(**PRETRAIN, output_dir=pretrained)
+    said = capsys.readouterr().out.split(" is finished", 1)[1]  # and then only where everything is
+    assert said.splitlines()[1:3] == ["", f"holds {pretrained / 'results.json'}"] and "wrote" not in said
+    assert all(line.startswith("      ") for line in said.splitlines()[3:])
     assert again.results["steps"] == 40 and (pretrained / "model.safetensors").read_bytes() == before
     assert metrics(pretrained) == rows and [row["step"] for row in rows if "knn_val" in row].count(40) == 1
     assert again.results == read_json(pretrained / "results.json")

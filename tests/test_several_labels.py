@@ -278,4 +278,4 @@ def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
 
 def test_several_labels_that_are_not_used_are_announced(tmp_path):
     table = write_table(tmp_path, [{"path": f"{n}.png", "label": "a;b"} for n in range(4)])
-    assert "4 images, several labels an image, which are not used here" in describe(table)
+    assert "4 images, whose labels are not used here" in describe(table)

@@ -77,6 +77,18 @@ def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures,
     assert len(shown) == 4 * 32 and all(image.numpy().tobytes() in known for image in shown)
 
 
+def test_what_the_images_without_labels_are_is_printed(quick_figures, tmp_path, capsys):
+    settings, words = TUNE | {"weights": tiny_mae()}, f"{TUNE['unlabelled']} more for each, "
+    for name, changes, said in [
+        ("all", {}, "of the labelled images themselves, as none is without a label: --unlabelled-data names others"),
+        ("half", {"label_fraction": 0.5}, "without labels, of all 64: {others} with no label that is learned from"),
+        ("folder", {"unlabelled_data": load_dataset("digits", "val").images}, "without labels, of 137"),
+    ]:
+        run = tinymae.finetune(**settings | changes, output_dir=tmp_path / name)
+        said = said.format(others=64 - run.results["num_labels"])
+        assert f"{words}{said}\n" in capsys.readouterr().out
+
+
 def test_a_folder_of_images_without_labels_may_be_theirs(quick_figures, tmp_path):
     others = load_dataset("digits", "val").images
     settings = TUNE | {"unlabelled_data": others, "label_fraction": 0.5, "weights": tiny_mae()}

@@ -84,6 +84,10 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
             f"{source} has images of {list_some(strangers)}, which weights {weights} do not know "
             f"({list_some(model.classes)}): leave them out, or give them one of these names"
         )
+    if unmet := [name for name in dataset.classes if name not in classes]:
+        print_once(
+            f"{source} knows {list_some(unmet)} as well, which weights {weights} do not: no image of these is used here"
+        )
     return dataset if dataset.classes == classes else with_classes(dataset, classes)
 
 

@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +39,19 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are InputErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
+        hint = did_you_mean(unknown, self._option_string_actions)
+        raise InputError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
+    """A question after a message, where words that are unknown resemble known ones; else nothing.
+
+    >>> did_you_mean(["--image_size"], ["--data", "--image-size"])
+    '; did you mean --image-size?'
+    """
+    close = [near for word in given for near in difflib.get_close_matches(word, list(known), 1)]
+    return f"; did you mean {' and '.join(close)}?" if close else ""
 
 
 class SeveralAction(argparse.Action):
@@ -62,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"commands:\n{lines}\ntinymae COMMAND --help lists a command's flags; tinymae --version the version"
         )
     elif arguments[0] not in COMMANDS:
-        Parser().exit(2, f"tinymae: error: command {arguments[0]!r} is none of {', '.join(COMMANDS)}\n")
+        wrong = f"command {arguments[0]!r} is none of {', '.join(COMMANDS)}{did_you_mean(arguments[:1], COMMANDS)}"
+        Parser().exit(2, f"tinymae: error: {wrong}\n")
     else:
         run_command(arguments[0], arguments[1:], prog=f"tinymae {arguments[0]}")
 

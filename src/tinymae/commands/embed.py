@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ..data.sources.open import has_columns
 from ..errors import InputError
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
@@ -69,7 +70,7 @@ def run(settings: EmbedSettings) -> Result[Model]:
     if settings.to_label is not None and (images.labels >= 0).all():
         raise InputError(
             f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out"
-            + no_classes_remedy(settings.data)
+            + unlabelled_remedy(settings.data)
         )
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
@@ -90,8 +91,12 @@ def run(settings: EmbedSettings) -> Result[Model]:
 embed = keywords_of(run, EmbedSettings)
 
 
-def no_classes_remedy(data: Any) -> str:
-    """What to do where a folder's sub-folders were taken for classes, and are none; "" for other data."""
+def unlabelled_remedy(data: Any) -> str:
+    """What to do where images without a label are meant: a table lacks them, or a folder's sub-folders were taken for
+    classes; "" for other data.
+    """
+    if has_columns(data):
+        return ", or add a row with an empty label for each further image (docs/data.md has a program for it)"
     if not (isinstance(data, str | Path) and Path(data).is_dir()):
         return ""
     folder = Path(data)
@@ -152,7 +157,9 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, f
     rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
     names, splits, _ = zip(*images.about(rows), strict=True)
     of_files = all(part.of_files for part in images.parts.values())
-    shown = [Tile(image, (name,)) for image, name in zip(images.view(rows[:SHOWN]), names, strict=False)]
+    shown = [
+        Tile(image, (name,)) for image, name in zip(settings.look_closer(images)(rows[:SHOWN]), names, strict=False)
+    ]
     title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
     columns = {"path" if of_files else "name": names, "label": ("",) * len(names)}
     if "test" in images.parts:

@@ -139,10 +139,11 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         "classes_judged": len(present), "report": report, "by_class": by_class,
     }  # fmt: skip
     run.print(f"accuracy {describe_score(right, len(dataset), str(settings.split))}\n\n{text}")
-    title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} %"
+    title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
     matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
     results |= matrix
-    run.print(f"NLL {results['nll']:.3f}, expected calibration error {results['ece']:.2f} %")
+    ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
+    run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
     drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
@@ -168,7 +169,8 @@ def draw(
     table = write_table(results["by_class"], run.folder / "per_class.csv")
     diagram = figures.reliability(
         reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
-        f"{settings.data_name} {settings.split}, calibration error {results['ece']:.2f} %",
+        f"{settings.data_name} {settings.split}"
+        + (f", calibration error {results['ece']:.1f} %" if "ece" in results else f", {len(dataset)} images"),
     )  # fmt: skip
     errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
     return [table, diagram, errors]

@@ -15,9 +15,12 @@ from typing_extensions import Self
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
+from ..data.load import load_splits
+from ..data.sources.open import COLUMNS, has_columns
 from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
+from ..evaluation.sheets import SIDE
 from ..interop.load import Model, load
 from ..models.features import feature_function
 from ..tensors import pick_pixels
@@ -62,12 +65,14 @@ class JoinedSettings(WeightsSettings):
             raise InputError(f"split {' '.join(self.split)}: all has the images of the others; give it alone, or them")
         return super().resolve()
 
-    def open_images(self, model: Model, accelerator: Accelerator, *, several: bool = False) -> "JoinedSplits":
-        """The splits' images, sized for the model; labels, if an image may have `several`, only where asked for."""
-        size, channels = model.image_size, model.in_channels
-        loaded = self.load_splits(
-            self.split, image_size=size, channels=channels, present=len(self.split) > 1, several=several
-        )
+    def open_images(
+        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False
+    ) -> "JoinedSplits":
+        """The splits' images, sized for the model; labels, if an image may have `several`, only where asked for, and of
+        `unlabelled` images none.
+        """
+        options = {"image_size": model.image_size, "channels": model.in_channels, "present": len(self.split) > 1}
+        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled)
         if not loaded:
             raise InputError(f"split {' '.join(self.split)}: data {self.data_name} have none of them; give --split all")
         for dataset in [*loaded.values()][:1]:  # all are of one source
@@ -75,6 +80,21 @@ class JoinedSettings(WeightsSettings):
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
         return JoinedSplits(on_device, self.show_channels)
+
+    def look_closer(self, images: "JoinedSplits") -> Callable[[Tensor], Tensor]:
+        """What gives some of these images, by their rows, for a person to recognise: RGB, uint8 (B, 3, H, W).
+
+        Those of files are read again, at the size of a sheet's tiles, if the model's is smaller.
+        """
+        channels, height, width = images.image_shape
+        scale = SIDE / max(height, width)
+        if scale <= 1 or not all(part.of_files for part in images.parts.values()):
+            return images.view
+        reading = self.reading | ({} if has_columns(self.data) else dict.fromkeys(COLUMNS))
+        reading |= {"image_size": (round(scale * height), round(scale * width)), "channels": channels}
+        whole = JoinedSplits(load_splits(self.data, [*images.parts], memory_limit_gb=0, **reading), self.show_channels)
+        place = {name: row for row, name in enumerate(itertools.chain(*whole.all_names))}  # `images` may lack some
+        return lambda rows: whole.view(torch.tensor([place[name] for name, *_ in images.about(rows)]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_score
+from ..evaluation.metrics import describe_score, wilson_interval
 from ..evaluation.probes import choose_probe, label_loss, label_score, linear_fits, predict_score
 from ..interop.load import Model, load, require_autoencoder
 from ..models.classifier import Classifier, build_classifier, encoder_of, fold_probe
@@ -226,7 +226,7 @@ def print_plan(
         run.print(advice)
     run.print(f"{epochs} epochs of {steps_per_epoch} steps of {settings.batch_size} images")
     if settings.unlabelled:
-        run.print(f"{settings.unlabelled} more without labels for each, of {len(chosen['unlabelled']):,}")
+        run.print(settings.describe_unlabelled(chosen))
 
 
 def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]) -> None:
@@ -334,10 +334,12 @@ def score(
     logits = predict(settings, judged, dataset, run)
     assert dataset.labels is not None
     result = label_score(logits, dataset.labels.cpu())
-    title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} %"
+    title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} % of {len(dataset):,} images"
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
     run.print(describe_score(result, len(dataset), split, several=judged.several))
-    scores = {} if judged.several else {f"accuracy_{split}": result}  # the mean is there among those by class
+    scores: dict = {}
+    if not judged.several:  # whose mean is there among those by class
+        scores = {f"accuracy_{split}": result, f"accuracy_{split}_interval": wilson_interval(result, len(dataset))}
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 
 

@@ -121,7 +121,7 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
         rows += [(number, "yes" if across[old] else "no", *about, f"{high:.4f}") for about, high in found]
         if number <= SHOWN:
             tones = ACROSS if across[old] else WITHIN
-            shown.append(show_group(images, group, number, frame=tones[number % 2]))
+            shown.append(show_group(images, group, best[group], number, frame=tones[number % 2]))
     table = write_csv(
         folder / "duplicates.csv", ["group", "across_splits", "name", "split", "label", "correlation"], rows
     )
@@ -150,13 +150,18 @@ def strongest(pairs: Pairs, count: int) -> Tensor:
     return best
 
 
-def show_group(images: JoinedSplits, group: Tensor, number: int, *, frame: str) -> list[Tile]:
-    """The tiles of a group, one of each split first; the last of them says how many images are not shown."""
+def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *, frame: str) -> list[Tile]:
+    """The tiles of a group with the `best` correlation of each of its images, one of each split first; the last of them
+    says how many images are not shown.
+    """
     splits = images.find(group).tolist()
     ahead = sorted(range(len(group)), key=lambda place: splits.index(splits[place]) != place)
-    some = group[ahead[:LARGEST_GROUP]]
-    about = zip(images.view(some), images.about(some), strict=True)
-    tiles = [Tile(image, (name, f"{number}: {split} {label or ''}"), frame) for image, (name, split, label) in about]
+    some, correlations = (values[ahead[:LARGEST_GROUP]] for values in (group, best))
+    about = zip(images.view(some), images.about(some), correlations.tolist(), strict=True)
+    tiles = [
+        Tile(image, (name, f"{number}: {split} {label or ''}", f"correlation {correlation:.2f}"), frame)
+        for image, (name, split, label), correlation in about
+    ]
     if len(group) > len(some):
         tiles[-1].lines = (*tiles[-1].lines, f"+{len(group) - len(some)} more")
     return tiles

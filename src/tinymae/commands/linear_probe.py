@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..evaluation.metrics import describe_score
+from ..evaluation.metrics import describe_score, wilson_interval
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
@@ -85,7 +85,7 @@ def probe(
         what = describe_score(found, count, judged, several=several)
         run.print(
             f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
-            f"{row['num_features']} features, {row['num_labels']} labels, hyper-parameter {row['chosen']:g}"
+            f"{row['num_features']} features, {row['num_labels']} labels, regularisation {row['chosen']:g}"
         )
     proof = {"encoder_sha256": digest(model.state_dict()), "encoder_unchanged": True}  # which `with_controls` has seen
     return rows.pop("pretrained") | proof | rows, *chosen
@@ -111,6 +111,7 @@ def score(
     head, chosen, tried = choose_probe(
         fits(features["train"], labels["train"], num_classes=num_classes),
         lambda probe: predict_score(probe, features["val"], labels["val"]),
+        tolerance=0.0 if labels["val"].ndim == 2 else 100 / len(labels["val"]),  # an image has no part of a mean AP
         desc=f"{settings.head} probes" if run.is_main else None,
     )
     neighbours = partial(knn_scores, features["train"], labels["train"], num_classes=num_classes)
@@ -118,9 +119,11 @@ def score(
     for split in list(splits)[1:]:  # validation, then test
         with torch.no_grad():
             logits = head(features[split])
-        scores[f"knn_{split}"] = label_score(neighbours(features[split]), labels[split])
-        scores[f"probe_{split}"] = label_score(logits, labels[split])
-        scores[f"num_{split}_labels"] = len(labels[split])
+        scores[f"num_{split}_labels"] = count = len(labels[split])
+        for name, given in {"knn": neighbours(features[split]), "probe": logits}.items():
+            scores[f"{name}_{split}"] = found = label_score(given, labels[split])
+            if labels[split].ndim == 1:
+                scores[f"{name}_{split}_interval"] = wilson_interval(found, count)
     scores |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},
@@ -139,6 +142,7 @@ def finish(
     labels = splits[judged].labels
     assert labels is not None
     title = f"{settings.head} probe on {settings.data_name} {judged}, {results[f'probe_{judged}']:.1f} %"
+    title += f" of {len(labels):,} images"
     by_class, shown = report_classes(run, logits, labels, classes, split=judged, title=title)
     results |= {"classes": classes} | by_class
     names = [shown.name]

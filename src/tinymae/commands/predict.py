@@ -1,6 +1,7 @@
 """Classify new images: a table of classes and probabilities, and a sheet of each class."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import Dataset, with_label
 from ..data.sources.table import SEPARATOR
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..evaluation.calibration import MOST, fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
@@ -25,6 +26,8 @@ from .results import Result
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
+View = Callable[[Tensor], Tensor]  # of rows: the images to look at
+FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
     accelerator = settings.create_accelerator()
     model = place(load_classifier(settings.weights), accelerator)
     settings = settings.reading_like(model)
-    images = settings.open_images(model, accelerator)
+    images = settings.open_images(model, accelerator, unlabelled=True)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")
     held_out = None if settings.calibrate is None else open_validation(settings, model, accelerator)
@@ -66,7 +69,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
             logits = map_together(model, held_out, accelerator, **settings.computing, desc="validation")
             assert held_out.labels is not None
             results |= calibrate(logits, held_out.labels.cpu())
-            run.print(f"temperature {results['temperature']:.3f} from {len(held_out)} validation images")
+            few = ", which are few" * (len(held_out) < FEW)
+            run.print(f"temperature {results['temperature']:.2f} from {len(held_out)} validation images{few}")
             if not 1.01 / MOST < results["temperature"] < 0.99 * MOST:
                 run.print("which is the end of what is tried: the weights are no use on these images, or they are few")
         logits = map_images(model, images, accelerator, **settings.computing, desc="predictions")
@@ -74,7 +78,14 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         found = find_classes(probabilities, several=model.several)
         results |= summarise(probabilities, found, model)
         run.print(describe(results))
-        run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
+        if held_out is None and not model.several:
+            run.print(
+                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that"
+            )
+        files = []
+        if run.is_main:
+            files = write(images, settings.look_closer(images), probabilities, found, model, run.folder)
+        run.finish(results, files)
     return Result(model, results, run.folder)
 
 
@@ -93,7 +104,10 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> dict:
-    """The temperature, and what validation says of the probabilities before and after."""
+    """The temperature, and what validation says of the probabilities before and after.
+
+    It is the same validation that sets the temperature, so what is said of them after it is a little too good.
+    """
     temperature = fit_temperature(logits, labels)
     before, after = (probability_metrics((logits / t).softmax(dim=1), labels) for t in (1.0, temperature))
     return {"temperature": temperature, "uncalibrated_val": before, "calibrated_val": after}
@@ -119,26 +133,30 @@ def describe(results: dict) -> str:
     """The summary as it is printed; of many classes those of most images.
 
     >>> describe({"images": 3, "by_class": {"cat": 1, "dog": 2, "owl": 0}, "median_confidence": 0.8})
-    '3 images (dog: 2, cat: 1), median confidence 80 %'
+    '3 images (dog: 2, cat: 1, none: owl), median confidence 80 %'
     """
     ranked = sorted(((count, name) for name, count in results["by_class"].items() if count), key=lambda each: -each[0])
     parts = [f"{name}: {count:,}" for count, name in ranked[:NAMED]]
     if len(ranked) > NAMED:
         parts.append(f"{len(ranked) - NAMED} other classes: {sum(count for count, _ in ranked[NAMED:]):,}")
+    if absent := [name for name, count in results["by_class"].items() if not count]:
+        parts.append(f"none: {list_some(absent, NAMED)}")
     if "images_without_class" in results:
         parts.append(f"no class: {results['images_without_class']:,}")
     median = f"median confidence {100 * results['median_confidence']:.0f} %"
     return f"{results['images']:,} images ({', '.join(parts)}), {median}"
 
 
-def write(images: JoinedSplits, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path) -> list[Path]:
+def write(
+    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path
+) -> list[Path]:
     """The table, and the sheet of each class."""
     path = folder / "predictions.csv"
     if model.several:
         table = write_several(images, probabilities, found, model.classes, path)
     else:
         table = write_table(images, probabilities, model.classes, path)
-    return [table, *write_sheets(images, probabilities, found, model.classes, folder / "classes")]
+    return [table, *write_sheets(images, view, probabilities, found, model.classes, folder / "classes")]
 
 
 def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], path: Path) -> Path:
@@ -164,7 +182,7 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
 
 
 def write_sheets(
-    images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
+    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
 ) -> list[Path]:
     """A sheet of the images of each class that was found (N, classes), from the surest to the least sure."""
     written = []
@@ -174,7 +192,7 @@ def write_sheets(
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(images.view(some), images.about(some), confidence[some].tolist(), strict=True)
+        about = zip(view(some), images.about(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, (name, *_), sure in about]
         title = f"{classes[number]}: {len(members):,} images, the surest first"
         if len(members) > SHOWN:

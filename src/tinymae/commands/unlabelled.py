@@ -59,6 +59,15 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         require_channels(dataset, channels)
         return dataset.without_labels()  # of a folder of its own: they may number other classes
 
+    def describe_unlabelled(self, chosen: dict[str, Dataset]) -> str:
+        """How many there are for each labelled image, and how many of them bring something new."""
+        more, pool = f"{self.unlabelled} more for each", len(chosen["unlabelled"])
+        if self.unlabelled_data is not None:
+            return f"{more}, without labels, of {pool:,}"
+        if others := pool - len(chosen["train"]):
+            return f"{more}, without labels, of all {pool:,}: {others:,} with no label that is learned from"
+        return f"{more}, of the labelled images themselves, as none is without a label: --unlabelled-data names others"
+
     def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
         """Steps in an epoch of the labelled images; and the stages: these alone, then with others beside them.
 

@@ -1,19 +1,26 @@
 """What is said of data when they are opened: what was found, how it is split, and what is odd about it."""
 
+import re
 from collections import Counter
-from itertools import chain, groupby
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from itertools import chain, combinations, groupby
 
 import numpy as np
 
 from ..errors import list_some
 from .sources.source import Source
 
+COUNTED = 12  # classes whose images are counted, unless there are more: then the largest of them, and the smallest
+FEWEST = 5  # images of a class, of which less is hardly learned and not judged
+COMPARED = 100  # classes whose names are compared, each with each
+NEARLY = 0.82  # of SequenceMatcher: beetel is nearly beetle, and mouse is not house
 NO_LABEL = ("na", "n/a", "nan", "null", "none")  # what tables have where there is no label
 
 
 def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool = False) -> list[str]:
     """Three lines: what was found, how it is split, and what the images become; and the notes, if there are any."""
-    classes = ", several labels an image, which are not used here" if unused_labels else ", no labels"
+    classes = ", whose labels are not used here" if unused_labels else ", no labels"
     if source.labels is not None:
         several = source.labels.ndim == 2
         classes = f" in {len(source.classes):,} classes" + ", several an image" * several
@@ -46,14 +53,22 @@ def count_rows(source: Source, name: str, rows: np.ndarray) -> str:
 
 
 def describe_classes(source: Source) -> list[str]:
-    """What is odd about the classes: that some have no image, or that there are almost as many as images."""
+    """How many images the classes have, and what is odd about them: too few images, names that may mean the same class,
+    or almost as many classes as images.
+    """
     if source.labels is None:
         return []
     several = source.labels.ndim == 2
     count = len(source.classes)
-    found = source.labels.sum(axis=0) if several else np.bincount(source.labels[source.labels >= 0], minlength=count)
+    found = (
+        source.labels.sum(axis=0, dtype=int)
+        if several
+        else np.bincount(source.labels[source.labels >= 0], minlength=count)
+    )
     empty = [source.classes[number] for number in np.flatnonzero(found[:count] == 0)]
-    lines = []
+    ranked = [f"{source.classes[n]} ({found[n]:,})" for n in np.argsort(-found[:count], kind="stable") if found[n]]
+    shown = ranked if len(ranked) <= COUNTED else [*ranked[: COUNTED - 1], "...", ranked[-1]]
+    lines = [f"classes: {', '.join(shown)}"]
     if empty:
         lines.append(f"classes: {len(empty):,} of {count:,} without any image ({list_some(empty)})")
     by_name = [[*names] for _, names in groupby(sorted(source.classes, key=str.casefold), key=str.casefold)]
@@ -62,8 +77,30 @@ def describe_classes(source: Source) -> list[str]:
     if missing := next((name for name in source.classes if name.casefold() in NO_LABEL), None):
         lines.append(f"classes: {missing} is one of them: if it means that there is no label, leave it empty")
     if not several and 2 * (count - len(empty)) > (labelled := int(found.sum())) > 20:
-        lines.append(f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?")
+        return [*lines, f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?"]
+    if alike := [" and ".join(names) for names in find_alike(source.classes)]:
+        lines.append(f"classes: {list_some(alike, 3)} are spelled nearly the same: are they one?")
+    if few := [source.classes[number] for number in np.flatnonzero((found[:count] > 0) & (found[:count] < FEWEST))]:
+        lines.append(f"classes: fewer than {FEWEST} images of {list_some(few)}: too few to be learned or judged well")
     return lines
+
+
+def find_alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that may be one, misspelled. Names of other numbers, or of another case alone, are none.
+
+    >>> find_alike(["beetle", "beetel", "house", "mouse", "sample 1", "sample 2", "Beetle"])
+    [('beetle', 'beetel'), ('beetel', 'Beetle')]
+    """
+    if len(names) > COMPARED:
+        return []
+    plain = {name: name.casefold() for name in names}
+    return [
+        (first, second)
+        for first, second in combinations(names, 2)
+        if plain[first] != plain[second]
+        and re.findall(r"\d+", first) == re.findall(r"\d+", second)
+        and SequenceMatcher(None, plain[first], plain[second]).ratio() > NEARLY
+    ]
 
 
 def describe_groups(source: Source, rows: dict[str, np.ndarray]) -> list[str]:

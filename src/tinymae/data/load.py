@@ -93,13 +93,14 @@ def load_splits(
     data: Any, splits: Sequence[str], *, labels: Any = None, val_fraction: float | None = None,
     test_fraction: float | None = None, group_pattern: str | None = None,
     memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
-    labelled: bool = False, several: bool = False, masked: bool = False, present: bool = False, **reading: Any,
+    labelled: bool = False, unlabelled: bool = False, several: bool = False, masked: bool = False,
+    present: bool = False, **reading: Any,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
 
     With `present`, splits that have no images are left out. Images that are `masked`, with a mask for each in place of
-    a label, are held out like labelled ones. Labels (N, classes), of images that may have several, are left out unless
-    `several` are asked for.
+    a label, are held out like labelled ones. Labels are left out if `unlabelled` images are asked for, and those of
+    images that may have several, (N, classes), unless `several` are.
 
     Raises InputError as well, if they must be `labelled`, for a split in which no image has a label, or for images with
     several that were not asked for.
@@ -109,6 +110,7 @@ def load_splits(
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
     source = open_given(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
     unused = leaves_out_labels(source, labelled=labelled, several=several)
+    unused = unused or (unlabelled and source.labels is not None)
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
     if {*splits} == {"all"}:

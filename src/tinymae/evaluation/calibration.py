@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 BINS = 15
 MOST = 20.0  # as a temperature
+FEWEST = 30  # images that a calibration error is said of: of fewer it is mostly the chance of what is in a bin
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -50,9 +51,10 @@ def probability_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, floa
     """Negative log-likelihood (nats), expected calibration error and, of more than five classes, top-5 accuracy (%).
 
     Probabilities (N, K), labels (N,). The calibration error, in percent, is the mean over images of the difference
-    between confidence and accuracy in their one of 15 bins; it and the accuracy are torchmetrics'.
+    between confidence and accuracy in their one of 15 bins; it and the accuracy are torchmetrics'. Of fewer than 30
+    images it is left out.
 
-    >>> metrics = probability_metrics(torch.tensor([[0.7, 0.3], [0.3, 0.7]]), torch.tensor([0, 1]))
+    >>> metrics = probability_metrics(torch.tensor([[0.7, 0.3], [0.3, 0.7]] * 15), torch.tensor([0, 1] * 15))
     >>> {name: round(value, 3) for name, value in metrics.items()}
     {'nll': 0.357, 'ece': 30.0}
     """
@@ -60,8 +62,10 @@ def probability_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, floa
 
     count = probabilities.shape[1]
     nll = nn.functional.nll_loss(probabilities.clamp(min=1e-12).log(), labels)
-    ece = multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=BINS, norm="l1")
-    results = {"nll": nll.item(), "ece": 100 * ece.item()}
+    results = {"nll": nll.item()}
+    if len(labels) >= FEWEST:
+        ece = multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=BINS, norm="l1")
+        results["ece"] = 100 * ece.item()
     if count > 5:
         top = multiclass_accuracy(probabilities, labels, num_classes=count, top_k=5, average="micro")
         results["top5"] = 100 * top.item()

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..errors import InputError
@@ -161,11 +163,13 @@ def reconstruction_sheet(
 
 def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: str | Path, title: str) -> Path:
     """A panel for each title in `panels`, drawing the named metrics against epochs, from the lines of metrics.jsonl.
+    What has fewer than two points is no curve, and left out.
 
     Two panels stand in a row, at most 1,200 pixels wide, so that a page of text can show them without shrinking.
     """
-    panels = {name: [m for m in metrics if any(m in row for row in rows)] for name, metrics in panels.items()}
-    panels = {name: metrics for name, metrics in panels.items() if metrics} or {"no metrics": []}
+    counts = Counter(metric for row in rows for metric in row)
+    panels = {name: [metric for metric in metrics if counts[metric] > 1] for name, metrics in panels.items()}
+    panels = {name: metrics for name, metrics in panels.items() if metrics} or {"too short a run for curves": []}
     columns, lines = min(2, len(panels)), math.ceil(len(panels) / 2)
     figure = Figure(figsize=(3.9 * columns, 2.8 * lines + 0.2), layout="tight")  # when saved, with the fonts of `save`
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
@@ -177,6 +181,8 @@ def training_curves(rows: Sequence[dict], panels: dict[str, list[str]], path: st
             few = len(points) < 40
             axis.plot(*zip(*points, strict=True), color=colour, marker="o" if few else "", ms=5, label=metric)
         axis.set(xlabel="epoch", title=name)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axis.ticklabel_format(axis="y", useOffset=False)  # of nearly equal values, "+3.1e1" over the axis
         axis.grid(alpha=0.3)
         if len(metrics) > 1:
             axis.legend(fontsize=8)
@@ -245,4 +251,5 @@ def reliability(bins: dict[str, list[float]], path: str | Path, title: str = "")
     upper.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     lower.bar(middles, bins["images"], width=0.92 / count, color=COLOURS[2])
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     return save(figure, path)

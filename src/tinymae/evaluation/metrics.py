@@ -49,7 +49,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return 100 * (predictions.cpu() == labels.cpu()).double().mean().item()
 
 
-def wilson_interval(percent: float, count: int) -> tuple[float, float]:
+def wilson_interval(percent: float, count: int) -> list[float]:
     """The 95 % interval of an accuracy of `percent` among `count` images, in percent.
 
     Wilson, *Probable inference, the law of succession, and statistical inference* (1927). It says what other images of
@@ -61,7 +61,7 @@ def wilson_interval(percent: float, count: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     interval = binomtest(round(percent * count / 100), count).proportion_ci(method="wilson")
-    return 100 * interval.low, 100 * interval.high
+    return [100 * interval.low, 100 * interval.high]
 
 
 def describe_score(percent: float, count: int, split: str, *, several: bool = False) -> str:
@@ -73,7 +73,7 @@ def describe_score(percent: float, count: int, split: str, *, several: bool = Fa
     >>> describe_score(81.234, 1900, "test", several=True)
     '81.23 % mean average precision on the 1,900 test images'
     """
-    images = f"the {count:,} {kind_of(split)}images"
+    images = f"the {count:,} {kind_of(split)}image{'s'[: count != 1]}"
     if several:
         return f"{percent:.2f} % mean average precision on {images}"
     digits = 1 if count < 1000 else 2

@@ -125,20 +125,21 @@ def fit_mlp(
 
 
 def choose_probe(
-    fits: Iterable[tuple[float, M]], judge: Callable[[M], float], *, desc: str | None = None
+    fits: Iterable[tuple[float, M]], judge: Callable[[M], float], *, tolerance: float = 0.0, desc: str | None = None
 ) -> tuple[M, float, dict[float, float]]:
-    """The probe that `judge` gives the best score, its hyper-parameter, and the score of each that was tried.
+    """Of the probes whose score by `judge` is within `tolerance` of the best, the most strongly regularised one; its
+    hyper-parameter, the larger the stronger, and the score of each that was tried.
 
+    A difference of one image of validation is no evidence, and the weaker regularisation makes a probe surer of itself.
     `desc` names a progress bar.
     """
-    best: tuple[M, float] | None = None
+    probes: dict[float, M] = {}
     tried: dict[float, float] = {}
     for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=hidden(wanted=desc is not None)):
-        tried[setting] = judge(probe)
-        if best is None or tried[setting] > tried[best[1]]:
-            best = (probe, setting)
-    assert best is not None  # a grid is not empty
-    return *best, tried
+        probes[setting], tried[setting] = probe, judge(probe)
+    least = max(tried.values()) - tolerance - 1e-9  # which rounding of percentages is below
+    chosen = max(setting for setting, score in tried.items() if score >= least)
+    return probes[chosen], chosen, tried
 
 
 @torch.no_grad()

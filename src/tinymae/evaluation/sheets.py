@@ -22,14 +22,14 @@ class Tile:
     """An image and what is said about it."""
 
     image: Tensor  # (C, H, W), as `viewable` takes it
-    lines: Sequence[str] = ()
+    lines: Sequence[str] = ()  # the first is its name
     frame: str | None = None  # a colour
 
 
 def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) -> Path:
     """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, small ones with hard edges.
 
-    Lines that are too long are cut in their middle, as names differ at their ends.
+    Lines that are too long are cut in their middle; of a name its end is shown, without the folders.
     """
     columns = max((len(row) for row in rows), default=1)
     lines = max((len(tile.lines) for row in rows for tile in row), default=0)
@@ -40,8 +40,9 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) ->
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
 
-    def write(where: tuple[int, int], text: str, width: int) -> None:
-        draw.text(where, cut(text, width), fill="black", font=font_for(text))
+    def write(where: tuple[int, int], text: str, width: int, *, is_name: bool = False) -> None:
+        shown = cut(text.rsplit("/", 1)[-1], width, ahead=0) if is_name else cut(text, width)
+        draw.text(where, shown, fill="black", font=font_for(text))
 
     write((GAP, GAP // 2), title, size[0] - 2 * GAP)
     for row, tiles in enumerate(rows):
@@ -53,7 +54,7 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) ->
             square = thumbnails(tile.image[None].cpu(), SIDE)[0].permute(1, 2, 0).contiguous()
             sheet.paste(Image.fromarray(square.numpy()), place)
             for number, line in enumerate(tile.lines):
-                write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line, SIDE)
+                write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line, SIDE, is_name=number == 0)
     write_atomically(path, lambda beside: sheet.save(beside, format="png"))
     return Path(path)
 
@@ -69,14 +70,15 @@ def font_for(text: str) -> ImageFont.FreeTypeFont:
     return open_font(file_for(text))
 
 
-def cut(text: str, width: int) -> str:
-    """The text, with its middle left out if it is wider than `width` pixels."""
+def cut(text: str, width: int, *, ahead: float = 0.5) -> str:
+    """The text, with a part left out if it is wider than `width` pixels: the ratio `ahead` of the rest is before it."""
     text = " ".join(text.split())
     font = font_for(text)
     if font.getlength(text) <= width:
         return text
     for keep in range(len(text) - 1, 0, -1):
-        shortened = text[: keep // 2] + "…" + text[len(text) - (keep + 1) // 2 :]
+        before = int(ahead * keep)
+        shortened = text[:before] + "…" + text[len(text) - keep + before :]
         if font.getlength(shortened) <= width:
             return shortened
     return "…"

@@ -43,6 +43,7 @@ def write_card(
     classifies = "label_names" in config
     sources = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
     data, name = ", ".join(Path(str(each)).name for each in sources), folder.absolute().name
+    certainty = describe_certainty(results) if scores is None else {}  # that of other scores is not known
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
     stated = f" {licence} licence." if licence else ""
     given = {name: value for name, value in settings.items() if value != (defaults or {}).get(name)}
@@ -52,7 +53,7 @@ def write_card(
         f"# {name}",
         f"{describe_model(config)}, trained on {data} with tinymae.{stated}" + (f"\n{remarks}" if remarks else ""),
         usage(name if folder.is_absolute() else folder.as_posix(), classifies=classifies),
-        score_table(scores),
+        score_table(scores, certainty),
         cost(results, recorded),
         list_settings({key: value for key, value in given.items() if value not in (None, "", data)}),
         *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in PICTURES if (folder / name).exists()),
@@ -152,7 +153,25 @@ def cost(results: dict, recorded: dict) -> str:
     return f"Cost: {told} on {recorded['device']}, torch {recorded['versions']['torch']}." if told else ""
 
 
-def score_table(scores: dict[str, float]) -> str:
-    """Scores in percent as Markdown; nothing if there are none."""
-    rows = [f"| {name} | {value:.2f} |" for name, value in scores.items()]
-    return "\n".join(["| score | % |", "|---|---|", *rows]) if rows else ""
+def describe_certainty(results: dict) -> dict[str, str]:
+    """Of each score with an interval: how many images it is of, and the interval, as cells of `score_table`.
+
+    >>> describe_certainty({"accuracy_test": 50.0, "accuracy_test_interval": [25.38, 74.62], "num_test_labels": 12})
+    {'accuracy, test': ' 12 | 25.4 to 74.6 |'}
+    """
+    return {
+        name: " {:,} | {:.1f} to {:.1f} |".format(results[f"num_{key.split('_')[-1]}_labels"], *interval)
+        for key, name in SCORES.items()
+        if (interval := results.get(f"{key}_interval"))
+    }
+
+
+def score_table(scores: dict[str, float], certainty: dict[str, str]) -> str:
+    """Scores in percent as Markdown, with their certainty where that of any is known; nothing if there are none."""
+    rows = [
+        f"| {name} | {value:.2f} |{certainty.get(name, '  |  |' * bool(certainty))}" for name, value in scores.items()
+    ]
+    head = ["| score | % |", "|---|---|"]
+    if certainty:
+        head = ["| score | % | images | 95 % interval |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""

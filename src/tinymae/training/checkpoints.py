@@ -35,12 +35,9 @@ class Checkpoints:
         return self.files[-1] if self.files else "none yet"
 
     def load(self) -> dict | None:
-        """The last good state, on the CPU, or None. A damaged one is named and the one before it is used.
-
-        A file's name ends in its checksum, as torch.load does not notice a flipped bit.
-        """
+        """The last good state, on the CPU, or None. A damaged one is named and the one before it is used."""
         for path in reversed(self.files):
-            if file_digest(path) != path.stem.rsplit("-", 1)[-1]:
+            if not is_intact(path):
                 self.say(f"checkpoint {path} is damaged (its content does not match its name): trying the one before")
                 continue
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,3 +100,8 @@ def size_of(state: object) -> int:
 def items_of(state: object) -> Iterable[tuple]:
     """What is in a dictionary or list, by its key or place; of anything else nothing."""
     return state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file's content has the checksum that its name ends in: torch.load does not notice a flipped bit."""
+    return file_digest(path) == path.stem.rsplit("-", 1)[-1]

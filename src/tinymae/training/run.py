@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..errors import PAUSED, Diverged, InputError, Stopped, first_line, ran_out_of_memory, refusal
 from ..files import is_about, lock_folder, read_json, unwritable, write_bytes, write_json
 from .cards import SCORES, write_card
-from .checkpoints import REMEDY, Checkpoints
+from .checkpoints import REMEDY, Checkpoints, is_intact
 from .clock import Stopwatch
 from .environment import describe_changes, environment
 from .inputs import has_begun, holds_run, require_same_run, write_names
@@ -73,6 +73,7 @@ class Run:
         self.progress = Progress(self.folder, accelerator, log_every=log_every, minutes=lambda: self.clock.minutes)
         self.signals = StopSignals()
         self.parts: dict = {}
+        self.quiet = False  # whether there is nothing to say: a training that is finished has no plan and no progress
         self.lock: BaseFileLock | None = None
         self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
         self.reported: int | None = None  # the last step of this stretch
@@ -147,6 +148,7 @@ class Run:
             found = {name: results.get(key) for key, name in SCORES.items()}
             scores = [f", {name} {value:.2f} %" for name, value in found.items() if isinstance(value, int | float)]
             self.print(f"{self.folder} is finished{''.join(scores[:1])}: its results stay as they are")
+            self.quiet = any(map(is_intact, self.checkpoints.files[-1:]))  # then nothing is trained
 
     @property
     def processes(self) -> str:
@@ -156,7 +158,7 @@ class Run:
 
     def print(self, text: str) -> None:
         """Print on the main process, above the progress bar if there is one."""
-        if self.is_main:
+        if self.is_main and not self.quiet:
             tqdm.write(text)
 
     def print_summary(self, model: nn.Module, *, depth: int) -> None:
@@ -362,7 +364,8 @@ class Run:
             write_json(self.folder / "results.json", results)  # the last: where it is, a study does not run again
             log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.progress.close(complete=True)
-        self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+        written, self.quiet = "holds" if self.quiet else "wrote", False
+        self.print(f"\n{written} " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
 
 
 def move_aside(folder: Path) -> None:
