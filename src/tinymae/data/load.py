@@ -107,6 +107,13 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
+    # What cannot be right is refused where it would not be used, too: with all splits, or for data that have their own.
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if fraction is not None and not 0 <= fraction < 1:
+            raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
+    if group_pattern is not None and reading.get("group_column") is not None:
+        raise InputError("group_column and group_pattern are two ways to say the same: give one")
+    pattern = None if group_pattern is None else compile_pattern(group_pattern)
     source = open_given(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
     unused = leaves_out_labels(source, labelled=labelled, several=several)
     if labelled and source.labels is None:
@@ -114,10 +121,8 @@ def load_splits(
     if {*splits} == {"all"}:
         rows = {"all": np.arange(len(source))}
     else:
-        if group_pattern is not None and reading.get("group_column") is not None:
-            raise InputError("group_column and group_pattern are two ways to say the same: give one")
-        if group_pattern is not None:
-            source.groups = match_groups(source, group_pattern)
+        if pattern is not None:
+            source.groups = match_groups(source, pattern)
         rows = cut(source, val_fraction, test_fraction, masked=masked)
     if unused:  # now that the images are cut as they are where the labels are used
         source.labels = None
@@ -183,8 +188,6 @@ def cut(
             raise InputError(
                 f"{name}_fraction {fraction:g}: data {source.name} has a {name} split of its own; leave it out"
             )
-        if not 0 <= fraction < 1:
-            raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
         fractions[name] = fraction
     train = given.pop("train", None)
     if train is None:
@@ -207,18 +210,23 @@ def cut(
     }
 
 
-def match_groups(source: Source, pattern: str) -> list[str]:
-    """The group of each image, by a regular expression found in its name. Raises InputError where it is not found."""
-    if source.held_out:
-        raise InputError(f"group_pattern {pattern!r}: data {source.name} has splits of its own; leave it out")
+def compile_pattern(pattern: str) -> re.Pattern:
+    """A regular expression. Raises InputError for what is none."""
     try:
-        compiled = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise InputError(f"group_pattern {pattern!r} is no regular expression: {error}") from None
+
+
+def match_groups(source: Source, pattern: re.Pattern) -> list[str]:
+    """The group of each image, by an expression found in its name. Raises InputError where it is not found."""
+    wrong = f"group_pattern {pattern.pattern!r}"
+    if source.held_out:
+        raise InputError(f"{wrong}: data {source.name} has splits of its own; leave it out")
     groups = []
     for name in source.names(np.arange(len(source))):
-        if (found := compiled.search(name)) is None:
-            raise InputError(f"group_pattern {pattern!r} is not found in {name}, the name of an image of {source.name}")
+        if (found := pattern.search(name)) is None:
+            raise InputError(f"{wrong} is not found in {name}, the name of an image of {source.name}")
         groups.append("/".join(part or "" for part in found.groups()) or found.group())
     return groups
 
