@@ -217,6 +217,8 @@ class StreamedDataset(Indexed):
         places = indices.cpu().numpy()
         rows = self.rows[places]
         labels = None if self.labels is None else self.labels[indices]
+        if not len(rows):  # which not every source can stack
+            return torch.empty(0, *self.image_shape, dtype=getattr(torch, self.depth)), labels
         try:
             return self.source.read(rows), labels
         except UnreadableImage:
