@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, first_line
-from ..files import read_tensors
+from ..files import did_you_mean, read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
 SAYS = "its config.json says"
@@ -43,6 +43,10 @@ def find_weights(source: str | Path, **download) -> Path:
             validate_repo_id(str(source))
             folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
         except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+            hint = did_you_mean(folder)
+            # No id of the Hub, or one that begins as a folder does that is here: somebody has mistyped a path.
+            if hint or isinstance(error, HFValidationError) or (len(folder.parts) > 1 and folder.parent.is_dir()):
+                raise InputError(f"weights folder {source} does not exist{hint}") from None
             raise InputError(
                 f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
             ) from None
