@@ -135,7 +135,12 @@ def load_splits(
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
             remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
             raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
-        dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description, split=split)
+        chosen = np.asarray(chosen)
+        known = None if source.labels is None else source.labels[chosen]
+        numbers = None if known is None or (known < 0).all() else torch.from_numpy(known)
+        dataset = StreamedDataset(
+            source, chosen, numbers, source.classes, skip_unreadable, description=description, split=split
+        )
         if labelled and dataset.labels is None:
             raise no_labels(source, split)
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize

@@ -15,7 +15,7 @@ from ..bands import MAX_CHANNELS
 from ..fit import describe_fit, fit_pixels
 from ..images import remark_on_range, to_depth
 from ..unreadable import UnreadableImage
-from .source import PartedSource, Reading, label_bytes, some_rows
+from .source import PartedSource, Reading, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
@@ -89,13 +89,12 @@ class ArraySource(PartedSource):
             raise InputError(f"data {self.name}, row {first}: NaN or infinity among its values: replace them") from None
         return fit_pixels(torch.from_numpy(np.ascontiguousarray(scaled)), self.size, self.fit, self.name)
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of all values and labels, as they are stored: resizing them to know them would take as long as an epoch."""
         total = hashlib.sha256()
         for some in np.array_split(rows, max(1, len(rows) // 1000)):
             total.update(self.stored(some).tobytes())
-        if self.labels is not None:
-            total.update(label_bytes(self.labels[rows], self.classes))
+        total.update(labels)
         return total.hexdigest()
 
 

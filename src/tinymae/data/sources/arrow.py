@@ -94,7 +94,7 @@ class ArrowSource(PartedSource, EncodedSource):
         part, row = self.locate(rows)
         return hash_rows(row + (part.astype(np.int64) << 48))
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of the tables' own fingerprints and the rows."""
         total = hashlib.sha256("".join(part._fingerprint for part in self.parts).encode())
         total.update(rows.tobytes())

@@ -52,11 +52,11 @@ class FilesSource(EncodedSource):
         """See `Source.places`: by name."""
         return hash_names(without_prefix(name, self.prefixes) for name in self.names(rows))
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of names, sizes in bytes, and labels."""
         names = self.names(rows)
         sizes = np.array([size_of(self.root / name) for name in names], dtype="<i8")
-        return hashlib.sha256(super().digest(rows).encode() + sizes.tobytes()).hexdigest()
+        return hashlib.sha256(super().digest(rows, labels).encode() + sizes.tobytes()).hexdigest()
 
     def contents(self, rows: np.ndarray) -> list[Content]:
         """See `EncodedSource.contents`."""

@@ -124,12 +124,9 @@ class Source:
         numbers = [name.removeprefix("row/") for name in names]  # the names of an Arrow table's rows, and of an array's
         return hash_rows(np.array(numbers, dtype=np.int64)) if all(map(str.isdecimal, numbers)) else hash_names(names)
 
-    def digest(self, rows: np.ndarray) -> str:
-        """SHA-256 of what shows whether these rows still are the same images."""
-        total = hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape"))
-        if self.labels is not None:
-            total.update(label_bytes(self.labels[rows], self.classes))
-        return total.hexdigest()
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
+        """SHA-256 of what shows whether these rows still are the same images, with the same `labels`."""
+        return hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape") + labels).hexdigest()
 
     def read_good(self, rows: np.ndarray) -> tuple[list[Tensor | None], list[str]]:
         """The images of these rows, None for an unreadable one, and the names of those."""
@@ -140,11 +137,6 @@ class Source:
                 return [None], list(self.names(rows))
         found = [self.read_good(row) for row in np.split(rows, len(rows))]
         return [image for images, _ in found for image in images], [name for _, bad in found for name in bad]
-
-
-def label_bytes(labels: np.ndarray, classes: Sequence[str]) -> bytes:
-    """What a fingerprint knows of labels: their numbers, and what these mean."""
-    return labels.tobytes() + "\n".join(classes).encode("utf-8", "surrogateescape")
 
 
 def some_rows(count: int, limit: int) -> np.ndarray:
