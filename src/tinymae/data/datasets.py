@@ -14,7 +14,6 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
 from ..tensors import LEVELS, pick_pixels, to_device
-from .augment import has_colour
 from .images import Depth
 from .sources.arrays import ArraySource
 from .sources.files import FilesSource
@@ -376,9 +375,9 @@ def with_classes(dataset: Dataset, classes: list[str]) -> Dataset:
     return replace(dataset, labels=renumbered.to(dataset.labels.device), classes=classes)
 
 
-def knows_colour(dataset: Dataset) -> bool:
-    """See `augment.has_colour`."""
-    return has_colour(dataset.image_shape[0], dataset.depth)
+def has_colour(dataset: Dataset) -> bool:
+    """Whether operations on colours are defined for images: grey or RGB ones of 8 bits."""
+    return dataset.image_shape[0] in (1, 3) and dataset.depth == "uint8"
 
 
 def no_colour(setting: str, dataset: Dataset) -> InputError:

@@ -200,7 +200,7 @@ def cut(
             return given
         train = np.arange(len(source))
     if source.held_out:
-        parts = {name: held_out(len(train), source.held_out, name).numpy() for name in ("train", *source.held_out)}
+        parts = held_out(len(train), source.held_out)
     else:
         if (total := sum(fractions.values())) >= 1:
             raise InputError(f"val_fraction and test_fraction are {total:g} together: below 1, please")

@@ -20,11 +20,10 @@ def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
-    """Which of `count` items belong to `split`, in file order; train is what the held-out `sizes` leave."""
-    order = fixed_permutation(count)
-    parts = dict(zip(["train", *sizes], order.split([count - sum(sizes.values()), *sizes.values()]), strict=True))
-    return parts[split].sort().values
+def held_out(count: int, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Which of `count` items belong to each of `sizes`, in file order, and to train, which is what these leave."""
+    parts = fixed_permutation(count).split([count - sum(sizes.values()), *sizes.values()])
+    return {split: part.sort().values.numpy() for split, part in zip(["train", *sizes], parts, strict=True)}
 
 
 def rows_by_split(parts: np.ndarray) -> dict[str, np.ndarray]:
