@@ -152,8 +152,11 @@ def read_table(path: Path) -> pa.Table:
             return parquet.read_table(path)
         from pyarrow import csv
 
-        path.read_text("utf-8")
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=find_delimiter(path)))
+        content = path.read_bytes()
+        header = re.split(r"[\r\n]", content.decode("utf-8"), maxsplit=1)[0]
+        known = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"  # the first of them that are as frequent
+        options = csv.ParseOptions(delimiter=max(known, key=header.count))
+        return csv.read_csv(pa.BufferReader(content), parse_options=options)
     except UnicodeDecodeError as error:
         raise InputError(f"table {path} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
     except (pa.ArrowException, OSError) as error:
@@ -175,13 +178,6 @@ def are_blank(values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         blank = compute.or_kleene(blank, compute.equal(compute.utf8_trim_whitespace(values), ""))
     return blank.to_numpy()
-
-
-def find_delimiter(path: Path) -> str:
-    """What separates columns: the most frequent one in the first line."""
-    with open(path, errors="replace") as file:
-        header = file.readline()
-    return max("\t,;" if path.suffix.lower() == ".tsv" else ",;\t", key=header.count)
 
 
 # ---- columns
