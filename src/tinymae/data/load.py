@@ -46,10 +46,11 @@ def load_dataset(
 
     Args:
         data: a name (`digits`, `cifar10`, ... as in `sources.named`; torchvision downloads to `data_dir`); a folder, or
-            several, read without labels; image files; a table of paths (.csv, .tsv, .parquet); an array file (.npy,
-            .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging
-            Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch Dataset; a `Dataset` or
-            `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test stay what they are.
+            several, read without labels; image files; patterns of these, as "photos/*/"; a table of paths (.csv, .tsv,
+            .parquet); an array file (.npy, .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`;
+            `hf:owner/name` on the Hugging Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch
+            Dataset; a `Dataset` or `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test
+            stay what they are.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped, or see `fit`. Files have 32 by
