@@ -254,6 +254,14 @@ def test_halving_stops_at_two_pixels_unless_told_otherwise():
 # ---- variational
 
 
+def test_what_has_no_default_is_asked_for_by_its_name():
+    with pytest.raises(InputError, match=r"^image_size \(2, 2\) is halved only where depth says so: give depth 1, or"):
+        ConvAutoencoder(image_size=2)
+    assert ConvAutoencoder(image_size=2, depth=1, width=8).map_shape == (8, 1, 1)
+    with pytest.raises(InputError, match="^latent_dim None: the latents of a VariationalAutoencoder are a vector"):
+        VariationalAutoencoder(latent_dim=None)
+
+
 def test_kl_is_torchs_own(images):
     model = build("vae")
     mean, log_variance = model.encode_distribution(images)

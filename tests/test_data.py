@@ -1,5 +1,6 @@
 """Data sets: what they hold, how they are indexed, and what is said of them."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from pictures import as_set, describe, picture, pixels
 
-from tinymae import load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands.settings import RunSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import channel_statistics
@@ -84,6 +85,20 @@ def test_a_subset_is_of_rows_or_of_a_mask(classes_folder):
             assert list(some.names) == [dataset.names[2], dataset.names[7]]
             assert torch.equal(some[:][0], dataset[mask][0])
             assert torch.equal(some[:][0], dataset[[2, 7]][0]) and torch.equal(some.labels, dataset.labels[[2, 7]])
+
+
+@pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
+def test_no_rows_are_a_batch_of_none(classes_folder, limit):
+    dataset = load_dataset(classes_folder, "all", image_size=8, memory_limit_gb=limit)
+    images, labels = dataset[[]]
+    assert images.shape == (0, 3, 8, 8) and images.dtype == torch.uint8 and labels.shape == (0,)
+
+
+@pytest.mark.parametrize("data", ["digits", pixels(4, 8, 8)], ids=["by name", "an array"])
+@pytest.mark.parametrize("size", [0, -4, 8.0, True, "8", (8,), (8, 0), (8, 8, 8)])
+def test_a_size_is_one_number_of_pixels_or_two(data, size):
+    with pytest.raises(InputError, match=rf"^image_size {re.escape(repr(size))}: give a whole number of pixels from 1"):
+        load_dataset(data, "all", image_size=size)
 
 
 def test_a_mask_has_as_many_values_as_there_are_images():

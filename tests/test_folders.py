@@ -1,6 +1,7 @@
 """Folders of images: their classes, splits and names."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,34 @@ def test_several_folders_are_one_set(tmp_path):
     assert len(as_set(dataset.images)) == 12 and dataset.names[-1] == "two/sub/5.png" and dataset.labels is None
 
 
+@pytest.mark.parametrize("others", [["cats"], ["."], ["cats", "dogs", "."]])
+def test_an_image_that_is_in_several_folders_is_taken_once(tmp_path, others):
+    for number in range(4):
+        for folder in ("cats", "dogs"):
+            picture(tmp_path / folder / f"{number}.png")
+    dataset = load_dataset([tmp_path, *(tmp_path / other for other in others)], "all", image_size=8)
+    assert sorted(dataset.names) == [f"{folder}/{number}.png" for folder in ("cats", "dogs") for number in range(4)]
+    doubled = sum({"cats": 4, "dogs": 4, ".": 8}[other] for other in others)
+    assert f"folders: {doubled} images are in several of them, and are taken once" in dataset.description
+
+
+def test_a_pattern_is_all_that_it_matches_as_from_a_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["photos/b/1.png", "photos/a/1.png", "photos/a/2.png", "other/1.png", "cat*/1.png"]):
+        picture(tmp_path / name, seed=number)
+    for pattern, same in [
+        ("photos/*/", ["photos/a/", "photos/b/"]),
+        ("photos/*/1.png", ["photos/a/1.png", "photos/b/1.png"]),
+        ("photos/**/2.png", "photos/a/2.png"),
+        (["photos/*", "other"], ["photos/a", "photos/b", "other"]),
+        (Path("oth*"), "other"),
+    ]:
+        assert load_dataset(pattern, "all").names == load_dataset(same, "all").names
+    assert load_dataset("cat*", "all").names == ["1.png"]  # which is a folder's own name
+    with pytest.raises(InputError, match=r"data photos/\*\.jpg matches no folder and no file"):
+        load_dataset(["photos/*.jpg", "other"])
+
+
 def test_single_image_files_are_data(tmp_path):
     for number, name in enumerate(["a/1.png", "b/c/2.png", "3.npy"]):
         picture(tmp_path / f"{name}.png", seed=number)
@@ -156,6 +185,14 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, classes_folder):
         InputError, match=r"data cifar11 does not exist \(did you mean cifar10\?\): give a folder, image files"
     ):
         load_dataset("cifar11")
+    for given in ("photo", "photo/", ["photo", str(classes_folder)]):  # in one line, which lists no named sets
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        given = [str(tmp_path / given[0]), given[1]] if isinstance(given, list) else f"{tmp_path}/{given}"
+        with pytest.raises(InputError, match=r"photo/? does not exist \(did you mean .*/photos\?\): (?!.*kmnist)"):
+            load_dataset(given)
+    (tmp_path / "photos.zip").touch()
+    with pytest.raises(InputError, match=r"photos\.zip is an archive: unpack it, and give the folder"):
+        load_dataset(tmp_path / "photos.zip")
     with pytest.raises(InputError, match="split 'dev'"):
         load_dataset("digits", "dev")
     (tmp_path / "empty").mkdir()

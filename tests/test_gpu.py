@@ -21,7 +21,7 @@ from tinymae.models.base import LOOKS
 from tinymae.models.classifier import build_classifier
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
-from tinymae.training.numbers import SentStep, StepNumbers
+from tinymae.training.numbers import StepNumbers
 from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
@@ -213,12 +213,13 @@ def test_probes_and_evaluations_run(gpu, tmp_path, monkeypatch, head):
 
 def test_numbers_are_read_when_they_have_arrived(gpu):
     scalars = {"loss": torch.tensor(0.5).to("cuda"), "grad_norm": torch.tensor(2.0).to("cuda")}
-    sent = SentStep(None, scalars, logged=False)
-    assert not sent.arrived and 0.5 not in sent.values.tolist()
-    assert sent.arrived and sent.read() == {"loss": 0.5, "grad_norm": 2.0}
-    sent = SentStep(None, {"loss": torch.tensor(0.25, device="cuda")}, logged=False)
+    numbers = StepNumbers(most=3, together=False)
+    numbers.send(None, scalars, logged=False)
+    assert list(numbers.receive()) == []  # one look at it, after which it has arrived
+    assert list(numbers.receive()) == [(None, {"loss": 0.5, "grad_norm": 2.0}, False)]
+    numbers.send(None, {"loss": torch.tensor(0.25, device="cuda")}, logged=True)
     gpu.log.waits.clear()
-    assert sent.read() == {"loss": 0.25}
+    assert list(numbers.receive(everything=True)) == [(None, {"loss": 0.25}, True)]
     assert [what for _, what, _ in gpu.log.waits] == ["Event.synchronize"]
 
 

@@ -11,6 +11,7 @@ from running import save_images
 
 import tinymae
 from tinymae import InputError, load_dataset
+from tinymae.data.sources.source import Reading
 
 
 def test_sixteen_bits_stay_sixteen_bits(tmp_path):
@@ -90,6 +91,9 @@ def test_floats_need_their_range(tmp_path):
     np.testing.assert_allclose(dataset.images[:, 0].numpy() / 65535 * 8 - 4, values, atol=8 / 65535)
     same = load_dataset(values, "all", pixel_range=(-4, 4))
     assert torch.equal(same.images, dataset.images)
+    for bounds, shown in [((0, float("inf")), "0 inf"), ((float("-inf"), 1), "-inf 1")]:
+        with pytest.raises(InputError, match=f"pixel_range {shown}: both must be finite"):
+            Reading(pixel_range=bounds)
     with pytest.raises(InputError, match="pixel_range 1 0: the first must be the lower one"):
         load_dataset(values, pixel_range=(1, 0))
 

@@ -71,7 +71,19 @@ def test_labels_that_are_numbers_keep_them(labels):
     [
         (pixels(10, 8, 8) / 255, None, "data array is float64: give uint8 or uint16 pixels, or pixel_range LOW HIGH"),
         (torch.rand(10, 3, 8, 8), None, "data array is float32: give"),
-        (np.array([["a"]]), None, "data is <U1: give"),
+        (np.array([["a"]]), None, "data array is <U1: give pixels"),
+        (torch.zeros(10, 8, 8, dtype=torch.complex64), None, "data array is complex64: give pixels"),
+        (
+            torch.zeros(10, 8, 8).to_sparse(),
+            None,
+            r"data array is torch.float32, torch.sparse_coo: give a dense tensor",
+        ),
+        (
+            {"images": pixels(10, 8, 8)},
+            None,
+            "data is dict: give a name, a path, a tensor, an array or a torch Dataset",
+        ),
+        (pixels(2, 8, 8), [0, 20240131], "labels go up to 20240131 for 2 images: number the classes from 0, or give"),
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
@@ -89,6 +101,13 @@ def test_labels_that_are_numbers_keep_them(labels):
 def test_arrays_that_cannot_be_used_are_refused(data, labels, message):
     with pytest.raises(InputError, match=message):
         load_dataset(data, labels=labels)
+
+
+def test_tensors_of_any_type_of_pixels_will_do():
+    numbers = torch.arange(10.0)[:, None, None, None].expand(10, 1, 4, 4) / 16
+    expected = load_dataset(numbers, "all", pixel_range=(0, 1)).images
+    for tensor in (numbers.bfloat16(), numbers.half(), numbers.clone().requires_grad_()):
+        assert torch.equal(load_dataset(tensor, "all", pixel_range=(0, 1)).images, expected)
 
 
 # ---- files of arrays
@@ -270,7 +289,7 @@ def test_splits_of_an_arrow_table_may_stand_in_a_column(tmp_path, hub):
     assert load_dataset(tmp_path / "named", "test", image_size=6).names == expected
     assert load_dataset(tmp_path / "others", "test", image_size=6, split_column="part").names == expected
     assert describe(tmp_path / "others").endswith("columns: images from image")
-    with pytest.raises(InputError, match="others, row 2: column split is empty"):
+    with pytest.raises(InputError, match="data others, row 2 has no split: fill it in"):
         load_dataset(tmp_path / "others", split_column="split")
     hub.DatasetDict(train=stored, test=stored).save_to_disk(tmp_path / "split")
     with pytest.raises(InputError, match="split_column part: data split has the splits train, test; leave it out"):
@@ -310,6 +329,7 @@ def test_objects_of_hugging_face_are_read_as_from_disk(hub):
 
 class Squares(torch.utils.data.Dataset):
     labels: list | None = None
+    classes: list[str]
 
     def __init__(self, kind):
         self.kind = kind
@@ -327,6 +347,34 @@ def test_any_torch_dataset_will_do(kind):
     dataset = load_dataset(Squares(kind), "all", image_size=4)
     assert dataset.images.shape == (20, 3, 4, 4) and dataset.images[:, 0, 0, 0].tolist() == list(range(20))
     assert dataset.labels.tolist() == [index % 3 for index in range(20)] and dataset.classes == ["0", "1", "2"]
+
+
+def test_items_of_a_torch_dataset_may_be_what_a_network_gave():
+    def scaled(image):
+        return torch.from_numpy(image).permute(2, 0, 1) / 16
+
+    expected = load_dataset(Squares(scaled), "all", image_size=4, pixel_range=(0, 2)).images
+    for kind in (lambda image: scaled(image).requires_grad_(), lambda image: scaled(image).bfloat16()):
+        dataset = load_dataset(Squares(kind), "all", image_size=4, pixel_range=(0, 2))
+        assert torch.equal(dataset.images, expected)
+    with pytest.raises(InputError, match="image Squares item 0 is complex64: give pixels"):
+        load_dataset(Squares(lambda image: scaled(image) * 1j), "all", image_size=4, pixel_range=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (None, ["a", "b"], "has labels of 3 classes, and 2 in its attribute `classes`: give it a name for each"),
+        ([[1, 0], [1, 1]] * 10, ["a"], "has labels of 2 classes, and 1 in its attribute"),
+        ([[1, 0], [1, 1]] * 10, ["a", "b", "c"], "has labels of 2 classes, and 3 in its attribute"),
+        ([0, 2**40] * 10, ["a", "b"], "labels go up to 1099511627776 for 20 images: number the classes from 0"),
+    ],
+)
+def test_classes_of_a_torch_dataset_are_those_of_its_labels(labels, classes, message):
+    data = Squares(np.asarray)
+    data.labels, data.classes = labels, classes
+    with pytest.raises(InputError, match=f"data Squares.* {message}"):
+        load_dataset(data, "all")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_small_folders_keep_every_class_in_train_and_no_split_empty(tmp_path):
 
 def test_what_is_held_out_of_named_sets_stays_so():
     """Released scores are of these images, which a seed that is part of the protocol has drawn."""
-    assert held_out(50_000, {"val": 2000}, "val")[:5].tolist() == [18, 72, 89, 101, 122]
+    assert held_out(50_000, {"val": 2000})["val"][:5].tolist() == [18, 72, 89, 101, 122]
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
@@ -148,6 +148,50 @@ def test_no_group_is_torn_and_no_class_is_lost_whatever_the_groups(labels, fract
     assert len(set(groups)) == sum(len(set(groups[rows])) for rows in parts.values())
     if len(set(groups)) < len(groups):
         assert {*classes[parts["train"]], -1} == {*classes, -1}
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=4, max_size=30),
+    fractions=st.sampled_from([{"val": 0.1, "test": 0.1}, {"val": 0.3, "test": 0.3}, {"val": 0.0, "test": 0.6}]),
+)
+def test_no_image_is_in_two_splits_though_one_of_its_rows_lacks_the_label(rows, fractions):
+    images, has_label = np.array(rows).T
+    parts = split_by_hash(hash_names(map(str, images)), fractions, np.where(has_label, images % 3, -1))
+    assert sorted(np.concatenate([*parts.values()])) == [*range(len(rows))]
+    assert len(set(images)) == sum(len(set(images[part])) for part in parts.values())
+
+
+def test_rows_without_a_label_move_no_image_of_a_table(tmp_path):
+    names = [f"{number}.png" for number in range(12)]
+    for name in names:
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    labelled = [f"{name},{'cat' if place % 2 else 'dog'}" for place, name in enumerate(names[:8])]
+    others = [f"{name}," for name in names[8:]]
+    found = []
+    for rows in (labelled + others, labelled + others + [f"{name}," for name in names]):
+        (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+        found.append(
+            {split: {*load_dataset(tmp_path / "table.csv", split).names} for split in ("train", "val", "test")}
+        )
+    assert found[0] == found[1] and sum(map(len, found[0].values())) == 12
+
+
+@pytest.mark.parametrize("split", ["test", "all"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"val_fraction": 7.0}, "val_fraction 7 is not within 0 and 1"),
+        ({"test_fraction": float("nan")}, "test_fraction nan is not within 0 and 1"),
+        ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression"),
+        ({"group_pattern": "a", "group_column": "b"}, "group_column and group_pattern are two ways to say the same"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_where_it_would_not_be_used(tmp_path, split, wrong, message):
+    (tmp_path / "test").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "1.png")
+    assert len(load_dataset(tmp_path, split)) == 1
+    with pytest.raises(InputError, match=message):
+        load_dataset(tmp_path, split, **wrong)
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])

@@ -1,5 +1,7 @@
 """Tables that name images: their columns, delimiters and rows."""
 
+import re
+
 import pyarrow as pa
 import pytest
 import torch
@@ -168,8 +170,62 @@ def test_an_image_in_several_rows_of_a_table_has_one_label(tmp_path):
         load_dataset(table, "all", image_size=4)
     table.write_text("path,label\na.png,x\nb.png,y\n./a.png,\n")  # one of the rows has no label
     assert len(load_dataset(table, "all", image_size=4)) == 3
+    table.write_text("path,label\na.png,\na.png,x\nb.png,x\na.png,y\n")  # a row without one comes first
+    with pytest.raises(InputError, match="lines 3 and 5: image a.png has one label here and another there"):
+        load_dataset(table, "all", image_size=4)
     table.write_text("path,label\na.png,\nb.png,\n")
     assert load_dataset(table, "all", image_size=4).labels is None
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_empty_rows_are_left_out_and_said_and_lines_stay_those_of_the_file(tmp_path, suffix):
+    """As Excel writes them."""
+    for number in range(3):
+        picture(tmp_path / f"{number}.png")
+
+    def write(*rows):
+        path = tmp_path / f"table.{suffix}"
+        if suffix == "csv":
+            path.write_text("\n".join(["path;label;age", *(";".join(str(cell or "") for cell in row) for row in rows)]))
+        else:
+            columns = zip(*rows, strict=True)
+            parquet.write_table(pa.table(dict(zip(("path", "label", "age"), map(list, columns), strict=True))), path)
+        return path
+
+    empty = [("", None, None), (" ", "", None)]
+    rows = [("0.png", "cat", 3), *empty, ("1.png", "dog", None), ("2.png", "cat", 5)]
+    dataset = load_dataset(write(*rows, *empty), "all", image_size=8)
+    assert dataset.names == ["0.png", "1.png", "2.png"] and dataset.labels.tolist() == [0, 1, 0]
+    assert "rows: 4 are empty, and are left out" in dataset.description
+    for row, message in [
+        (("", "cat", None), "line 7 has no path: fill it in, or leave the row out"),
+        (("9.png", "cat", 1), r"line 7: image .*9\.png does not exist"),
+        (("0.png", "dog", 1), "lines 2 and 7: image 0.png has one label here and another there"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            load_dataset(write(*rows, row), "all", image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (
+            r"C:\photos\1.png",
+            r"C:\photos\1.png does not exist: the table has paths of another computer; give paths rel",
+        ),
+        ("D:/photos/1.png", "the table has paths of another computer"),
+        ("Scan.PNG", "Scan.PNG does not exist: scan.png does; correct the table's paths"),
+        ("scan.jpg", "scan.jpg does not exist: scan.png does; correct the table's paths"),
+        ("scan", "scan does not exist: scan.png does; correct the table's paths"),
+        ("notes.png", "notes.png does not exist: paths are relative to the table's folder"),
+    ],
+)
+def test_what_may_be_meant_by_a_missing_file_is_said(tmp_path, name, remedy):
+    picture(tmp_path / "scan.png")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "table.csv").write_text(f"path\n{name}\n")
+    with pytest.raises(InputError, match=re.escape(remedy)):
+        load_dataset(tmp_path / "table.csv", "all")
 
 
 def test_a_table_of_another_encoding_is_refused(tmp_path):
@@ -198,8 +254,14 @@ def test_paths_are_relative_to_the_table(tmp_path):
         (
             "where,label\n1.png,a\n",
             {},
-            "has no column path or file or filename, only where, label: give",
+            "has no column path or file or filename, only where, label: give image_column$",
         ),
+        (
+            "where,kind\n1.png,a\n",
+            {},
+            "has no column path or file or filename, only where, kind: give image_column, and label_column if one",
+        ),
+        ("path,label\n1.png,0\n1.png,20240131\n", {}, "labels go up to 20240131 for 2 images: number the classes"),
         ("path,label\n", {}, "has no rows"),
         ("path,label\n1.png,a\nmissing.png,b\n", {}, r"line 3: image .*missing\.png does not exist"),
         ("path,split\n1.png,train\n1.png,holdout\n", {}, "line 3: split 'holdout' is none of train, val and test"),

@@ -143,6 +143,23 @@ def test_a_hub_that_cannot_be_reached_is_one_line(error, autoencoder, monkeypatc
         autoencoder.push_to_hub("somebody/mae")
 
 
+@pytest.mark.parametrize("source", ["runs/mea", "./runs/mea", "mea", "runs/a/b"])
+def test_of_a_mistyped_path_the_hub_says_nothing(source, autoencoder, tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("tinymae.models.filling.snapshot_download", unreachable)
+    autoencoder.save_pretrained(tmp_path / "runs" / "mae")
+    monkeypatch.chdir(tmp_path if "/" in source else tmp_path / "runs")
+    near = "" if source == "runs/a/b" else f" (did you mean {Path(source).with_name('mae')}?)"
+    with pytest.raises(InputError, match=f"^weights folder {source} does not exist{re.escape(near)}$"):
+        tinymae.load(source)
+    with pytest.raises(
+        InputError, match=r"^weights folder timm/vit does not exist, and the Hugging Face Hub gave nothing"
+    ):
+        tinymae.load("timm/vit")
+
+
 def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, tmp_path):
     autoencoder.write_weights(tmp_path / "run")
     autoencoder.save_pretrained(tmp_path / "hub")

@@ -1,6 +1,8 @@
 """Files that are either whole or absent: written, locked, read and checked."""
 
+import contextlib
 import csv
+import difflib
 import errno
 import hashlib
 import inspect
@@ -128,6 +130,15 @@ def is_of_type(value: Any, wanted: Any) -> bool:
     if isinstance(value, bool):  # which Python takes for an integer
         return wanted is bool
     return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
+
+
+def did_you_mean(path: str | Path) -> str:
+    """In brackets, what beside a path that is not there has almost its name; "" if nothing has."""
+    path = Path(path)
+    with contextlib.suppress(OSError, ValueError):  # nor may its folder be there, or be a name of one
+        if close := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1):
+            return f" (did you mean {path.with_name(close[0])}?)"
+    return ""
 
 
 def read_metrics(path: str | Path) -> list[dict]:

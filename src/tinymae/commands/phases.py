@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
 from ..data.batches import Batch
-from ..data.datasets import Dataset, knows_colour, no_colour
+from ..data.datasets import Dataset, has_colour, no_colour
 from ..errors import InputError
 from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
@@ -102,11 +102,11 @@ class PhaseSettings(TrainingSettings):
     def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
         contrast, batch_size = self.contrast_epochs or 0, self.batch_size or batch_for(len(dataset), least=64)
-        jitter, has_colour = self.contrast_color_jitter, knows_colour(dataset)
+        jitter, coloured = self.contrast_color_jitter, has_colour(dataset)
         if jitter is None:
-            jitter = JITTER if has_colour else 0.0
+            jitter = JITTER if coloured else 0.0
         for name, strength in (("color_jitter", self.color_jitter), ("contrast_color_jitter", jitter)):
-            if strength and not has_colour:
+            if strength and not coloured:
                 raise no_colour(f"{name} {strength:g}", dataset)
         first = Phase(
             epochs=self.epochs - contrast, first_epoch=0, prefix="", batch_size=batch_size, base_lr=self.base_lr,

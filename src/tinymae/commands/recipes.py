@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from typing_extensions import Self
 
 from ..data.batches import count_steps
-from ..data.datasets import Dataset, has_several, knows_colour, no_colour
+from ..data.datasets import Dataset, has_colour, has_several, no_colour
 from ..errors import InputError
 from .families import show
 from .fields import setting
@@ -99,7 +99,7 @@ class RecipeSettings(UnlabelledSettings):
         """Raises InputError for given settings that do not go with such images."""
         if has_several(dataset) and (self.mixup or self.cutmix or self.unlabelled):
             raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
-        if self.trivial_augment and not knows_colour(dataset):
+        if self.trivial_augment and not has_colour(dataset):
             raise no_colour("trivial_augment", dataset)
 
     def check_lengths(self, epochs: int) -> None:
@@ -116,7 +116,7 @@ class RecipeSettings(UnlabelledSettings):
         recipe = dict(RECIPES[self.recipe])
         if has_several(train_set) or self.unlabelled:
             recipe |= {"mixup": 0.0, "cutmix": 0.0}
-        if not knows_colour(train_set):
+        if not has_colour(train_set):
             recipe["trivial_augment"] = False
         batch = self.batch_size or batch_for(len(train_set), least=32, most=recipe.pop("largest_batch"))
         epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / count_steps(train_set, batch)))

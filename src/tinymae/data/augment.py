@@ -97,11 +97,8 @@ def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:
 
     With probability 0.8 brightness, contrast and saturation change by factors in 1 +- 0.8 x strength and the hue by up
     to 0.2 x strength of a turn, in this order; then, with probability 0.2, the image turns grey. Grey images know
-    brightness and contrast alone.
-
-    Raises InputError for other than 1 or 3 channels of 8 bits.
+    brightness and contrast alone. Images are uint8 of 1 or 3 channels.
     """
-    require_colour(images, "color_jitter")
     chances = draws.uniform(6)
     jittered, turned_grey = (chances[:, k, None, None, None] < ratio for k, ratio in ((4, 0.8), (5, 0.2)))
     signed = 2 * chances - 1
@@ -117,11 +114,9 @@ def color_jitter(images: Tensor, draws: Draws, *, strength: float) -> Tensor:
 
 
 def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
-    """Apply to each image one operation of TrivialAugment's 14, at a strength uniform over its range ("wide").
-
-    Raises InputError for other than 1 or 3 channels of 8 bits.
+    """Apply to each image, uint8 of 1 or 3 channels, one of TrivialAugment's 14 operations, at a strength uniform over
+    its range ("wide").
     """
-    require_colour(images, "trivial_augment")
     # Chosen and sorted on the CPU, as the number of images that get an operation shapes its tensors.
     chosen = (draws.uniform_on_cpu() * len(TRIVIAL_AUGMENT)).long()
     counts = chosen.bincount(minlength=len(TRIVIAL_AUGMENT)).tolist()
@@ -139,20 +134,6 @@ def trivial_augment(images: Tensor, draws: Draws) -> Tensor:
 
 def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.round().clamp(0, LEVELS[dtype]).to(dtype)
-
-
-def require_colour(images: Tensor, name: str) -> None:
-    """Raises InputError for images that the operation `name` is not defined for."""
-    channels, depth = images.shape[1], str(images.dtype).removeprefix("torch.")
-    if not has_colour(channels, depth):
-        raise InputError(
-            f"{name} is defined for grey and RGB images of 8 bits, not for {channels} channels of {depth}: leave it out"
-        )
-
-
-def has_colour(channels: int, depth: str) -> bool:
-    """Whether operations on colours are defined for images: grey or RGB ones of 8 bits."""
-    return channels in (1, 3) and depth == "uint8"
 
 
 def resample(images: Tensor, matrix: Tensor, padding_mode: str = "zeros") -> Tensor:

@@ -1,6 +1,5 @@
 """Data sets: one split of a source of images, in memory or read batch by batch."""
 
-import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -16,11 +15,10 @@ from tqdm.contrib.concurrent import thread_map
 from ..bars import hidden
 from ..errors import InputError
 from ..tensors import LEVELS, pick_pixels, to_device
-from .augment import has_colour
 from .images import Depth
 from .sources.arrays import ArraySource
 from .sources.files import FilesSource
-from .sources.source import Source, label_bytes
+from .sources.source import Source
 from .unreadable import UnreadableImage
 
 STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviation are of
@@ -108,8 +106,7 @@ class ImageDataset(Indexed):
     def fingerprint(self) -> str:
         """How many images, and the digest of their pixels, labels and classes."""
         total = hashlib.sha256(self.images.cpu().numpy().tobytes())
-        if self.labels is not None:
-            total.update(label_bytes(self.labels.cpu().numpy(), self.classes))
+        total.update(label_bytes(self.labels, self.classes))
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -144,6 +141,8 @@ class StreamedDataset(Indexed):
 
     source: Source
     rows: np.ndarray  # int64 (N,): which of the source's
+    labels: Tensor | None  # see `ImageDataset`
+    classes: list[str]
     skip_unreadable: bool = False
     skipped: list[str] = field(default_factory=list)  # unreadable images that others stood in for, so far
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
@@ -156,11 +155,6 @@ class StreamedDataset(Indexed):
     def name(self) -> str:
         """The data's."""
         return self.source.name
-
-    @property
-    def classes(self) -> list[str]:
-        """Their names, by number."""
-        return self.source.classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -176,12 +170,6 @@ class StreamedDataset(Indexed):
     def of_files(self) -> bool:
         """Whether names are those of files."""
         return isinstance(self.source, FilesSource)
-
-    @cached_property
-    def labels(self) -> Tensor | None:
-        """int64 (N,), -1 of an image without; of several an image uint8 (N, classes); None if none has any."""
-        labels = None if self.source.labels is None else self.source.labels[self.rows]
-        return None if labels is None or (labels < 0).all() else torch.from_numpy(labels)
 
     @property
     def names(self) -> Sequence[str]:
@@ -207,7 +195,10 @@ class StreamedDataset(Indexed):
     @cached_property
     def fingerprint(self) -> str:
         """How many images, and the digest of their names, sizes in bytes and labels."""
-        return f"{len(self)} images, {self.source.digest(self.rows)[:16]}"
+        labels, known = self.labels, self.source.labels
+        if labels is None and known is not None and (known[self.rows] < 0).all():  # which other images of the data have
+            labels = torch.from_numpy(known[self.rows])
+        return f"{len(self)} images, {self.source.digest(self.rows, label_bytes(labels, self.classes))[:16]}"
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read the images at `indices`, with their labels.
@@ -218,6 +209,8 @@ class StreamedDataset(Indexed):
         places = indices.cpu().numpy()
         rows = self.rows[places]
         labels = None if self.labels is None else self.labels[indices]
+        if not len(rows):  # which not every source can stack
+            return torch.empty(0, *self.image_shape, dtype=getattr(torch, self.depth)), labels
         try:
             return self.source.read(rows), labels
         except UnreadableImage:
@@ -266,13 +259,13 @@ class StreamedDataset(Indexed):
 
     def subset(self, indices: Tensor) -> "StreamedDataset":
         """The dataset of these images only, by rows or a bool mask."""
-        return replace(self, rows=self.rows[torch.as_tensor(indices).cpu().numpy()])
+        rows = torch.as_tensor(indices).cpu()
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, rows=self.rows[rows.numpy()], labels=labels)
 
     def without_labels(self) -> "StreamedDataset":
         """The same images, unlabelled."""
-        source = copy.copy(self.source)
-        source.labels = None
-        return replace(self, source=source)
+        return replace(self, labels=None)
 
     def to(self, device: torch.device | str) -> "StreamedDataset":
         """Itself: images go to the device batch by batch."""
@@ -357,6 +350,13 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     return [round(m, 6) for m in mean], [round(s, 6) for s in std]
 
 
+def label_bytes(labels: Tensor | None, classes: Sequence[str]) -> bytes:
+    """What a fingerprint knows of labels: their numbers, and what these mean."""
+    if labels is None:
+        return b""
+    return labels.cpu().numpy().tobytes() + "\n".join(classes).encode("utf-8", "surrogateescape")
+
+
 def has_several(dataset: Dataset) -> bool:
     """Whether an image may have several labels, or none."""
     return dataset.labels is not None and dataset.labels.ndim == 2
@@ -371,29 +371,21 @@ def with_label(dataset: Dataset) -> Dataset:
 
 def with_classes(dataset: Dataset, classes: list[str]) -> Dataset:
     """The same images, with their labels numbered as in `classes`; a class that is not among these is no label."""
-    numbers = [classes.index(name) if name in classes else -1 for name in dataset.classes]
-
-    def renumber(labels: np.ndarray) -> np.ndarray:
-        if labels.ndim == 1:
-            return np.array([*numbers, -1])[labels]  # and -1 stays
-        renumbered = np.zeros((len(labels), len(classes)), dtype=labels.dtype)
-        known = [number >= 0 for number in numbers]
-        renumbered[:, [number for number in numbers if number >= 0]] = labels[:, known]
-        return renumbered
-
-    if isinstance(dataset, ImageDataset):
-        assert dataset.labels is not None
-        labels = torch.from_numpy(renumber(dataset.labels.cpu().numpy())).to(dataset.labels.device)
-        return replace(dataset, labels=labels, classes=classes)
-    source = copy.copy(dataset.source)
-    assert source.labels is not None
-    source.labels, source.classes = renumber(source.labels), classes
-    return replace(dataset, source=source)
+    assert dataset.labels is not None
+    labels, numbers = dataset.labels.cpu(), [classes.index(name) if name in classes else -1 for name in dataset.classes]
+    if labels.ndim == 1:
+        renumbered = torch.tensor([*numbers, -1])[labels]  # and -1 stays
+    else:
+        renumbered = labels.new_zeros(len(labels), len(classes))
+        for old, new in enumerate(numbers):
+            if new >= 0:
+                renumbered[:, new] = labels[:, old]
+    return replace(dataset, labels=renumbered.to(dataset.labels.device), classes=classes)
 
 
-def knows_colour(dataset: Dataset) -> bool:
-    """See `augment.has_colour`."""
-    return has_colour(dataset.image_shape[0], dataset.depth)
+def has_colour(dataset: Dataset) -> bool:
+    """Whether operations on colours are defined for images: grey or RGB ones of 8 bits."""
+    return dataset.image_shape[0] in (1, 3) and dataset.depth == "uint8"
 
 
 def no_colour(setting: str, dataset: Dataset) -> InputError:

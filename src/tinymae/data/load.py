@@ -46,10 +46,11 @@ def load_dataset(
 
     Args:
         data: a name (`digits`, `cifar10`, ... as in `sources.named`; torchvision downloads to `data_dir`); a folder, or
-            several, read without labels; image files; a table of paths (.csv, .tsv, .parquet); an array file (.npy,
-            .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`; `hf:owner/name` on the Hugging
-            Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch Dataset; a `Dataset` or
-            `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test stay what they are.
+            several, read without labels; image files; patterns of these, as "photos/*/"; a table of paths (.csv, .tsv,
+            .parquet); an array file (.npy, .npz, .h5); Parquet files of encoded images or a folder of `save_to_disk`;
+            `hf:owner/name` on the Hugging Face Hub; a tensor or array (N, C, H, W), (N, H, W, C) or (N, H, W); a torch
+            Dataset; a `Dataset` or `DatasetDict` of Hugging Face; or a data set that this gave, of which val and test
+            stay what they are.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
         image_size: pixels, or (height, width); images are resized and centre-cropped, or see `fit`. Files have 32 by
@@ -108,6 +109,13 @@ def load_splits(
     for split in splits:
         if split not in (*SPLITS, "all"):
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)} and all")
+    # What cannot be right is refused where it would not be used, too: with all splits, or for data that have their own.
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if fraction is not None and not 0 <= fraction < 1:
+            raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
+    if group_pattern is not None and reading.get("group_column") is not None:
+        raise InputError("group_column and group_pattern are two ways to say the same: give one")
+    pattern = None if group_pattern is None else compile_pattern(group_pattern)
     source = open_given(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
     unused = leaves_out_labels(source, labelled=labelled, several=several)
     unused = unused or (unlabelled and source.labels is not None)
@@ -116,10 +124,8 @@ def load_splits(
     if {*splits} == {"all"}:
         rows = {"all": np.arange(len(source))}
     else:
-        if group_pattern is not None and reading.get("group_column") is not None:
-            raise InputError("group_column and group_pattern are two ways to say the same: give one")
-        if group_pattern is not None:
-            source.groups = match_groups(source, group_pattern)
+        if pattern is not None:
+            source.groups = match_groups(source, pattern)
         rows = cut(source, val_fraction, test_fraction, masked=masked)
     if unused:  # now that the images are cut as they are where the labels are used
         source.labels = None
@@ -132,7 +138,12 @@ def load_splits(
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
             remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
             raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
-        dataset = StreamedDataset(source, np.asarray(chosen), skip_unreadable, description=description, split=split)
+        chosen = np.asarray(chosen)
+        known = None if source.labels is None else source.labels[chosen]
+        numbers = None if known is None or (known < 0).all() else torch.from_numpy(known)
+        dataset = StreamedDataset(
+            source, chosen, numbers, source.classes, skip_unreadable, description=description, split=split
+        )
         if labelled and dataset.labels is None:
             raise no_labels(source, split)
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
@@ -185,8 +196,6 @@ def cut(
             raise InputError(
                 f"{name}_fraction {fraction:g}: data {source.name} has a {name} split of its own; leave it out"
             )
-        if not 0 <= fraction < 1:
-            raise InputError(f"{name}_fraction {fraction:g} is not within 0 and 1")
         fractions[name] = fraction
     train = given.pop("train", None)
     if train is None:
@@ -194,7 +203,7 @@ def cut(
             return given
         train = np.arange(len(source))
     if source.held_out:
-        parts = {name: held_out(len(train), source.held_out, name).numpy() for name in ("train", *source.held_out)}
+        parts = held_out(len(train), source.held_out)
     else:
         if (total := sum(fractions.values())) >= 1:
             raise InputError(f"val_fraction and test_fraction are {total:g} together: below 1, please")
@@ -209,18 +218,23 @@ def cut(
     }
 
 
-def match_groups(source: Source, pattern: str) -> list[str]:
-    """The group of each image, by a regular expression found in its name. Raises InputError where it is not found."""
-    if source.held_out:
-        raise InputError(f"group_pattern {pattern!r}: data {source.name} has splits of its own; leave it out")
+def compile_pattern(pattern: str) -> re.Pattern:
+    """A regular expression. Raises InputError for what is none."""
     try:
-        compiled = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise InputError(f"group_pattern {pattern!r} is no regular expression: {error}") from None
+
+
+def match_groups(source: Source, pattern: re.Pattern) -> list[str]:
+    """The group of each image, by an expression found in its name. Raises InputError where it is not found."""
+    wrong = f"group_pattern {pattern.pattern!r}"
+    if source.held_out:
+        raise InputError(f"{wrong}: data {source.name} has splits of its own; leave it out")
     groups = []
     for name in source.names(np.arange(len(source))):
-        if (found := compiled.search(name)) is None:
-            raise InputError(f"group_pattern {pattern!r} is not found in {name}, the name of an image of {source.name}")
+        if (found := pattern.search(name)) is None:
+            raise InputError(f"{wrong} is not found in {name}, the name of an image of {source.name}")
         groups.append("/".join(part or "" for part in found.groups()) or found.group())
     return groups
 

@@ -20,11 +20,10 @@ def fixed_permutation(count: int, seed: int = SPLIT_SEED) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def held_out(count: int, sizes: dict[str, int], split: str) -> Tensor:
-    """Which of `count` items belong to `split`, in file order; train is what the held-out `sizes` leave."""
-    order = fixed_permutation(count)
-    parts = dict(zip(["train", *sizes], order.split([count - sum(sizes.values()), *sizes.values()]), strict=True))
-    return parts[split].sort().values
+def held_out(count: int, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Which of `count` items belong to each of `sizes`, in file order, and to train, which is what these leave."""
+    parts = fixed_permutation(count).split([count - sum(sizes.values()), *sizes.values()])
+    return {split: part.sort().values.numpy() for split, part in zip(["train", *sizes], parts, strict=True)}
 
 
 def rows_by_split(parts: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,15 +105,16 @@ def split_by_hash(
     A split takes its fraction of [0, 1), so that which one an image is in depends on no other image. Two exceptions
     help small data: a class that train would lack keeps its row with the highest place there, and a split that would be
     empty takes the row with the lowest place that train can spare. Rows without a label, -1, are cut by themselves.
-    Rows of the same place, which is that of their group, are in the same split, with a label or without.
+    Rows of the same place, which are of one image or one group, are in the same split, with a label or without.
 
     >>> split_by_hash(np.array([0.05, 0.5, 0.15, 0.9]), {"val": 0.1}, None)
     {'train': array([1, 2, 3]), 'val': array([0])}
     """
-    # Where there are no groups, each kind is in every split.
-    if labels is not None and 0 < (labels >= 0).sum() < len(labels) and not grouped:
-        kinds = [np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)]
-        cuts = [split_by_hash(places[rows], fractions, labels[rows]) for rows in kinds]
+    # Where there are no groups, each kind is in every split. An image with a label in any of its rows is labelled.
+    labelled = np.ones(len(places), bool) if labels is None else np.isin(places, places[labels >= 0])
+    if labels is not None and not grouped and 0 < labelled.sum() < len(labels):
+        kinds = [np.flatnonzero(labelled), np.flatnonzero(~labelled)]
+        cuts = [split_by_hash(places[rows], fractions, labels[rows], grouped=True) for rows in kinds]
         return {
             name: np.sort(np.concatenate([rows[cut[name]] for rows, cut in zip(kinds, cuts, strict=True)]))
             for name in cuts[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError, refusal
 from ..files import read_tensors, require_types, write_atomically
-from ..models.filling import Sketch, build_filled, require_same_shapes
+from ..models.filling import build_filled, require_same_shapes
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
 from .sizes import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain
@@ -94,7 +94,7 @@ def from_official(
     if has_decoder:
         return build_filled(build, state, source=path, expected=expected).eval()
     encoder = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
-    with Sketch():  # as in `build_filled`
+    with torch.device("meta"):  # as in `build_filled`
         require_same_shapes(build().encoder, encoder, source=path, expected=expected)
     model = build()
     model.encoder.load_state_dict(encoder, strict=True)

@@ -25,6 +25,8 @@ def halvings(image_size: tuple[int, int], depth: int | None) -> list[tuple[int, 
         if min(height, width) < 2:
             raise InputError(f"depth {depth} halves image_size {image_size} below one pixel: at most {len(sizes) - 1}")
         sizes.append((-(-height // 2), -(-width // 2)))
+    if len(sizes) < 2 and depth is None:
+        raise InputError(f"image_size {image_size} is halved only where depth says so: give depth 1, or larger images")
     if len(sizes) < 2:
         raise InputError(f"depth {depth} leaves image_size {image_size} as it is: use at least 1")
     return sizes
@@ -153,7 +155,7 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
         others: as for ConvAutoencoder.
 
     Raises:
-        InputError: as ConvAutoencoder; a negative beta.
+        InputError: as ConvAutoencoder; a negative beta, no latent_dim.
     """
 
     samples = True
@@ -175,6 +177,8 @@ class VariationalAutoencoder(ConvAutoencoder, tags=["vae"]):
     ):
         if beta < 0:
             raise InputError(f"beta {beta} is negative")
+        if latent_dim is None:
+            raise InputError("latent_dim None: the latents of a VariationalAutoencoder are a vector; give its length")
         super().__init__(
             image_size=image_size, in_channels=in_channels, depth=depth, width=width, latent_dim=latent_dim, loss=loss,
             mean=mean, std=std,

@@ -9,18 +9,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, first_line
-from ..files import read_tensors
+from ..files import did_you_mean, read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
 SAYS = "its config.json says"
 WEIGHTS_FILES = ["config.json", "preprocessor_config.json", "model.safetensors", "README.md", "*.png"]
-# What constructors do to tensors they have made. On the meta device it is Python, and slower than the real thing.
-INITIALISING = {
-    getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "zero_", "fill_", "mul_", "add_", "clamp_")
-}
 
 
 def folder_of(source: str | Path) -> Path:
@@ -43,6 +38,10 @@ def find_weights(source: str | Path, **download) -> Path:
             validate_repo_id(str(source))
             folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
         except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+            hint = did_you_mean(folder)
+            # No id of the Hub, or one that begins as a folder does that is here: somebody has mistyped a path.
+            if hint or isinstance(error, HFValidationError) or (len(folder.parts) > 1 and folder.parent.is_dir()):
+                raise InputError(f"weights folder {source} does not exist{hint}") from None
             raise InputError(
                 f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
             ) from None
@@ -50,24 +49,6 @@ def find_weights(source: str | Path, **download) -> Path:
         if not (folder / name).is_file():
             raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
     return folder
-
-
-class Sketch(TorchFunctionMode):
-    """Tensors made inside have a shape and no memory: they are on the meta device and nothing initialises them."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in INITIALISING and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
-
-    def __enter__(self):
-        self.device = torch.device("meta")
-        self.device.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self.device.__exit__(*error)
 
 
 def build_from_file(build: Callable[[], Built], path: str | Path) -> Built:
@@ -84,7 +65,7 @@ def build_filled(build: Callable[[], Built], state: dict[str, Tensor], *, source
     It is first built without memory, so that sizes which the tensors do not bear out cost none. Raises InputError, in
     the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match one by one.
     """
-    with Sketch():
+    with torch.device("meta"):
         require_same_shapes(build(), state, source=source, expected=expected)
     model = build()
     model.load_state_dict(state, strict=True)

@@ -14,16 +14,6 @@ from ..errors import InputError
 SSIM_SIDE = 3  # pixels of the smallest image that has an SSIM: edges are mirrored by 2, which takes one more
 
 
-def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error."""
-    return nn.functional.mse_loss(prediction, target)
-
-
-def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error."""
-    return nn.functional.l1_loss(prediction, target)
-
-
 def log_cosh(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of log(cosh(error)): half the square of small errors, the absolute value of large ones less log 2."""
     error = (prediction - target).abs()
@@ -50,7 +40,9 @@ def structural_similarity(prediction: Tensor, target: Tensor) -> Tensor:
         )
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "log_cosh": log_cosh, "ssim": ssim}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss, "log_cosh": log_cosh, "ssim": ssim
+}  # fmt: skip
 
 
 def parse_loss(text: str) -> list[tuple[float, str]]:

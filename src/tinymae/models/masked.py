@@ -65,7 +65,18 @@ class PatchMasking(Autoencoder):
         predicted = self.predict(images, mask)
         patches = patchify(images, self.patch_size).float()  # (B, N, P*P*C)
         coloured = self.colour(predicted, patches, mask, statistics=statistics)
-        return self.show(coloured, images, mask, statistics=statistics)
+        hidden = unpatchify(mask[..., None].expand_as(coloured), self.patch_size, self.image_size)
+        prediction = self.denormalise(unpatchify(coloured, self.patch_size, self.image_size))
+        original = self.denormalise(images)
+        return Reconstruction(
+            original=original,
+            images=torch.where(hidden, prediction, original),
+            prediction=prediction,
+            masked=torch.where(hidden, torch.full_like(original, 0.5), original),
+            mask=mask,
+            statistics=statistics if self.norm_pix_loss else "none",
+            patch_error=patchify((prediction - original).square(), self.patch_size).mean(dim=2),
+        )
 
     def set_patches(
         self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], *, mask_ratio: float,
@@ -126,18 +137,3 @@ class PatchMasking(Autoencoder):
         """Normalised images of patches (B, N, P*P*C), the hidden ones as predicted; mask bool (B, N)."""
         coloured = self.colour(predicted, patches, mask, statistics="visible")
         return unpatchify(torch.where(mask[..., None], coloured, patches), self.patch_size, self.image_size)
-
-    def show(self, predicted: Tensor, images: Tensor, mask: Tensor, *, statistics: str) -> Reconstruction:
-        """Patches (B, N, P*P*C) as the model draws them, beside the normalised images; mask bool (B, N)."""
-        hidden = unpatchify(mask[..., None].expand_as(predicted), self.patch_size, self.image_size)
-        prediction = self.denormalise(unpatchify(predicted, self.patch_size, self.image_size))
-        original = self.denormalise(images)
-        return Reconstruction(
-            original=original,
-            images=torch.where(hidden, prediction, original),
-            prediction=prediction,
-            masked=torch.where(hidden, torch.full_like(original, 0.5), original),
-            mask=mask,
-            statistics=statistics if self.norm_pix_loss else "none",
-            patch_error=patchify((prediction - original).square(), self.patch_size).mean(dim=2),
-        )

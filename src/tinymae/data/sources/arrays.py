@@ -15,13 +15,14 @@ from ..bands import MAX_CHANNELS
 from ..fit import describe_fit, fit_pixels
 from ..images import remark_on_range, to_depth
 from ..unreadable import UnreadableImage
-from .source import PartedSource, Reading, label_bytes, some_rows
+from .source import PartedSource, Reading, some_rows
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGE_KEYS = ("images", "image", "x", "data", "pixels")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 LOOKED_AT = 1000  # images whose values the description is of, and fewer
 LOOKED_AT_BYTES = 2**26  # where they are large
+MOST_CLASSES = 2**16  # unless there are more images: of a date among labels, all numbers below would be classes
 
 
 class ArraySource(PartedSource):
@@ -36,6 +37,8 @@ class ArraySource(PartedSource):
     def __init__(self, name: str, parts: Sequence[Any], reading: Reading):
         super().__init__(name, parts)
         first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
+        if dtype.kind not in "buif":
+            raise InputError(f"data {name} is {dtype}: give pixels, which are uint8, uint16 or floats")
         self.kind, self.fit = "array", reading.fit
         self.pixel_range = None if dtype == np.uint8 else reading.pixel_range
         self.channels_last = is_channels_last(first.shape)
@@ -86,13 +89,12 @@ class ArraySource(PartedSource):
             raise InputError(f"data {self.name}, row {first}: NaN or infinity among its values: replace them") from None
         return fit_pixels(torch.from_numpy(np.ascontiguousarray(scaled)), self.size, self.fit, self.name)
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of all values and labels, as they are stored: resizing them to know them would take as long as an epoch."""
         total = hashlib.sha256()
         for some in np.array_split(rows, max(1, len(rows) // 1000)):
             total.update(self.stored(some).tobytes())
-        if self.labels is not None:
-            total.update(label_bytes(self.labels[rows], self.classes))
+        total.update(labels)
         return total.hexdigest()
 
 
@@ -125,12 +127,19 @@ def open_array(images: Any, labels: Any, reading: Reading) -> ArraySource:
     """A tensor or array from Python, with labels that are numbers or names."""
     if not isinstance(images, Tensor | np.ndarray):
         raise InputError(f"data is {type(images).__name__}: give a name, a path, a tensor, an array or a torch Dataset")
-    pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
-    if pixels.dtype.kind not in "uif" and pixels.dtype != bool:
-        raise InputError(f"data is {pixels.dtype}: give pixels")
+    pixels = to_array(images, "data array") if isinstance(images, Tensor) else images
     source = ArraySource("array", [pixels], reading)
     source.classes, source.labels = number_labels(labels, len(pixels))
     return source
+
+
+def to_array(values: Tensor, name: str) -> np.ndarray:
+    """A tensor's values. Raises InputError for a type that arrays do not have."""
+    values = values.detach().cpu()
+    try:
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    except (TypeError, RuntimeError):  # sparse, quantised, or of 8-bit floats
+        raise InputError(f"{name} is {values.dtype}, {values.layout}: give a dense tensor of pixels") from None
 
 
 def open_array_file(path: Path, reading: Reading) -> ArraySource:
@@ -240,7 +249,7 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
     """
     if labels is None:
         return [], None
-    given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    given = to_array(labels, "labels") if isinstance(labels, Tensor) else np.asarray(labels)
     if given.shape == (count, 1):
         given = given[:, 0]
     if given.ndim == 1 and given.dtype.kind in "OS":  # as pandas and HDF5 have names; any None or NaN is refused below
@@ -253,6 +262,7 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
             f"labels have shape {given.shape} for {count} images: give one label for each image, or rows of 0 and 1"
         )
     if np.issubdtype(given.dtype, np.integer) and given.min() >= -1:
+        require_few_classes(int(given.max()) + 1, count, "labels")
         classes = [str(number) for number in range(int(given.max()) + 1)]
         return classes, given.astype(np.int64) if classes else None  # all -1: none has a label
     if np.issubdtype(given.dtype, np.str_):
@@ -263,3 +273,14 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
         labels[~blank] = numbers
         return [str(name) for name in names], labels if len(names) else None
     raise InputError(f'labels are {given.dtype}: give numbers from 0 or names; -1 or "" is no label')
+
+
+def require_few_classes(classes: int, count: int, name: str) -> None:
+    """Raises InputError for numbers of labels, called `name`, that are none of classes: each has a name and a column of
+    results, up to the largest.
+    """
+    if classes > max(MOST_CLASSES, count):
+        raise InputError(
+            f"{name} go up to {classes - 1} for {count:,} images: number the classes from 0, or give names, which are "
+            "strings"
+        )

@@ -48,7 +48,7 @@ class ArrowSource(PartedSource, EncodedSource):
         label = choose_label_column(name, features, reading.label_column)
         split = self.read_splits(parts, reading.split_column)
         if group := choose_column([*features], f"data {name}", reading.group_column, (), "group"):
-            self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", first=0)
+            self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", range(len(self)))
         self.parts = [
             part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
         ]
@@ -82,7 +82,7 @@ class ArrowSource(PartedSource, EncodedSource):
         values = self.read_column(parts, column)
         if given is None and not names_splits(values):
             return None
-        self.splits = read_splits(values, column, f"data {self.name}, row", first=0)
+        self.splits = read_splits(values, column, f"data {self.name}, row", range(len(values)))
         return column
 
     def names(self, rows: np.ndarray) -> Sequence[str]:
@@ -94,7 +94,7 @@ class ArrowSource(PartedSource, EncodedSource):
         part, row = self.locate(rows)
         return hash_rows(row + (part.astype(np.int64) << 48))
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of the tables' own fingerprints and the rows."""
         total = hashlib.sha256("".join(part._fingerprint for part in self.parts).encode())
         total.update(rows.tobytes())

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError, list_some
+from ...files import did_you_mean
 from ..images import EXTENSIONS
 from ..splits import hash_names, rows_by_split, without_prefix
 from .encoded import Content, EncodedSource
@@ -51,11 +52,11 @@ class FilesSource(EncodedSource):
         """See `Source.places`: by name."""
         return hash_names(without_prefix(name, self.prefixes) for name in self.names(rows))
 
-    def digest(self, rows: np.ndarray) -> str:
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
         """Of names, sizes in bytes, and labels."""
         names = self.names(rows)
         sizes = np.array([size_of(self.root / name) for name in names], dtype="<i8")
-        return hashlib.sha256(super().digest(rows).encode() + sizes.tobytes()).hexdigest()
+        return hashlib.sha256(super().digest(rows, labels).encode() + sizes.tobytes()).hexdigest()
 
     def contents(self, rows: np.ndarray) -> list[Content]:
         """See `EncodedSource.contents`."""
@@ -76,7 +77,8 @@ def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     Raises InputError for a folder that is missing, and where none holds images.
     """
     if missing := [folder for folder in folders if not folder.exists()]:
-        raise InputError(f"data {missing[0]} does not exist: several data are folders, or image files")
+        hint = did_you_mean(missing[0])
+        raise InputError(f"data {missing[0]} does not exist{hint}: several data are folders, or image files")
     if files := [folder for folder in folders if not folder.is_dir()]:
         raise InputError(f"data {files[0]} is no folder, as others are: give folders, or image files")
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
@@ -84,15 +86,18 @@ def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     left_out: list[str] = []
     empty: list[str] = []
     for folder in folders:
-        prefix = "" if len(folders) == 1 else folder.resolve().relative_to(root).as_posix() + "/"
+        prefix = "" if folder.resolve() == root.resolve() else folder.resolve().relative_to(root).as_posix() + "/"
         inside, others = list_images(folder)
         empty += [] if inside else [str(folder)]
         found += [prefix + path for path in inside]
         left_out += [prefix + path for path in others]
     if not found:
         raise InputError(f"folder {', '.join(empty)} holds no images ({', '.join(EXTENSIONS)})")
+    given, found, left_out = len(found), [*dict.fromkeys(found)], [*dict.fromkeys(left_out)]
     source = FilesSource(root.name or str(root), "folder", root, found, reading)
     source.left_out = left_out
+    if given > len(found):
+        source.notes.append(f"folders: {given - len(found):,} images are in several of them, and are taken once")
     if empty:
         source.notes.append(f"left out: folders without images: {list_some(empty)}")
     if len(folders) == 1:
@@ -108,7 +113,12 @@ def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
 
 def is_image_file(path: Path) -> bool:
     """Whether there is a file whose name is that of an image."""
-    return path.name.lower().endswith(EXTENSIONS) and path.is_file()
+    return is_image_name(path.name) and path.is_file()
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name.lower().endswith(EXTENSIONS)
 
 
 def open_images(files: Sequence[Path], reading: Reading) -> FilesSource:
@@ -158,7 +168,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
                     continue
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append((path + "/", Path(entry.path)))
-                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                elif is_image_name(entry.name) and entry.is_file():
                     images.append(path)
                 else:
                     others.append(path)

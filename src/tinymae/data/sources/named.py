@@ -58,10 +58,9 @@ def open_named(name: str, reading: Reading) -> Source:
         return open_digits(reading)
     opener, splits = NAMED[name]
     opened = {split: open_split(name, opener, Path(reading.data_dir), split) for split in splits}
-    arrays = [array_of(part) for part in opened.values()]
     source: ArraySource | TorchSource
-    if all(array is not None for array in arrays):
-        source = ArraySource(name, arrays, reading)
+    if all(getattr(part, "data", None) is not None for part in opened.values()):  # all pixels (N, ...), in memory
+        source = ArraySource(name, [np.asarray(part.data) for part in opened.values()], reading)
         labels = [labels_of(part) for part in opened.values()]
         source.labels = None if any(each is None for each in labels) else np.concatenate(labels)  # type: ignore[arg-type]
     else:
@@ -92,12 +91,6 @@ def open_split(name: str, opener: Callable[[Path, str, bool], Any], data_dir: Pa
             f"data set {name} is not in data_dir {data_dir} and could not be downloaded ({error}): "
             "give --data-dir a folder that holds it, or try again with a network"
         ) from None
-
-
-def array_of(part: Any) -> np.ndarray | None:
-    """All pixels (N, ...) of a set that torchvision holds in memory."""
-    data = getattr(part, "data", None)
-    return np.asarray(data) if data is not None else None
 
 
 def classes_of(part: Any, labels: np.ndarray | None) -> list[str]:

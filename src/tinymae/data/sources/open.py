@@ -1,7 +1,8 @@
 """Which reader a user's data need."""
 
 import difflib
-from collections.abc import Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import InputError
+from ...files import did_you_mean
 from ...tensors import pair
 from .arrays import ARRAYS, open_array, open_array_file
 from .arrow import HUB, ArrowSource, is_loaded, open_arrow, split_parts
@@ -18,14 +20,17 @@ from .source import Reading, Source
 from .table import TABLES, open_table, read_table
 from .torch_dataset import TorchSource
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 COLUMNS = ("image_column", "label_column", "split_column", "group_column")
 
 
 def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     """The reader of a name, a path, an array, or a data set of torch or Hugging Face.
 
-    Raises InputError for what is none of them, or cannot be read, and for columns of data that have none.
+    A path with a * that is none itself stands for all that it matches. Raises InputError for what is none of these, or
+    cannot be read, and for columns of data that have none.
     """
+    data = expand(data)
     given = next((name for name in COLUMNS if getattr(reading, name) is not None), None)
     what = data if isinstance(data, str | Path | list | tuple) else type(data).__name__
     if given and not has_columns(data):
@@ -46,7 +51,7 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     if is_loaded(data):
         return ArrowSource(type(data).__name__, split_parts(data.with_format(None)), reading)
     if not isinstance(data, str | Path):
-        if isinstance(data, Sequence) or not hasattr(data, "__getitem__"):
+        if isinstance(data, Sequence | Mapping) or not hasattr(data, "__getitem__"):
             open_array(data, None, reading)  # says what to give
         channels, *size = getattr(data, "image_shape", reading.shape)  # a streamed data set of ours has its own
         shape = channels, *pair(reading.image_size or size)
@@ -68,15 +73,35 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     return open_folders([path], reading)
 
 
+def expand(data: Any) -> Any:
+    """Data with the paths that a pattern such as "photos/*/" matches in its place: a shell leaves a quoted one alone.
+
+    Raises InputError for a pattern that matches nothing.
+    """
+    if isinstance(data, list | tuple) and any(map(is_pattern, data)):
+        return [path for each in data for path in (expand(each) if is_pattern(each) else [each])]
+    if not is_pattern(data):
+        return data
+    if not (found := sorted(glob.glob(str(data), recursive=True))):
+        raise InputError(f"data {data} matches no folder and no file: correct it, or give the paths themselves")
+    return found
+
+
+def is_pattern(data: Any) -> bool:
+    """Whether data are a path with a *, and none that there is."""
+    return isinstance(data, str | Path) and "*" in str(data) and not Path(data).exists()
+
+
 def no_such_data(name: str) -> InputError:
     """Of a name that is no data set's, and no path to data."""
-    known = ["digits", *NAMED]
-    close = difflib.get_close_matches(name, known, n=1)
-    wrong = "is of no known kind" if Path(name).exists() else "does not exist"
-    return InputError(
-        f"data {name} {wrong}{f' (did you mean {close[0]}?)' if close else ''}: give a folder, image files, a table "
-        f"({', '.join(TABLES)}), an array file ({', '.join(ARRAYS)}), {HUB}owner/name, or one of {', '.join(known)}"
-    )
+    if name.lower().endswith(ARCHIVES) and Path(name).is_file():
+        return InputError(f"data {name} is an archive: unpack it, and give the folder")
+    kinds = f"a folder, image files, a table ({', '.join(TABLES)}), an array file ({', '.join(ARRAYS)})"
+    if Path(name).exists():
+        return InputError(f"data {name} is of no known kind: give {kinds}")
+    close = difflib.get_close_matches(name, ["digits", *NAMED], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else did_you_mean(name)
+    return InputError(f"data {name} does not exist{hint}: give {kinds}, {HUB}owner/name, or a name such as cifar10")
 
 
 def has_columns(data: Any) -> bool:

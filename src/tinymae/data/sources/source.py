@@ -1,6 +1,7 @@
 """What every reader of images is."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,13 @@ class Reading:
     def __post_init__(self):
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise InputError(f"in_channels {self.channels} is not within 1 and {MAX_CHANNELS}")
-        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+        require_size(self.image_size)
+        if self.pixel_range is not None:
             low, high = self.pixel_range
-            raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+            if not low < high:
+                raise InputError(f"pixel_range {low:g} {high:g}: the first must be the lower one")
+            if math.isinf(low) or math.isinf(high):
+                raise InputError(f"pixel_range {low:g} {high:g}: both must be finite, the values of black and white")
         if self.fit not in get_args(Fit):
             raise InputError(f"fit {self.fit!r} is none of {' and '.join(get_args(Fit))}")
 
@@ -48,6 +53,14 @@ class Reading:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of images that have no size of their own."""
         return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
+
+
+def require_size(image_size: Any) -> None:
+    """Raises InputError unless a size is one number of pixels or two, or None."""
+    sides = image_size if isinstance(image_size, tuple | list) else [image_size] * 2
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    if image_size is not None and not (whole and len(sides) == 2):
+        raise InputError(f"image_size {image_size!r}: give a whole number of pixels from 1, or two, (height, width)")
 
 
 class Source:
@@ -111,12 +124,9 @@ class Source:
         numbers = [name.removeprefix("row/") for name in names]  # the names of an Arrow table's rows, and of an array's
         return hash_rows(np.array(numbers, dtype=np.int64)) if all(map(str.isdecimal, numbers)) else hash_names(names)
 
-    def digest(self, rows: np.ndarray) -> str:
-        """SHA-256 of what shows whether these rows still are the same images."""
-        total = hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape"))
-        if self.labels is not None:
-            total.update(label_bytes(self.labels[rows], self.classes))
-        return total.hexdigest()
+    def digest(self, rows: np.ndarray, labels: bytes) -> str:
+        """SHA-256 of what shows whether these rows still are the same images, with the same `labels`."""
+        return hashlib.sha256("\n".join(self.names(rows)).encode("utf-8", "surrogateescape") + labels).hexdigest()
 
     def read_good(self, rows: np.ndarray) -> tuple[list[Tensor | None], list[str]]:
         """The images of these rows, None for an unreadable one, and the names of those."""
@@ -127,11 +137,6 @@ class Source:
                 return [None], list(self.names(rows))
         found = [self.read_good(row) for row in np.split(rows, len(rows))]
         return [image for images, _ in found for image in images], [name for _, bad in found for name in bad]
-
-
-def label_bytes(labels: np.ndarray, classes: Sequence[str]) -> bytes:
-    """What a fingerprint knows of labels: their numbers, and what these mean."""
-    return labels.tobytes() + "\n".join(classes).encode("utf-8", "surrogateescape")
 
 
 def some_rows(count: int, limit: int) -> np.ndarray:

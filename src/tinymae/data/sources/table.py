@@ -1,6 +1,8 @@
 """A table of image paths: CSV, TSV or Parquet."""
 
+import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
@@ -11,7 +13,7 @@ import pyarrow as pa
 from ...errors import InputError, first_line, refusal
 from ..splits import rows_by_split
 from .arrays import number_labels
-from .files import SPLIT_NAMES, FilesSource, common_folder
+from .files import SPLIT_NAMES, FilesSource, common_folder, is_image_name
 from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -25,26 +27,32 @@ SEPARATOR = ";"  # of the classes of an image that has several
 def open_table(path: Path, reading: Reading) -> FilesSource:
     """Images whose paths, relative to the table's folder or absolute, stand in a column of a table.
 
-    A row whose label is empty has none. With `skip_unreadable`, a missing file is an unreadable image. Raises
-    InputError: no such file or column, an empty path, a split of another name, an image in two splits.
+    A row whose label is empty has none, and an empty row is left out. With `skip_unreadable`, a missing file is an
+    unreadable image. Raises InputError: no such file or column, an empty path, a split of another name, an image in two
+    splits or with two labels.
     """
-    table, where = read_table(path), f"table {path}"
-    names = table.column_names
+    whole, where = read_table(path), f"table {path}"
+    names = whole.column_names
     column = choose_column(names, where, reading.image_column, PATH_COLUMNS, "image")
+    label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     if column is None:
         raise InputError(
-            f"{where} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(names)}: give --image-column"
+            f"{where} has no column {' or '.join(PATH_COLUMNS[:3])}, only {', '.join(names)}: give image_column"
+            + ("" if label else ", and label_column if one holds labels")
         )
-    paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", first=2)]
+    table, lines = without_empty_rows(whole)
+    paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", lines)]
     if not paths:
         raise InputError(f"{where} has no rows")
     found = [find_file(path.parent, name) for name in paths]
     missing = [row for row, name in enumerate(found) if name is None]
     if missing and (len(missing) == len(paths) or not reading.skip_unreadable):
-        raise no_such_image(where, missing[0] + 2, path.parent / paths[missing[0]])
+        raise no_such_image(f"{where}, line {lines[missing[0]]}", path.parent, paths[missing[0]])
     respelled = [name for name, own in zip(found, paths, strict=True) if name not in (own, None)]
     paths = [name or own for name, own in zip(found, paths, strict=True)]
     source = FilesSource(path.stem, "table", path.parent, paths, reading)
+    if empty := len(whole) - len(table):
+        source.notes.append(f"rows: {empty:,} are empty, and are left out")
     if respelled:
         source.notes.append(
             f"paths: {len(respelled):,} are read with other slashes or in another Unicode normal form ({respelled[0]})"
@@ -52,20 +60,19 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     source.prefixes = find_prefixes(path.parent, paths)
     if source.prefixes[1:]:
         source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
-    label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     values = table.column(label) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
     if source.labels is not None:
-        require_one_label(paths, source, where)
+        require_one_label(paths, source, where, lines)
     split = choose_column(names, where, reading.split_column, SPLIT_COLUMNS, "split")
     if split and reading.split_column is None and not names_splits(table.column(split)):
         source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
         split = None
     if split:
-        source.splits = read_splits(table.column(split), split, f"{where}, line", first=2)
+        source.splits = read_splits(table.column(split), split, f"{where}, line", lines)
         require_one_split(paths, source.splits, where)
     if group := choose_column(names, where, reading.group_column, (), "group"):
-        source.groups = strings(table.column(group), group, f"{where}, line", first=2)
+        source.groups = strings(table.column(group), group, f"{where}, line", lines)
     source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
     return source
 
@@ -91,28 +98,42 @@ def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
     return [own] * bool(absolute) + ([common_folder(elsewhere)] if elsewhere else [])
 
 
-def no_such_image(where: str, row: int, image: Path) -> InputError:
-    """Of an image that a table names, and that is not there."""
+def no_such_image(where: str, folder: Path, name: str) -> InputError:
+    """Of an image that a table in a folder names, and that is not there."""
+    remedy = "paths are relative to the table's folder; correct them"
+    if re.match(r"[A-Za-z]:[\\/]", name):
+        remedy = "the table has paths of another computer; give paths relative to the table's folder"
+    elif there := find_alike(folder / name):
+        remedy = f"{there} does; correct the table's paths"
     return InputError(
-        f"{where}, line {row}: image {image} does not exist: paths are relative to the table's folder; correct them, "
-        "or leave out what is missing by --skip-unreadable"
+        f"{where}: image {folder / name} does not exist: {remedy}, or leave out what is missing by --skip-unreadable"
     )
 
 
-def require_one_label(paths: Sequence[str], source: FilesSource, where: str) -> None:
-    """Raises InputError for an image that has several rows, and other labels in them."""
+def find_alike(image: Path) -> str | None:
+    """The name of a file beside one that is not there, which differs in case or extension alone."""
+    with contextlib.suppress(OSError):  # nor is the folder
+        own, names = image.name.casefold(), sorted(os.listdir(image.parent))
+        in_case = [name for name in names if name.casefold() == own]
+        stems = [name for name in names if is_image_name(name) and Path(name).stem.casefold() == image.stem.casefold()]
+        return next(iter(in_case + stems), None)
+    return None
+
+
+def require_one_label(paths: Sequence[str], source: FilesSource, where: str, lines: np.ndarray) -> None:
+    """Raises InputError for an image that has several rows, and other labels in them; a row without is no other."""
     assert source.labels is not None
-    seen: dict[str, int] = {}
-    some: np.ndarray = source.labels >= 0 if source.labels.ndim == 1 else source.labels.max(axis=1) > 0
-    for row, name in enumerate(paths):
-        first = seen.setdefault(name, row)
-        if first != row and some[first] and some[row] and (source.labels[first] != source.labels[row]).any():
+    first_of: dict[str, int] = {}
+    labelled: np.ndarray = source.labels >= 0 if source.labels.ndim == 1 else source.labels.max(axis=1) > 0
+    for row in np.flatnonzero(labelled).tolist():
+        first = first_of.setdefault(paths[row], row)
+        if first != row and (source.labels[first] != source.labels[row]).any():
             raise InputError(
-                f"{where}, lines {first + 2} and {row + 2}: image {name} has one label here and another there: keep "
-                "one of the rows, or write several labels into one cell, as in cat;dog"
+                f"{where}, lines {lines[first]} and {lines[row]}: image {paths[row]} has one label here and another "
+                "there: keep one of the rows, or write several labels into one cell, as in cat;dog"
             )
-    if len(seen) < len(paths):
-        source.notes.append(f"rows: {len(paths) - len(seen):,} are of images that have another row")
+    if doubled := len(paths) - len({*paths}):
+        source.notes.append(f"rows: {doubled:,} are of images that have another row")
 
 
 def names_splits(column: pa.ChunkedArray) -> bool:
@@ -131,19 +152,32 @@ def read_table(path: Path) -> pa.Table:
             return parquet.read_table(path)
         from pyarrow import csv
 
-        path.read_text("utf-8")
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=find_delimiter(path)))
+        content = path.read_bytes()
+        header = re.split(r"[\r\n]", content.decode("utf-8"), maxsplit=1)[0]
+        known = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"  # the first of them that are as frequent
+        options = csv.ParseOptions(delimiter=max(known, key=header.count))
+        return csv.read_csv(pa.BufferReader(content), parse_options=options)
     except UnicodeDecodeError as error:
         raise InputError(f"table {path} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise refusal(error, f"table {path} cannot be read: {first_line(error)}") from None
 
 
-def find_delimiter(path: Path) -> str:
-    """What separates columns: the most frequent one in the first line."""
-    with open(path, errors="replace") as file:
-        header = file.readline()
-    return max("\t,;" if path.suffix.lower() == ".tsv" else ",;\t", key=header.count)
+def without_empty_rows(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The rows with a value in any cell, and the lines that they stand in: spreadsheets write empty rows below them."""
+    empty = np.logical_and.reduce([are_blank(values) for values in table.columns])
+    lines = np.arange(2, len(table) + 2)
+    return (table.filter(pa.array(~empty)), lines[~empty]) if empty.any() else (table, lines)
+
+
+def are_blank(values: pa.ChunkedArray) -> np.ndarray:
+    """Which cells of a column are empty, or hold spaces alone: bool (N,)."""
+    from pyarrow import compute
+
+    blank = values.is_null()
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        blank = compute.or_kleene(blank, compute.equal(compute.utf8_trim_whitespace(values), ""))
+    return blank.to_numpy()
 
 
 # ---- columns
@@ -175,23 +209,25 @@ def describe_columns(**columns: str | None) -> str:
     return "columns: " + ", ".join(f"{what} from {column}" for what, column in columns.items() if column)
 
 
-def strings(values: pa.ChunkedArray, column: str, where: str, *, first: int) -> list[str]:
-    """A column as strings. Raises InputError for a row without a value; the first row is number `first`."""
-    if values.null_count:
-        row = values.is_null().to_numpy().argmax()
-        raise InputError(f"{where} {row + first}: column {column} is empty: fill it in, or leave the row out")
+def strings(values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[int] | np.ndarray) -> list[str]:
+    """A column as strings. Raises InputError for a row without a value, by its number."""
+    if (blank := are_blank(values)).any():
+        raise InputError(f"{where} {numbers[int(blank.argmax())]} has no {column}: fill it in, or leave the row out")
     try:
         return values.cast(pa.large_string()).to_pylist()
     except pa.ArrowException:
-        raise InputError(f"{where} {first}: column {column} is of type {values.type}: give one of strings") from None
+        wrong = f"column {column} is of type {values.type}"
+        raise InputError(f"{where} {numbers[0]}: {wrong}: give one of strings") from None
 
 
-def read_splits(values: pa.ChunkedArray, column: str, where: str, *, first: int) -> dict[str, np.ndarray]:
+def read_splits(
+    values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[int] | np.ndarray
+) -> dict[str, np.ndarray]:
     """The rows of each split that a column names. Raises InputError for a row without a value, or of another name."""
-    names = strings(values, column, where, first=first)
-    for row, name in enumerate(names, start=first):
+    names = strings(values, column, where, numbers)
+    for number, name in zip(numbers, names, strict=True):
         if name.lower() not in SPLIT_NAMES:
-            raise InputError(f"{where} {row}: {column} {name!r} is none of train, val and test")
+            raise InputError(f"{where} {number}: {column} {name!r} is none of train, val and test")
     return rows_by_split(np.array([SPLIT_NAMES[name.lower()] for name in names]))
 
 

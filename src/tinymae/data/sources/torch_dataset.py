@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..images import fit_array, from_pillow, to_depth
+from .arrays import require_few_classes, to_array
 from .source import PartedSource, Reading
 
 
@@ -47,7 +48,13 @@ class TorchSource(PartedSource):
             labels = self.find_labels()
             if (labels >= 0).any():  # else none has a label
                 count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+                require_few_classes(count, len(self), f"data {name}: labels")
                 self.labels, self.classes = labels, list(map(str, getattr(parts[0], "classes", range(count))))
+                if len(self.classes) < count or (labels.ndim == 2 and len(self.classes) > count):
+                    raise InputError(
+                        f"data {name} has labels of {count} classes, and {len(self.classes)} in its attribute "
+                        "`classes`: give it a name for each"
+                    )
 
     def item(self, row: int) -> Any:
         """The item of a row."""
@@ -81,7 +88,9 @@ class TorchSource(PartedSource):
         image, name = item[0] if isinstance(item, tuple | list) else item, f"{self.name} item {row}"
         if isinstance(image, Image.Image):
             return from_pillow(image, self.image_shape, self.depth, self.pixel_range, self.fit, name)
-        values = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
+        values = to_array(image, f"image {name}") if isinstance(image, Tensor) else np.asarray(image)
+        if values.dtype.kind not in "buif":
+            raise InputError(f"image {name} is {values.dtype}: give pixels, which are uint8, uint16 or floats")
         values = values[None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[0] == self.image_shape[0]:
             values = np.moveaxis(values, 0, 2)
