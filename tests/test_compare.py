@@ -391,6 +391,35 @@ def test_other_arguments_are_refused(compared):
     assert results_in(folder) == before
 
 
+def test_other_images_or_labels_are_refused_before_anything_is_read_or_trained(tmp_path):
+    digits = {split: load_dataset("digits", split) for split in ("train", "val", "test")}
+    arrays = {f"{split}_{name}": getattr(dataset, name).numpy() for split, dataset in digits.items()
+              for name in ("images", "labels")}  # fmt: skip
+    few = {name: values[:150] for name, values in arrays.items()}
+    file, given = tmp_path / "digits.npz", {"models": ("pca",), "epochs": 1, "finetune_epochs": 0}
+    given |= {"data": str(file), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    np.savez(file, **few)
+    tinymae.compare(**given, latent_dims=(2,))
+    before = results_in(tmp_path / "run")
+    for name in ("train_images", "train_labels", "test_labels"):
+        np.savez(file, **few | {name: few[name][::-1]})
+        split = name.partition("_")[0]
+        with pytest.raises(
+            InputError, match=f"holds another run .{split} was .*, now .*; to make this part alone anew"
+        ):
+            tinymae.compare(**given, latent_dims=(2, 4))
+        assert results_in(tmp_path / "run") == before
+    np.savez(file, **few)
+    names = [row["name"] for row in tinymae.compare(**given, latent_dims=(2, 4)).results["rows"]]
+    assert names == ["raw pixels", "pca 2", "pca 4"]
+
+
+def test_settings_for_one_place_stand_below_the_tables(compared):
+    for name in ("comparison.md", "report.html"):
+        text = (compared[0] / name).read_text()
+        assert "Settings given by extra: " in text and "finetune (batch_size 64, flip False, layer_decay 0.8)" in text
+
+
 def test_a_diverged_cell_is_named_and_the_tables_are_written(tmp_path):
     with pytest.raises(InputError, match="the loss of digits/vae-8/seed0 diverged: give a lower --base-lr"):
         run(tmp_path, *GRID, "--models", "vae", "--extra", "vae: --base-lr 1e30")

@@ -251,8 +251,8 @@ def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chos
     fits = linear_fits(features["train"], labels["train"], num_classes=len(model.classes))
     probe, l2, _ = choose_probe(fits, judge)
     fold_probe(model.head, probe)
-    score = predict_score(probe, features["val"], labels["val"])
-    run.print(f"the head begins as a linear probe with l2 {l2:g}: {score:.2f} % on validation")
+    right = predict_score(probe, features["val"], labels["val"])
+    run.print(f"the head begins as a linear probe with l2 {l2:g}: {right:.2f} % on validation")
 
 
 def train(

@@ -17,6 +17,7 @@ from ..commands.pretrain import PretrainSettings
 from ..commands.results import Result
 from ..commands.settings import DataSettings, RunSettings, SheetSettings
 from ..data.load import load_dataset, load_splits
+from ..data.splits import SPLITS
 from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import lock_folder
@@ -26,7 +27,7 @@ from ..training.run import move_aside
 from .report import write_report
 from .runs import Extra, parse_extra, require_distinct, require_same, run_once
 from .search import require_optuna, search, search_space
-from .tables import cell_rows, pixel_row, write_tables
+from .tables import cell_rows, describe_rest, pixel_row, write_tables
 
 # What `models` offers: the family, and the settings that make a variant of it.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES}
@@ -155,10 +156,11 @@ def run(settings: CompareSettings) -> Result[None]:
                 except Diverged as error:  # no reason to lose the others
                     print(error)
                     diverged.append(f"{cell.folder}/seed{seed}")
-                tables = write_tables(rows, folder, diverged)
+                note = describe_rest(settings.extra, diverged)
+                tables = write_tables(rows, folder, note)
         print("\n" + tables[1].read_text(encoding="utf-8"))
         report = write_report(
-            rows, folder / "report.html", diverged, reading=settings.reading, channels=settings.show_channels
+            rows, folder / "report.html", note, reading=settings.reading, channels=settings.show_channels
         )
     print("wrote " + "\n      ".join(map(str, [*tables, report])))
     if diverged:
@@ -186,7 +188,10 @@ def check(settings: CompareSettings) -> dict[str, Any]:
     if settings.finetune_epochs != 0:
         tuning = finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
     reading = sizes[0] | settings.reading
-    val_sets = {data: load_splits(data, ["val"], labelled=True, **reading)["val"] for data in settings.data}
+    val_sets, found = {}, {}
+    for data in settings.data:
+        splits = load_splits(data, SPLITS, labelled=True, **reading)
+        val_sets[data], found[data] = splits["val"], {name: split.fingerprint for name, split in splits.items()}
     for val_set in val_sets.values():
         if settings.finetune_epochs != 0:
             tuning.check_images(val_set)
@@ -196,7 +201,7 @@ def check(settings: CompareSettings) -> dict[str, Any]:
         first = [(cell.data, pretraining(settings, cell, seed)) for cell, seed in product(cells, settings.seeds)]
         first += [(data, pretraining_of_pixels(settings, data, size)) for data in settings.data]
         for data, asked in first:
-            require_same(asked, part=Path(asked.output_dir).parent, val=val_sets[data].fingerprint)
+            require_same(asked, part=Path(asked.output_dir).parent, **found[data])
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:

@@ -33,7 +33,6 @@ from .tables import (
     TABLE,
     UNRANKED,
     Column,
-    describe_diverged,
     format_cell,
     is_ranked,
     mean_and_std,
@@ -49,15 +48,14 @@ SETTINGS = (
 
 
 def write_report(
-    rows: Sequence[dict], path: Path, diverged: Sequence[str], *, reading: dict[str, Any], channels: Channels | None
+    rows: Sequence[dict], path: Path, note: str, *, reading: dict[str, Any], channels: Channels | None
 ) -> Path:
     """Write the page about these rows, see `tables.cell_rows`. `reading` is how `load_dataset` reads their data,
-    `diverged` are the cells and seeds that have no rows; `channels` of images are those to look at, see `viewable`.
+    `note` stands at the end; `channels` of images are those to look at, see `viewable`.
     """
     names = dict.fromkeys(row["data"] for row in rows if not row["control"])
     sections = [data_section([row for row in rows if row["data"] == name], reading, channels) for name in names]
-    left_out = describe_diverged(diverged)
-    page = render(__package__, "report_template.html", sections=sections, left_out=left_out)
+    page = render(__package__, "report_template.html", sections=sections, note=note)
     write_bytes(path, page.encode())
     return path
 

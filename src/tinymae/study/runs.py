@@ -32,14 +32,16 @@ def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = 
 
 def require_same(settings: RunSettings, *, part: Path | None = None, **inputs: str) -> None:
     """Raises InputError if the folder holds another run than one with these settings and these inputs, which are
-    fingerprints by name. `part` as in `run_once`.
+    fingerprints by name; nor may what stands beside it, and goes with it, have had others. `part` as in `run_once`.
     """
     weights = getattr(settings, "weights", None)
     model = None if weights is None else load(weights)
-    inputs |= {} if model is None else {"weights": digest(model.state_dict())}
+    own = inputs | ({} if model is None else {"weights": digest(model.state_dict())})
     try:
         recorded = settings.resolve().reading_like(model, say=False).record()
-        require_same_run(Path(settings.output_dir), recorded, inputs, partial=True)
+        require_same_run(Path(settings.output_dir), recorded, own, partial=True)
+        for file in sorted(part.glob("*/args.json")) if part and inputs else ():
+            require_same_run(file.parent, read_json(file)["arguments"], inputs, partial=True)
     except InputError as error:
         alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
         raise InputError(f"{error}{alone}") from None

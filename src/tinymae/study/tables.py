@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..evaluation.metrics import RECONSTRUCTION_METRICS
 from ..files import read_json, write_bytes, write_csv
@@ -170,19 +171,30 @@ def format_cell(line: Mapping, column: Column, *, signed: bool = False) -> str:
     return text if is_ranked(line, column) else f"{text} †"
 
 
-def describe_diverged(diverged: Sequence[str]) -> str:
-    """A sentence about the cells and seeds that are in no table; nothing if there are none."""
-    return f"Left out, as a loss diverged: {', '.join(diverged)}." if diverged else ""
+def describe_rest(extra: Mapping[str, Mapping[str, Any]], diverged: Sequence[str]) -> str:
+    """Sentences about what no table shows: settings of one place, and cells and seeds that are left out.
+
+    >>> describe_rest({"vae": {}, "finetune": {"label_fraction": 0.1}}, [])
+    'Settings given by extra: finetune (label_fraction 0.1).'
+    """
+    given = [
+        f"{place} ({', '.join(f'{name} {value}' for name, value in settings.items())})"
+        for place, settings in extra.items()
+        if settings
+    ]
+    told = [f"Settings given by extra: {', '.join(given)}."] if given else []
+    told += [f"Left out, as a loss diverged: {', '.join(diverged)}."] if diverged else []
+    return " ".join(told)
 
 
-def write_tables(rows: Sequence[dict], folder: Path, diverged: Sequence[str]) -> list[Path]:
+def write_tables(rows: Sequence[dict], folder: Path, note: str) -> list[Path]:
     """comparison.csv, one line a cell and seed with all digits, and comparison.md, means and stds.
 
-    `diverged` are the cells and seeds that have no rows.
+    `note` stands below the tables.
     """
     table, text = folder / "comparison.csv", folder / "comparison.md"
     write_csv(table, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
-    write_bytes(text, markdown(rows, describe_diverged(diverged)).encode())
+    write_bytes(text, markdown(rows, note).encode())
     return [table, text]
 
 
