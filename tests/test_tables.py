@@ -211,7 +211,7 @@ def test_empty_rows_are_left_out_and_said_and_lines_stay_those_of_the_file(tmp_p
     [
         (
             r"C:\photos\1.png",
-            r"C:\photos\1.png does not exist: the table has paths of another computer; give paths rel",
+            r": image C:\photos\1.png does not exist: the table has paths of another computer; give paths rel",
         ),
         ("D:/photos/1.png", "the table has paths of another computer"),
         ("Scan.PNG", "Scan.PNG does not exist: scan.png does; correct the table's paths"),

@@ -100,13 +100,13 @@ def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
 
 def no_such_image(where: str, folder: Path, name: str) -> InputError:
     """Of an image that a table in a folder names, and that is not there."""
-    remedy = "paths are relative to the table's folder; correct them"
+    image, remedy = folder / name, "paths are relative to the table's folder; correct them"
     if re.match(r"[A-Za-z]:[\\/]", name):
-        remedy = "the table has paths of another computer; give paths relative to the table's folder"
-    elif there := find_alike(folder / name):
+        image, remedy = Path(name), "the table has paths of another computer; give paths relative to the table's folder"
+    elif there := find_alike(image):
         remedy = f"{there} does; correct the table's paths"
     return InputError(
-        f"{where}: image {folder / name} does not exist: {remedy}, or leave out what is missing by --skip-unreadable"
+        f"{where}: image {image} does not exist: {remedy}, or leave out what is missing by --skip-unreadable"
     )
 
 
