@@ -138,6 +138,7 @@ def run(settings: CompareSettings) -> Result[None]:
     Raises InputError for what cannot work, before anything is trained, and at the end if a loss diverged.
     """
     settings = settings.resolve()
+    assert isinstance(settings.extra, dict)  # resolved
     size = check(settings)
     folder = Path(settings.output_dir)
     if settings.overwrite:
