@@ -414,6 +414,20 @@ def test_other_images_or_labels_are_refused_before_anything_is_read_or_trained(t
     assert names == ["raw pixels", "pca 2", "pca 4"]
 
 
+def test_a_comparison_of_partly_labelled_images_goes_on(tmp_path):
+    digits = {split: load_dataset("digits", split) for split in ("train", "val", "test")}
+    few = {f"{split}_images": dataset.images[:120].numpy() for split, dataset in digits.items()}
+    few |= {f"{split}_labels": dataset.labels[:120].numpy() for split, dataset in digits.items()}
+    few["train_labels"][::2] = -1
+    np.savez(tmp_path / "digits.npz", **few)
+    given = {"data": str(tmp_path / "digits.npz"), "models": ("pca",), "epochs": 1, "finetune_epochs": 0}
+    for dims in ((2,), (2, 4)):
+        rows = tinymae.compare(**given, latent_dims=dims, mixed_precision="no", output_dir=tmp_path / "run").results[
+            "rows"
+        ]
+    assert [row["name"] for row in rows] == ["raw pixels", "pca 2", "pca 4"]
+
+
 def test_settings_for_one_place_stand_below_the_tables(compared):
     for name in ("comparison.md", "report.html"):
         text = (compared[0] / name).read_text()

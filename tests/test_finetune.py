@@ -22,6 +22,7 @@ from tinymae.evaluation.probes import L2_GRID, fit_linear
 from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
+from tinymae.models.vqvae import VQAutoencoder
 
 LOGS = Path(__file__).parent.parent / "logs"
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
@@ -136,6 +137,9 @@ def test_when_the_head_begins_at_a_probe():
 
     assert first(blank(finetune.FEW_LABELS)) and not first(blank(finetune.FEW_LABELS + 1))
     assert first(blank(48_000), probe_first=True) and not first(blank(99), probe_first=False)
+    wide = VQAutoencoder(image_size=64)
+    assert wide.num_features > finetune.FEW_FEATURES  # of which a probe would take minutes
+    assert not FinetuneSettings(weights="somewhere").settle_for(blank(99), wide).probe_first
     assert not first(blank(99), unlabelled=3) and not first(blank(99), weights=None, from_scratch=True)
     with pytest.raises(
         InputError, match="probe_first needs features that were learned: leave it out with from_scratch"

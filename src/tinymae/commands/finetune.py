@@ -22,6 +22,7 @@ from ..evaluation import figures
 from ..evaluation.metrics import describe_score, wilson_interval
 from ..evaluation.probes import choose_probe, label_loss, label_score, linear_fits, predict_score
 from ..interop.load import Model, load, require_autoencoder
+from ..models.base import Encoder
 from ..models.classifier import Classifier, build_classifier, encoder_of, fold_probe
 from ..models.drops import set_patch_drop
 from ..models.features import feature_function
@@ -47,6 +48,7 @@ VIT_ALONE: dict[str, Any] = {
     "patch_drop": 0.0,
 }  # settings that other families do not have, and what they are there
 FEW_LABELS = 1_000  # images up to which the head begins at a probe (docs/findings.md)
+FEW_FEATURES = 2_048  # up to which a probe takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     from_scratch: bool = setting(False, "start from random weights", group="model")
     probe_first: bool | None = setting(
         None, "begin with the head of a linear probe of the frozen features, which validation chooses (arXiv "
-        f"2202.10054; default: of up to {FEW_LABELS:,} labelled images, without --unlabelled)", group="training",
+        f"2202.10054; default: of up to {FEW_LABELS:,} labelled images and {FEW_FEATURES:,} features, without "
+        "--unlabelled)", group="training",
     )  # fmt: skip
     eval_every: int | None = setting(
         None, "epochs between validations (default: 5, or a sixteenth of them)", group="watching", least=1
@@ -116,13 +119,16 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         if self.unlabelled and (self.mixup or self.cutmix):
             raise InputError("unlabelled does not go with mixup and cutmix: make both 0")
 
-    def settle_for(self, train_set: Dataset, *, is_vit: bool = True) -> Self:
-        """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere."""
+    def settle_for(self, train_set: Dataset, encoder: Encoder | None = None) -> Self:
+        """See `RecipeSettings.settle_for`; what only ViTs have is refused, or stated as not there, elsewhere.
+
+        Without an `encoder` it will be a ViT.
+        """
         settled = super().settle_for(train_set)
         if self.probe_first is None:
-            few = len(train_set) <= FEW_LABELS
+            few = len(train_set) <= FEW_LABELS and (encoder is None or encoder.num_features <= FEW_FEATURES)
             settled = replace(settled, probe_first=few and not (self.from_scratch or self.unlabelled))
-        if is_vit:
+        if encoder is None or encoder.layered:
             return replace(settled, layer_decay=1.0) if self.layer_decay is None and self.from_scratch else settled
         for name, none in VIT_ALONE.items():
             if getattr(self, name) not in (None, none):
@@ -157,8 +163,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     splits = settings.load_labelled(image_size=size, channels=channels)
     # What cannot work is refused before a folder is made for it.
     chosen = settings.choose_labels({name: with_label(split) for name, split in splits.items()})
-    is_vit = start is None or encoder_of(start).layered
-    asked, settings = settings, settings.settle_for(chosen["train"], is_vit=is_vit)
+    encoder = None if start is None else encoder_of(start)
+    asked, settings = settings, settings.settle_for(chosen["train"], encoder)
     model = create_model(settings, splits["train"], start)
     model.reading = settings.reading_kept(splits["train"])
     if settings.unlabelled:

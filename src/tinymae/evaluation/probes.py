@@ -1,5 +1,6 @@
 """Linear and MLP probes: classifiers on frozen features."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -137,8 +138,9 @@ def choose_probe(
     tried: dict[float, float] = {}
     for setting, probe in tqdm(fits, desc=desc, unit="fit", leave=False, disable=hidden(wanted=desc is not None)):
         probes[setting], tried[setting] = probe, judge(probe)
-    least = max(tried.values()) - tolerance - 1e-9  # which rounding of percentages is below
-    chosen = max(setting for setting, score in tried.items() if score >= least)
+    scores = {setting: -math.inf if math.isnan(score) else score for setting, score in tried.items()}
+    least = max(scores.values()) - tolerance - 1e-9  # which rounding of percentages is below
+    chosen = max(setting for setting, score in scores.items() if score >= least)
     return probes[chosen], chosen, tried
 
 

@@ -25,7 +25,7 @@ from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
 from .report import write_report
-from .runs import Extra, parse_extra, require_distinct, require_same, run_once
+from .runs import Extra, parse_extra, require_distinct, require_same, require_same_data, run_once
 from .search import require_optuna, search, search_space
 from .tables import cell_rows, describe_rest, pixel_row, write_tables
 
@@ -189,10 +189,8 @@ def check(settings: CompareSettings) -> dict[str, Any]:
     if settings.finetune_epochs != 0:
         tuning = finetune.FinetuneSettings(**tuning_settings(settings), weights="a pretraining's").resolve()
     reading = sizes[0] | settings.reading
-    val_sets, found = {}, {}
-    for data in settings.data:
-        splits = load_splits(data, SPLITS, labelled=True, **reading)
-        val_sets[data], found[data] = splits["val"], {name: split.fingerprint for name, split in splits.items()}
+    splits = {data: load_splits(data, SPLITS, labelled=True, **reading) for data in settings.data}
+    val_sets = {data: found["val"] for data, found in splits.items()}
     for val_set in val_sets.values():
         if settings.finetune_epochs != 0:
             tuning.check_images(val_set)
@@ -202,7 +200,9 @@ def check(settings: CompareSettings) -> dict[str, Any]:
         first = [(cell.data, pretraining(settings, cell, seed)) for cell, seed in product(cells, settings.seeds)]
         first += [(data, pretraining_of_pixels(settings, data, size)) for data in settings.data]
         for data, asked in first:
-            require_same(asked, part=Path(asked.output_dir).parent, **found[data])
+            part = Path(asked.output_dir).parent
+            require_same(asked, part=part)
+            require_same_data(part, splits[data])
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..commands.cli import create_parser, name_of, parse
 from ..commands.settings import RunSettings
+from ..data.datasets import Dataset, with_label
 from ..errors import InputError
 from ..files import digest, read_json
 from ..interop.load import load
@@ -30,21 +31,36 @@ def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = 
     return command.run(settings, **given).results
 
 
-def require_same(settings: RunSettings, *, part: Path | None = None, **inputs: str) -> None:
-    """Raises InputError if the folder holds another run than one with these settings and these inputs, which are
-    fingerprints by name; nor may what stands beside it, and goes with it, have had others. `part` as in `run_once`.
-    """
+def require_same(settings: RunSettings, *, part: Path | None = None) -> None:
+    """Raises InputError if the folder holds another run than one with these settings. `part` as in `run_once`."""
     weights = getattr(settings, "weights", None)
     model = None if weights is None else load(weights)
-    own = inputs | ({} if model is None else {"weights": digest(model.state_dict())})
+    inputs = {} if model is None else {"weights": digest(model.state_dict())}
     try:
         recorded = settings.resolve().reading_like(model, say=False).record()
-        require_same_run(Path(settings.output_dir), recorded, own, partial=True)
-        for file in sorted(part.glob("*/args.json")) if part and inputs else ():
-            require_same_run(file.parent, read_json(file)["arguments"], inputs, partial=True)
+        require_same_run(Path(settings.output_dir), recorded, inputs, partial=True)
     except InputError as error:
-        alone = f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
-        raise InputError(f"{error}{alone}") from None
+        raise InputError(f"{error}{anew(part)}") from None
+
+
+def require_same_data(part: Path, splits: Mapping[str, Dataset]) -> None:
+    """Raises InputError if a run below `part` had other images or labels in a split: in all of it, or in the labelled
+    ones.
+    """
+    now = {name: {split.fingerprint, with_label(split).fingerprint} for name, split in splits.items()}
+    for file in sorted(part.glob("*/args.json")):
+        for name, was in read_json(file).get("inputs", {}).items():
+            if name in now and was not in now[name]:
+                changed = f"{name} was {was!r}, now {splits[name].fingerprint!r}"
+                raise InputError(
+                    f"output_dir {file.parent} holds another run ({changed}): choose another folder, or --overwrite"
+                    + anew(part)
+                )
+
+
+def anew(part: Path | None) -> str:
+    """The end of a refusal: how to give up less than everything."""
+    return f", which moves everything aside; to make this part alone anew, remove {part}" if part else ""
 
 
 def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str, dict[str, Any]]:

@@ -44,15 +44,14 @@ def require_same_run(
 ) -> None:  # fmt: skip
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
-    A path may be another where the same was found there: see `found_alike`. Of `partial` inputs those are compared that
-    the run has as well. Of files in `datasets` it says which came or went.
+    A path may be another where the same was found there: see `found_alike`. Of `partial` inputs the run's others are
+    not compared. Of files in `datasets` it says which came or went.
     """
     if not holds_run(folder):
         return
     recorded = read_json(folder / "args.json")
     known = recorded.get("inputs", {})
     was = {name: value for name, value in known.items() if name in inputs or not partial}
-    inputs = {name: value for name, value in inputs.items() if name in was or not partial}
     datasets = datasets or {}
     renamed = {split: names for split in datasets if (names := changed_names(folder, split, datasets[split]))}
     # Of images that stay in their files fingerprints know names and sizes alone, which 2023/tile.npy and 2024/tile.npy

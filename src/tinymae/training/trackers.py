@@ -190,9 +190,10 @@ def each_tracker(accelerator: Accelerator, do: Callable[[Any], None]) -> None:
             accelerator.trackers.remove(tracker)
             with contextlib.suppress(Exception):  # MLflow would take it for still going
                 tracker.finish()
+            later = "; the same command, repeated, tells it those that it lacks" * isinstance(tracker, RunInMLflow)
             tqdm.write(
                 f"log_with {tracker.name} fails ({first_line(error)}): the run goes on without it; metrics.jsonl has "
-                "all steps, and the same command, repeated, tells it those that it lacks"
+                f"all steps{later}"
             )
 
 
