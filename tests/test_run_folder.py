@@ -162,7 +162,7 @@ def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
             with run_in(folder) as run:
                 run.finish(results, [])
         score = ", accuracy, test 91.23 %" * ("accuracy_test" in results)
-        assert f"{folder} is finished{score}: its results stay as they are\n" in capsys.readouterr().out
+        assert f"{folder} is finished{score}, and is made again\n" in capsys.readouterr().out
 
 
 # ---- other inputs under the same settings

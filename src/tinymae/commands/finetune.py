@@ -258,7 +258,8 @@ def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chos
     probe, l2, _ = choose_probe(fits, judge)
     fold_probe(model.head, probe)
     right = predict_score(probe, features["val"], labels["val"])
-    run.print(f"the head begins as a linear probe with l2 {l2:g}: {right:.2f} % on validation")
+    scored = describe_score(right, len(labels["val"]), "val", several=model.several)
+    run.print(f"the head begins as a linear probe, regularisation {l2:g}: {scored}")
 
 
 def train(

@@ -187,7 +187,7 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     rows = [(rank, *about, f"{far:.4f}") for rank, (about, far) in enumerate(ranked, 1)]
     table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
     tiles = [
-        Tile(image, (name, f"{far} {label or ''}"))
+        Tile(image, (name, label or "", far))
         for image, (_, name, _, label, far) in zip(images.view(order[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} images farthest from their neighbour number {k}"

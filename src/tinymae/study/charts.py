@@ -51,7 +51,7 @@ def accuracy_by_size(points: Sequence[Point], floor: float | None, *, wide: bool
         for point in line:
             if point.untrained is not None:
                 axis.plot([point.size] * 2, [point.untrained, point.accuracy], color=look["color"], lw=1, ls=":")
-                axis.plot(point.size, point.untrained, **look, ms=5, mfc="white")
+                axis.plot(point.size, point.untrained, **look, ms=5, mfc="white", zorder=1.5)  # below results
     if floor is not None:
         axis.axhline(floor, color="grey", lw=1, ls="--", label="raw pixels (control)")
     axis.set_xscale("log", base=2)
@@ -82,7 +82,7 @@ def write_names(figure: Figure, axis: Axes, points: Sequence[Point], colours: di
                 fontsize=9, color=colours[point.family], path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip
             box = text.get_window_extent()
-            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(taken):
+            if all(axis.bbox.contains(*corner) for corner in (box.min, box.max)) and not box.count_overlaps(taken):
                 taken.append(box)
                 break
             text.remove()

@@ -108,7 +108,7 @@ def list_settings(settings: dict) -> str:
     lines = [f"- `{name}`: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in settings.items()]
     if not lines:
         return ""
-    head = "<details>\n<summary>Settings other than the defaults</summary>"
+    head = "<details>\n<summary>Settings that were given, or followed from the images</summary>"
     return "\n".join([head, "", *lines, "", "</details>"])
 
 

@@ -147,8 +147,10 @@ class Run:
             results = read_json(self.folder / "results.json")
             found = {name: results.get(key) for key, name in SCORES.items()}
             scores = [f", {name} {value:.2f} %" for name, value in found.items() if isinstance(value, int | float)]
-            self.print(f"{self.folder} is finished{''.join(scores[:1])}: its results stay as they are")
-            self.quiet = any(map(is_intact, self.checkpoints.files[-1:]))  # then nothing is trained
+            quiet = any(map(is_intact, self.checkpoints.files[-1:]))  # then nothing is trained
+            what = ": its results stay as they are" if quiet else ", and is made again"
+            self.print(f"{self.folder} is finished{''.join(scores[:1])}{what}")
+            self.quiet = quiet
 
     @property
     def processes(self) -> str:

@@ -364,7 +364,8 @@ $("search").onkeydown = (event) => { // Enter goes to the first
 
 function setColouring(number) {
   colouring = colourings[number];
-  palette = colouring.labels.map((_, i) => rgb(hue(i, colouring.labels.length)));
+  palette = colouring.labels.map((label, i) =>
+    label === "(no label)" ? [170, 170, 170] : rgb(hue(i, colouring.labels.length)));
   hidden = colouring.labels.map(() => false);
   const numbers = new Uint32Array(palette.length);
   colouring.values.forEach((value) => numbers[value]++);
