@@ -124,6 +124,10 @@ def test_what_does_not_go_with_them_is_refused_before_a_folder_is_made(tmp_path)
         ({"unlabelled": 0, "unlabelled_data": "photos"}, "unlabelled_data without a ratio is not used"),
         ({"unlabelled_data": "photos"}, "data photos does not exist"),
         ({"unlabelled_data": torch.zeros(90, 3, 8, 8, dtype=torch.uint8)}, "has 3 channels, the weights want 1"),
+        (
+            {"unlabelled_data": torch.zeros(90, 1, 8, 8, dtype=torch.uint16)},
+            "has uint16 images, those with labels are uint8",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             tinymae.finetune(**TUNE | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")

@@ -57,6 +57,10 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         channels, height, width = train_set.image_shape
         dataset = self.load_splits(["all"], further=True, image_size=(height, width), channels=channels)["all"]
         require_channels(dataset, channels)
+        if dataset.depth != train_set.depth:
+            raise InputError(
+                f"unlabelled_data has {dataset.depth} images, those with labels are {train_set.depth}: give both alike"
+            )
         return dataset.without_labels()  # of a folder of its own: they may number other classes
 
     def describe_unlabelled(self, chosen: dict[str, Dataset]) -> str:
