@@ -242,7 +242,7 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
     assert all(image["alt"] for image in page.images)
     # The original, 3 of mae, a vae's and its samples; 2 charts of sizes, 3 maps, 2 confusion matrices, 2 curves.
     assert len(page.images) == 6 + 2 + 3 + 2 + 2
-    expected = "Results Reconstructions Samples Confusion Loss latent size Maps".split()
+    expected = "Results Reconstructions Samples Confusion Training latent size Maps".split()
     assert all(any(word in heading for heading in page.headings) for word in expected)
     for row in rows:
         assert row["name"] in page.texts and f"{row['linear_test']:.1f}" in page.texts

@@ -74,7 +74,9 @@ class Encoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, which normalised images get as well."""
-        return next(self.parameters(), self.mean).dtype
+        for parameter in self.parameters():  # not next with a default, which torch 2.6 cannot compile
+            return parameter.dtype
+        return self.mean.dtype
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, num_features) of uint8 or normalised float images (B, C, H, W); deterministic."""
