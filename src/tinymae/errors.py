@@ -1,9 +1,10 @@
 """Errors that tell the user what to do."""
 
+import difflib
 import errno
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
 # How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
@@ -72,3 +73,13 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and bool(re.search(OUT_OF_MEMORY, str(error).strip()))
+
+
+def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
+    """A question after a message, where words that are unknown resemble known ones; else nothing.
+
+    >>> did_you_mean(["--image_size"], ["--data", "--image-size"])
+    '; did you mean --image-size?'
+    """
+    close = [near for word in given for near in difflib.get_close_matches(word, list(known), 1)]
+    return f"; did you mean {' and '.join(close)}?" if close else ""

@@ -132,7 +132,7 @@ def is_of_type(value: Any, wanted: Any) -> bool:
     return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
 
 
-def did_you_mean(path: str | Path) -> str:
+def closest_path(path: str | Path) -> str:
     """In brackets, what beside a path that is not there has almost its name; "" if nothing has."""
     path = Path(path)
     with contextlib.suppress(OSError, ValueError):  # nor may its folder be there, or be a name of one

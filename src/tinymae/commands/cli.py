@@ -2,17 +2,16 @@
 
 import argparse
 import contextlib
-import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from ..errors import InputError, Stopped, ran_out_of_memory
+from ..errors import InputError, Stopped, did_you_mean, ran_out_of_memory
 
 if TYPE_CHECKING:
     from .fields import Settings
@@ -42,16 +41,6 @@ class Parser(argparse.ArgumentParser):
         unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
         hint = did_you_mean(unknown, self._option_string_actions)
         raise InputError(f"{message}{hint} (see {self.prog} --help)")
-
-
-def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
-    """A question after a message, where words that are unknown resemble known ones; else nothing.
-
-    >>> did_you_mean(["--image_size"], ["--data", "--image-size"])
-    '; did you mean --image-size?'
-    """
-    close = [near for word in given for near in difflib.get_close_matches(word, list(known), 1)]
-    return f"; did you mean {' and '.join(close)}?" if close else ""
 
 
 class SeveralAction(argparse.Action):

@@ -1,6 +1,5 @@
 """Settings as fields of a frozen dataclass: each is a flag, a keyword of the Python call and a key of args.json."""
 
-import difflib
 import hashlib
 import inspect
 import operator
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..files import digest, is_of_type
 from ..randomness import untouched_randomness
 from .families import describe_setting
@@ -186,9 +185,7 @@ def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, 
             signature.bind(*args, **keywords)
         except TypeError as error:
             unknown = [word for word in keywords if word not in signature.parameters]
-            close = [near for word in unknown for near in difflib.get_close_matches(word, signature.parameters, 1)]
-            hint = "".join(f"; did you mean {near}?" for near in close)
-            raise TypeError(f"{name}() {error}{hint}") from None
+            raise TypeError(f"{name}() {error}{did_you_mean(unknown, signature.parameters)}") from None
         # A notebook may have switched gradients off, which training needs.
         with untouched_randomness(), torch.inference_mode(False), torch.enable_grad():
             return run(settings(*args, **keywords))

@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from ..errors import InputError, first_line
-from ..files import did_you_mean, read_tensors
+from ..files import closest_path, read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
 SAYS = "its config.json says"
@@ -38,7 +38,7 @@ def find_weights(source: str | Path, **download) -> Path:
             validate_repo_id(str(source))
             folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
         except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-            hint = did_you_mean(folder)
+            hint = closest_path(folder)
             # No id of the Hub, or one that begins as a folder does that is here: somebody has mistyped a path.
             if hint or isinstance(error, HFValidationError) or (len(folder.parts) > 1 and folder.parent.is_dir()):
                 raise InputError(f"weights folder {source} does not exist{hint}") from None

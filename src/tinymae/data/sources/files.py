@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError, list_some
-from ...files import did_you_mean
+from ...files import closest_path
 from ..images import EXTENSIONS
 from ..splits import hash_names, rows_by_split, without_prefix
 from .encoded import Content, EncodedSource
@@ -77,7 +77,7 @@ def open_folders(folders: Sequence[Path], reading: Reading) -> FilesSource:
     Raises InputError for a folder that is missing, and where none holds images.
     """
     if missing := [folder for folder in folders if not folder.exists()]:
-        hint = did_you_mean(missing[0])
+        hint = closest_path(missing[0])
         raise InputError(f"data {missing[0]} does not exist{hint}: several data are folders, or image files")
     if files := [folder for folder in folders if not folder.is_dir()]:
         raise InputError(f"data {files[0]} is no folder, as others are: give folders, or image files")

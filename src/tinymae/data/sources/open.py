@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import InputError
-from ...files import did_you_mean
+from ...files import closest_path
 from ...tensors import pair
 from .arrays import ARRAYS, open_array, open_array_file
 from .arrow import HUB, ArrowSource, is_loaded, open_arrow, split_parts
@@ -100,7 +100,7 @@ def no_such_data(name: str) -> InputError:
     if Path(name).exists():
         return InputError(f"data {name} is of no known kind: give {kinds}")
     close = difflib.get_close_matches(name, ["digits", *NAMED], n=1)
-    hint = f" (did you mean {close[0]}?)" if close else did_you_mean(name)
+    hint = f" (did you mean {close[0]}?)" if close else closest_path(name)
     return InputError(f"data {name} does not exist{hint}: give {kinds}, {HUB}owner/name, or a name such as cifar10")
 
 
