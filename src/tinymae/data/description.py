@@ -68,7 +68,7 @@ def describe_classes(source: Source) -> list[str]:
     empty = [source.classes[number] for number in np.flatnonzero(found[:count] == 0)]
     ranked = [f"{source.classes[n]} ({found[n]:,})" for n in np.argsort(-found[:count], kind="stable") if found[n]]
     shown = ranked if len(ranked) <= COUNTED else [*ranked[: COUNTED - 1], "...", ranked[-1]]
-    lines = [f"classes: {', '.join(shown)}"]
+    lines = [f"classes: {', '.join(shown)}"] if shown else []
     if empty:
         lines.append(f"classes: {len(empty):,} of {count:,} without any image ({list_some(empty)})")
     by_name = [[*names] for _, names in groupby(sorted(source.classes, key=str.casefold), key=str.casefold)]
