@@ -316,7 +316,8 @@ def train(
     run.end_stretch(step)
     found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
-    return judged, found | length | {"base_lr": peak * 256 / batch_size}
+    certainty = {f"{name}_interval": wilson_interval(value, len(val_set)) for name, value in found.items()}
+    return judged, found | ({} if judged.several else certainty) | length | {"base_lr": peak * 256 / batch_size}
 
 
 def validate(
@@ -342,8 +343,8 @@ def score(
     assert dataset.labels is not None
     result = label_score(logits, dataset.labels.cpu())
     title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} % of {len(dataset):,} images"
-    by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
     run.print(describe_score(result, len(dataset), split, several=judged.several))
+    by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
     scores: dict = {}
     if not judged.several:  # whose mean is there among those by class
         scores = {f"accuracy_{split}": result, f"accuracy_{split}_interval": wilson_interval(result, len(dataset))}
