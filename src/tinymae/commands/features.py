@@ -16,7 +16,6 @@ from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
 from ..data.load import load_splits
-from ..data.sources.open import COLUMNS, has_columns
 from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import map_dataset
@@ -75,8 +74,7 @@ class JoinedSettings(WeightsSettings):
         loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled)
         if not loaded:
             raise InputError(f"split {' '.join(self.split)}: data {self.data_name} have none of them; give --split all")
-        for dataset in [*loaded.values()][:1]:  # all are of one source
-            require_fit(model, dataset)
+        require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
         return JoinedSplits(on_device, self.show_channels)
@@ -90,9 +88,9 @@ class JoinedSettings(WeightsSettings):
         scale = SIDE / max(height, width)
         if scale <= 1 or not all(part.of_files for part in images.parts.values()):
             return images.view
-        reading = self.reading | ({} if has_columns(self.data) else dict.fromkeys(COLUMNS))
+        data, reading = self.source_of()
         reading |= {"image_size": (round(scale * height), round(scale * width)), "channels": channels}
-        whole = JoinedSplits(load_splits(self.data, [*images.parts], memory_limit_gb=0, **reading), self.show_channels)
+        whole = JoinedSplits(load_splits(data, [*images.parts], memory_limit_gb=0, **reading), self.show_channels)
         place = {name: row for row, name in enumerate(itertools.chain(*whole.all_names))}  # `images` may lack some
         return lambda rows: whole.view(torch.tensor([place[name] for name, *_ in images.about(rows)]))
 

@@ -19,7 +19,7 @@ from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
-from ..evaluation.metrics import describe_score, wilson_interval
+from ..evaluation.metrics import describe_score, with_intervals
 from ..evaluation.probes import choose_probe, label_loss, label_score, linear_fits, predict_score
 from ..interop.load import Model, load, require_autoencoder
 from ..models.base import Encoder
@@ -35,7 +35,7 @@ from ..training.run import Run
 from ..training.schedule import Schedule, Stretch
 from .by_class import report_classes
 from .families import complete
-from .features import map_together, require_fit
+from .features import map_together, require_fit, split_features
 from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
@@ -241,14 +241,10 @@ def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chos
     From a random head, what few labels teach at first is to bend good features towards it (Kumar et al., arXiv
     2202.10054). Not the probe with the best accuracy, which may be so sure of itself that the first steps undo it.
     """
-    device = run.accelerator.device
+    device, splits = run.accelerator.device, {name: chosen[name] for name in ("train", "val")}
     encode = feature_function(model.to(device).eval())
-    features, labels = {}, {}
-    for name in ("train", "val"):
-        known, dataset = chosen[name].labels, chosen[name]
-        assert known is not None
-        found = map_together(encode, dataset, run.accelerator, num_workers=settings.num_workers, desc="features")
-        features[name], labels[name] = found.to(device), known.to(device)
+    features = split_features(encode, splits, run.accelerator, num_workers=settings.num_workers)
+    labels = {name: split.labels.to(device) for name, split in splits.items() if split.labels is not None}
 
     @torch.no_grad()
     def judge(probe: nn.Module) -> float:
@@ -316,8 +312,8 @@ def train(
     run.end_stretch(step)
     found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
-    certainty = {f"{name}_interval": wilson_interval(value, len(val_set)) for name, value in found.items()}
-    return judged, found | ({} if judged.several else certainty) | length | {"base_lr": peak * 256 / batch_size}
+    found = found if judged.several else with_intervals(found, len(val_set))
+    return judged, found | length | {"base_lr": peak * 256 / batch_size}
 
 
 def validate(
@@ -345,9 +341,8 @@ def score(
     title = f"{settings.start} on {settings.data_name}, {split}, {result:.1f} % of {len(dataset):,} images"
     run.print(describe_score(result, len(dataset), split, several=judged.several))
     by_class, shown = report_classes(run, logits, dataset.labels, judged.classes, split=split, title=title)
-    scores: dict = {}
-    if not judged.several:  # whose mean is there among those by class
-        scores = {f"accuracy_{split}": result, f"accuracy_{split}_interval": wilson_interval(result, len(dataset))}
+    # Of several labels an image, the mean is there among those by class.
+    scores = {} if judged.several else with_intervals({f"accuracy_{split}": result}, len(dataset))
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
 
 

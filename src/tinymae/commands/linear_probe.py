@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, has_several, with_label
-from ..evaluation.metrics import describe_score, wilson_interval
+from ..evaluation.metrics import describe_score, with_intervals
 from ..evaluation.neighbours import knn_scores
 from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits, predict_score
 from ..files import digest, write_tensors
@@ -119,11 +119,10 @@ def score(
     for split in list(splits)[1:]:  # validation, then test
         with torch.no_grad():
             logits = head(features[split])
-        scores[f"num_{split}_labels"] = count = len(labels[split])
-        for name, given in {"knn": neighbours(features[split]), "probe": logits}.items():
-            scores[f"{name}_{split}"] = found = label_score(given, labels[split])
-            if labels[split].ndim == 1:
-                scores[f"{name}_{split}_interval"] = wilson_interval(found, count)
+        given = {f"knn_{split}": neighbours(features[split]), f"probe_{split}": logits}
+        found = {name: label_score(values, labels[split]) for name, values in given.items()}
+        count = scores[f"num_{split}_labels"] = len(labels[split])
+        scores |= with_intervals(found, count) if labels[split].ndim == 1 else found
     scores |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},

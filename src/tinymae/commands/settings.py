@@ -126,16 +126,22 @@ class RunSettings(DataSettings):
             return self.data.name
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
-        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. Where one
-        of the two alone is a table, the columns are its. What was found is printed, once.
+    def source_of(self, *, further: bool = False) -> tuple[Any, dict[str, Any]]:
+        """The data, or the `further` ones, and how they are read. Where one of the two alone is a table, the columns
+        are its.
         """
         data: Any = self.data
         beside = getattr(self, self.further) if self.further else None
         if further:
             data, beside = beside, data
         of_other = has_columns(beside) and not has_columns(data)
-        reading = self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
+        return data, self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
+
+    def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
+        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. What was
+        found is printed, once.
+        """
+        data, reading = self.source_of(further=further)
         loaded = load_splits(data, splits, labels=None if further else self.labels, **options, **reading)
         if loaded:
             print_once(*next(iter(loaded.values())).description)

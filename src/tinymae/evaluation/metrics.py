@@ -1,6 +1,7 @@
 """Accuracy and reconstruction metrics, and functions mapped over a data set."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,15 @@ def wilson_interval(percent: float, count: int) -> list[float]:
 
     interval = binomtest(round(percent * count / 100), count).proportion_ci(method="wilson")
     return [100 * interval.low, 100 * interval.high]
+
+
+def with_intervals(accuracies: dict[str, Any], count: int) -> dict[str, Any]:
+    """Accuracies among `count` images, in percent, each with its `wilson_interval` under NAME_interval.
+
+    >>> list(with_intervals({"accuracy_val": 50.0}, 8))
+    ['accuracy_val', 'accuracy_val_interval']
+    """
+    return accuracies | {f"{name}_interval": wilson_interval(percent, count) for name, percent in accuracies.items()}
 
 
 def describe_score(percent: float, count: int, split: str, *, several: bool = False) -> str:

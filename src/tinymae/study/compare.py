@@ -25,7 +25,7 @@ from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
 from .report import write_report
-from .runs import Extra, parse_extra, require_distinct, require_same, require_same_data, run_once
+from .runs import Extra, fingerprints, parse_extra, require_distinct, require_same, require_same_data, run_once
 from .search import require_optuna, search, search_space
 from .tables import cell_rows, describe_rest, pixel_row, write_tables
 
@@ -197,12 +197,13 @@ def check(settings: CompareSettings) -> dict[str, Any]:
         require_shown(settings.show_channels, val_set.image_shape[0])
     size = {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
     if not settings.overwrite:
+        known = {data: fingerprints(found) for data, found in splits.items()}
         first = [(cell.data, pretraining(settings, cell, seed)) for cell, seed in product(cells, settings.seeds)]
         first += [(data, pretraining_of_pixels(settings, data, size)) for data in settings.data]
         for data, asked in first:
             part = Path(asked.output_dir).parent
             require_same(asked, part=part)
-            require_same_data(part, splits[data])
+            require_same_data(part, known[data])
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:

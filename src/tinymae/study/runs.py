@@ -12,7 +12,7 @@ from ..data.datasets import Dataset, with_label
 from ..errors import InputError
 from ..files import digest, read_json
 from ..interop.load import load
-from ..training.inputs import require_same_run
+from ..training.inputs import another_run, differences, require_same_run
 
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 
@@ -43,19 +43,19 @@ def require_same(settings: RunSettings, *, part: Path | None = None) -> None:
         raise InputError(f"{error}{anew(part)}") from None
 
 
-def require_same_data(part: Path, splits: Mapping[str, Dataset]) -> None:
-    """Raises InputError if a run below `part` had other images or labels in a split: in all of it, or in the labelled
-    ones.
-    """
-    now = {name: {split.fingerprint, with_label(split).fingerprint} for name, split in splits.items()}
+def fingerprints(splits: Mapping[str, Dataset]) -> dict[str, tuple[str, str]]:
+    """What runs on some splits record of each: the fingerprint of all its images, and that of the labelled ones."""
+    return {name: (split.fingerprint, with_label(split).fingerprint) for name, split in splits.items()}
+
+
+def require_same_data(part: Path, known: Mapping[str, tuple[str, str]]) -> None:
+    """Raises InputError if a run below `part` had other images or labels in a split than its `known` fingerprints."""
     for file in sorted(part.glob("*/args.json")):
-        for name, was in read_json(file).get("inputs", {}).items():
-            if name in now and was not in now[name]:
-                changed = f"{name} was {was!r}, now {splits[name].fingerprint!r}"
-                raise InputError(
-                    f"output_dir {file.parent} holds another run ({changed}): choose another folder, or --overwrite"
-                    + anew(part)
-                )
+        inputs = read_json(file).get("inputs", {})
+        other = [name for name, both in known.items() if name in inputs and inputs[name] not in both]
+        if other:
+            changes = differences({name: inputs[name] for name in other}, {name: known[name][0] for name in other})
+            raise InputError(f"{another_run(file.parent, changes)}{anew(part)}")
 
 
 def anew(part: Path | None) -> str:

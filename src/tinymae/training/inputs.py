@@ -3,7 +3,7 @@
 import contextlib
 import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,14 @@ def require_same_run(
         changes += renamed.values()
         if (more := len(changes) - MOST_SHOWN) > 0:
             changes[MOST_SHOWN:] = [f"and {more} more"]
-        raise InputError(
-            f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
-        )
+        raise another_run(folder, changes)
+
+
+def another_run(folder: Path, changes: Sequence[str]) -> InputError:
+    """Of a folder that holds a run with other arguments or inputs: see `differences`."""
+    return InputError(
+        f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
+    )
 
 
 def found_alike(was: dict, now: dict, *, but: set[str]) -> set[str]:

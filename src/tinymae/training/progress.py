@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, KeysView
@@ -11,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..bars import hidden
+from ..bars import hidden, silenced
 from ..files import read_metrics, write_bytes
 from .loop import TrainStep
 from .schedule import Stretch
@@ -90,7 +89,7 @@ class Progress:
         if self.bar is not None and not self.bar.disable:
             self.bar.n = done
             self.bar.set_postfix_str(text)
-        elif self.is_main and not os.environ.get("TQDM_DISABLE") and time.monotonic() - self.line_at > SECONDS:
+        elif self.is_main and not silenced() and time.monotonic() - self.line_at > SECONDS:
             self.line_at = time.monotonic()
             tqdm.write(f"{done:6.1%}, {text}", file=sys.stderr)
 

@@ -141,6 +141,9 @@ class RunInTensorBoard(TensorBoardTracker):
         """Show a PNG."""
         self.log_images({name: read_picture(path)}, step=step, dataformats="NHWC")
 
+    def keep(self, results: dict, files: Iterable[Path]) -> None:
+        """The end of a run, of which it has all figures and pictures already."""
+
 
 def start_trackers(
     accelerator: Accelerator, names: Iterable[str], folder: Path, *, step: int, arguments: dict, metrics: list[dict]
@@ -199,8 +202,7 @@ def each_tracker(accelerator: Accelerator, do: Callable[[Any], None]) -> None:
 
 def log_results(accelerator: Accelerator, results: dict, files: Iterable[Path]) -> None:
     """The end of a run: its figures; to MLflow its files, to W&B those that are images."""
-    kept = keepers(accelerator)
-    each_tracker(accelerator, lambda tracker: tracker.keep(results, files) if tracker in kept else None)
+    each_tracker(accelerator, lambda tracker: tracker.keep(results, files))
 
 
 def numbers_of(results: dict) -> dict[str, float]:
