@@ -2,6 +2,7 @@
 
     python scripts/compare.py --data cifar10 --minutes 5 --output-dir runs/compare
     python scripts/compare.py --data cifar10 mnist --models mae vae pca --latent-dims 32 128 --seeds 0 1 2 --epochs 20
+    python scripts/compare.py --data cifar10 --minutes 5 --label-fractions 1 0.1 0.01
     python scripts/compare.py --data cifar10 --minutes 5 --search optuna --trials 20
 
 Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an MLP,

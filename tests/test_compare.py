@@ -18,6 +18,7 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import cli, finetune, linear_probe, pretrain
 from tinymae.commands.pretrain import PretrainSettings
+from tinymae.data.splits import few_labels
 from tinymae.errors import Diverged
 from tinymae.files import read_json, write_json
 from tinymae.models.masked_conv import MaskedConvAutoencoder
@@ -132,20 +133,51 @@ def test_with_nothing_hidden_the_errors_are_of_the_models_own_picture(tmp_path):
     write_json(tmp_path / "pretrain" / "args.json", {"arguments": {"latent_dim": None, "loss": "mse"}})
     write_json(tmp_path / "pretrain" / "results.json", {"minutes": 1, "epochs": 1})
     for name in ("linear", "mlp"):
-        scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320}
+        scores = {"knn_val": 1, "knn_test": 2, "probe_val": 3, "probe_test": 4, "num_features": 320, "num_labels": 9}
         write_json(tmp_path / name / "results.json", scores)
     where = {"output_dir": tmp_path / "evaluate", "weights": tmp_path / "pretrain"}
     found = tinymae.evaluate("digits", mixed_precision="no", **where).results
-    row = tables.cell_rows(tmp_path, data="digits", name="masked_conv", model="masked_conv", seed=0)[0]
+    names = {"data": "digits", "name": "masked_conv", "model": "masked_conv", "seed": 0}
+    row = tables.cell_rows(tmp_path, label_fraction=1.0, **names)[0]
     digits = load_dataset("digits", "test").images
     own = model.eval().reconstruct(digits, torch.zeros(16, dtype=torch.bool)).prediction
     assert row["mse"] == pytest.approx(float((own - digits / 255).square().mean()), rel=1e-4)
     assert row["mse"] > 0 and row["mse_masked"] == found["masked"]["mse"] > 0
 
 
+def test_few_labels_are_learned_from_beside_all_of_them_by_the_same_pretraining(tmp_path):
+    grid = ["--data", "digits", "--models", "vae", "--latent-dims", "8", "--epochs", "1", "--seeds", "0", "1"]
+    run(tmp_path, *grid)
+    before = results_in(tmp_path)
+    rows = run(tmp_path, *grid, "--label-fractions", "0.1", "1")
+    after = results_in(tmp_path)
+    assert {name: after[name] for name in before} == before
+    cell = {f"digits/vae-8/seed{seed}/{stage}-0.1" for seed in (0, 1) for stage in ("linear", "mlp", "finetune")}
+    pixels = {f"digits/raw_pixels/linear-0.1-seed{seed}" for seed in (0, 1)}
+    assert after.keys() - before.keys() == {f"{stage}/results.json" for stage in cell | pixels}
+
+    all_labels, tenth = tables.by_labels(rows).values()
+    drawn = few_labels(load_dataset("digits", "train").labels, 0.1, seed=0)
+    assert {row["num_labels"] for row in tenth} == {len(drawn)}
+    for name in ("vae 8", "vae 8, untrained", "raw pixels"):
+        of_all, of_few = ([row["linear_test"] for row in those if row["name"] == name] for those in (all_labels, tenth))
+        assert len(of_few) == 2 and of_few[0] != of_few[1] and np.mean(of_all) > np.mean(of_few) > 10
+    few = [row for row in tenth if row["name"] == "vae 8"]
+    for row in few:
+        stage = {name: read_json(tmp_path / f"digits/vae-8/seed{row['seed']}/{name}-0.1/results.json")
+                 for name in ("linear", "mlp", "finetune")}  # fmt: skip
+        assert row["linear_test"] == stage["linear"]["probe_test"] and row["mlp_test"] == stage["mlp"]["probe_test"]
+        assert row["finetuned_test"] == stage["finetune"]["accuracy_test"]
+    mean = tables.format_value(tables.mean_and_std([row["linear_test"] for row in few]), 1)
+    head, _, part = (tmp_path / "comparison.md").read_text().partition("## digits, 10 % of the labels")
+    assert "PSNR" in head and f"| {mean} |" in part and f"| {mean} |" not in head
+    page = (tmp_path / "report.html").read_text()
+    assert mean in page and {"Results", "Results, 10 % of the labels"} < {*Page(page).headings}
+
+
 def test_means_and_deviations_are_over_seeds():
     rows = [
-        {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value}
+        {"data": "d", "name": name, "control": "", "seed": seed, "label_fraction": 1.0, "linear_test": value}
         for name, values in {"a": [60, 62, 64], "b": [70]}.items() for seed, value in enumerate(values)
     ]  # fmt: skip
     first, second = tables.summarise(rows)
@@ -157,11 +189,19 @@ def test_means_and_deviations_are_over_seeds():
 def test_differences_are_to_the_first_model_under_the_same_seed():
     scores = {"a": {0: 60.0, 1: 70.0, 2: 80.0}, "b": {0: 63.0, 1: 71.0, 2: 82.0, 3: 10.0}, "c": {0: 50.0}}
     rows = [
-        {"data": "d", "name": name, "control": "", "seed": seed, "linear_test": value, "knn_test": 1.0}
+        {"data": "d", "name": name, "control": "", "seed": seed, "label_fraction": 1.0, "linear_test": value,
+         "knn_test": 1.0}
         for name, values in scores.items() for seed, value in values.items()
     ]  # fmt: skip
     rows[4]["finetuned_test"] = 40.0  # which a has none of
-    control = {"data": "d", "name": "b, untrained", "control": "untrained", "linear_test": 1.0, "knn_test": 1.0}
+    control = {
+        "data": "d",
+        "label_fraction": 1.0,
+        "name": "b, untrained",
+        "control": "untrained",
+        "linear_test": 1.0,
+        "knn_test": 1.0,
+    }
     rows += [control | {"seed": seed} for seed in range(3)]
     (line,) = tables.differences(rows)
     assert line["name"] == "b" and line["seeds"] == 3 and line["linear_test"] == (2.0, 1.0)  # not the 10 of seed 3
@@ -172,26 +212,26 @@ def test_differences_are_to_the_first_model_under_the_same_seed():
 
 
 def test_the_best_is_named_by_validation_and_test_stands_beside_it():
+    common = {"data": "d", "control": "", "seed": 0, "label_fraction": 1.0}
     rows = [
-        {"data": "d", "name": name, "control": "", "seed": 0, "linear_val": val, "linear_test": test}
+        common | {"name": name, "linear_val": val, "linear_test": test}
         for name, val, test in (("lucky", 60.0, 75.0), ("chosen", 65.0, 70.0))
     ]  # fmt: skip
-    best = report.find_best(rows)
-    assert best["linear_test"] == ["chosen"]
-    shown = report.table(tables.summarise(rows), best, 1)["rows"]
+    assert report.find_best(rows)["linear_test"] == ["chosen"]
+    shown = report.table(rows, tables.READ)["rows"]
     bold = [cell["text"] for row in shown for cell in row["cells"] if cell["best"]]
     assert bold == ["70.0"] and any(cell["text"] == "75.0" for row in shown for cell in row["cells"])
 
 
 def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidden():
-    common = {"data": "d", "control": "", "seed": 0, "linear_val": 50.0, "linear_test": 50.0}
+    common = {"data": "d", "control": "", "seed": 0, "label_fraction": 1.0, "linear_val": 50.0, "linear_test": 50.0}
     rows = [
         common | {"name": "mae", "mse": 0.01, "psnr": 20.0, "ssim": 0.9, "mse_masked": 0.03},
         common | {"name": "vae", "mse": 0.02, "psnr": 17.0, "ssim": 0.5},
     ]
-    best, lines = report.find_best(rows), tables.summarise(rows)
+    best = report.find_best(rows)
     assert [best[metric] for metric in ("mse", "psnr", "ssim", "mse_masked")] == [["vae"], ["vae"], ["vae"], ["mae"]]
-    cells = {cell["text"]: cell["best"] for row in report.table(lines, best, 1)["rows"] for cell in row["cells"]}
+    cells = {cell["text"]: cell["best"] for row in report.table(rows, tables.READ)["rows"] for cell in row["cells"]}
     assert not cells["0.0100 †"] and not cells["0.0200"]  # the other has no rival
     text = tables.markdown(rows, "")
     assert "| 0.0100 † | 20.0 † | 0.900 † | 0.0300 |" in text and "| 0.0200 | 17.0 | 0.500 | – |" in text
@@ -300,6 +340,9 @@ def test_the_grid_gives_each_family_what_it_has():
         ({"data": ()}, r"data \(\) is empty: give at least one"),
         ({"models": ()}, r"models \(\) is empty"),
         ({"seeds": ()}, r"seeds \(\) is empty"),
+        ([*GRID, "--label-fractions", "0.1", "0"], "label_fractions 0 is not above 0"),
+        ([*GRID, "--label-fractions", "0.1", "0.1"], "label_fractions 0.1 0.1: one is given twice"),
+        ([*GRID, "--extra", "finetune: --label-fraction 0.1"], "finetune a label_fraction: give label_fractions"),
         (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea' is none of"),
         (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with a place and a colon"),
         (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
@@ -367,7 +410,7 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     given += ["--mixed-precision", "no", "--output-dir", str(tmp_path / "run"), "--extra", "pca: --image-size 12"]
     settings = settings_of(*given).resolve()
     for _ in range(2):  # a second time it resumes
-        assert compare.score_pixels(settings, "digits", compare.check(settings))["num_features"] == 144
+        assert compare.score_pixels(settings, "digits", compare.check(settings))[0]["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     before = results_in(tmp_path / "run")
     with pytest.raises(InputError, match="raw_pixels/pretrain holds another run .*image_size was 12, now 10"):

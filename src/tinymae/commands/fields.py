@@ -100,7 +100,7 @@ def checked(f: Field, value: Any, kinds: list[Any]) -> Any:
         return f.metadata["const"]
     values: Sequence[Any] = [value]
     if get_origin(kinds[0]) is tuple and get_args(kinds[0])[-1] is Ellipsis and len(kinds) == 1:
-        value = (value,) if isinstance(value, str | Path | int) else value
+        value = (value,) if isinstance(value, str | Path | int | float) else value
         kinds, values = [get_args(kinds[0])[0]], value if isinstance(value, list | tuple) else [value]
     for each in values:
         require_kind(f.name, each, kinds)

@@ -193,7 +193,7 @@ class LabelSettings(RunSettings):
     """What every command that learns from labels shares."""
 
     heading = "labels"
-    label_fraction: float = setting(1.0, "ratio of each class's labels used")
+    label_fraction: float = setting(1.0, "ratio of each class's labels used", above=0, most=1)
     val_labels: int | None = setting(
         None, "choose on this many labels of validation, the same number of each class (default: all): few show what "
         "choosing on few costs",

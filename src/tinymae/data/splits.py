@@ -33,8 +33,6 @@ def rows_by_split(parts: np.ndarray) -> dict[str, np.ndarray]:
 
 def few_labels(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Indices of a ratio of the labels, the same ratio of each class (at least one), chosen by `seed`."""
-    if not 0 < fraction <= 1:
-        raise InputError(f"label_fraction {fraction} is outside (0, 1]")
     order = fixed_permutation(len(labels), derive_seed(seed, "few labels")).to(labels.device)
     chosen = []
     for label in labels.unique():

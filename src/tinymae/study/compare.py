@@ -27,7 +27,7 @@ from ..training.run import move_aside
 from .report import write_report
 from .runs import Extra, fingerprints, parse_extra, require_distinct, require_same, require_same_data, run_once
 from .search import require_optuna, search, search_space
-from .tables import cell_rows, describe_rest, pixel_row, write_tables
+from .tables import cell_rows, describe_rest, name_stage, pixel_row, write_tables
 
 # What `models` offers: the family, and the settings that make a variant of it.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES}
@@ -54,6 +54,10 @@ class CompareSettings(DataSettings):
     latent_dims: tuple[int, ...] | None = setting(None, "of the families that have one (default: theirs)")
     losses: tuple[str, ...] | None = setting(None, "of the families that reconstruct whole images (default: mse)")
     seeds: Several[int] = setting((0,), "each model is trained once under each")
+    label_fractions: Several[float] = setting(
+        (1.0,), "ratios of each class's labels that probes and fine-tuning learn from; of few, a seed draws them",
+        above=0, most=1,
+    )  # fmt: skip
     minutes: float | None = setting(None, "of each pretraining, by the clock", group="length")
     epochs: int | None = setting(None, "of each pretraining; with minutes, whichever ends first", group="length")
     finetune_minutes: float | None = setting(None, "of each fine-tuning (default: as pretraining)", group="length")
@@ -81,17 +85,22 @@ class CompareSettings(DataSettings):
         """Lengths and precision settled. Raises InputError for values that cannot be or do not go together."""
         if self.minutes is None and self.epochs is None:
             raise InputError("give --minutes or --epochs, the length of each pretraining")
-        if empty := [name for name in ("data", "models", "seeds") if not getattr(self, name)]:
+        if empty := [name for name in ("data", "models", "seeds", "label_fractions") if not getattr(self, name)]:
             raise InputError(f"{empty[0]} () is empty: give at least one")
         if len({Path(data).name for data in self.data}) < len(self.data):
             raise InputError(f"data {' '.join(self.data)}: two have one name, and would share a folder; rename one")
         require_distinct("seeds", self.seeds)
+        require_distinct("label_fractions", self.label_fractions)
         if self.search:
             require_optuna()
         precision = settle_precision(self.mixed_precision)
         if (count := PartialState().num_processes) > 1:
             raise InputError(f"compare is one process, but {count} were started: leave out accelerate launch")
-        settled = replace(self, mixed_precision=precision, extra=parse_extra(self.extra, PLACES))
+        extra = parse_extra(self.extra, PLACES)
+        if "label_fraction" in extra["finetune"]:
+            raise InputError("extra gives finetune a label_fraction: give label_fractions, which the probes have too")
+        fractions = tuple(sorted(self.label_fractions, reverse=True))
+        settled = replace(self, mixed_precision=precision, extra=extra, label_fractions=fractions)
         if self.finetune_minutes is None and self.finetune_epochs is None:
             return replace(settled, finetune_minutes=self.minutes, finetune_epochs=self.epochs)
         return settled
@@ -130,7 +139,8 @@ def run(settings: CompareSettings) -> Result[None]:
     """Compare families of autoencoders: `.results["rows"]` has those of comparison.csv.
 
     Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an
-    MLP, fine-tuned and evaluated, each in a folder of its own. Repeating a call resumes: what is finished is read and
+    MLP, fine-tuned and evaluated, each in a folder of its own; with several `label_fractions`, probed and fine-tuned
+    with each. Repeating a call resumes: what is finished is read and
     not run again, what was interrupted goes on from its checkpoint, and a larger grid adds its cells. Raw pixels and
     untrained encoders are scored as controls. With `search`, each family's best settings are first looked for by the
     linear probe on validation, in short pretrainings; test is not loaded there.
@@ -150,7 +160,7 @@ def run(settings: CompareSettings) -> Result[None]:
             tuned: dict[str, dict | None] = {}
             if settings.search:
                 tuned = {model: tune(settings, data, model, size) for model in settings.models}
-            rows.append(score_pixels(settings, data, size))
+            rows += score_pixels(settings, data, size)
             for cell, seed in product(plan(settings, data, tuned), settings.seeds):
                 try:
                     rows += run_cell(settings, cell, seed, diverged)
@@ -262,24 +272,30 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
     once(pretrain, asked)
     shared |= {"weights": folder / "pretrain"}
     shown |= {"weights": folder / "pretrain"}
-    probing = partial(linear_probe.LinearProbeSettings, **shared)
+    once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
     # The untrained components of a PCA are pixels, which are a control of their own.
     fitted = FAMILIES[cell.settings.model].fitted
-    kept: linear_probe.Kept = {}
-    once(linear_probe, probing(output_dir=folder / "linear", controls=None if fitted else "untrained"), kept=kept)
-    once(linear_probe, probing(output_dir=folder / "mlp", head="mlp"), kept=kept)
-    del kept
-    once(evaluate, evaluate.EvaluateSettings(**shown, split="test", output_dir=folder / "evaluate"))
-    if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
-        tuning = tuning_settings(settings) | shared | {"output_dir": folder / "finetune"}
-        if cell.settings.model != "mae":
-            tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
-        try:
-            once(finetune, finetune.FinetuneSettings(**tuning))
-        except Diverged as error:
-            print(error)
-            diverged.append(f"{cell.folder}/seed{seed}/finetune")
-    return cell_rows(folder, data=Path(cell.data).name, name=" ".join(cell.words), model=cell.model, seed=seed)
+    rows = []
+    for fraction in settings.label_fractions:
+        labels = {"label_fraction": fraction}
+        probing = partial(linear_probe.LinearProbeSettings, **shared | labels)
+        kept: linear_probe.Kept = {}
+        linear, mlp, tuned = (folder / name_stage(stage, fraction) for stage in ("linear", "mlp", "finetune"))
+        once(linear_probe, probing(output_dir=linear, controls=None if fitted else "untrained"), kept=kept)
+        once(linear_probe, probing(output_dir=mlp, head="mlp"), kept=kept)
+        del kept
+        if settings.finetune_epochs != 0 and not fitted:  # fine-tuned, a PCA is a linear probe
+            tuning = tuning_settings(settings) | shared | labels | {"output_dir": tuned}
+            if cell.settings.model != "mae":
+                tuning = {name: value for name, value in tuning.items() if name not in finetune.VIT_ALONE}
+            try:
+                once(finetune, finetune.FinetuneSettings(**tuning))
+            except Diverged as error:
+                print(error)
+                diverged.append(f"{cell.folder}/seed{seed}/{tuned.name}")
+        names = {"data": Path(cell.data).name, "name": " ".join(cell.words), "model": cell.model, "seed": seed}
+        rows += cell_rows(folder, label_fraction=fraction, **names)
+    return rows
 
 
 def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
@@ -289,15 +305,22 @@ def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
     return settings.common | length | {"eval_every": NO_END, "recipe": "light"} | settings.extra["finetune"]
 
 
-def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> dict:
-    """The row of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA."""
+def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> list[dict]:
+    """The rows of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA. A seed
+    decides nothing in them but a draw of few labels.
+    """
     asked = pretraining_of_pixels(settings, data, size)
     folder = Path(asked.output_dir).parent
     run_once(pretrain, asked, part=folder)
-    shared = settings.common | {"data": data, "seed": 0}
-    probing = {"weights": folder / "pretrain", "controls": "raw_pixels", "output_dir": folder / "linear"}
-    run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing), part=folder)
-    return pixel_row(folder, data=Path(data).name, model="pixels")
+    shared = settings.common | {"data": data, "weights": folder / "pretrain", "controls": "raw_pixels"}
+    rows = []
+    for fraction in settings.label_fractions:
+        for seed in settings.seeds if fraction < 1 else (0,):
+            stage = folder / (name_stage("linear", fraction) + (f"-seed{seed}" if fraction < 1 else ""))
+            names = {"seed": seed, "label_fraction": fraction}
+            run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | names, output_dir=stage), part=folder)
+            rows.append(pixel_row(stage, data=Path(data).name, model="pixels", **names))
+    return rows
 
 
 def pretraining_of_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> PretrainSettings:

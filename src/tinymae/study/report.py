@@ -29,14 +29,18 @@ from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
 from .tables import (
+    ACCURACIES,
     READ,
     TABLE,
     UNRANKED,
     Column,
+    by_labels,
     format_cell,
     is_ranked,
     mean_and_std,
+    name_stage,
     summarise,
+    tell_labels,
 )
 
 SHOWN = 8  # test images in the strips of reconstructions
@@ -63,6 +67,7 @@ def write_report(
 @torch.no_grad()
 def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channels | None) -> dict:
     """All about one data set."""
+    (ratio, rows), *fewer = by_labels(rows).items()
     lines = summarise(rows)
     trained = [row for row in rows if not row["control"]]
     cells = [next(group) for _, group in groupby(trained, key=lambda row: row["name"])]  # under their first seed
@@ -72,18 +77,22 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
     size: dict[str, Any] = {"image_size": first.image_size, "channels": first.in_channels}
     test_set = with_label(load_dataset(run["arguments"]["data"], "test", **size, **reading))
     seeds = sorted({row["seed"] for row in trained})
-    best = find_best(trained)
     return {
         "name": rows[0]["data"],
         "anchor": anchor(rows[0]["data"]),
         "seeds": seeds,
         "facts": facts(trained, models, test_set, run),
-        "table": table(lines, best, len(seeds)),
+        "labels": tell_labels(ratio),
+        "table": table(rows, READ),
+        "few_labels": [
+            {"told": tell_labels(few), "count": f"{those[0]['num_labels']:,}", "table": table(those, ACCURACIES)}
+            for few, those in fewer
+        ],
         "sizes": sizes(lines, rows),
         "strips": strips(models, test_set, channels),
         "samples": samples(models, channels),
         "maps": maps(models, test_set),
-        "confusions": pictures(cells, "linear/confusion_matrix.png"),
+        "confusions": pictures(cells, f"{name_stage('linear', ratio)}/confusion_matrix.png"),
         "curves": pictures(cells, "pretrain/curves.png"),
         "settings": settings(trained, run),
     }
@@ -133,7 +142,6 @@ def spread(values: Sequence[float], decimals: int = 1) -> str:
 
 def facts(trained: Sequence[dict], models: dict, test_set: Dataset, run: dict) -> dict:
     """Data, seeds and cost, before any number is read."""
-    probe = read_json(Path(trained[0]["folder"]) / "linear" / "results.json")
     pretrained = [row for row in trained if not models[row["name"]].fitted]
     minutes = [row["minutes"] for row in pretrained]
     return {
@@ -143,13 +151,16 @@ def facts(trained: Sequence[dict], models: dict, test_set: Dataset, run: dict) -
         "epochs": spread([row["epochs"] for row in pretrained]) if pretrained else "",
         "device": run["device"],
         "num_test": f"{len(test_set):,}",
-        "num_labels": f"{probe['num_labels']:,}",
+        "num_labels": f"{trained[0]['num_labels']:,}",
     }
 
 
-def table(lines: Sequence[dict], best: dict[str, list[str]], num_seeds: int) -> dict:
-    """The sortable table; without scripts it stays sorted by the linear probe. A column's best has a rival."""
-    columns = [column for column in READ if any(column.key in line for line in lines)]
+def table(rows: Sequence[dict], columns: Sequence[Column]) -> dict:
+    """A sortable table; without scripts it stays sorted by the linear probe. A column's best has a rival."""
+    lines = summarise(rows)
+    best = find_best([row for row in rows if not row["control"]])
+    num_seeds = len({row["seed"] for row in rows if not row["control"]})
+    columns = [column for column in columns if any(column.key in line for line in lines)]
     counts = {title: sum(column in columns for column in group) for title, group in TABLE.items()}
     trained = [line for line in lines if not line["control"]]
     rivals = {c.key: sum(c.key in line and is_ranked(line, c) for line in trained) for c in columns}

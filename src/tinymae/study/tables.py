@@ -1,7 +1,10 @@
-"""Results of many autoencoders as rows, and the tables made of them. A row is one cell of a grid under one seed."""
+"""Results of many autoencoders as rows, and the tables made of them.
+
+A row is one cell of a grid under one seed, scored with one ratio of the labels.
+"""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,8 @@ from ..files import read_json, write_bytes, write_csv
 from ..interop.load import load_autoencoder
 
 COLUMNS = (
-    "data", "name", "control", "seed", "model", "latent_dim", "loss", "num_features", "parameters", "minutes", "epochs",
+    "data", "name", "control", "seed", "label_fraction", "num_labels", "model", "latent_dim", "loss", "num_features",
+    "parameters", "minutes", "epochs",
     "knn_test", "linear_test", "mlp_test", "finetuned_test", "knn_val", "linear_val", "mlp_val", "finetuned_val",
     "mse", "psnr", "ssim", "mask_ratio", "mse_masked", "psnr_masked", "ssim_masked", "folder",
 )  # fmt: skip
@@ -63,12 +67,26 @@ def is_ranked(scores: Mapping, column: Column) -> bool:
 # ---- rows from the folders of a cell
 
 
-def cell_rows(folder: Path, **names) -> list[dict]:
-    """The rows of one cell and seed, read from the results of its stages: the model, and its untrained encoder.
+def name_stage(stage: str, label_fraction: float) -> str:
+    """The folder of a stage that learns from a ratio of the labels.
+
+    >>> name_stage("linear", 1.0), name_stage("linear", 0.1)
+    ('linear', 'linear-0.1')
+    """
+    return stage if label_fraction == 1 else f"{stage}-{label_fraction:g}"
+
+
+def cell_rows(folder: Path, *, label_fraction: float, **names) -> list[dict]:
+    """The rows of one cell, seed and ratio of the labels, read from the results of its stages: the model, and its
+    untrained encoder.
 
     `names` are the columns that the folder does not state: data, name, model and seed.
     """
-    results = {path.parent.name: read_json(path) for path in folder.glob("*/results.json")}
+    names["label_fraction"] = label_fraction
+    learned = {stage: folder / name_stage(stage, label_fraction) for stage in ("linear", "mlp", "finetune")}
+    stages = learned | {stage: folder / stage for stage in ("pretrain", "evaluate")}
+    files = {stage: path / "results.json" for stage, path in stages.items()}
+    results = {stage: read_json(file) for stage, file in files.items() if file.exists()}
     settings = read_json(folder / "pretrain" / "args.json")["arguments"]
     model = load_autoencoder(folder / "pretrain")
     scores = {"linear": results["linear"], "mlp": results["mlp"]}
@@ -95,8 +113,8 @@ def cell_rows(folder: Path, **names) -> list[dict]:
 
 
 def pixel_row(folder: Path, **names) -> dict:
-    """The row of the pixels themselves, which linear_probe.py scored beside some model."""
-    scores = read_json(folder / "linear" / "results.json")["raw_pixels"]
+    """The row of the pixels themselves, which the linear probe of this folder scored beside some model."""
+    scores = read_json(folder / "results.json")["raw_pixels"]
     return {**names, "name": "raw pixels", "control": "raw pixels", **probe_columns({"linear": scores})}
 
 
@@ -106,16 +124,34 @@ def probe_columns(scores: dict[str, dict]) -> dict:
     columns = {f"knn_{split}": linear[f"knn_{split}"] for split in ("val", "test")}
     for head, results in scores.items():
         columns |= {f"{head}_{split}": results[f"probe_{split}"] for split in ("val", "test")}
-    return columns | {"num_features": linear["num_features"]}
+    return columns | {name: linear[name] for name in ("num_features", "num_labels")}
 
 
 # ---- tables
 
 
+def by_labels(rows: Iterable[dict]) -> dict[float, list[dict]]:
+    """The rows of each ratio of the labels, in the order in which they come."""
+    found: dict[float, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row["label_fraction"], []).append(row)
+    return found
+
+
+def tell_labels(label_fraction: float) -> str:
+    """What follows a name where not all labels were used.
+
+    >>> [tell_labels(fraction) for fraction in (1.0, 0.1, 0.005)]
+    ['', ', 10 % of the labels', ', 0.5 % of the labels']
+    """
+    return "" if label_fraction == 1 else f", {100 * label_fraction:g} % of the labels"
+
+
 def summarise(rows: Sequence[dict]) -> list[dict]:
     """One line a cell: (mean, standard deviation or None) over its seeds of each column that people read.
 
-    The best linear probe comes first. Standard deviations are those of a sample, and want two seeds.
+    The rows are of one ratio of the labels. The best linear probe comes first. Standard deviations are those of a
+    sample, and want two seeds.
     """
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -174,8 +210,8 @@ def format_cell(line: Mapping, column: Column, *, signed: bool = False) -> str:
 def describe_rest(extra: Mapping[str, Mapping[str, Any]], diverged: Sequence[str]) -> str:
     """Sentences about what no table shows: settings of one place, and cells and seeds that are left out.
 
-    >>> describe_rest({"vae": {}, "finetune": {"label_fraction": 0.1}}, [])
-    'Settings given by extra: finetune (label_fraction 0.1).'
+    >>> describe_rest({"vae": {}, "finetune": {"layer_decay": 0.8}}, [])
+    'Settings given by extra: finetune (layer_decay 0.8).'
     """
     given = [
         f"{place} ({', '.join(f'{name} {value}' for name, value in settings.items())})"
@@ -199,21 +235,27 @@ def write_tables(rows: Sequence[dict], folder: Path, note: str) -> list[Path]:
 
 
 def markdown(rows: Sequence[dict], note: str) -> str:
-    """For each data set a table and, of several seeds, one of differences; remarks and a note below."""
+    """For each data set and ratio of the labels a table and, of several seeds, one of differences; remarks and a note
+    below. What does not depend on labels is in a data set's first table.
+    """
     parts = []
+    columns: Sequence[Column]
     for data in dict.fromkeys(row["data"] for row in rows):
-        those = [row for row in rows if row["data"] == data]
-        parts += [f"## {data}\n", *markdown_table(summarise(those), READ, format_cell)]
-        if further := differences(those):
-            than = next(row["name"] for row in those if not row["control"])
-            parts.append(f"Test accuracy less that of {than} under the same seed, mean ± standard deviation:\n")
-            parts += markdown_table(further, ACCURACIES, partial(format_cell, signed=True))
+        columns = READ
+        for fraction, those in by_labels(row for row in rows if row["data"] == data).items():
+            parts += [f"## {data}{tell_labels(fraction)}\n", *markdown_table(summarise(those), columns, format_cell)]
+            columns = ACCURACIES
+            if further := differences(those):
+                than = next(row["name"] for row in those if not row["control"])
+                parts.append(f"Test accuracy less that of {than} under the same seed, mean ± standard deviation:\n")
+                parts += markdown_table(further, ACCURACIES, partial(format_cell, signed=True))
     parts.append(
         "Accuracies are of the test split, in %, each the mean over seeds ± the standard deviation of a sample where "
         "there are several. A seed decides the initial weights, order, augmentation and masks of pretraining, and all "
-        "that is random in the MLP probe and in fine-tuning. The splits of the data are the same under every seed: ± "
-        'does not cover their choice. MSE, PSNR and SSIM are of pixels in [0, 1]; "hidden": of the whole image, '
-        "patches at the model's own mask ratio painted in and visible ones pasted. Controls were not trained.\n"
+        "that is random in the MLP probe and in fine-tuning; where not all labels are used, it draws them. The splits "
+        "of the data are the same under every seed: ± does not cover their choice. MSE, PSNR and SSIM are of pixels in "
+        '[0, 1]; "hidden": of the whole image, patches at the model\'s own mask ratio painted in and visible ones '
+        "pasted. Controls were not trained.\n"
     )
     if any("†" in part for part in parts):
         parts.append(f"{UNRANKED}\n")
