@@ -269,7 +269,7 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
 
 def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
     for settings, message in [
-        ({"label_fraction": 0.0}, "label_fraction 0.0 is outside"),
+        ({"label_fraction": 0.0}, "label_fraction 0 is not above 0"),
         ({"val_labels": 9}, "val_labels 9 is not within 1 and the 7 validation images"),
         ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
         ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pictures import describe, encode, picture, pixels, write_table
+from pictures import encode, picture, pixels, write_table
 from PIL import Image
 from pyarrow import parquet
 from running import edit_json, metrics, rows_of, tiny_mae
@@ -278,4 +278,5 @@ def test_labels_of_several_columns_are_several_labels_an_image(tmp_path, kind):
 
 def test_several_labels_that_are_not_used_are_announced(tmp_path):
     table = write_table(tmp_path, [{"path": f"{n}.png", "label": "a;b"} for n in range(4)])
-    assert "4 images, whose labels are not used here" in describe(table)
+    (dataset,) = load_splits(table, ["all"]).values()
+    assert "4 images, whose labels are not used here" in "\n".join(dataset.description)

@@ -66,6 +66,14 @@ def test_labels_that_are_numbers_keep_them(labels):
     assert torch.equal(dataset.labels, torch.tensor([3, 0, 1] * 4)[[int(name) for name in dataset.names]])
 
 
+def test_labels_may_be_truth_values_of_one_class_or_of_several():
+    both = np.array([[True, False, True], [False, False, True]] * 6)
+    one = load_dataset(pixels(12, 8, 8), "all", labels=both[:, 0])
+    assert one.labels.tolist() == [1, 0] * 6 and one.classes == ["0", "1"]
+    several = load_dataset(pixels(12, 8, 8), "all", labels=both)
+    assert several.labels.tolist() == both.astype(int).tolist() and several.classes == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("data", "labels", "message"),
     [
@@ -84,7 +92,7 @@ def test_labels_that_are_numbers_keep_them(labels):
             "data is dict: give a name, a path, a tensor, an array or a torch Dataset",
         ),
         (pixels(2, 8, 8), [0, 20240131], "labels go up to 20240131 for 2 images: number the classes from 0, or give"),
-        (pixels(10, 8, 8).tolist(), None, "data is list: give a name, a path, a tensor, an array or a torch Dataset"),
+        (pixels(10, 8, 8).tolist(), None, "data is list: give a name, .* an array .numpy.stack makes one of a list"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
@@ -95,7 +103,9 @@ def test_labels_that_are_numbers_keep_them(labels):
         (pixels(10, 8, 8), np.full((10, 2), 2), r"labels have shape \(10, 2\) for 10 images: give one label for"),
         (pixels(10, 8, 8), [0.5] * 10, r"labels are float64: give numbers from 0 or names; -1 or"),
         (pixels(10, 8, 8), [-2] * 10, r"labels are int64: give numbers from 0 or names; -1 or"),
-        ("digits", [0] * 1797, "labels go with a tensor or an array of images; data digits has its own"),
+        (pixels(10, 8, 8), [[0], [1, 2]] * 5, "labels have rows of unequal lengths: give rows of 0 and 1"),
+        ("digits", [0] * 1797, "labels go with a tensor or an array of images, not with data digits"),
+        ([pixels(8, 8)] * 2, [0, 1], "labels go with a tensor or an array of images, not with data list"),
     ],
 )
 def test_arrays_that_cannot_be_used_are_refused(data, labels, message):
@@ -411,6 +421,34 @@ def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
 
     with pytest.raises(InputError, match=f"data Items .*{message}"):
         load_dataset(Items())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12), (8, 12, 3)])
+def test_items_that_are_arrays_keep_their_size_unless_another_is_given(shape):
+    class Items(torch.utils.data.Dataset):
+        _samples = "ours"  # torchvision has a list of paths and labels by this name
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return torch.zeros(shape, dtype=torch.uint8), index % 2
+
+    dataset = load_dataset(Items(), "all")
+    assert dataset.image_shape == (3, 8, 12) and dataset.labels.tolist() == [0, 1] * 10
+    assert load_dataset(Items(), "all", image_size=6).image_shape == (3, 6, 6)
+
+
+def test_items_that_are_pillow_images_keep_their_sixteen_bits():
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return Image.fromarray(np.full((8, 8), 1000 + index, dtype=np.uint16))
+
+    dataset = load_dataset(Items(), "all", channels=1, image_size=8)
+    assert dataset.images[:, 0, 0, 0].tolist() == list(range(1000, 1020))
 
 
 def test_a_set_of_torchvisions_is_read_through_its_files(tmp_path):

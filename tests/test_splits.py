@@ -243,8 +243,9 @@ def test_few_labels_take_the_same_share_of_each_class():
     assert torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 1))
     assert not torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 2))
     assert len(few_labels(labels, 1.0, 1)) == len(labels)
-    with pytest.raises(InputError, match="label_fraction 0"):
-        few_labels(labels, 0, 1)
+    for fraction, wrong in ((0, "not above 0"), (1.5, "above 1")):
+        with pytest.raises(InputError, match=f"label_fraction {fraction} is {wrong}"):
+            LabelSettings(label_fraction=fraction)
 
 
 def test_a_command_chooses_labels_by_class_and_seed_and_those_of_validation_by_their_own_setting():

@@ -86,7 +86,7 @@ def load_dataset(
         data, [split], labels=labels, data_dir=data_dir, image_size=image_size, channels=channels,
         val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, fit=fit,
         image_column=image_column, label_column=label_column, split_column=split_column, group_column=group_column,
-        group_pattern=group_pattern, memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable,
+        group_pattern=group_pattern, memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable, several=True,
     )[split]  # fmt: skip
 
 

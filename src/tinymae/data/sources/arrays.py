@@ -126,7 +126,10 @@ def first_shape(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, 
 def open_array(images: Any, labels: Any, reading: Reading) -> ArraySource:
     """A tensor or array from Python, with labels that are numbers or names."""
     if not isinstance(images, Tensor | np.ndarray):
-        raise InputError(f"data is {type(images).__name__}: give a name, a path, a tensor, an array or a torch Dataset")
+        join = " (numpy.stack makes one of a list of images)" * isinstance(images, list | tuple)
+        raise InputError(
+            f"data is {type(images).__name__}: give a name, a path, a tensor, an array{join} or a torch Dataset"
+        )
     pixels = to_array(images, "data array") if isinstance(images, Tensor) else images
     source = ArraySource("array", [pixels], reading)
     source.classes, source.labels = number_labels(labels, len(pixels))
@@ -249,7 +252,12 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
     """
     if labels is None:
         return [], None
-    given = to_array(labels, "labels") if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        given = to_array(labels, "labels") if isinstance(labels, Tensor) else np.asarray(labels)
+    except ValueError:  # rows of unequal lengths
+        raise InputError("labels have rows of unequal lengths: give rows of 0 and 1, one for each class") from None
+    if given.dtype == bool:
+        given = given.astype(np.uint8)
     if given.shape == (count, 1):
         given = given[:, 0]
     if given.ndim == 1 and given.dtype.kind in "OS":  # as pandas and HDF5 have names; any None or NaN is refused below

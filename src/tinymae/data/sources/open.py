@@ -32,7 +32,8 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     """
     data = expand(data)
     given = next((name for name in COLUMNS if getattr(reading, name) is not None), None)
-    what = data if isinstance(data, str | Path | list | tuple) else type(data).__name__
+    named = all(isinstance(each, str | Path) for each in (data if isinstance(data, list | tuple) else [data]))
+    what = data if named else type(data).__name__
     if given and not has_columns(data):
         raise InputError(
             f"{given} {getattr(reading, given)} is of tables, and data {what} has no columns: leave it out"
@@ -40,7 +41,7 @@ def open_source(data: Any, labels: Any, reading: Reading) -> Source:
     if isinstance(data, Tensor | np.ndarray):
         return open_array(data, labels, reading)
     if labels is not None:
-        raise InputError(f"labels go with a tensor or an array of images; data {what} has its own")
+        raise InputError(f"labels go with a tensor or an array of images, not with data {what}")
     if isinstance(data, list | tuple) and len(data) == 1:
         return open_source(data[0], labels, reading)
     if isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data):

@@ -38,9 +38,14 @@ class TorchSource(PartedSource):
                 "label), or the image alone"
             )
         image = first[0] if isinstance(first, tuple | list) else first
-        deep = getattr(image, "dtype", None)
-        if deep is not None and "uint8" not in str(deep):
-            self.depth = "uint16"
+        if isinstance(image, Image.Image):
+            deep = image.mode.startswith(("I", "F"))
+        else:
+            image = to_array(image, f"image {name} item 0") if isinstance(image, Tensor) else np.asarray(image)
+            deep = image.dtype not in (np.uint8, np.bool_)
+            if reading.image_size is None and image.ndim in (2, 3):  # they have a size, as those of an array
+                self.image_shape = shape[0], *self.to_channels_last(image, f"{name} item 0").shape[:2]
+        self.depth = "uint16" if deep else "uint8"
         self.shown = f"items of {type(parts[0]).__name__}"
         has_label = isinstance(first, tuple | list) and len(first) > 1
         unlabelled = getattr(parts[0], "lists_labels", False) and parts[0].labels is None
@@ -91,12 +96,18 @@ class TorchSource(PartedSource):
         values = to_array(image, f"image {name}") if isinstance(image, Tensor) else np.asarray(image)
         if values.dtype.kind not in "buif":
             raise InputError(f"image {name} is {values.dtype}: give pixels, which are uint8, uint16 or floats")
-        values = values[None] if values.ndim == 2 else values
-        if values.ndim == 3 and values.shape[0] == self.image_shape[0]:
-            values = np.moveaxis(values, 0, 2)
-        if values.ndim != 3 or values.shape[2] != self.image_shape[0]:
-            raise InputError(f"image {name} has shape {values.shape}, not {self.image_shape[0]} channels")
+        values = self.to_channels_last(values, name)
         return fit_array(to_depth(values, self.depth, self.pixel_range, name), self.image_shape, self.fit, name)
+
+    def to_channels_last(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Values (H, W, C) of (H, W), (C, H, W) or (H, W, C). Raises InputError for another number of channels."""
+        channels = self.image_shape[0]
+        values = values[None] if values.ndim == 2 else values
+        if values.ndim == 3 and values.shape[0] == channels:
+            values = np.moveaxis(values, 0, 2)
+        if values.ndim != 3 or values.shape[2] != channels:
+            raise InputError(f"image {name} has shape {values.shape}, not {channels} channels")
+        return values
 
 
 def labels_of(part: Any) -> np.ndarray | None:
@@ -112,6 +123,7 @@ def labels_of(part: Any) -> np.ndarray | None:
             if numbers.ndim == 2:  # of several an image
                 return numbers.astype(np.uint8) if np.isin(numbers, (0, 1)).all() else None
             return None if (numbers < 0).all() else numbers
-    if (samples := getattr(part, "_samples", None)) is not None:
-        return np.array([label for _, label in samples], dtype=np.int64)
-    return None
+    try:
+        return np.array([label for _, label in part._samples], dtype=np.int64)
+    except (AttributeError, TypeError, ValueError):  # it has none, or what a set of the user's own calls so
+        return None
