@@ -29,19 +29,8 @@ from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
 from .tables import (
-    ACCURACIES,
-    READ,
-    TABLE,
-    UNRANKED,
-    Column,
-    by_labels,
-    format_cell,
-    is_ranked,
-    mean_and_std,
-    name_stage,
-    summarise,
-    tell_labels,
-)
+    ACCURACIES, READ, TABLE, UNRANKED, Column, by_labels, format_cell, is_ranked, name_stage, summarise, tell_labels,
+)  # fmt: skip
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
@@ -83,9 +72,13 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
         "seeds": seeds,
         "facts": facts(trained, models, test_set, run),
         "labels": tell_labels(ratio),
-        "table": table(rows, READ),
+        "table": table(lines, READ, len(seeds)),
         "few_labels": [
-            {"told": tell_labels(few), "count": f"{those[0]['num_labels']:,}", "table": table(those, ACCURACIES)}
+            {
+                "told": tell_labels(few),
+                "count": f"{those[0]['num_labels']:,}",
+                "table": table(summarise(those), ACCURACIES, len(seeds)),
+            }
             for few, those in fewer
         ],
         "sizes": sizes(lines, rows),
@@ -105,27 +98,13 @@ def anchor(name: str) -> str:
 # ---- who is best
 
 
-def deciding(column: Column) -> str:
-    """The key of the column that decides who is best: accuracies are judged on validation, errors have only test."""
-    return column.key.replace("_test", "_val")
-
-
-def scores_of(trained: Sequence[dict], key: str) -> dict[str, tuple[float, float | None]]:
-    """(mean, standard deviation or None) over seeds of one column, by the names of the models that have it."""
-    scores: dict[str, list[float]] = {}
-    for row in trained:
-        if row.get(key) is not None:
-            scores.setdefault(row["name"], []).append(row[key])
-    return {name: mean_and_std(values) for name, values in scores.items()}
-
-
-def find_best(trained: Sequence[dict]) -> dict[str, list[str]]:
-    """The best models of each column that has a best: several where they tie, in the order of the grid."""
+def find_best(lines: Sequence[dict]) -> dict[str, list[str]]:
+    """The best trained models of each column that several have, more than one where they tie."""
     best = {}
     for column in READ:
-        ranked = [row for row in trained if is_ranked(row, column)]
-        means = {name: mean for name, (mean, _) in scores_of(ranked, deciding(column)).items()}
-        if column.lower_is_better is not None and means:
+        ranked = [line for line in lines if column.judge in line and not line["control"] and is_ranked(line, column)]
+        means = {line["name"]: line[column.judge][0] for line in ranked}
+        if column.lower_is_better is not None and len(means) > 1:
             top = min(means.values()) if column.lower_is_better else max(means.values())
             best[column.key] = [name for name, mean in means.items() if mean == top]
     return best
@@ -155,16 +134,11 @@ def facts(trained: Sequence[dict], models: dict, test_set: Dataset, run: dict) -
     }
 
 
-def table(rows: Sequence[dict], columns: Sequence[Column]) -> dict:
-    """A sortable table; without scripts it stays sorted by the linear probe. A column's best has a rival."""
-    lines = summarise(rows)
-    best = find_best([row for row in rows if not row["control"]])
-    num_seeds = len({row["seed"] for row in rows if not row["control"]})
+def table(lines: Sequence[dict], columns: Sequence[Column], num_seeds: int) -> dict:
+    """A sortable table; without scripts it stays sorted by the linear probe."""
     columns = [column for column in columns if any(column.key in line for line in lines)]
     counts = {title: sum(column in columns for column in group) for title, group in TABLE.items()}
-    trained = [line for line in lines if not line["control"]]
-    rivals = {c.key: sum(c.key in line and is_ranked(line, c) for line in trained) for c in columns}
-    best = {key: names for key, names in best.items() if rivals.get(key, 0) > 1}
+    trained, best = [line for line in lines if not line["control"]], find_best(lines)
     return {
         "groups": [(title, count) for title, count in counts.items() if count],
         "heads": [(column.title, "descending" if column.key == "linear_test" else "") for column in columns],

@@ -31,6 +31,11 @@ class Column:
     decimals: int = 1
     lower_is_better: bool | None = False  # None: neither is
 
+    @property
+    def judge(self) -> str:
+        """The key that says who is best: of accuracies that of validation, while errors have only test."""
+        return self.key.replace("_test", "_val")
+
 
 TABLE = {
     "Test accuracy, %": (
@@ -148,7 +153,8 @@ def tell_labels(label_fraction: float) -> str:
 
 
 def summarise(rows: Sequence[dict]) -> list[dict]:
-    """One line a cell: (mean, standard deviation or None) over its seeds of each column that people read.
+    """One line a cell: (mean, standard deviation or None) over its seeds of each column that people read, and of what
+    judges it.
 
     The rows are of one ratio of the labels. The best linear probe comes first. Standard deviations are those of a
     sample, and want two seeds.
@@ -159,10 +165,10 @@ def summarise(rows: Sequence[dict]) -> list[dict]:
     lines = []
     for (data, name), group in cells.items():
         line = {"data": data, "name": name, "control": group[0]["control"], "seeds": len(group)}
-        for column in READ:
-            values = [row[column.key] for row in group if row.get(column.key) is not None]
+        for key in dict.fromkeys(key for column in READ for key in (column.key, column.judge)):
+            values = [row[key] for row in group if row.get(key) is not None]
             if values:
-                line[column.key] = mean_and_std(values)
+                line[key] = mean_and_std(values)
         lines.append(line)
     return sorted(lines, key=lambda line: -line["linear_test"][0])
 
