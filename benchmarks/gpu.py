@@ -6,8 +6,8 @@
 In this order, and as far as the minutes go:
 
 - agreement: loss and gradients of each family in float32 on the CPU and on the GPU, from the same weights;
-- launches: losses of compiled steps and of CUDA graphs against eager ones;
 - waits: where steps of pretraining and fine-tuning make the host wait, by CUDA's own debug mode (none should);
+- launches: losses of compiled steps and of CUDA graphs against eager ones;
 - resume: a run that was stopped and went on, with --deterministic, against one that was not: the same bits?
 - speed: images/s of pretraining end to end, and of its step alone; milliseconds of the host; peak memory; the ratio of
   the measured rate of bf16 matrix products. By batch size, with Muon and AdamW, compiled and as CUDA graphs;
@@ -56,7 +56,6 @@ LAUNCHES: dict[str, dict] = {
     "compiled, graph": {"compile": True, "cuda_graph": True},
 }  # fmt: skip
 STOP_AT = 5  # steps: a CUDA graph has been recorded then
-SECTIONS = ("agreement", "waits", "launches", "resume", "speed", "use")
 OWN: dict[str, dict] = {
     "conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"},
 }  # fmt: skip
@@ -330,6 +329,12 @@ def measure_use(report: Report, device: torch.device, sizes: dict, data: dict) -
     report.add("use", f"k-NN among {len(features)}", images_per_second=len(features) / (time.perf_counter() - began))
 
 
+SECTIONS: dict[str, Callable[[Report, torch.device, dict, dict], None]] = {
+    "agreement": compare_with_cpu, "waits": count_waits, "launches": compare_launches, "resume": compare_resumed,
+    "speed": measure_speed, "use": measure_use,
+}  # fmt: skip
+
+
 def main(args: argparse.Namespace) -> list[dict]:
     """All sections, until the time is up."""
     if args.device == "cpu":
@@ -351,12 +356,9 @@ def main(args: argparse.Namespace) -> list[dict]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes)
     try:
-        measures = (compare_with_cpu, count_waits, compare_launches, compare_resumed, measure_speed, measure_use)
-        for section, measure in zip(SECTIONS, measures, strict=True):
-            if section not in args.only:
-                continue
+        for section in [name for name in SECTIONS if name in args.only]:
             try:
-                measure(report, device, sizes, data)
+                SECTIONS[section](report, device, sizes, data)
             except TimeIsUp:
                 raise
             except Exception as error:  # whatever a GPU may bring: the other sections are worth having
