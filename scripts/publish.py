@@ -184,7 +184,7 @@ def copy_evidence(settings: "ReleaseSettings", pretrained: Path) -> None:
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir(parents=True)
         for file in (*source.glob("*.json*"), *source.glob("tensorboard/events.*")):
-            if file.name not in ("config.json", "stage.json"):
+            if file.name != "config.json":
                 shutil.copy(file, logs)
     shutil.copy(runs / "release.json", root / "logs" / f"{settings.name}-release.json")
     (root / "assets").mkdir(exist_ok=True)
