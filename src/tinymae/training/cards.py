@@ -15,10 +15,8 @@ SCORES = {
     "mean_ap_val": "mean average precision, validation",
 }  # fmt: skip
 PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curves.png")
-VITS = {  # by width and number of blocks
-    (192, 12): "ViT-Tiny", (384, 12): "ViT-Small", (768, 12): "ViT-Base", (1024, 24): "ViT-Large",
-    (1280, 32): "ViT-Huge",
-}  # fmt: skip
+# Width and number of blocks, by the second word of timm's name.
+VITS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 
 
@@ -86,15 +84,12 @@ def describe_model(config: dict) -> str:
 
 def describe_vit(encoder: str, sizes: dict) -> str:
     """The common name of a ViT, or its width and number of blocks where it has none."""
-    width, blocks = sizes.get("embed_dim"), sizes.get("depth")
-    if width is None and blocks is None:
-        return f"ViT-{encoder.split('_')[1].capitalize()}"
-    known = {f"vit_{name.split('-')[1].lower()}_": shape for shape, name in VITS.items()}
-    usual = next((shape for start, shape in known.items() if encoder.startswith(start)), (None, None))
-    width, blocks = width or usual[0], blocks or usual[1]
+    usual = VITS.get(encoder.split("_")[1], (None, None))
+    width, blocks = sizes.get("embed_dim") or usual[0], sizes.get("depth") or usual[1]
     if not (width and blocks):
         return encoder
-    return VITS.get((width, blocks)) or f"ViT of {blocks} block{'s'[: blocks != 1]}, {width} wide"
+    names = [name for name, shape in VITS.items() if shape == (width, blocks)]
+    return f"ViT-{names[0].capitalize()}" if names else f"ViT of {blocks} block{'s'[: blocks != 1]}, {width} wide"
 
 
 def by(size: Any) -> str:
