@@ -20,7 +20,7 @@ from ..training.run import Run
 from .by_class import report_classes
 from .features import place, require_fit, split_features
 from .fields import keywords_of
-from .probing import LinearProbeSettings, with_controls
+from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
 from .segmentation import probe_segmentation
 
@@ -70,25 +70,23 @@ def probe(
     settings: LinearProbeSettings, model: Autoencoder, run: Run, splits: dict[str, Dataset], kept: Kept
 ) -> tuple[dict, nn.Module, Tensor]:
     """Scores and the controls' scores, the chosen head, and its logits."""
-    rows: dict[str, dict] = {}
-    chosen: list = []
-    for name, encoder in with_controls(settings, model, run.accelerator):
+    judged, several = list(splits)[-1], has_several(splits["train"])
+
+    def score_one(name: str, encoder: Autoencoder | None) -> tuple[dict, nn.Module, Tensor]:
         key = "" if encoder is None else digest(encoder.state_dict()), settings.pool
         if key not in kept:
             function = few_values if encoder is None else feature_function(encoder, pool=settings.pool)
             kept[key] = split_features(function, splits, run.accelerator, **settings.computing)
-        rows[name], *own = score(settings, kept[key], splits, run)
-        chosen = chosen or own
-    judged, several = list(splits)[-1], has_several(splits["train"])
-    for name, row in rows.items():
+        row, head, logits = score(settings, kept[key], splits, run)
         neighbours, found, count = row[f"knn_{judged}"], row[f"probe_{judged}"], row[f"num_{judged}_labels"]
         what = describe_score(found, count, judged, several=several)
         run.print(
             f"{name:12} k-NN {neighbours:.{1 if count < 1000 else 2}f} %, {settings.head} {what}; "
             f"{row['num_features']} features, {row['num_labels']} labels, regularisation {row['chosen']:g}"
         )
-    proof = {"encoder_sha256": digest(model.state_dict()), "encoder_unchanged": True}  # which `with_controls` has seen
-    return rows.pop("pretrained") | proof | rows, *chosen
+        return row, head, logits
+
+    return score_with_controls(settings, model, run.accelerator, score_one)
 
 
 def few_values(images: Tensor) -> Tensor:

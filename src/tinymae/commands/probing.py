@@ -1,12 +1,13 @@
 """What probes of frozen encoders share, whatever they score: their settings, and the controls."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..errors import InputError
@@ -51,27 +52,26 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
         return super().resolve()
 
 
-def with_controls(settings: LinearProbeSettings, model: A, accelerator: Accelerator) -> Iterator[tuple[str, A | None]]:
-    """What is scored, by name: the frozen model, then the controls; None stands for the raw pixels.
-
-    Raises RuntimeError, before the first control, if the model has changed.
+def score_with_controls(
+    settings: LinearProbeSettings, model: A, accelerator: Accelerator,
+    score: Callable[[str, A | None], tuple[dict, nn.Module, Tensor]],
+) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
+    """What `score` gives for the frozen model: scores, a head and its predictions. Among the scores are those of the
+    controls, by name. It takes a name and an encoder; None stands for the raw pixels.
     """
     before = digest(model.state_dict())
-    yield "pretrained", model
-    require_unchanged(model, before)
+    results, head, predictions = score("pretrained", model)
+    if digest(model.state_dict()) != before:
+        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing
+    results |= {"encoder_sha256": before, "encoder_unchanged": True}
     if settings.controls in ("all", "raw_pixels"):
-        yield "raw_pixels", None
+        results["raw_pixels"], *_ = score("raw_pixels", None)
     if settings.controls in ("all", "untrained"):
-        yield "untrained", untrained_twin(model, accelerator, seed=settings.seed)
+        results["untrained"], *_ = score("untrained", untrained_twin(model, accelerator, seed=settings.seed))
+    return results, head, predictions
 
 
 def untrained_twin(model: A, accelerator: Accelerator, *, seed: int) -> A:
     """The same model with random weights, on the same device: a control."""
     torch.manual_seed(derive_seed(seed, "weights"))
     return place(type(model)(**model.config), accelerator)
-
-
-def require_unchanged(model: Autoencoder, before: str) -> None:
-    """Raises RuntimeError if the weights are no longer those of this digest."""
-    if digest(model.state_dict()) != before:
-        raise RuntimeError("the encoder changed while it was probed")  # a bug of ours, never the user's doing

@@ -1,7 +1,6 @@
 """The linear probe of segmentation: a 1x1 convolution on frozen feature maps, learned from masks."""
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +19,12 @@ from ..evaluation.segmentation import (
     segmentation_fits,
     segmentation_metrics,
 )
-from ..files import digest, write_tensors
+from ..files import write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
 from .features import place, require_fit, split_features
-from .probing import LinearProbeSettings, with_controls
+from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
 
 SHOWN = 32  # images on the sheet
@@ -82,42 +81,31 @@ def probe(
     masks: dict[str, Tensor], num_classes: int,
 ) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
     """Scores and the controls' scores, the head that was chosen, and its predictions of the last split."""
-    rows: dict[str, dict] = {}
-    chosen: list = []
-    for name, encoder in with_controls(settings, model, run.accelerator):
+    judged, size = [*splits][-1], masks["val"].shape[1:]
+    judge = partial(segmentation_metrics, num_classes=num_classes)
+
+    def score_one(name: str, encoder: MaskedAutoencoder | None) -> tuple[dict, nn.Module, Tensor]:
         function = partial(patch_pixels, patch_size=model.patch_size) if encoder is None else encoder.encode_dense
-        rows[name], *own = score(settings, run, splits, masks, num_classes, function)
-        chosen = chosen or own
-    judged = [*splits][-1]
-    for name, row in rows.items():
+        maps = split_features(function, splits, run.accelerator, **settings.computing)
+        head, chosen, tried = choose_probe(
+            segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed),
+            lambda head: judge(predict_masks(head, maps["val"], size), masks["val"])["miou"],
+        )
+        row: dict = {"chosen": chosen, "tried_on_val": {str(name): value for name, value in tried.items()},
+                     "num_features": maps["train"].shape[1]}  # fmt: skip
+        for split in [*splits][1:]:  # validation, then test
+            predictions = predict_masks(head, maps[split], size)
+            row |= {f"{name}_{split}": value for name, value in judge(predictions, masks[split]).items()}
         run.print(
             f"{name:12} mean IoU {row[f'miou_{judged}']:.2f} %, pixel accuracy {row[f'pixel_accuracy_{judged}']:.2f} % "
-            f"of the {judged} images ({row['num_features']} features a patch, weight decay {row['chosen']:g})"
+            f"of the {judged} images ({row['num_features']} features a patch, weight decay {chosen:g})"
         )
+        return row, head, predictions
+
+    scores, head, predictions = score_with_controls(settings, model, run.accelerator, score_one)
     classes = [str(number) for number in range(num_classes)]
     about = {"classes": classes, "num_labels": len(splits["train"]), "num_val_labels": len(splits["val"])}
-    proof = {"encoder_sha256": digest(model.state_dict()), "encoder_unchanged": True}  # which `with_controls` has seen
-    return rows.pop("pretrained") | about | proof | rows, *chosen
-
-
-def score(
-    settings: LinearProbeSettings, run: Run, splits: dict[str, Dataset], masks: dict[str, Tensor], num_classes: int,
-    function: Callable[[Tensor], Tensor],
-) -> tuple[dict, nn.Module, Tensor]:  # fmt: skip
-    """Of maps by `function`: scores, the head that is best on validation, and its predictions of the last split."""
-    maps = split_features(function, splits, run.accelerator, **settings.computing)
-    judge = partial(segmentation_metrics, num_classes=num_classes)
-    size = masks["val"].shape[1:]
-    head, chosen, tried = choose_probe(
-        segmentation_fits(maps["train"], masks["train"], num_classes=num_classes, seed=settings.seed),
-        lambda head: judge(predict_masks(head, maps["val"], size), masks["val"])["miou"],
-    )
-    scores: dict = {"chosen": chosen, "tried_on_val": {str(name): value for name, value in tried.items()},
-                    "num_features": maps["train"].shape[1]}  # fmt: skip
-    for split in [*splits][1:]:  # validation, then test
-        predictions = predict_masks(head, maps[split], size)
-        scores |= {f"{name}_{split}": value for name, value in judge(predictions, masks[split]).items()}
-    return scores, head, predictions
+    return scores | about, head, predictions
 
 
 def write_sheet(
