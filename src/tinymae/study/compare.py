@@ -117,8 +117,8 @@ class Cell:
 
     data: str
     model: str  # as `models` names it
-    chosen: dict[str, Any]  # settings of pretraining, but for those that all its runs share
-    settings: PretrainSettings  # what they come to
+    asked: PretrainSettings  # its pretraining, but for seed and folder
+    settings: PretrainSettings  # what that comes to
     trial: int | None = None  # of the search, if its settings come from one
 
     @property
@@ -226,14 +226,15 @@ def check(settings: CompareSettings) -> dict[str, Any]:
 def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) -> list[Cell]:
     """The cells of the grid on one data set; what `tuned` says of a model is what a search found best."""
     cells = {}
+    shared = PROTOCOL | settings.common | {"data": data, "show_channels": settings.show_channels}
+    shared |= training_length(settings.minutes, settings.epochs)
     for model in settings.models:
         best = tuned.get(model) or {"settings": {}, "trial": None}
         axes = grid_of(settings, MODELS[model][0])
         for point in product(*axes.values()):
             chosen = choose(settings, model, best["settings"] | dict(zip(axes, point, strict=True)))
-            length = training_length(settings.minutes, settings.epochs)
-            settled = PretrainSettings(**PROTOCOL | settings.common | length | chosen).resolve()
-            cell = Cell(data, model, chosen, settled, best["trial"])
+            asked = PretrainSettings(**shared | chosen)
+            cell = Cell(data, model, asked, asked.resolve(), best["trial"])
             cells[cell.folder] = cell
     return list(cells.values())
 
@@ -257,9 +258,7 @@ def grid_of(settings: CompareSettings, family: str) -> dict[str, tuple]:
 def pretraining(settings: CompareSettings, cell: Cell, seed: int) -> PretrainSettings:
     """The first stage of a cell under one seed."""
     folder = Path(settings.output_dir) / cell.folder / f"seed{seed}" / "pretrain"
-    own = {"data": cell.data, "seed": seed, "show_channels": settings.show_channels, "output_dir": folder}
-    length = training_length(settings.minutes, settings.epochs)
-    return PretrainSettings(**PROTOCOL | settings.common | length | own | cell.chosen)
+    return replace(cell.asked, seed=seed, output_dir=folder)
 
 
 def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[str]) -> list[dict]:
@@ -354,7 +353,7 @@ def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any])
             print(error)
             return 0.0
         probing = {"weights": trial / "pretrain", "no_test": True, "output_dir": trial / "linear"}
-        return run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing))["probe_val"]
+        return run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | probing), part=folder)["probe_val"]
 
     return search(
         objective, space, start, folder=folder, storage=Path(settings.output_dir) / "search.db",
