@@ -4,7 +4,7 @@
     python benchmarks/growth.py --rows 10000 100000 --files 20000
 
 Rows are PNG files of 8 x 8 pixels in a Parquet column; beyond a million, the file of a million listed several times.
-Each line is a process of its own (or two, each with half of every batch) that opens the data as `tinymae pretrain`
+Each line is a process of its own (or two, each with batches of half the size) that opens the data as `tinymae pretrain`
 does and trains a small MAE on them, with two workers. "start" is from the process's start to the end of its first step,
 once Hugging Face `datasets` has its copy of the table; memory is the process's own (anonymous) memory, without the
 pages of the table that it shares with others.
@@ -19,28 +19,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import parquet
+from steps import pretraining_steps
 from timing import write_result
 
-from tinymae import MaskedAutoencoder
-from tinymae.data.augment import padded_crop, random_flip
-from tinymae.data.batches import Batch, split_batch, step_batches
+from tinymae.commands.pretrain import PretrainSettings, create_model
 from tinymae.data.load import load_splits
-from tinymae.models.contrast import ReconstructionLearner
-from tinymae.randomness import Draws
-from tinymae.training.device import create_accelerator
-from tinymae.training.loop import parameter_groups, train_steps
-from tinymae.training.schedule import Schedule
 
 MILLION = 1_000_000
 BATCH_SIZE = 512
 DISTINCT = 10_000  # images; the rows repeat them
+MODEL: dict = {"patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 2, "decoder_dim": 32, "decoder_depth": 1}
 
 
 def parse() -> argparse.ArgumentParser:
@@ -52,7 +46,6 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--folder", help="where the data go, and stay (default: a temporary folder)")
     parser.add_argument("--output", default="runs/growth.json")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
@@ -96,26 +89,14 @@ def own_memory() -> float:
 def run_child(args: argparse.Namespace) -> None:
     """Open the data, train, and print what it took as JSON."""
     torch.set_num_threads(1)
-    accelerator = create_accelerator("no")
+    size = BATCH_SIZE // max(args.processes)
+    asked = PretrainSettings(
+        **MODEL, batch_size=size, epochs=1, contrast_epochs=0, optimizer="adamw", crop_padding=1, mixed_precision="no",
+    ).resolve()  # fmt: skip
+    accelerator = asked.create_accelerator()
     train_set = load_splits(args.child, ["train"], image_size=8, memory_limit_gb=0)["train"]
-    model = MaskedAutoencoder(
-        image_size=8, patch_size=2, embed_dim=64, depth=2, num_heads=2, decoder_dim=32, decoder_depth=1,
-        mean=train_set.statistics[0], std=train_set.statistics[1],
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-4)
-    learner = ReconstructionLearner(model)
-    parts = split_batch(BATCH_SIZE, max(args.processes))
-    batches = step_batches(
-        train_set, batch_size=BATCH_SIZE, parts=parts[args.rank : args.rank + 1], seed=0, device="cpu"
-    )
-
-    def draw_inputs(batch: Batch, draws: Draws, _progress: float) -> dict[str, Any]:
-        return {"images": random_flip(padded_crop(batch.images, draws, 1), draws)} | model.draw(draws)
-
-    loop = train_steps(
-        learner, optimizer, draw_inputs, learner, batches, accelerator=accelerator, batch_size=BATCH_SIZE, seed=0,
-        schedule=Schedule(peak=1e-4, last_step=10**9, warmup=0.0),
-    )  # fmt: skip
+    model = create_model(asked, train_set, None)
+    loop = pretraining_steps(asked, accelerator, model, train_set, last_step=10**9)
     next(loop)
     start = time.time() - Path(f"/proc/{os.getpid()}").stat().st_ctime
     for _ in range(5):  # the workers are ahead by some batches
@@ -123,7 +104,7 @@ def run_child(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     for _ in range(args.steps):
         next(loop)
-    rate = args.steps * len(parts[0]) / (time.perf_counter() - began)
+    rate = args.steps * size / (time.perf_counter() - began)
     print(
         json.dumps({"start_s": start, "memory_gb": own_memory(), "images_per_second": rate, "images": len(train_set)})
     )
@@ -133,8 +114,7 @@ def measure(args: argparse.Namespace, data: list[str], processes: int) -> dict[s
     """What that many processes at a time take: the slowest start, the most memory, images/s of all."""
     command = [sys.executable, __file__, "--steps", str(args.steps), "--processes", str(processes)]
     children = [
-        subprocess.Popen([*command, "--rank", str(rank), "--child", *data], stdout=subprocess.PIPE, text=True)
-        for rank in range(processes)
+        subprocess.Popen([*command, "--child", *data], stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
     found = []
     for child in children:

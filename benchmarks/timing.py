@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tinymae.files import write_json
 
 # Arguments that do not change what is measured, or are for a benchmark's own processes.
-LEFT_OUT = {"output", "output_dir", "data_dir", "folder", "against", "once", "only", "child", "rank"}
+LEFT_OUT = {"output", "output_dir", "data_dir", "folder", "against", "once", "only", "child"}
 
 
 def describe_machine(device: torch.device | str) -> dict:
