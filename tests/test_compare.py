@@ -347,6 +347,7 @@ def test_the_grid_gives_each_family_what_it_has():
         ([*GRID, "--extra", "finetune: --label-fraction 0.1"], "finetune a label_fraction: give label_fractions"),
         (["--epochs", "1", "--extra", "vea: --beta 1"], "extra 'vea' is none of"),
         (["--epochs", "1", "--extra", "vae"], "extra 'vae' does not begin with a place and a colon"),
+        (["--epochs", "1", "--extra", "pretrain: --seed 3"], "extra 'pretrain' gives seed, which follows from"),
         (["--epochs", "1", "--extra", "mae: --beta 1"], "beta is not a setting of model mae"),
         (["--epochs", "1", "--data", "a/digits", "digits"], "two have one name"),
         (["--epochs", "1", "--seeds", "0", "0"], "seeds 0 0: one is given twice"),

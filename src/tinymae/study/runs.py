@@ -14,6 +14,7 @@ from ..files import digest, read_json
 from ..interop.load import load
 from ..training.inputs import another_run, differences, require_same_run
 
+FIXED = ("data", "seed", "output_dir")  # what a study gives each of its runs
 Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
 
 
@@ -66,7 +67,7 @@ def anew(part: Path | None) -> str:
 def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str, dict[str, Any]]:
     """Settings that go to one place each, later ones over earlier ones. `places` has the settings' class of each.
 
-    Raises InputError for an unknown place or setting, before anything is trained.
+    Raises InputError for an unknown place or setting, or one that the study gives, before anything is trained.
     """
     found: dict[str, dict[str, Any]] = {place: {} for place in places}
     texts = [extra] if isinstance(extra, str) else extra
@@ -85,6 +86,8 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
                 found[where] |= parse(parser, settings)
             except InputError as error:
                 raise InputError(f'extra "{where}: ...": {error}') from None
+        if fixed := [name for name in FIXED if name in found[where]]:
+            raise InputError(f"extra {where!r} gives {fixed[0]}, which follows from the command's own: leave it out")
     return found
 
 
