@@ -119,6 +119,13 @@ def test_folders_are_moved_aside_however_soon_after_each_other(tmp_path):
     assert sorted(file.read_text() for file in tmp_path.glob("*/results.json")) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_the_working_folder_is_not_moved_aside(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is the working folder or above it"):
+        run_module.move_aside(Path(folder))
+
+
 def test_overwrite_moves_the_old_run_aside(quick_figures, tmp_path):
     folder = tmp_path / "run"
     probe = FEW | {"weights": tiny_mae(), "head": "mlp", "output_dir": folder}

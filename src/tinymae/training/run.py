@@ -371,8 +371,12 @@ class Run:
 
 
 def move_aside(folder: Path) -> None:
-    """Give an existing folder another name, with the time in it."""
+    """Give an existing folder another name, with the time in it. Raises InputError for the working folder."""
     if folder.exists():
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"output_dir {folder} is the working folder or above it, and cannot be moved: choose another"
+            )
         lock_folder(folder).release()  # a run that is still going is not moved away under its feet
         aside = folder.with_name(f"{folder.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
         folder.rename(aside)
