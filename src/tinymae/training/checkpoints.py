@@ -1,7 +1,8 @@
 """The checkpoints of a run: written whole, checked when they are read."""
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,21 +62,17 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             raise refusal(
                 error,
-                f"the checkpoint of step {step} could not be written ({self.find_cause(error, state)}); the last good "
+                f"the checkpoint of step {step} could not be written ({self.find_cause(error)}); the last good "
                 f"one is {self.last}. Make room on the disk, then repeat the command: it resumes",
             ) from None
         for old in self.files[:-KEPT]:
             old.unlink()
 
-    def find_cause(self, error: Exception, state: dict) -> str:
-        """Why a state could not be written, in words: of a full disk torch says "unexpected pos 1931200"."""
-        try:
-            needed, free = size_of(state), shutil.disk_usage(self.folder).free
-        except OSError:  # the folder itself is not there
-            return first_line(error)
-        if needed < free:
-            return first_line(error)
-        return f"no space left on the disk of {self.folder}, it needs {needed / 1e6:.1f} MB"
+    def find_cause(self, error: Exception) -> str:
+        """What was said, and how much room there is: of a full disk torch says "unexpected pos 1931200"."""
+        with contextlib.suppress(OSError):  # the folder itself is not there
+            return f"{first_line(error)}; {shutil.disk_usage(self.folder).free / 1e6:.1f} MB are free on its disk"
+        return first_line(error)
 
 
 REMEDY = "Try a lower --base-lr, a longer warm-up or --clip-grad 1"
@@ -85,21 +82,8 @@ def find_infinite(state: object, name: str = "state") -> str | None:
     """The name of a tensor with a value that is not finite, anywhere in nested dictionaries and lists; or None."""
     if isinstance(state, Tensor):
         return None if not state.is_floating_point() or bool(state.isfinite().all()) else name
-    return next((found for key, value in items_of(state) if (found := find_infinite(value, f"{name}.{key}"))), None)
-
-
-def size_of(state: object) -> int:
-    """The bytes of all tensors in nested dictionaries and lists.
-
-    >>> size_of({"step": 3, "model": {"weight": torch.zeros(2, 2)}, "moments": [torch.zeros(2), None]})
-    24
-    """
-    return state.nbytes if isinstance(state, Tensor) else sum(size_of(value) for _, value in items_of(state))
-
-
-def items_of(state: object) -> Iterable[tuple]:
-    """What is in a dictionary or list, by its key or place; of anything else nothing."""
-    return state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    inside = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    return next((found for key, value in inside if (found := find_infinite(value, f"{name}.{key}"))), None)
 
 
 def is_intact(path: Path) -> bool:
