@@ -68,7 +68,6 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
     seeds = sorted({row["seed"] for row in trained})
     return {
         "name": rows[0]["data"],
-        "anchor": anchor(rows[0]["data"]),
         "seeds": seeds,
         "facts": facts(trained, models, test_set, run),
         "labels": tell_labels(ratio),
@@ -89,10 +88,6 @@ def data_section(rows: Sequence[dict], reading: dict[str, Any], channels: Channe
         "curves": pictures(cells, "pretrain/curves.png"),
         "settings": settings(trained, run),
     }
-
-
-def anchor(name: str) -> str:
-    return "data-" + "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 # ---- who is best

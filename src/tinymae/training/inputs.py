@@ -139,8 +139,8 @@ def changed_names(folder: Path, split: str, dataset: Any) -> str:
     if not (was := names_of(folder, split)):
         return ""
     now = set(dataset.names)
-    parts = [("came", now - was), ("went", was - now)]
-    return ", ".join(f"{len(names):,} of {split} {what}: {some_of(names)}" for what, names in parts if names)
+    parts = [("came", sorted(now - was)), ("went", sorted(was - now))]
+    return ", ".join(f"{len(names):,} of {split} {what}: {list_some(names, 3)}" for what, names in parts if names)
 
 
 def names_of(folder: Path | None, split: str) -> set[str]:
@@ -152,8 +152,3 @@ def names_of(folder: Path | None, split: str) -> set[str]:
 
 def names_file(folder: Path, split: str) -> Path:
     return folder / "inputs" / f"{split}.txt"
-
-
-def some_of(names: set[str]) -> str:
-    """The first three, in order."""
-    return list_some(sorted(names), 3)
