@@ -29,8 +29,18 @@ from ..tensors import to_unit
 from ..training.cards import with_settled
 from . import charts
 from .tables import (
-    ACCURACIES, READ, TABLE, UNRANKED, Column, by_labels, format_cell, is_ranked, name_stage, summarise, tell_labels,
-)  # fmt: skip
+    ACCURACIES,
+    READ,
+    TABLE,
+    UNRANKED,
+    Column,
+    by_labels,
+    format_cell,
+    is_ranked,
+    name_stage,
+    summarise,
+    tell_labels,
+)
 
 SHOWN = 8  # test images in the strips of reconstructions
 MAPPED = 1000  # test images in a map of latents
