@@ -1,5 +1,7 @@
 """Augmentations draw for the global batch, and do what torchvision's do."""
 
+import math
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
@@ -49,14 +51,14 @@ def test_about_half_the_images_are_flipped_and_nothing_else_happens():
 
 
 def test_padded_crops_are_crops_of_the_mirrored_picture():
-    images = pictures(50, size=8)
+    images = pictures(300, size=8)
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     seen = set()
-    for image, cropped in zip(padded, augment.padded_crop(images, draws_for(torch.arange(50), 50), 2), strict=True):
+    for image, cropped in zip(padded, augment.padded_crop(images, draws_for(torch.arange(300), 300), 2), strict=True):
         places = [(i, j) for i in range(5) for j in range(5) if torch.equal(image[:, i : i + 8, j : j + 8], cropped)]
         assert places
         seen.add(places[0])
-    assert len(seen) > 12  # of 25 shifts
+    assert len(seen) == 25  # all shifts by up to two pixels
 
 
 def test_a_whole_area_crop_is_the_picture():
@@ -74,6 +76,17 @@ def test_crops_come_from_everywhere(axis):
     places = augment.random_resized_crop(images, draws, scale=(0.1, 0.1), ratio=(1, 1)).float().mean(dim=(1, 2, 3))
     # Uniform, but for a margin of half a crop: the mean of 500 is known to +-2.3.
     assert abs(places.mean() - 127.5) < 13 and places.min() < 60 and places.max() > 195
+
+
+def test_crops_have_every_area_and_shape_of_their_range():
+    """The range of a ramp that a crop shows is its relative width or height."""
+    ramp = torch.linspace(0, 255, 64).round().to(torch.uint8)
+    images = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64)]).expand(500, 2, 64, 64)
+    crops = augment.random_resized_crop(images, draws_for(torch.arange(500), 500), scale=(0.2, 0.6)).float().flatten(2)
+    width, height = ((crops.amax(2) - crops.amin(2)) / 255).unbind(1)
+    for found, low, high in ((width * height, 0.2, 0.6), ((width / height).log(), math.log(3 / 4), math.log(4 / 3))):
+        quarters = torch.linspace(low, high, 5)
+        assert found.quantile(torch.linspace(0, 1, 5)).tolist() == pytest.approx(quarters.tolist(), abs=0.04)
 
 
 def test_erasing_fills_one_rectangle_of_the_stated_size():
@@ -138,6 +151,28 @@ def test_colour_jitter_changes_about_four_images_in_five_and_makes_one_in_five_g
     assert close.sum() == 1000 - grey
 
 
+def test_colour_jitter_is_uniform_over_its_ranges():
+    """Of two colours: their mean luma shows brightness, its difference contrast, their chroma saturation and hue."""
+    colours = torch.tensor([[150, 110, 95], [175, 135, 120]]).T  # (3, 2)
+    images = colours.to(torch.uint8)[:, None].expand(3000, 3, 2, 2)
+    changed = augment.color_jitter(images, draws_for(torch.arange(3000), 3000), strength=0.25)[:, :, 0].float()
+    changed = changed[(changed != changed[:, :1]).flatten(1).any(dim=1) & (changed != colours).flatten(1).any(dim=1)]
+
+    def properties(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        luma, i, q = (torch.tensor(augment.YIQ) @ pixels).unbind(-2)
+        chroma = torch.complex(i, q).mean(-1)
+        return luma.mean(-1), luma[..., 1] - luma[..., 0], chroma.abs(), chroma.angle() / (2 * math.pi)
+
+    (light, range_, chroma, turn), before = properties(changed), properties(colours.float())
+    brightness, stretched, vivid = light / before[0], range_ / before[1], chroma / before[2]
+    found = {"brightness": brightness, "contrast": stretched / brightness, "saturation": vivid / stretched}
+    found = {name: values - 1 for name, values in found.items()} | {"hue": (turn - before[3] + 0.5) % 1 - 0.5}
+    for name, values in found.items():
+        reach = 0.05 if name == "hue" else 0.2
+        quarters = values.quantile(torch.linspace(0, 1, 5)) / reach
+        assert quarters.tolist() == pytest.approx([-1, -0.5, 0, 0.5, 1], abs=0.3), name
+
+
 @pytest.mark.parametrize("degrees", [0.0, 30.0, -77.0, 90.0])
 def test_rotation_agrees_with_torchvision(degrees):
     images = pictures(1, size=32).float()
@@ -168,14 +203,30 @@ def test_shear_agrees_with_torchvision():
     assert min((ours - theirs).abs().max() for theirs in either) < 0.6
 
 
-def test_the_strongest_rotation_and_posterisation_are_those_of_torchvisions_wide_space():
-    images = pictures(2, size=32)
-    turned, posterised = (
-        augment.TRIVIAL_AUGMENT[name][0](images.float(), torch.ones(2)) for name in ("rotate", "posterize")
-    )
-    expected = tv.rotate(images.float(), 135, interpolation=tv.InterpolationMode.BILINEAR)
-    torch.testing.assert_close(turned, expected, atol=0.6, rtol=0)
-    assert torch.equal(posterised.to(torch.uint8), tv.posterize(images, 2))
+STRONGEST = {
+    "rotate": lambda images: tv.rotate(images.float(), 135, interpolation=tv.InterpolationMode.BILINEAR),
+    "brightness": lambda images: tv.adjust_brightness(images, 1.99),
+    "saturation": lambda images: tv.adjust_saturation(images, 1.99),
+    "contrast": lambda images: tv.adjust_contrast(images, 1.99),
+    "sharpness": lambda images: tv.adjust_sharpness(images, 1.99),
+    "posterize": lambda images: tv.posterize(images, 2),
+    "solarize": lambda images: tv.solarize(images, 0),
+}
+
+
+@pytest.mark.parametrize("name", STRONGEST)
+def test_the_strongest_of_an_operation_is_that_of_torchvisions_wide_space(name):
+    images = pictures(2, size=32) // 2 + 40
+    ours = augment.TRIVIAL_AUGMENT[name][0](images.float(), torch.ones(2))
+    torch.testing.assert_close(ours, STRONGEST[name](images).float(), atol=1.1, rtol=0)
+
+
+def test_an_operation_with_a_sign_goes_either_way(monkeypatch):
+    monkeypatch.setattr(augment, "TRIVIAL_AUGMENT", {"brightness": augment.TRIVIAL_AUGMENT["brightness"]})
+    images = torch.full((1000, 1, 4, 4), 100, dtype=torch.uint8)
+    levels = augment.trivial_augment(images, draws_for(torch.arange(1000), 1000))[:, 0, 0, 0].float()
+    quarters = [1, 50.5, 100, 149.5, 199]
+    assert levels.quantile(torch.linspace(0, 1, 5)).tolist() == pytest.approx(quarters, abs=8)
 
 
 def test_a_translation_moves_large_images_by_at_most_32_pixels():
