@@ -16,7 +16,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from running import FEW, QUICK, TWO_PHASES, Ticking, edit_json, flags, metrics, one_line, run_in, same_files, tiny_mae
+from running import (
+    FEW,
+    QUICK,
+    TWO_PHASES,
+    Ticking,
+    edit_json,
+    flags,
+    metrics,
+    one_line,
+    run_in,
+    same_files,
+    tick,
+    tiny_mae,
+)
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder
@@ -161,6 +174,25 @@ def lines_of(steps: int, capsys, monkeypatch, tmp_path, *, seconds: float = 0.0)
 def test_a_log_gets_a_line_a_minute_and_no_bar(capsys, monkeypatch, tmp_path):
     lines = lines_of(60, capsys, monkeypatch, tmp_path, seconds=5.0)
     assert 4 <= len(lines) <= 15 and all(re.match(r" *\d+\.\d%, epoch \d+.*, ETA \d+:\d\d$", line) for line in lines)
+
+
+def test_a_line_says_what_is_done_how_fast_and_how_long_the_rest_takes(capsys, monkeypatch, tmp_path):
+    """Of the second half of a run: 100 steps of 30 images, each of 5.01 seconds, but for a pause of a minute."""
+    now = [1000.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = progress.Progress(tmp_path, Accelerator(cpu=True), log_every=1, minutes=lambda: 0.0)
+    schedule = Schedule(peak=1.0, first_step=40, last_step=140, warmup=0.0)
+    told.start(Stretch(schedule, 10, 30, first_epoch=4, begin=0.5), 40)
+    for step in range(41, 91):
+        now[0] += 5.01
+        if step == 90:
+            now[0] += 60.0
+            told.leave_out(60.0)
+        told.log_step(SimpleNamespace(step=step, learning_rate=1.0), {"loss": 0.5, "grad_norm": 1.0})
+    told.close()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == " 75.0%, epoch 9.00, loss 0.5000, 6 images/s, ETA 4:10"
+    assert [row["images_per_second"] for row in metrics(tmp_path)] == pytest.approx([30 / 5.01] * 50, rel=1e-4)
 
 
 def test_tqdms_own_switch_silences_progress(capsys, monkeypatch, tmp_path):
@@ -397,7 +429,8 @@ def test_a_time_limit_that_leaves_no_step_gives_no_weights(command, tmp_path):
     assert command(**given, output_dir=tmp_path).results["steps"] == 4  # in the same folder
 
 
-def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
+def noted_saves(monkeypatch) -> list[int]:
+    """The steps of the checkpoints that are saved from now on."""
     saved, save = [], Checkpoints.save
 
     def noted(self, state, *, step):
@@ -405,6 +438,35 @@ def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
         save(self, state, step=step)
 
     monkeypatch.setattr(Checkpoints, "save", noted)
+    return saved
+
+
+def test_a_checkpoint_comes_when_its_minutes_are_over(tmp_path, monkeypatch):
+    """By a clock that each step moves on by a minute."""
+    saved, now, report = noted_saves(monkeypatch), [0.0], Run.report
+
+    def in_a_minute(run, state):
+        now[0] += 60.0
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", in_a_minute)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tinymae.pretrain(**QUICK, checkpoint_minutes=2.5, output_dir=tmp_path)
+    assert saved == [3, 6, 8]  # and after the last step
+
+
+def test_each_session_takes_the_minutes_before_its_pause(tmp_path, monkeypatch):
+    tick(monkeypatch)
+    saved = noted_saves(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            tinymae.pretrain(**QUICK | {"epochs": 9}, pause_after_minutes=0.2, log_with=(), output_dir=tmp_path)
+    first, second = saved
+    assert first > 1 and second >= 2 * first - 1  # a look at the clock is a second
+
+
+def test_a_last_step_is_saved_once(tmp_path, monkeypatch):
+    saved = noted_saves(monkeypatch)
     tinymae.pretrain(**QUICK, checkpoint_minutes=0, output_dir=tmp_path)
     assert saved == list(range(1, 9))
 

@@ -24,7 +24,7 @@ from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
 from tinymae.training.device import can_compile, choose_attention, create_accelerator
 from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
-from tinymae.training.schedule import Schedule
+from tinymae.training.schedule import Schedule, Stretch
 
 SIZES = {"image_size": 8, "patch_size": 2, "in_channels": 1, "embed_dim": 24, "depth": 2, "num_heads": 2,
          "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "mean": (0.3,), "std": (0.38,)}  # fmt: skip
@@ -148,6 +148,13 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine():
     assert max(rates) == 2.0 and rates[10:] == sorted(rates[10:], reverse=True)
     later = Schedule(peak=2.0, first_step=40, last_step=140, warmup=0.1)  # the same, in a later phase of a run
     assert [later.learning_rate(later.progress(step)) for step in range(40, 141)] == rates
+
+
+@pytest.mark.parametrize("first_epoch", [0, 1, 4])
+def test_every_third_epoch_of_a_run_ends_in_any_of_its_phases(first_epoch):
+    stretch = Stretch(Schedule(peak=1.0, first_step=40, last_step=60, warmup=0.1), 2, 8, first_epoch)
+    ends = [first_epoch + (step - 40) / 2 for step in range(41, 61) if stretch.ends_epoch(step, 3)]
+    assert ends == [epoch for epoch in range(first_epoch + 1, first_epoch + 11) if epoch % 3 == 0]
 
 
 def test_a_time_limit_drives_the_schedule():
