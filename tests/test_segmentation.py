@@ -134,6 +134,15 @@ def test_a_mask_is_resized_and_cropped_as_its_image_is(tmp_path):
     assert ((dataset.images[:, 0] > 127) == masks.bool()).float().mean() > 0.95
 
 
+def test_a_resized_mask_has_no_class_that_the_file_lacks(tmp_path):
+    """The mean of two classes is another."""
+    mask = 2 * np.random.default_rng(0).integers(0, 2, (20, 20), dtype=np.uint8)
+    save(mask, tmp_path / "images" / "a.bmp")
+    save(mask, tmp_path / "masks" / "a.png")
+    (dataset,) = load_splits(tmp_path / "images", ["all"], image_size=12, channels=1).values()
+    assert read_masks(tmp_path / "masks", dataset).unique().tolist() == [0, 2]
+
+
 def test_masks_that_cannot_be_used_are_refused_before_a_folder_is_made(coloured, tmp_path):
     def refused(message, **settings):
         with pytest.raises(InputError, match=message):

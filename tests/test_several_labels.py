@@ -21,6 +21,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import finetune
 from tinymae.data import load
+from tinymae.data.datasets import with_classes
 from tinymae.data.load import load_splits
 from tinymae.data.splits import SPLITS
 from tinymae.evaluation.metrics import several_metrics
@@ -70,6 +71,14 @@ def test_the_images_are_cut_alike_whether_the_labels_are_used_or_not(table):
     unused = load_splits(table, SPLITS, image_size=8)
     assert unused["train"].labels is None
     assert {name: split.names for name, split in used.items()} == {name: split.names for name, split in unused.items()}
+
+
+def test_labels_are_renumbered_by_the_names_of_their_classes(table):
+    test = load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
+    other = [*reversed(test.classes[2:]), "none of them"]
+    found = with_classes(test, other)
+    assert found.classes == other and found.labels.shape == (30, 9) and not found.labels[:, 8].any()
+    assert torch.equal(found.labels[:, :8].flip(1), test.labels[:, 2:])
 
 
 def test_the_metrics_are_scikit_learns():

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import LabelSettings
+from tinymae.data.load import load_splits
 from tinymae.data.splits import balanced, few_labels, hash_names, held_out, split_by_hash
 
 
@@ -91,6 +92,13 @@ def test_splits_of_pixels_are_held_out_as_well():
     assert dataset.description[1].endswith("(val held out of train by a hash of each image's own name)")
 
 
+def test_images_with_masks_are_held_out_as_those_with_labels_are():
+    images = pixels(200, 4, 4)
+    masked = load_splits(images, SPLITS, masked=True)
+    labelled = load_splits(images, SPLITS, labels=[0, 1] * 100)
+    assert {name: split.names for name, split in masked.items()} == {name: of.names for name, of in labelled.items()}
+
+
 # ---- groups
 
 
@@ -114,7 +122,7 @@ def film_of(name: str) -> str:
 
 @pytest.mark.parametrize("kind", ["folder", "column", "hugging face"])
 def test_images_of_a_group_stay_in_one_split(films, kind):
-    grouped = {"group_pattern": r"film(\d+)_"}
+    grouped = {"group_pattern": r"film(\d+)_frame\d+"}  # what is in brackets
     data, channels = films / "films", {"channels": 1}
     if kind != "folder":
         grouped, data = {"group_column": "film"}, films / "films.csv"
