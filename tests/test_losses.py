@@ -61,6 +61,14 @@ def test_a_sum_of_losses_is_the_weighted_sum():
     torch.testing.assert_close(whole, 0.8 * parts["ssim"] + 0.2 * parts["l1"])
 
 
+def test_ssim_is_that_of_the_pixels_and_mse_that_of_what_the_model_sees():
+    pixels, guess = torch.rand(2, 2, 3, 16, 16)
+    for name, seen in {"ssim": (guess, pixels), "mse": ((guess - 0.4) / 0.3, (pixels - 0.4) / 0.3)}.items():
+        model = ConvAutoencoder(image_size=16, loss=name, mean=(0.4,), std=(0.3,))
+        found = model.reconstruction_loss((guess - 0.4) / 0.3, (pixels - 0.4) / 0.3)
+        torch.testing.assert_close(found, losses.LOSSES[name](*seen), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("text", ["", "huber", "mse+", "-1*mse", "x*mse", "nan*mse", "inf*l1", "2*"])
 def test_other_losses_are_refused(text):
     with pytest.raises(InputError, match="is not a sum of mse, l1, log_cosh, ssim"):

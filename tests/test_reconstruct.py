@@ -38,6 +38,16 @@ def test_target_statistics_are_used_only_when_asked():
         model.reconstruct(images, mask, statistics="mine")
 
 
+def test_a_hidden_patch_is_as_bright_as_the_visible_ones_weighted_by_distance():
+    """Of a row of four patches the first two are hidden; one over the fourth power of distance is the weight."""
+    patches = torch.tensor([0.9, 0.1, 0.2, 0.6])[None, :, None].expand(1, 4, 5)
+    mask = torch.tensor([[True, True, False, False]])
+    found = denormalise_patches(torch.zeros(1, 4, 5), patches, mask, grid_size=(1, 4), statistics="visible")
+    first = (0.2 / 2**4 + 0.6 / 3**4) / (1 / 2**4 + 1 / 3**4)
+    second = (0.2 / 1**4 + 0.6 / 2**4) / (1 / 1**4 + 1 / 2**4)
+    assert found[0, :, 0].tolist() == pytest.approx([first, second, 0.2, 0.6])
+
+
 def test_a_constant_image_gets_its_own_brightness_back():
     model = small_model(mean=(0.0,), std=(1.0,)).eval()
     shown = model.reconstruct(torch.full((1, 3, 8, 8), 0.7))
