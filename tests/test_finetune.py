@@ -23,6 +23,7 @@ from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.vqvae import VQAutoencoder
+from tinymae.training.run import Run
 
 LOGS = Path(__file__).parent.parent / "logs"
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
@@ -158,6 +159,21 @@ def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path
         torch.testing.assert_close(run.model(images), load_classifier(tmp_path)(images), atol=1e-6, rtol=1e-5)
 
 
+def test_the_result_is_the_moving_average_of_the_weights_after_each_step(quick_figures, tmp_path, monkeypatch):
+    """Its decay rises from 0 to what was asked for: after few steps hardly anything is left of the first weights."""
+    averages, report = [], Run.report
+
+    def noted(run, state):
+        decay, weight = min(0.7, 1 - state.step ** (-2 / 3)), run.parts["model"].head.weight.detach().clone()
+        averages.append(torch.lerp(weight, averages[-1], decay) if averages else weight)
+        report(run, state)
+
+    monkeypatch.setattr(Run, "report", noted)
+    run = tinymae.finetune(**TUNE, ema_decay=0.7, base_lr=0.1, weights=tiny_mae(), output_dir=tmp_path)
+    assert len(averages) == 8
+    torch.testing.assert_close(run.model.head.weight, averages[-1], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_result_can_be_trained_on_and_drops_anew(ema_decay, quick_figures, tmp_path):
     drops = {"ema_decay": ema_decay, "drop_path": 0.5, "patch_drop": 0.5, "depth": 2, "no_test": True, "epochs": 1}
@@ -167,6 +183,13 @@ def test_the_result_can_be_trained_on_and_drops_anew(ema_decay, quick_figures, t
     images, model = torch.randn(9, 1, 8, 8), run.model.train()
     assert not torch.equal(model(images), model(images))
     assert torch.equal(model.eval()(images), model(images))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(quick_figures, tmp_path):
+    tinymae.finetune(**TUNE, warmup_epochs=0.5, base_lr=0.1, weights=tiny_mae(), output_dir=tmp_path)
+    rates = [row["learning_rate"] * 256 / 16 / 0.1 for row in metrics(tmp_path) if "loss" in row]
+    cosine = [0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx([0, 0.5, *cosine], rel=1e-4)
 
 
 def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, tmp_path):
@@ -196,6 +219,12 @@ def test_every_setting_reaches_the_weights(name, tuned):
     name, _, mixed = name.partition(" with ")
     mixing = {mixed: 0.8} if mixed else {}
     assert not same_files(tuned(**mixing), tuned(**mixing, **{name: CHANGES[name]}))
+
+
+def test_adams_averages_are_as_long_as_in_fine_tuning_an_mae(tuned):
+    """He et al., table 9."""
+    groups = torch.load(max((tuned() / "checkpoints").iterdir()), weights_only=True)["optimizer"]["param_groups"]
+    assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.999)}
 
 
 def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, tmp_path, monkeypatch):
@@ -322,6 +351,7 @@ def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp
     assert 0 < run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
     assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25
     assert run.results["warmup_epochs"] == 375 / 20
+    assert run.results["base_lr"] == pytest.approx(2e-3 * (16 / 512) ** 0.5 * 256 / 16)
     conv = ConvAutoencoder(image_size=8, in_channels=1, width=8, depth=1).eval()
     for name, start in {"conv": {"weights": conv}, "scratch": {"weights": tiny_mae(), "from_scratch": True}}.items():
         run = tinymae.finetune(**TUNE, **start, output_dir=tmp_path / name)

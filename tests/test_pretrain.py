@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from running import (
     DIGITS,
@@ -56,6 +57,9 @@ def test_a_runs_card_states_what_it_recorded_and_travels_to_the_hub_with_the_wei
     assert "`weight_decay`" not in card  # which is at its default
     digest = hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest()
     assert digest in card and "license" not in card and "(reconstructions.png)" in card
+    (score,) = ModelCard.load(pretrained / "README.md").data.eval_results  # which the Hub shows
+    assert (score.metric_name, score.dataset_split) == ("k-NN, validation", "validation")
+    assert (score.metric_value, score.dataset_name) == (pytest.approx(results["knn_val"], abs=0.01), "digits")
     MaskedAutoencoder.from_pretrained(pretrained).save_pretrained(tmp_path)  # what push_to_hub uploads
     assert (tmp_path / "README.md").read_text() == card and (tmp_path / "reconstructions.png").exists()
     assert (tmp_path / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
@@ -204,11 +208,14 @@ def test_the_defaults_are_the_recipe_of_the_released_weights():
     assert norms[0] > recorded["clip_grad"] > max(norms[1:])
 
 
+WATCHED = QUICK | TWO_PHASES | {"contrast_weight": 0.3, "probe_every": 1, "keep_every": 1}
+
+
 @pytest.fixture(scope="module")
 def two_phases(quick_stages, tmp_path_factory):
     """A run of an epoch of reconstruction and two of contrast."""
     folder = tmp_path_factory.mktemp("two_phases")
-    return tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=folder)
+    return tinymae.pretrain(**WATCHED, output_dir=folder)
 
 
 def test_contrast_follows_reconstruction_in_the_same_run(two_phases):
@@ -218,7 +225,7 @@ def test_contrast_follows_reconstruction_in_the_same_run(two_phases):
     assert [step for step, row in losses.items() if "contrastive_loss" in row] == [5, 6, 7, 8]
     assert [losses[step]["epoch"] for step in (4, 6, 8)] == [1, 2, 3]
     for step in range(5, 9):
-        parts = losses[step]["reconstruction_loss"] + 0.5 * losses[step]["contrastive_loss"]
+        parts = losses[step]["reconstruction_loss"] + 0.3 * losses[step]["contrastive_loss"]
         assert losses[step]["loss"] == pytest.approx(parts, rel=1e-4)
     rates = [losses[step]["learning_rate"] for step in range(1, 9)]
     for phase, peak in ((rates[:4], 2e-3 * (16 / 512) ** 0.5), (rates[4:], 1e-3 * 32 / 256)):
@@ -227,6 +234,26 @@ def test_contrast_follows_reconstruction_in_the_same_run(two_phases):
     assert run.results["base_lr"] == pytest.approx(1e-3 * (512 / 16) ** 0.5)
     assert run.results["contrast_base_lr"] == 1e-3 and run.results["contrast_batch_size"] == 32
     assert [row["step"] for row in metrics(run.folder) if "knn_val" in row] == [0, 4, 6, 8]
+
+
+def test_adams_averages_are_as_long_as_in_pretraining_an_mae(two_phases):
+    """He et al., table 8."""
+    last = max((two_phases.folder / "checkpoints").iterdir())
+    groups = torch.load(last, weights_only=True)["optimizer"]["param_groups"]
+    assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.95)}
+
+
+def test_no_epoch_has_the_order_of_another_though_a_phase_begins_between_them(quick_figures, tmp_path, monkeypatch):
+    shown, draw_inputs = [], pretrain.draw_inputs
+
+    def noted(*arguments):
+        shown.append(arguments[3].images.numpy().tobytes())
+        return draw_inputs(*arguments)
+
+    monkeypatch.setattr(pretrain, "draw_inputs", noted)
+    alike = {"epochs": 4, "contrast_epochs": 2, "contrast_batch_size": 16, "log_with": ()}
+    tinymae.pretrain(**QUICK | TWO_PHASES | alike, output_dir=tmp_path)
+    assert len({*shown}) == len(shown) == 4 * 4
 
 
 def test_the_last_fifth_of_the_contrast_may_hide_less(quick_figures, tmp_path, monkeypatch):
@@ -282,9 +309,10 @@ def test_the_seed_draws_the_weights_and_masks_of_which_each_view_has_its_own(qui
 
 def test_images_stay_as_they_are_where_nothing_else_is_asked_for():
     images, draws = load_dataset("digits").images[:8], Draws(0, 0, 8, torch.arange(8), "cpu")
-    settings = PretrainSettings(data="digits", flip=False, crop="none").resolve()
-    (first, *_) = settings.plan_phases(load_dataset("digits"))
-    assert torch.equal(phases.augment(settings, first, images, draws), images)
+    for still in ({"crop": "none"}, {"crop": "pad", "crop_padding": 0}):
+        settings = PretrainSettings(data="digits", flip=False, **still).resolve()
+        (first, *_) = settings.plan_phases(load_dataset("digits"))
+        assert torch.equal(phases.augment(settings, first, images, draws), images)
 
 
 def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
@@ -296,7 +324,7 @@ def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):
 
 def test_the_end_of_a_finished_run_is_not_measured_again(two_phases):
     rows = metrics(two_phases.folder)
-    tinymae.pretrain(**QUICK | TWO_PHASES, probe_every=1, keep_every=1, output_dir=two_phases.folder)
+    tinymae.pretrain(**WATCHED, output_dir=two_phases.folder)
     assert metrics(two_phases.folder) == rows
 
 
