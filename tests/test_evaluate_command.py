@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
+from tinymae.commands import evaluate
 from tinymae.commands.evaluate import EvaluateSettings, evaluate_classifier
 from tinymae.data import datasets
 from tinymae.models.classifier import build_classifier
@@ -160,6 +161,21 @@ def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(t
         )
     with pytest.raises(InputError, match="has no images for val, only"):
         tinymae.evaluate(**unlabelled, val_fraction=0, weights=model, output_dir=tmp_path / "none")
+
+
+def test_masks_are_drawn_by_the_seed_for_each_batch_and_errors_are_of_what_they_hide(tmp_path, monkeypatch):
+    drawn, draw, model = [], evaluate.random_mask, tiny_mae()
+    monkeypatch.setattr(evaluate, "random_mask", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    images, common = load_dataset("digits", "val").images[:40], {"weights": model, "split": "all", "batch_size": 20}
+    masks = []
+    for seed, name in ((1, "one"), (1, "again"), (2, "other")):
+        drawn.clear()
+        run = tinymae.evaluate(images, seed=seed, **common, mixed_precision="no", output_dir=tmp_path / name)
+        masks.append(torch.cat(drawn[:2]))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert not torch.equal(*masks[2].chunk(2))
+    hidden = model.reconstruct(images, masks[2]).error
+    assert run.results["masked"]["mse_hidden"] == pytest.approx(float(hidden.mean()), rel=1e-4)
 
 
 def test_another_ratio_of_patches_may_be_hidden(tmp_path):

@@ -23,6 +23,7 @@ from tinymae.evaluation.inspection import (
     aligned_correlation,
     candidate_pairs,
     confident_issues,
+    find_duplicates,
     group_pairs,
     held_out_probabilities,
     to_details,
@@ -108,17 +109,18 @@ def test_every_label_is_ranked_by_its_probability_to_a_probe_of_other_images(ins
     probabilities = held_out_probabilities(
         features, joined.labels, num_classes=2, folds=5, seed=derive_seed(0, "folds")
     )
-    own = probabilities.gather(1, joined.labels[:, None])[:, 0].tolist()
+    own, high = probabilities.gather(1, joined.labels[:, None])[:, 0].tolist(), probabilities.amax(dim=1).tolist()
     doubtful = confident_issues(probabilities, joined.labels).tolist()
     names = [name for name, *_ in joined.about(every)]
-    expected = dict(zip(names, zip(joined.labels.tolist(), own, doubtful, strict=True), strict=True))
+    expected = dict(zip(names, zip(joined.labels.tolist(), own, high, doubtful, strict=True), strict=True))
     rows = rows_of(run.folder / "doubtful_labels.csv")
     found = [float(row["label_probability"]) for row in rows]
     assert len(expected) == len({row["name"] for row in rows}) == 100 and found == sorted(found)
     for row in rows:
-        label, probability, doubt = expected[row["name"]]
+        label, probability, likeliest, doubt = expected[row["name"]]
         assert (row["label"], row["doubtful"]) == (str(label), "yes" if doubt else "no")
         assert float(row["label_probability"]) == pytest.approx(probability, abs=2e-3)
+        assert float(row["guess_probability"]) == pytest.approx(likeliest, abs=2e-3)
     assert run.results["doubtful_labels"] == sum(doubtful)
 
 
@@ -187,6 +189,19 @@ def test_without_labels_there_are_two_sheets(tmp_path):
 
 
 # ---- the parts
+
+
+def test_duplicates_are_the_pairs_that_correlate_as_much_as_was_asked_for(tmp_path):
+    images = photographs(40)
+    images[30:] = (0.5 * images[:10] + 0.5 * photographs(10, seed=1)).to(torch.uint8)  # more and less alike
+    joined = JoinedSplits({"train": ImageDataset("some", images, None, [])})
+    features = images.flatten(1).float()
+    every = find_duplicates(features, joined.__getitem__, least_correlation=-1)
+    for least in (0.5, 0.75, 0.95):
+        settings = command.InspectSettings(weights="somewhere", least_correlation=least)
+        found = command.inspect_duplicates(settings, joined, features, tmp_path).numbers["duplicate_images"]
+        kept = every.correlation >= least
+        assert found == len({*every.first[kept].tolist(), *every.second[kept].tolist()})
 
 
 def test_a_crop_a_mirror_and_other_colours_correlate_and_other_images_do_not():

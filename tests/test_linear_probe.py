@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import digits_as_rows
 from PIL import Image
-from running import DIGITS, FEW, tiny_mae
+from running import DIGITS, FEW, same_files, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
@@ -47,6 +47,16 @@ def test_the_untrained_control_has_the_same_architecture_and_none_of_the_weights
     assert twin.config == model.config and all("pos_embed" in name for name in same)
 
 
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_the_classifier_of_a_probe_pools_as_the_probe_did(pool, quick_figures, quick_probes, tmp_path):
+    given = FEW | {"weights": tiny_mae(), "pool": pool, "val_fraction": 0.4, "test_fraction": 0.4}
+    run = tinymae.linear_probe(**given, output_dir=tmp_path)
+    test = load_dataset(FEW["data"], "test", labels=FEW["labels"], val_fraction=0.4, test_fraction=0.4)
+    for classifier in (run.model, load_classifier(tmp_path)):
+        right = classifier(test.images).argmax(dim=1) == test.labels
+        assert run.results["probe_test"] == pytest.approx(100 * float(right.double().mean()))
+
+
 def test_pixels_as_features_are_averaged_no_further_than_they_must_be():
     images = torch.arange(64 * 64).view(1, 1, 64, 64).fmod(251).to(torch.uint8).expand(2, 3, 64, 64)
     assert command.VALUES / 2 < command.few_values(images).shape[1] <= command.VALUES
@@ -82,6 +92,14 @@ def test_a_model_in_training_is_probed_as_in_evaluation(quick_figures, tmp_path)
         for mode in (True, False)
     ]
     assert scores[0]["tried_on_val"] == scores[1]["tried_on_val"]
+    assert same_files(tmp_path / "True", tmp_path / "False", "head.safetensors")
+
+
+def test_another_seed_gives_another_mlp(quick_figures, quick_probes, tmp_path):
+    for seed in (1, 2):
+        given = FEW | {"weights": tiny_mae(), "head": "mlp", "seed": seed, "output_dir": tmp_path / str(seed)}
+        tinymae.linear_probe(**given)
+    assert not same_files(tmp_path / "1", tmp_path / "2", "head.safetensors")
 
 
 def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):

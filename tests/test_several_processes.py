@@ -249,6 +249,16 @@ def test_each_process_computes_its_part_and_all_have_the_bits_of_one(size):
             assert torch.equal(compute(OneOf(index, 3, parts)), alone)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_features_are_computed_in_the_precision_that_was_asked_for(precision):
+    seen = []
+    map_together(
+        lambda images: images.flatten(1) + bool(seen.append(torch.is_autocast_enabled("cpu"))),
+        load_dataset("digits", "val"), create_accelerator(precision),
+    )  # fmt: skip
+    assert seen == [precision == "bf16"]
+
+
 CASES = {
     "linear-probe": ("mae", {}, {"model.safetensors"}),
     "evaluate": ("classifier", {}, {"per_class.csv", "errors.png"}),
