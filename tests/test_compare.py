@@ -16,7 +16,7 @@ from running import rows_of
 
 import tinymae
 from tinymae import InputError, load_dataset
-from tinymae.commands import cli, finetune, linear_probe, pretrain
+from tinymae.commands import cli, evaluate, finetune, linear_probe, pretrain
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.splits import few_labels
 from tinymae.errors import Diverged
@@ -114,6 +114,9 @@ def test_the_tables_hold_what_the_stages_found(compared):
             "mse": stage["evaluate"]["full"]["mse"], "ssim": stage["evaluate"]["full"]["ssim"],
             "psnr": stage["evaluate"]["full"]["psnr"], "minutes": stage["pretrain"]["minutes"], "epochs": 1,
             "num_features": stage["linear"]["num_features"],
+            "parameters": sum(
+                p.numel() for p in tinymae.load(folder / "digits" / cell / "seed0" / "pretrain").parameters()
+            ),
         }  # fmt: skip
         assert {column: float(rows[name][column]) for column in found} == found
         assert float(rows[f"{name}, untrained"]["linear_test"]) == stage["linear"]["untrained"]["probe_test"]
@@ -241,6 +244,21 @@ def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidde
     assert tables.UNRANKED in text and tables.UNRANKED not in tables.markdown(rows[1:], "")
 
 
+def test_the_chart_of_sizes_is_of_the_linear_probe(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report.charts, "accuracy_by_size", lambda points, floor, wide: drawn.append((points, floor)))
+    monkeypatch.setattr(report.Sheet, "of_figure", lambda figure: None)
+    scores = {("a", ""): 60.0, ("a, untrained", "untrained"): 30.0, ("raw pixels", "raw pixels"): 40.0}
+    rows = [
+        {"data": "d", "name": name, "model": "vae", "control": control, "seed": seed, "num_features": 8,
+         "knn_test": 10.0, "linear_test": score + 2 * seed}
+        for seed in (0, 1) for (name, control), score in scores.items()
+    ]  # fmt: skip
+    report.sizes(tables.summarise(rows), rows)
+    ((point,), floor), _ = drawn
+    assert floor == 41 and (point.accuracy, point.std, point.untrained) == (61, pytest.approx(2**0.5), 31)
+
+
 class Page(HTMLParser):
     """What a browser would look up, and whether every element is closed."""
 
@@ -330,6 +348,19 @@ def test_the_grid_gives_each_family_what_it_has():
         "digits/mae", "digits/vae-4", "digits/vae-4-0.8xssim+0.2xl1", "digits/vae-8", "digits/vae-8-0.8xssim+0.2xl1",
         "digits/pca-4", "digits/pca-8",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mae", "vae"])
+def test_every_stage_of_a_cell_has_the_seed_of_the_cell(name, monkeypatch, tmp_path):
+    stages = []
+    monkeypatch.setattr(compare, "run_once", lambda command, settings, **_: stages.append((command, settings)))
+    monkeypatch.setattr(compare, "cell_rows", lambda folder, **names: [names])
+    settings = CompareSettings(epochs=1, models=(name,), seeds=(3,), output_dir=tmp_path).resolve()
+    (cell,) = compare.plan(settings, "digits", {})
+    (row,) = compare.run_cell(settings, cell, 3, [])
+    assert [command for command, _ in stages] == [pretrain, linear_probe, linear_probe, evaluate, finetune]
+    assert {each.seed for _, each in stages} == {3} == {row["seed"]} and {each.data for _, each in stages} == {"digits"}
+    assert {each.weights for _, each in stages[1:]} == {stages[0][1].output_dir}
 
 
 # ---- what is refused
@@ -554,6 +585,12 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
     assert all(search.holds(space[name], recipe[name]) for name in space)
 
 
+def test_a_trial_of_a_search_takes_a_part_of_a_pretrainings_length():
+    assert compare.training_length(30, 100, 0.2) == {"epochs": 20, "max_minutes": 6}
+    assert compare.training_length(None, 2, 0.2) == {"epochs": 1, "max_minutes": None}
+    assert compare.training_length(30, None) == {"epochs": compare.NO_END, "max_minutes": 30}
+
+
 def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
     space = search.search_space("vae", values=64, given=())
     recipe = {"base_lr": 1e-3, "weight_decay": 0.05, "latent_dim": 128, "width": 64, "beta": 1.0}
@@ -570,6 +607,8 @@ def test_a_search_that_was_cut_proposes_the_same_again(tmp_path):
     with pytest.raises(Diverged):
         search.search(partial(objective, cut, stop=6), space, recipe, storage=tmp_path / "b.db", **common)
     again = search.search(partial(objective, cut), space, recipe, storage=tmp_path / "b.db", **common)
+    study = search.require_optuna().load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'a.db'}")
+    assert (study.best_trial.number, study.best_value) == (best["trial"], best["value"])
     assert whole[0] == (0, recipe) and [number for number, _ in whole] == list(range(8))
     assert cut == [*whole[:7], *whole[6:]] and again == best
     assert best["settings"] == max(whole, key=lambda trial: -abs(trial[1]["beta"] - 0.3))[1]
