@@ -208,7 +208,12 @@ def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
     of_image = dict(zip(zip(table["name"], table["split"], strict=True), table["features"], strict=True))
     expected = [of_image[name, split] for name, split, _ in rows[1:]]
     np.testing.assert_allclose(np.loadtxt(folder / "tensors.tsv"), expected, atol=1e-5)
-    assert Image.open(folder / "sprite.png").size == (32, 32)  # 4 x 4 images of 8 pixels
+    sprite = np.asarray(Image.open(folder / "sprite.png").convert("L"))
+    assert sprite.shape == (32, 32)  # 4 x 4 images of 8 pixels
+    for number, (name, split, _) in enumerate(rows[1:]):
+        digits, (row, column) = load_dataset("digits", split), divmod(number, 4)
+        tile = sprite[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        assert np.array_equal(tile, digits.images[digits.names.index(name), 0])
     assert "sprite.png" in (run.folder / "projector" / "projector_config.pbtxt").read_text()
 
 

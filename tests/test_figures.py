@@ -81,6 +81,20 @@ def test_no_legend_covers_a_bar(tmp_path, monkeypatch):
     assert axes.title.get_window_extent().y0 >= axes.get_legend().get_window_extent().y1
 
 
+def test_a_bar_is_as_high_as_the_accuracy_of_its_confidence(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    bins = {"confidence": [0.0, 0.4, 0.7, 0.9], "accuracy": [0.0, 0.3, 0.8, 0.5], "images": [0.0, 9.0, 5.0, 2.0]}
+    figures.reliability(bins, tmp_path / "reliability.png")
+    upper, lower = drawn[0].axes
+    for axis, name in ((upper, "accuracy"), (lower, "images")):
+        assert [bar.get_height() for bar in axis.patches] == bins[name]
+        assert [bar.get_x() + bar.get_width() / 2 for bar in axis.patches] == pytest.approx(
+            [1 / 8, 3 / 8, 5 / 8, 7 / 8]
+        )
+    assert upper.collections[0].get_offsets().tolist() == [[0.4, 0.3], [0.7, 0.8], [0.9, 0.5]]
+
+
 def test_the_axis_of_counts_of_images_has_no_halves(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
