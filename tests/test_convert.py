@@ -311,6 +311,8 @@ def test_a_classifier_of_transformers_gives_the_same_logits_here(tmp_path, trans
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=0)
     assert ours.classes == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.encoder.mean.flatten().tolist() == [0.5]
+    edit_json(tmp_path / "config.json", {"id2label": {"2": "eel", "0": "cat", "1": "dog"}})  # in whatever order
+    assert tinymae.classifier_from_transformers(tmp_path).classes == CLASSES
 
 
 @pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_normalize": None}, {"rescale_factor": 0.003921569}])

@@ -18,7 +18,7 @@ from torch import nn
 
 import tinymae
 from tinymae import Classifier, InputError, MaskedAutoencoder
-from tinymae.evaluation.probes import fit_linear
+from tinymae.evaluation.probes import fit_linear, standardise
 from tinymae.interop.load import load_autoencoder, load_classifier, load_mae
 from tinymae.models.classifier import build_classifier, fold_probe
 from tinymae.models.conv import ConvAutoencoder
@@ -74,6 +74,14 @@ def test_a_folded_probe_gives_the_probes_logits(autoencoder, pool):
     classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool).eval()
     fold_probe(classifier.head, probe)
     torch.testing.assert_close(classifier(images), probe(features), atol=1e-3, rtol=1e-4)
+
+
+def test_a_feature_that_hardly_varies_is_folded_as_the_others():
+    """Where it does not vary at all, BatchNorm's epsilon stands for its variance."""
+    features = 3 + torch.randn(50, 4) * torch.tensor([1.0, 0.1, 1e-3, 0.0])
+    probe, head = nn.Sequential(standardise(features), nn.Linear(4, 2)), nn.Linear(4, 2)
+    fold_probe(head, probe)
+    torch.testing.assert_close(head(features), probe(features), atol=1e-3, rtol=0)
 
 
 def test_the_encoder_by_itself_gives_what_encode_gives(autoencoder, images):
