@@ -89,9 +89,11 @@ def test_crops_have_every_area_and_shape_of_their_range():
         assert found.quantile(torch.linspace(0, 1, 5)).tolist() == pytest.approx(quarters.tolist(), abs=0.04)
 
 
-def test_erasing_fills_one_rectangle_of_the_stated_size():
+def test_erasing_fills_one_rectangle_of_the_stated_size_with_noise():
     images = torch.zeros(500, 1, 32, 32, dtype=torch.uint8)
-    erased = augment.random_erasing(images, draws_for(torch.arange(500), 500), probability=1.0) > 0
+    filled = augment.random_erasing(images, draws_for(torch.arange(500), 500), probability=1.0)
+    assert all(50 < image[image > 0].float().std() < 100 for image in filled)  # of 0 to 255 it is 74
+    erased = filled > 0
     for image in erased[:, 0]:
         rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
         height, width = (int(edge.max() - edge.min()) + 1 for edge in (rows, columns))
