@@ -81,7 +81,7 @@ def test_learning_brings_the_views_of_an_image_together():
     """The right partner of 32 ends up nearest for most images, under a mask of its own."""
     torch.manual_seed(0)
     model = MaskedAutoencoder(**TINY, mask_ratio=0.5)
-    learner, images = learner_of(model, weight=1.0), torch.randn(32, 3, 8, 8)
+    learner, images = learner_of(model, weight=1.0, hidden_dim=128), torch.randn(32, 3, 8, 8)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
     for _ in range(40):
         learner(images.repeat(2, 1, 1, 1), random_mask(64, 16, 0.5))["loss"].backward()

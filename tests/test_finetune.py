@@ -18,7 +18,7 @@ from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.learning import peak_rate
 from tinymae.data.load import load_splits
-from tinymae.evaluation.probes import L2_GRID, fit_linear
+from tinymae.evaluation.probes import fit_linear, linear_fits
 from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
@@ -106,12 +106,12 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
 
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])
-def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, tmp_path):
+def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, quick_probes, tmp_path):
     """Without learning it is what fine-tuning leaves."""
     mae, images = tiny_mae(), load_dataset("digits", "test").images[:99]
     splits = load_splits(FEW["data"], ["train", "val"], labels=FEW["labels"])
     train, val = ((mae.encode(split.images, pool=pool).detach(), split.labels) for split in splits.values())
-    probes = [fit_linear(*train, num_classes=10, l2=l2) for l2 in L2_GRID]
+    probes = [fit_linear(*train, num_classes=10, l2=l2) for l2 in linear_fits.__kwdefaults__["grid"]]
     best = min(probes, key=lambda probe: float(nn.functional.cross_entropy(probe(val[0]), val[1])))
     still = FEW | {"weights": mae, "pool": pool, "batch_size": 16, "epochs": 1, "base_lr": 0.0, "probe_first": True}
     tuned = tinymae.finetune(**still, output_dir=tmp_path)
