@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from tinymae import InputError, load_dataset
 from tinymae.data.batches import count_steps, split_batch, step_indices
-from tinymae.data.order import LISTED, ComputedOrder, epoch_order
 
 
 def test_an_epoch_sees_every_image_once_and_epochs_differ():
@@ -29,33 +28,6 @@ def test_any_data_set_is_seen_whole_and_resumed_anywhere(count, batch, seed, sta
     epoch = torch.cat(drawn[: count // batch])
     assert len(epoch.unique()) == len(epoch) == count // batch * batch
     assert all(torch.equal(next(late), step) for step in drawn[start:])
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000, 65537])
-def test_a_computed_order_is_a_permutation(count):
-    whole = ComputedOrder(count, 5)[0:count]
-    assert whole.sort().values.tolist() == list(range(count))
-    pieces = torch.cat([ComputedOrder(count, 5)[start : start + 9999] for start in range(0, count, 9999)])
-    assert torch.equal(pieces, whole)
-
-
-def test_a_computed_order_looks_random_and_follows_its_seed():
-    first, second = (ComputedOrder(10**8, seed)[5000:25_000] for seed in (1, 2))
-    assert len(first.unique()) == 20_000 and not torch.equal(first, second)
-    counts = first.div(10**7, rounding_mode="floor").bincount(minlength=10)
-    assert abs(counts - 2000).max() < 200  # ten equal parts: 2,000 +- 42 each
-    steps = first.diff().sign().bool()
-    assert 0.6 < (first.diff().sign().diff() != 0).double().mean() < 0.73  # two thirds turn in a random order
-    assert steps.all()
-
-
-def test_millions_of_images_need_no_list(monkeypatch):
-    assert isinstance(epoch_order(LISTED + 1, 0), ComputedOrder)
-    monkeypatch.setattr("tinymae.data.order.LISTED", 21)
-    steps, late = step_indices(22, 4, seed=7), step_indices(22, 4, seed=7, start_step=3)
-    taken = [next(steps) for _ in range(8)]
-    assert len(torch.cat(taken[:5]).unique()) == 20
-    assert all(torch.equal(next(late), other) for other in taken[3:])
 
 
 @settings(max_examples=60, deadline=None)

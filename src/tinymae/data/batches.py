@@ -12,8 +12,7 @@ from ..errors import InputError
 from ..randomness import derive_seed
 from ..tensors import to_device
 from .datasets import Dataset, StreamedDataset
-from .order import epoch_order
-from .splits import SPLIT_SEED
+from .splits import SPLIT_SEED, fixed_permutation
 
 FEW = 1000  # images that are not worth starting processes for
 
@@ -65,7 +64,7 @@ def step_indices(count: int, batch_size: int, seed: int, start_step: int = 0, fi
     steps_per_epoch = count // batch_size
     epoch, position = divmod(start_step, steps_per_epoch)
     while True:
-        order = epoch_order(count, derive_seed(seed, "order", first_epoch + epoch))
+        order = fixed_permutation(count, derive_seed(seed, "order", first_epoch + epoch))
         for start in range(position * batch_size, steps_per_epoch * batch_size, batch_size):
             yield order[start : start + batch_size]
         epoch, position = epoch + 1, 0
