@@ -1,8 +1,7 @@
 """Data sets: one split of a source of images, in memory or read batch by batch."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.contrib.concurrent import thread_map
 
-from ..bars import hidden
+from ..bars import map_threads
 from ..errors import InputError
 from ..tensors import LEVELS, pick_pixels, to_device
 from .images import Depth
@@ -240,15 +238,18 @@ class StreamedDataset(Indexed):
             images, bad = self.source.read_good(rows)
             return [image is not None for image in images], bad
 
-        parts = np.array_split(self.rows, len(self) // 64 + 1)
-        found = thread_map(
-            look, parts, max_workers=os.cpu_count(), desc="looking for unreadable images", leave=False, disable=hidden()
-        )
-        self.note_skipped([name for _, bad in found for name in bad])
-        readable = torch.tensor([good for some, _ in found for good in some])
-        if not readable.any():
+        readable, bad = self.map_rows(look, desc="looking for unreadable images")
+        self.note_skipped(bad)
+        if not any(readable):
             raise InputError(f"data {self.name} has no readable image")
-        return readable
+        return torch.tensor(readable)
+
+    def map_rows(
+        self, read: Callable[[np.ndarray], tuple[list, list[str]]], *, desc: str, wanted: bool = True
+    ) -> tuple[list, list[str]]:
+        """What `read` gives of all rows, some at a time, by several threads: two lists of each part, joined."""
+        found = map_threads(read, np.array_split(self.rows, len(self) // 64 + 1), desc=desc, wanted=wanted)
+        return [each for some, _ in found for each in some], [name for _, names in found for name in names]
 
     def note_skipped(self, names: Iterable[str]) -> None:
         """Add to the list of what could not be read."""
@@ -286,18 +287,9 @@ class StreamedDataset(Indexed):
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.stack([image for image in images if image is not None])
         return ImageDataset(
-            self.name,
-            pixels,
-            kept.labels,
-            self.classes,
-            bad,
-            kept.names,
-            self.of_files,
-            self.description,
-            self.split,
-            kept.groups,
-            self.prefixes,
-        )
+            self.name, pixels, kept.labels, self.classes, bad, names=kept.names, of_files=self.of_files,
+            description=self.description, split=self.split, groups=kept.groups, prefixes=self.prefixes,
+        )  # fmt: skip
 
     def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:
         """All images, None for an unreadable one, and the names of those."""
@@ -305,17 +297,8 @@ class StreamedDataset(Indexed):
             return [
                 image for part in np.array_split(self.rows, len(self) // 1000 + 1) for image in self.source.read(part)
             ], []
-        parts = np.array_split(self.rows, len(self) // 64 + 1)
         read = self.source.read_good if self.skip_unreadable else lambda rows: (list(self.source.read(rows)), [])
-        found = thread_map(
-            read,
-            parts,
-            max_workers=os.cpu_count(),
-            desc="reading images",
-            leave=False,
-            disable=hidden(wanted=len(self) >= 5000),
-        )
-        return [image for some, _ in found for image in some], [name for _, unreadable in found for name in unreadable]
+        return self.map_rows(read, desc="reading images", wanted=len(self) >= 5000)
 
 
 Dataset = ImageDataset | StreamedDataset

@@ -1,6 +1,5 @@
 """Masks beside images: the class of every pixel, in a PNG file for each image."""
 
-import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -9,9 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.contrib.concurrent import thread_map
 
-from ..bars import hidden
+from ..bars import map_threads
 from ..errors import InputError, first_line, refusal
 from .datasets import Dataset
 from .fit import Fit, fitted_size, place
@@ -42,10 +40,8 @@ def read_masks(
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise InputError(f"mask {twice} would be that of several images: give images that lie in one folder")
     size = dataset.image_shape[1:]
-    options = {"desc": "reading masks", "leave": False, "disable": hidden(wanted=len(paths) >= 5000)}
-    masks = torch.stack(
-        thread_map(partial(read_mask, size=size, fit=fit), paths, max_workers=os.cpu_count(), **options)
-    )
+    read = partial(read_mask, size=size, fit=fit)
+    masks = torch.stack(map_threads(read, paths, desc="reading masks", wanted=len(paths) >= 5000))
     if classes is not None:
         unknown = ((masks >= classes) & (masks != IGNORED)).flatten(1).any(dim=1).nonzero()
         if len(unknown):
@@ -67,15 +63,12 @@ def read_mask(path: Path, size: tuple[int, int], fit: Fit) -> Tensor:
     """One mask uint8 (H, W), fitted to `size`."""
     try:
         with Image.open(path) as file:
-            if file.mode not in ("1", "L", "P"):
-                raise InputError(
-                    f"mask {path} has pixels of type {file.mode}: save the number of each pixel's class as 8-bit grey"
-                )
-            mask = Image.fromarray(np.array(file, dtype=np.uint8))  # of a palette its indices, not its colours
-    except InputError:
-        raise
+            mode, values = file.mode, np.array(file)  # of a palette its indices, not its colours
     except UNREADABLE as error:
         raise refusal(error, f"mask {path} cannot be read ({first_line(error)})") from None
+    if mode not in ("1", "L", "P"):
+        raise InputError(f"mask {path} has pixels of type {mode}: save the number of each pixel's class as 8-bit grey")
+    mask = Image.fromarray(values.astype(np.uint8))
     resized, corner = fitted_size((mask.height, mask.width), size, fit, str(path))
     numbers = torch.from_numpy(np.array(mask.resize(resized[::-1], Image.Resampling.NEAREST)))
     beyond = None if fit == "crop" else torch.full((1, 1), IGNORED, dtype=torch.uint8)
