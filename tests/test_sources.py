@@ -1,6 +1,7 @@
 """Images as arrays, in Arrow and as torch Datasets: what is read, and what is refused by name."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -95,6 +96,7 @@ def test_labels_may_be_truth_values_of_one_class_or_of_several():
         (pixels(10, 8, 8).tolist(), None, "data is list: give a name, .* an array .numpy.stack makes one of a list"),
         (pixels(10, 8), None, r"data has shape \(10, 8\): give images \(N, C, H, W\)"),
         (pixels(32, 32, 3), None, r"shape \(32, 32, 3\), which looks like one image .*: add an axis, images\[None\]"),
+        (np.array(3), None, r"data has shape \(\): give images"),
         (pixels(2, 2, 3, 8, 8), None, r"data has shape \(2, 2, 3, 8, 8\): give"),
         (pixels(0, 3, 8, 8), None, r"data has shape \(0, 3, 8, 8\): give"),
         (pixels(2, 3, 8, 8), [0, 0], "data array has 2 images, too few for train, val, test"),
@@ -131,6 +133,9 @@ def test_arrays_in_files(tmp_path):
     with h5py.File(tmp_path / "both.h5", "w") as file:
         file["images"], file["labels"] = images, labels
     plain = load_dataset(tmp_path / "plain.npy", "all")
+    streamed = load_dataset(tmp_path / "plain.npy", "all", memory_limit_gb=0)
+    assert images.tobytes()[:500] not in pickle.dumps(streamed)  # as worker processes get it
+    assert torch.equal(streamed[:][0], plain.images)
     assert plain.labels is None and torch.equal(plain.images, torch.from_numpy(images).permute(0, 3, 1, 2))
     for name in ("both.npz", "both.h5"):
         dataset = load_dataset(tmp_path / name, "all")

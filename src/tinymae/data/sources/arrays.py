@@ -35,14 +35,14 @@ class ArraySource(PartedSource):
     label_remedy = "give labels with the images: labels= in Python, an array of labels in an .npz or HDF5 file"
 
     def __init__(self, name: str, parts: Sequence[Any], reading: Reading):
-        super().__init__(name, parts)
         first, dtype = parts[0], parts[0].dtype.newbyteorder("=")
         if dtype.kind not in "buif":
             raise InputError(f"data {name} is {dtype}: give pixels, which are uint8, uint16 or floats")
-        self.kind, self.fit = "array", reading.fit
-        self.pixel_range = None if dtype == np.uint8 else reading.pixel_range
         self.channels_last = is_channels_last(first.shape)
         channels, height, width = first_shape(first.shape, self.channels_last)
+        super().__init__(name, parts)
+        self.kind, self.fit = "array", reading.fit
+        self.pixel_range = None if dtype == np.uint8 else reading.pixel_range
         self.size = (height, width) if reading.image_size is None else pair(reading.image_size)
         self.image_shape = (channels, *self.size)
         self.depth = "uint8" if dtype in (np.uint8, np.bool_) else "uint16"
@@ -153,7 +153,8 @@ def open_array_file(path: Path, reading: Reading) -> ArraySource:
     """
     try:
         if path.suffix.lower() == ".npy":
-            arrays: dict[str, Any] = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            arrays: dict[str, Any] = {"images": FileArray(path, None, mapped.shape, mapped.dtype)}
         elif path.suffix.lower() == ".npz":
             arrays = dict(np.load(path, allow_pickle=False))
         else:
@@ -203,20 +204,28 @@ def open_hdf5(path: Path) -> dict[str, Any]:
         raise InputError(f"data {path} needs h5py: pip install h5py") from None
     file = h5py.File(path, "r")
     return {
-        name: Hdf5Array(path, name, item.shape, item.dtype) for name, item in file.items() if hasattr(item, "dtype")
+        name: FileArray(path, name, item.shape, item.dtype) for name, item in file.items() if hasattr(item, "dtype")
     }
 
 
-class Hdf5Array:
-    """An array of an HDF5 file, opened by each process for itself: h5py's handles do not outlive a fork."""
+class FileArray:
+    """An array of an .npy or HDF5 file, opened by each process for itself.
 
-    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype):
+    h5py's handles do not outlive a fork, and a memory map would be copied whole to a process that is none.
+
+    Args:
+        name: of the array in an HDF5 file; None of an .npy file.
+    """
+
+    def __init__(self, path: Path, name: str | None, shape: tuple[int, ...], dtype: np.dtype):
         self.path, self.name, self.shape, self.dtype = path, name, shape, dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        if self.name is None:
+            return np.load(self.path, mmap_mode="r")[rows]
         import h5py
 
         with h5py.File(self.path, "r") as file:
