@@ -162,8 +162,7 @@ def to_transformers(model: MaskedAutoencoder | Classifier, folder: str | Path) -
         raise InputError(f"model is a {type(model).__name__}: transformers knows masked ViTs and ViT classifiers")
     write_tensors(to_transformers_names(state), folder / "model.safetensors")
     statistics = {
-        "image_mean": encoder.mean.flatten().expand(model.in_channels).tolist(),
-        "image_std": encoder.std.flatten().expand(model.in_channels).tolist(),
+        f"image_{name}": values * (model.in_channels // len(values)) for name, values in encoder.statistics.items()
     }
     write_json(folder / "config.json", config | statistics | model.reading_noted)
     height, width = model.image_size

@@ -122,8 +122,7 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
     state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in model.state_dict().items()}
     sizes = describe(model.encoder) | model.decoder_sizes
     heads = {name: sizes[name] for name in ("num_heads", "decoder_heads")}
-    statistics = {name: list(model.config[name]) for name in ("mean", "std")}
-    content = {"model": state, "heads": heads, "statistics": statistics}
+    content = {"model": state, "heads": heads, "statistics": model.statistics}
     write_atomically(path, lambda beside: torch.save(content, beside))
 
 

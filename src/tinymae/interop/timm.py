@@ -41,5 +41,4 @@ def export_timm(weights: Model | str | Path, folder: str | Path) -> None:
         raise InputError(
             f"weights hold a {type(model).__name__} that is no ViT, which is all that timm's folders are for"
         )
-    statistics = {"mean": model.config["mean"], "std": model.config["std"]}
-    write_timm(model.encoder, Path(folder), pool="avg", names={"label_names": []}, **statistics)
+    write_timm(model.encoder, Path(folder), pool="avg", names={"label_names": []}, **model.statistics)
