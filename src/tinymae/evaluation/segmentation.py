@@ -14,6 +14,7 @@ from ..tensors import to_unit
 from .probes import standardise
 
 BATCH = 64  # maps in a step, and in a forward pass
+LEARNING_RATE = 3e-2
 
 
 class Segmenter(nn.Module):
@@ -49,9 +50,8 @@ def patch_pixels(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
 
 def fit_segmentation(
-    maps: Tensor, masks: Tensor, *, num_classes: int, weight_decay: float, seed: int, steps: int = 1000,
-    learning_rate: float = 3e-2,
-) -> nn.Sequential:  # fmt: skip
+    maps: Tensor, masks: Tensor, *, num_classes: int, weight_decay: float, seed: int, steps: int = 1000
+) -> nn.Sequential:
     """Affine-free BatchNorm and a 1x1 convolution, fitted by AdamW with a cosine schedule.
 
     Minimises the cross-entropy of the upsampled logits, over the pixels of masks (N, H, W) that have a class. `maps`
@@ -61,7 +61,7 @@ def fit_segmentation(
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)  # the problem is convex: where to start hardly matters
     head = nn.Sequential(standardise(maps), convolution).to(maps.device).eval()
-    optimizer = torch.optim.AdamW(convolution.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(convolution.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for batch in islice(step_indices(len(maps), min(BATCH, len(maps)), seed), steps):
         batch = batch.to(maps.device)

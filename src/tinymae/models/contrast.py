@@ -12,6 +12,8 @@ from ..errors import InputError
 from .base import Autoencoder
 from .mae import MaskedAutoencoder
 
+HIDDEN, PROJECTION = 1024, 128  # widths of the projector
+
 
 def nt_xent(views: Tensor, *, temperature: float) -> Tensor:
     """The normalised, temperature-scaled cross-entropy between views (V, B, F) of B images; a scalar, float32.
@@ -47,15 +49,13 @@ class ContrastiveLearner(nn.Module):
         temperature: of the softmax over cosines.
         num_views: views of an image, at least 2.
         decoded_views: how many of them are reconstructed, at least 1.
-        hidden_dim, projection_dim: the projector's widths.
 
     Raises InputError for a temperature that is not positive, or numbers of views that do not fit.
     """
 
     def __init__(
-        self, model: MaskedAutoencoder, *, weight: float, temperature: float, num_views: int, decoded_views: int,
-        hidden_dim: int = 1024, projection_dim: int = 128,
-    ):  # fmt: skip
+        self, model: MaskedAutoencoder, *, weight: float, temperature: float, num_views: int, decoded_views: int
+    ):
         super().__init__()
         if temperature <= 0:
             raise InputError(f"temperature {temperature} is not positive")
@@ -67,12 +67,10 @@ class ContrastiveLearner(nn.Module):
         self.num_views, self.decoded_views = num_views, decoded_views
 
         def layer(before: int) -> list[nn.Module]:
-            linear = nn.Linear(before, hidden_dim, bias=False)
-            return [linear, nn.BatchNorm1d(hidden_dim, track_running_stats=False), nn.GELU()]
+            linear = nn.Linear(before, HIDDEN, bias=False)
+            return [linear, nn.BatchNorm1d(HIDDEN, track_running_stats=False), nn.GELU()]
 
-        self.projector = nn.Sequential(
-            *layer(model.num_features), *layer(hidden_dim), nn.Linear(hidden_dim, projection_dim)
-        )
+        self.projector = nn.Sequential(*layer(model.num_features), *layer(HIDDEN), nn.Linear(HIDDEN, PROJECTION))
 
     def forward(self, images: Tensor, mask: Tensor, num_hidden: int | None = None) -> dict[str, Tensor]:
         """Images (V B, C, H, W), masks (V B, N): the first views, then the second ones in the same order, and so on.
