@@ -72,8 +72,13 @@ def test_images_without_labels_of_one_split_and_other_features(tmp_path):
     assert arrays["labels"].tolist() == [-1] * rows and not len(arrays["classes"])
 
 
-def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path):
-    digits, common = load_dataset("digits"), {"weights": tiny_mae(), "mixed_precision": "no", "formats": ()}
+def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path, monkeypatch):
+    def choose_to_label(*given, count, seed, choose=command.choose_to_label):
+        assert seed == 3
+        return choose(*given, count=count, seed=seed)
+
+    monkeypatch.setattr(command, "choose_to_label", choose_to_label)
+    digits, common = load_dataset("digits"), {"weights": tiny_mae(), "mixed_precision": "no", "formats": (), "seed": 3}
     labels = [int(label) if row % 50 == 0 else -1 for row, label in enumerate(digits.labels[:500])]
     data = {"data": digits.images[:500], "labels": labels, "split": ("all",), "output_dir": tmp_path}
     tinymae.embed(**common, **data, to_label=30)
@@ -219,9 +224,15 @@ def test_the_projector_finds_names_and_a_sprite(tmp_path, monkeypatch):
 
 def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypatch):
     def lay_out(features, seed):
+        assert seed == FEW["seed"]
         return features[:, :2].clip(0, 1)
 
+    def find_clusters(features, *, count, seed, find=command.find_clusters):
+        assert seed == FEW["seed"]
+        return find(features, count=count, seed=seed)
+
     monkeypatch.setattr(command, "lay_out", lay_out)  # for where an image is to be known
+    monkeypatch.setattr(command, "find_clusters", find_clusters)
     run = tinymae.embed(**FEW, weights=tiny_mae(), formats=("map",), clusters=3, output_dir=tmp_path)
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pydict()
     text = (run.folder / "map.html").read_text()
@@ -236,7 +247,7 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
         assert shown == [given[name] for name in data["names"]]
     features = dict(zip(table["name"], np.array(table["features"]), strict=True))
     places = np.frombuffer(base64.b64decode(data["places"]), "<u2").reshape(-1, 2) / 65535
-    expected = lay_out(np.array([features[name] for name in data["names"]]), seed=0)
+    expected = lay_out(np.array([features[name] for name in data["names"]]), seed=FEW["seed"])
     np.testing.assert_allclose(places, expected, atol=1e-4)
 
 
