@@ -170,6 +170,8 @@ def heading_of(settings: type, f: Field) -> str:
 
 def order_of(settings: type, f: Field) -> int:
     """What people set first stands first."""
+    if f.name == "data":  # a command declares it after what all commands share
+        return -1
     first = ["data", "run", "model", "training"]
     heading = heading_of(settings, f)
     return first.index(heading) if heading in first else len(first) + (heading == "watching")
