@@ -22,6 +22,7 @@ from tinymae.commands.cli import COMMANDS, heading_of, help_of, options_of, orde
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")  # [text](target#anchor), but for addresses
+CODE = re.compile(r"<code>([^<]*)</code>")
 UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)")  # no line ends in 94.8 ± 0.1 or in 10 %
 ROOMS = {
     "interop": "Load and convert", "data": "Data", "models": "Models", "evaluation": "Look inside", "errors": "Errors",
@@ -63,6 +64,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if here == "api.md":
         markdown = markdown.split("<!-- names -->")[0] + "\n".join(list_names())
     return markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """No line ends within a flag, where browsers would break it at a hyphen."""
+    return CODE.sub(lambda code: re.sub(r"--[\w-]+", r'<span class="flag">\g<0></span>', code[0]), html)
 
 
 def to_site(page: str, target: str) -> str:
