@@ -44,7 +44,7 @@ def publish(
     write_json(mae / "scores.json", scores | score_autoencoder(mae, train, first))
     for folder in classifiers:
         fixed = accuracy(predict(folder, first), first.labels)
-        scores = {"accuracy_test": results[folder.name]["accuracy"], f"accuracy_first_{NUM_FIXED}": fixed}
+        scores = {"accuracy_test": results[folder.name]["accuracy"], f"accuracy_of_{NUM_FIXED}": fixed}
         write_json(folder / "scores.json", scores)
 
     summary = cost | {"test": summarise(settings, results), "results": results}
@@ -108,7 +108,7 @@ def write_cards(settings: "ReleaseSettings", summary: dict, pretrained: Path) ->
         (probe, runs / "probe_all", origin, {"accuracy, test": results[probe.name]["accuracy"]}, LinearProbeSettings),
         (tuned, runs / "finetune_all", origin, tuned_scores, FinetuneSettings),
     ):
-        remarks = f"{history}\nFloat16 on disk, measured from this file; loads as float32."
+        remarks = f"{history}\nFloat16 on disk, measured from this file in float32, as which it loads."
         write_card(folder, run=run, scores=scores, remarks=remarks, licence="MIT", defaults=settings_class.defaults())
 
 
@@ -156,8 +156,8 @@ def score_autoencoder(folder: Path, train: Dataset, first: Dataset) -> dict[str,
     features = [map_dataset(model.encode, split, device="cpu") for split in (known, first)]
     classes = knn_predict(features[0], known.labels, features[1], num_classes=len(train.classes))
     return {
-        f"hidden_mse_first_{NUM_FIXED}": float(shown.error.mean()),
-        f"knn_1_percent_first_{NUM_FIXED}": accuracy(classes, first.labels),
+        f"hidden_mse_of_{NUM_FIXED}": float(shown.error.mean()),
+        f"knn_1_percent_of_{NUM_FIXED}": accuracy(classes, first.labels),
     }
 
 
