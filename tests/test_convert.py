@@ -507,7 +507,9 @@ def test_what_is_no_vit_is_not_written_for_timm(tmp_path):
 
 def test_the_same_size_keeps_every_weight():
     model = small_model(**STATISTICS)
+    model.reading = {"fit": "pad"}
     same = adapt(model, image_size=16, patch_size=4, in_channels=3)
+    assert same.reading == {"fit": "pad"}
     assert_same_weights(model, same)
     assert same.config == model.config and same is not model
 

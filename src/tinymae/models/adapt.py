@@ -24,8 +24,8 @@ def adapt(
 ) -> MaskedAutoencoder:
     """A copy of `model` with other constructor arguments; what is None stays as it is. Nothing is initialised anew.
 
-    It is of the same class, so a subclass with a loss of its own keeps it. Whatever else than arguments and weights
-    `model` was given is not copied.
+    It is of the same class, so a subclass with a loss of its own keeps it. Whatever else than arguments, weights and
+    `reading` the `model` was given is not copied.
 
     Of the weights, only these change, and only where their size does:
 
@@ -74,6 +74,7 @@ def adapt(
     for name in ("decoder_pred.weight", "decoder_pred.bias"):
         state[name] = resample_prediction(model, adapted, state[name])
     adapted.load_state_dict(state, strict=True)
+    adapted.reading = model.reading
     return adapted.to(model.mask_token.device).train(model.training)
 
 
