@@ -58,15 +58,13 @@ def describe_classes(source: Source) -> list[str]:
     """
     if source.labels is None:
         return []
-    several = source.labels.ndim == 2
-    count = len(source.classes)
-    found = (
-        source.labels.sum(axis=0, dtype=int)
-        if several
-        else np.bincount(source.labels[source.labels >= 0], minlength=count)
-    )
-    empty = [source.classes[number] for number in np.flatnonzero(found[:count] == 0)]
-    ranked = [f"{source.classes[n]} ({found[n]:,})" for n in np.argsort(-found[:count], kind="stable") if found[n]]
+    several, count = source.labels.ndim == 2, len(source.classes)
+    if several:
+        found = source.labels.sum(axis=0, dtype=int)
+    else:
+        found = np.bincount(source.labels[source.labels >= 0], minlength=count)
+    empty = [source.classes[number] for number in np.flatnonzero(found == 0)]
+    ranked = [f"{source.classes[n]} ({found[n]:,})" for n in np.argsort(-found, kind="stable") if found[n]]
     shown = ranked if len(ranked) <= COUNTED else [*ranked[: COUNTED - 1], "...", ranked[-1]]
     lines = [f"classes: {', '.join(shown)}"] if shown else []
     if empty:
@@ -80,7 +78,7 @@ def describe_classes(source: Source) -> list[str]:
         return [*lines, f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?"]
     if alike := [" and ".join(names) for names in find_alike(source.classes)]:
         lines.append(f"classes: {list_some(alike, 3)} are spelled nearly the same: are they one?")
-    if few := [source.classes[number] for number in np.flatnonzero((found[:count] > 0) & (found[:count] < FEWEST))]:
+    if few := [source.classes[number] for number in np.flatnonzero((found > 0) & (found < FEWEST))]:
         lines.append(f"classes: fewer than {FEWEST} images of {list_some(few)}: too few to be learned or judged well")
     return lines
 
