@@ -117,10 +117,14 @@ def load_splits(
         raise InputError("group_column and group_pattern are two ways to say the same: give one")
     pattern = None if group_pattern is None else compile_pattern(group_pattern)
     source = open_given(data, labels, Reading(skip_unreadable=skip_unreadable, **reading))
-    unused = leaves_out_labels(source, labelled=labelled, several=several)
-    unused = unused or (unlabelled and source.labels is not None)
+    of_several = source.labels is not None and source.labels.ndim == 2 and not several  # which were not asked for
+    if labelled and of_several:
+        raise InputError(
+            f"data {source.name} has several labels an image, this command or its weights know one: give others"
+        )
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
+    unused = source.labels is not None and (unlabelled or of_several)
     if {*splits} == {"all"}:
         rows = {"all": np.arange(len(source))}
     else:
@@ -132,20 +136,20 @@ def load_splits(
     description = describe(source, rows, unused_labels=unused)
     loaded: dict[str, Dataset] = {}
     for split in splits:
-        if present and split != "all" and split not in rows:
+        chosen = np.arange(len(source)) if split == "all" else rows.get(split, np.arange(0))
+        if present and not len(chosen):
             continue
-        if not len(chosen := np.arange(len(source)) if split == "all" else rows.get(split, ())):
+        if not len(chosen):
             has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
             remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
             raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
-        chosen = np.asarray(chosen)
         known = None if source.labels is None else source.labels[chosen]
         numbers = None if known is None or (known < 0).all() else torch.from_numpy(known)
+        if labelled and numbers is None:
+            raise no_labels(source, split)
         dataset = StreamedDataset(
             source, chosen, numbers, source.classes, skip_unreadable, description=description, split=split
         )
-        if labelled and dataset.labels is None:
-            raise no_labels(source, split)
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
         loaded[split] = dataset.in_memory() if size <= memory_limit_gb * 2**30 else dataset
     return loaded
@@ -166,20 +170,6 @@ def open_given(data: Any, labels: Any, reading: Reading) -> Source:
         if data.split in ("val", "test"):
             source.splits = {data.split: np.arange(len(source))}
     return source
-
-
-def leaves_out_labels(source: Source, *, labelled: bool, several: bool) -> bool:
-    """Whether there are several labels an image, which were not asked for.
-
-    Raises InputError for them, if images must be `labelled`.
-    """
-    if source.labels is None or source.labels.ndim < 2 or several:
-        return False
-    if labelled:
-        raise InputError(
-            f"data {source.name} has several labels an image, this command or its weights know one: give others"
-        )
-    return True
 
 
 def cut(
