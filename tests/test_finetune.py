@@ -35,10 +35,10 @@ CHANGES = {"layer_decay": 0.5, "weight_decay": 0.9, "ema_decay": 0.1, "label_smo
            "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0, "optimizer": "muon", "seed": 7}  # fmt: skip
 
 
-def accuracy_on_test(classifier) -> float:
-    test = load_dataset("digits", "test")
+def accuracy_on(split: str, classifier) -> float:
+    digits = load_dataset("digits", split)
     with torch.no_grad():
-        return 100 * float((classifier(test.images).argmax(1) == test.labels).double().mean())
+        return 100 * float((classifier(digits.images).argmax(1) == digits.labels).double().mean())
 
 
 @pytest.mark.parametrize("scratch", [False, True])
@@ -51,7 +51,8 @@ def test_fine_tuning_gives_a_stock_timm_classifier(scratch, pretrained, tmp_path
     assert run.results["accuracy_test"] > 60
     assert np.sum(run.results["confusion_matrix"]) == run.results["num_test_labels"] == 360
     assert [row["step"] for row in metrics(run.folder) if "accuracy_val" in row] == [50, 100]
-    assert accuracy_on_test(run.model) == pytest.approx(run.results["accuracy_test"])
+    for split in ("val", "test"):
+        assert accuracy_on(split, run.model) == pytest.approx(run.results[f"accuracy_{split}"])
     scores = tinymae.evaluate(**DIGITS, weights=run.folder, output_dir=tmp_path / "evaluate").results
     assert scores["accuracy"] == pytest.approx(run.results["accuracy_test"])
     assert scores["confusion_matrix"] == run.results["confusion_matrix"]
@@ -231,7 +232,7 @@ def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, t
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: function(*arguments))
     recipe = DIGITS | SHORT | {"base_lr": 1e-2, "ema_decay": 0.9, "compile": True}
     run = tinymae.finetune(**recipe, weights=pretrained, output_dir=tmp_path)
-    assert accuracy_on_test(load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
+    assert accuracy_on("test", load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
 
 
 def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, tmp_path, monkeypatch):
