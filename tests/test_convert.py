@@ -94,8 +94,11 @@ def test_what_is_written_for_the_official_code_comes_back_bit_for_bit(tmp_path):
     # Which finds heads, mean and std in it.
     back = tinymae.from_official(tmp_path / "mae.pth", image_size=(16, 8), norm_pix_loss=True)
     assert_same_weights(model, back)
-    assert back.config == model.config
+    assert back.config == model.config and back.reading == {}
     assert os.listdir(tmp_path) == ["mae.pth"]
+    model.reading = {"fit": "pad", "depth": "uint16"}  # how files were read goes along
+    tinymae.to_official(model, tmp_path / "mae.pth")
+    assert tinymae.from_official(tmp_path / "mae.pth", image_size=(16, 8)).reading == model.reading
     other = {"mean": (0.1, 0.2), "std": (0.3, 0.4)}  # given ones count
     given = tinymae.from_official(tmp_path / "mae.pth", image_size=(16, 8), **other).config
     assert {name: tuple(given[name]) for name in other} == other

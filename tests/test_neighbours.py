@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 import tinymae
 from tinymae import load_dataset
 from tinymae.evaluation import neighbours, sheets
-from tinymae.evaluation.neighbours import knn_predict, kth_distance, nearest, top, vote
+from tinymae.evaluation.neighbours import knn_predict, kth_distance, nearest, vote
 
 
 @pytest.mark.parametrize("count", [7, 64, 3000])
@@ -34,16 +34,6 @@ def test_no_row_is_its_own_neighbour_but_a_twin_is():
     ranked = brute.sort(dim=1, descending=True).values
     assert torch.allclose(cosines, ranked[:, :39], atol=1e-5)
     assert torch.allclose(kth_distance(bank, k=7), 1 - ranked[:, 6], atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [5000, 5003])
-def test_searching_blocks_first_finds_the_same_as_topk(count):
-    rows = torch.randn(20, count)
-    rows[0] = rows[0, 0]  # ties everywhere
-    rows[1, -1] = 9  # in what is left over of the last block
-    best, index = top(rows, 3)
-    assert torch.equal(best, rows.topk(3).values) and torch.equal(rows.gather(1, index), best)
-    assert index[1, 0] == count - 1 and all(len(set(row)) == 3 for row in index.tolist())
 
 
 def test_a_vote_is_the_weighted_mean_of_the_neighbours_one_hot_labels():

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-BLOCK = 64  # columns whose maximum is looked at first
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the k-NN classifier
 CELLS = 2**25  # similarities in memory at a time: 128 MiB
 
@@ -43,26 +42,7 @@ def search(queries: Tensor, bank: Tensor, *, k: int, same: bool) -> Iterator[tup
             similarity = chunk @ unit.T
             if same:
                 similarity[torch.arange(len(rows)), rows] = -torch.inf
-            found = top(similarity, k)
-        yield found
-
-
-def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`similarity.topk(k)` of long rows (M, N), several times as fast on a CPU.
-
-    The k largest of a row lie in the k blocks with the largest maxima, so only these are searched.
-    """
-    count = similarity.shape[1]
-    if count < 8 * k * BLOCK:
-        return similarity.topk(k, dim=1)
-    rest = count % BLOCK
-    blocks = similarity[:, : count - rest].unflatten(1, (-1, BLOCK))  # (M, blocks, BLOCK)
-    chosen = blocks.amax(dim=2).topk(k, dim=1).indices
-    columns = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=chosen.device)).flatten(1)
-    tail = torch.arange(count - rest, count, device=chosen.device).expand(len(columns), -1)
-    columns = torch.cat([columns, tail], dim=1)
-    best, place = similarity.gather(1, columns).topk(k, dim=1)
-    return best, columns.gather(1, place)
+        yield similarity.topk(k, dim=1)
 
 
 def vote(cosines: Tensor, labels: Tensor, *, num_classes: int) -> Tensor:

@@ -93,7 +93,7 @@ def from_transformers(
     }
     build = partial(MaskedAutoencoder.from_config, sizes | arguments, source=folder)
     model = build_filled(build, state, source=folder, expected=SAYS)
-    model.take_reading(config, Path(folder))
+    model.take_reading(config, Path(folder) / "config.json")
     return model.eval()
 
 
@@ -131,7 +131,7 @@ def classifier_from_transformers(
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
     model = wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == MULTI_LABEL)
-    model.take_reading(config, Path(folder))
+    model.take_reading(config, Path(folder) / "config.json")
     return model.eval()
 
 

@@ -92,7 +92,9 @@ def from_official(
     )  # fmt: skip
     expected = "a plain ViT MAE of its sizes has"
     if has_decoder:
-        return build_filled(build, state, source=path, expected=expected).eval()
+        model = build_filled(build, state, source=path, expected=expected)
+        model.take_reading(written, Path(path))
+        return model.eval()
     encoder = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
     with torch.device("meta"):  # as in `build_filled`
         require_same_shapes(build().encoder, encoder, source=path, expected=expected)
@@ -104,7 +106,8 @@ def from_official(
 
 def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
     """Write an autoencoder as the official code's checkpoint: {"model": weights, "heads": those of encoder and
-    decoder, "statistics": mean and std}, the latter two for `from_official`: the official code has no place for them.
+    decoder, "statistics": mean and std, "reading": how files are read, where it is not by the defaults}, all but the
+    weights for `from_official`: the official code has no place for them.
 
     The official code's norm_eps is 1e-6.
 
@@ -122,13 +125,13 @@ def to_official(model: MaskedAutoencoder, path: str | Path) -> None:
     state = {name.removeprefix("encoder."): value.detach().cpu() for name, value in model.state_dict().items()}
     sizes = describe(model.encoder) | model.decoder_sizes
     heads = {name: sizes[name] for name in ("num_heads", "decoder_heads")}
-    content = {"model": state, "heads": heads, "statistics": model.statistics}
+    content = {"model": state, "heads": heads, "statistics": model.statistics, **model.reading_noted}
     write_atomically(path, lambda beside: torch.save(content, beside))
 
 
 def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of an official checkpoint, under its own names; and, if `to_official` wrote it, heads, mean and
-    std.
+    """The state dict of an official checkpoint, under its own names; and, if `to_official` wrote it, heads, mean,
+    std and reading.
     """
     tensors_alone = Path(path).suffix == ".safetensors"
     content: Any = read_tensors(path) if tensors_alone else unpickle(path)
@@ -153,6 +156,8 @@ def read_official(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             require_types(content, {name: dict}, source=path)
             require_types(content[name], types, source=path)
             written |= {key: content[name].get(key) for key in types}
+    if "model" in content:
+        written["reading"] = content.get("reading", {})
     return state, written
 
 

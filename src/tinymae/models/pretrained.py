@@ -46,13 +46,13 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
         """
         model = cls.build_from_folder(folder, {name: value for name, value in config.items() if name != "reading"})
         model.source = folder
-        model.take_reading(config, folder)
+        model.take_reading(config, folder / "config.json")
         return model.eval()  # type: ignore[attr-defined]  # all are modules
 
-    def take_reading(self, config: dict, folder: Path) -> None:
-        """Set `reading` to what the config.json of a folder says of it. Raises InputError for what it cannot be."""
-        reading, source = config.get("reading", {}), f"{folder / 'config.json'}: reading"
-        require_types({"reading": reading}, {"reading": dict}, source=folder / "config.json")
+    def take_reading(self, config: dict, file: Path) -> None:
+        """Set `reading` to what the content of a file says of it. Raises InputError for what it cannot be."""
+        reading, source = config.get("reading", {}), f"{file}: reading"
+        require_types({"reading": reading}, {"reading": dict}, source=file)
         require_types(reading, READING, source=source)
         self.reading = {name: reading[name] for name in READING if reading.get(name) is not None}
         low, high = bounds = self.reading.get("pixel_range", [0, 1])

@@ -52,7 +52,7 @@ class VectorQuantizer(nn.Module):
 
     def see(self, sums: Tensor) -> None:
         """Add to what the next update applies; in place, as a CUDA graph repeats what was done to memory alone."""
-        if self.seen is None:
+        if self.seen is None or self.seen.device != sums.device:  # it does not move with the model
             self.seen = torch.zeros_like(sums)
         self.seen.add_(sums)
 
