@@ -391,7 +391,7 @@ def test_every_stage_of_a_cell_has_the_seed_of_the_cell(name, monkeypatch, tmp_p
         ),
         ([*GRID, "--extra", "vae: --image-size 16"], "extra gives vae images of .*16.* others .*None"),
         ([*GRID, "--minutes", "0"], "max_minutes 0 is not above 0"),
-        ([*GRID, "--search", "optuna", "--trial-share", "0"], "trial_share 0 is not above 0"),
+        ([*GRID, "--search", "optuna", "--trial-ratio", "0"], "trial_ratio 0 is not above 0"),
         ([*GRID, "--extra", "mae: --warmup-epochs 3"], "warmup_epochs 3 is not within 0 and the 1 epochs"),
         ([*GRID, "--extra", "finetune: --final-epochs 5"], "final_epochs 5 is not within 0 and 0"),
     ],
@@ -430,8 +430,17 @@ def test_flags_that_a_stage_would_refuse_later_are_refused_at_once(extra, tmp_pa
 def test_settings_from_python_go_to_their_places(tmp_path):
     with pytest.raises(InputError, match="extra 'vae' has no betta"):
         tinymae.compare(("digits",), epochs=1, extra={"vae": {"betta": 1}}, output_dir=tmp_path / "new")
-    settings = CompareSettings(data=("digits",), epochs=1, extra={"vae": {"beta": 2.0}}, models=("vae",)).resolve()
-    assert compare.plan(settings, "digits", {})[0].settings.beta == 2.0
+    for given in ({"beta": 2.0}, "--beta 2"):
+        settings = CompareSettings(data=("digits",), epochs=1, extra={"vae": given}, models=("vae",)).resolve()
+        assert compare.plan(settings, "digits", {})[0].settings.beta == 2.0
+
+
+def test_the_working_folder_has_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    settings = CompareSettings(data=".", epochs=1, models="mae").resolve()
+    assert compare.plan(settings, ".", {})[0].folder.parts == ("photos", "mae")
+    assert PretrainSettings(data=".").data_name == "photos"
 
 
 def test_settings_are_held_against_the_length_that_was_given():

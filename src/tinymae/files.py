@@ -132,6 +132,15 @@ def is_of_type(value: Any, wanted: Any) -> bool:
     return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
 
 
+def last_part(path: str | Path) -> str:
+    """The name of a file or folder, of "." that of the working folder.
+
+    >>> last_part("photos/cats/"), last_part("cifar10"), last_part(".") == Path.cwd().name
+    ('cats', 'cifar10', True)
+    """
+    return Path(os.path.abspath(path)).name
+
+
 def closest_path(path: str | Path) -> str:
     """In brackets, what beside a path that is not there has almost its name; "" if nothing has."""
     path = Path(path)

@@ -18,7 +18,7 @@ from ..data.sources.open import COLUMNS, has_columns
 from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.splits import SPLITS, balanced, few_labels
 from ..evaluation.figures import Channels, require_shown
-from ..files import digest
+from ..files import digest, last_part
 from ..interop.load import Model
 from ..training.device import Precision, create_accelerator, settle_precision
 from ..training.processes import print_once
@@ -119,9 +119,9 @@ class RunSettings(DataSettings):
     def data_name(self) -> str:
         """The data's name, or its folder's."""
         if isinstance(self.data, str | Path):
-            return Path(self.data).name
+            return last_part(self.data)
         if isinstance(self.data, list | tuple):
-            return ", ".join([Path(each).name for each in self.data[:3]] + ["..."] * (len(self.data) > 3))
+            return ", ".join([last_part(each) for each in self.data[:3]] + ["..."] * (len(self.data) > 3))
         if isinstance(self.data, Dataset):
             return self.data.name
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__

@@ -20,7 +20,7 @@ from ..data.load import load_dataset, load_splits
 from ..data.splits import SPLITS
 from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
-from ..files import lock_folder
+from ..files import last_part, lock_folder
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
@@ -64,7 +64,7 @@ class CompareSettings(DataSettings):
     finetune_epochs: int | None = setting(None, "likewise (default: as pretraining); 0 leaves it out", group="length")
     search: Literal["optuna"] | None = setting(None, "look for each family's best settings first", group="search")
     trials: int = setting(20, "for each family and data set", group="search", least=1)
-    trial_share: float = setting(0.2, "ratio of a pretraining's length", group="search", above=0, most=1)
+    trial_ratio: float = setting(0.2, "ratio of a pretraining's length", group="search", above=0, most=1)
     extra: Extra = setting((), "settings for one place: a model, pretrain or finetune", append='"WHERE: FLAGS"')
     show_channels: Channels | None = with_default(SheetSettings, "show_channels", None)
     output_dir: str | Path = with_default(RunSettings, "output_dir", "runs/compare")
@@ -87,7 +87,7 @@ class CompareSettings(DataSettings):
             raise InputError("give --minutes or --epochs, the length of each pretraining")
         if empty := [name for name in ("data", "models", "seeds", "label_fractions") if not getattr(self, name)]:
             raise InputError(f"{empty[0]} () is empty: give at least one")
-        if len({Path(data).name for data in self.data}) < len(self.data):
+        if len({last_part(data) for data in self.data}) < len(self.data):
             raise InputError(f"data {' '.join(self.data)}: two have one name, and would share a folder; rename one")
         require_distinct("seeds", self.seeds)
         require_distinct("label_fractions", self.label_fractions)
@@ -132,7 +132,7 @@ class Cell:
     def folder(self) -> Path:
         """Where its runs are, below the output folder."""
         words = [*self.words, *([] if self.trial is None else [f"trial{self.trial}"])]
-        return Path(Path(self.data).name) / re.sub(r"[^\w.+-]", "x", "-".join(words))
+        return Path(last_part(self.data)) / re.sub(r"[^\w.+-]", "x", "-".join(words))
 
 
 def run(settings: CompareSettings) -> Result[None]:
@@ -292,7 +292,7 @@ def run_cell(settings: CompareSettings, cell: Cell, seed: int, diverged: list[st
             except Diverged as error:
                 print(error)
                 diverged.append(f"{cell.folder}/seed{seed}/{tuned.name}")
-        names = {"data": Path(cell.data).name, "name": " ".join(cell.words), "model": cell.model, "seed": seed}
+        names = {"data": last_part(cell.data), "name": " ".join(cell.words), "model": cell.model, "seed": seed}
         rows += cell_rows(folder, label_fraction=fraction, **names)
     return rows
 
@@ -318,13 +318,13 @@ def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> 
             stage = folder / (name_stage("linear", fraction) + (f"-seed{seed}" if fraction < 1 else ""))
             names = {"seed": seed, "label_fraction": fraction}
             run_once(linear_probe, linear_probe.LinearProbeSettings(**shared | names, output_dir=stage), part=folder)
-            rows.append(pixel_row(stage, data=Path(data).name, model="pixels", **names))
+            rows.append(pixel_row(stage, data=last_part(data), model="pixels", **names))
     return rows
 
 
 def pretraining_of_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> PretrainSettings:
     """The one component of a PCA."""
-    folder = Path(settings.output_dir) / Path(data).name / "raw_pixels" / "pretrain"
+    folder = Path(settings.output_dir) / last_part(data) / "raw_pixels" / "pretrain"
     own = {"data": data, "seed": 0, "model": "pca", "latent_dim": 1, "output_dir": folder}
     return PretrainSettings(**PROTOCOL | settings.common | size | own)
 
@@ -339,13 +339,13 @@ def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any])
     assert isinstance(settings.extra, dict)
     given = {*fixed, *settings.extra["pretrain"], *settings.extra[model]}
     space = search_space(MODELS[model][0], values=math.prod(train_set.image_shape), given=given)
-    folder = Path(settings.output_dir) / Path(data).name / "search" / model
+    folder = Path(settings.output_dir) / last_part(data) / "search" / model
     seed = settings.seeds[0]
     shared = settings.common | {"data": data, "seed": seed}
 
     def objective(number: int, found: dict) -> float:
         trial = folder / f"trial{number}"
-        length = training_length(settings.minutes, settings.epochs, settings.trial_share)
+        length = training_length(settings.minutes, settings.epochs, settings.trial_ratio)
         chosen = choose(settings, model, fixed | found) | {"output_dir": trial / "pretrain"}
         try:
             run_once(pretrain, PretrainSettings(**PROTOCOL | shared | length | chosen), part=folder)
@@ -357,7 +357,7 @@ def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any])
 
     return search(
         objective, space, start, folder=folder, storage=Path(settings.output_dir) / "search.db",
-        study_name=f"{Path(data).name}/{model}", trials=settings.trials, seed=seed,
+        study_name=f"{last_part(data)}/{model}", trials=settings.trials, seed=seed,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from ..interop.load import load
 from ..training.inputs import another_run, differences, require_same_run
 
 FIXED = ("data", "seed", "output_dir")  # what a study gives each of its runs
-Extra = Sequence[str] | Mapping[str, Mapping[str, Any]]  # "WHERE: FLAGS" of a command line, or settings by place
+# "WHERE: FLAGS" of a command line, or settings by place, as flags or by name.
+Extra = Sequence[str] | Mapping[str, str | Mapping[str, Any]]
 
 
 def run_once(command: ModuleType, settings: RunSettings, *, part: Path | None = None, **given: Any) -> dict:
@@ -83,23 +84,22 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
         else:
             try:
                 parser = create_parser(places[where], prog=name_of(places[where]), partial=True)
-                found[where] |= parse(parser, settings)
+                found[where] |= parse(parser, shlex.split(settings))
             except InputError as error:
                 raise InputError(f'extra "{where}: ...": {error}') from None
+            except ValueError as error:
+                raise InputError(f"extra {settings!r} cannot be split into flags ({error}): check its quotes") from None
         if fixed := [name for name in FIXED if name in found[where]]:
             raise InputError(f"extra {where!r} gives {fixed[0]}, which follows from the command's own: leave it out")
     return found
 
 
-def split_extra(text: str) -> tuple[str, list[str]]:
-    """ "WHERE: FLAGS" -> where, and the flags one by one."""
+def split_extra(text: str) -> tuple[str, str]:
+    """ "WHERE: FLAGS" -> where, and the flags."""
     where, colon, flags = text.partition(":")
     if not colon:
         raise InputError(f"extra {text!r} does not begin with a place and a colon")
-    try:
-        return where, shlex.split(flags)
-    except ValueError as error:
-        raise InputError(f"extra {text!r} cannot be split into flags ({error}): check its quotes") from None
+    return where, flags
 
 
 def require_distinct(name: str, values: Sequence) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..files import read_json, write_bytes
+from ..files import last_part, read_json, write_bytes
 
 SCORES = {
     "accuracy_test": "accuracy, test", "accuracy_val": "accuracy, validation", "probe_test": "linear probe, test",
@@ -40,7 +40,7 @@ def write_card(
     settings = with_settled(recorded["arguments"], results)
     classifies = "label_names" in config
     sources = settings["data"] if isinstance(settings["data"], list) else [settings["data"]]
-    data, name = ", ".join(Path(str(each)).name for each in sources), folder.absolute().name
+    data, name = ", ".join(last_part(str(each)) for each in sources), folder.absolute().name
     certainty = describe_certainty(results) if scores is None else {}  # that of other scores is not known
     scores = scores or {name: results[key] for key, name in SCORES.items() if key in results}
     stated = f" {licence} licence." if licence else ""
