@@ -358,7 +358,7 @@ def test_every_stage_of_a_cell_has_the_seed_of_the_cell(name, monkeypatch, tmp_p
     settings = CompareSettings(epochs=1, models=(name,), seeds=(3,), output_dir=tmp_path).resolve()
     (cell,) = compare.plan(settings, "digits", {})
     (row,) = compare.run_cell(settings, cell, 3, [])
-    assert [command for command, _ in stages] == [pretrain, linear_probe, linear_probe, evaluate, finetune]
+    assert [command for command, _ in stages] == [pretrain, evaluate, linear_probe, linear_probe, finetune]
     assert {each.seed for _, each in stages} == {3} == {row["seed"]} and {each.data for _, each in stages} == {"digits"}
     assert {each.weights for _, each in stages[1:]} == {stages[0][1].output_dir}
 
