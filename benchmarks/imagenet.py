@@ -5,8 +5,9 @@
 
 Both encoders are frozen. The ImageNet model, any of timm's, sees the images enlarged to the best of --sizes, which a
 linear probe of 5,000 training images chooses on validation. k-NN and a linear probe learn from all labels and from few,
-with several draws of these; the regularisation is chosen on validation, and test is scored once. --checkpoint is a file
-of timm's weights, or of the same tensors in the same order under other names, where timm cannot download them.
+with several draws of these; the regularisation is chosen on validation, and test is scored once. "both" is the features
+of either, each of unit length, side by side. --checkpoint is a file of timm's weights, or of the same tensors in the
+same order under other names, where timm cannot download them.
 """
 
 import argparse
@@ -81,6 +82,11 @@ def extract(
     return found.clone()  # not an inference tensor, so that probes can learn from it
 
 
+def join(*features: Tensor) -> Tensor:
+    """Features (N, F) of several encoders as one row each, to which every encoder adds as much."""
+    return torch.cat([nn.functional.normalize(some, dim=1) for some in features], dim=1)
+
+
 def choose_size(args: argparse.Namespace, model: nn.Module, splits: dict[str, Dataset]) -> dict[int, float]:
     """The accuracy of a linear probe on validation, by the size that images are enlarged to."""
     train, val = splits["train"], splits["val"]
@@ -126,16 +132,20 @@ def main(args: argparse.Namespace) -> dict:
         "tinymae": feature_function(ours, pool="avg"),
         f"{args.model}, {size} pixels": enlarged_features(theirs, size),
     }
+    found = {
+        name: {split: extract(args, function, dataset) for split, dataset in splits.items()}
+        for name, function in encoders.items()
+    }
+    found["both"] = {split: join(*(features[split] for features in found.values())) for split in SPLITS}
     rows: dict[str, dict] = {}
-    for name, function in encoders.items():
-        features = {split: extract(args, function, dataset) for split, dataset in splits.items()}
+    for name, features in found.items():
         rows[name] = {"features": features["train"].shape[1]}
         for fraction in args.fractions:
-            found = score(features, splits, fraction=fraction, draws=1 if fraction == 1 else args.draws)
-            rows[name][str(fraction)] = found
+            scores = score(features, splits, fraction=fraction, draws=1 if fraction == 1 else args.draws)
+            rows[name][str(fraction)] = scores
             print(
-                f"{name}, {found['labels']} labels: k-NN {found['knn_test_mean']:.1f}, "
-                f"linear probe {found['probe_test_mean']:.1f} ± {found.get('probe_test_std', 0):.1f}"
+                f"{name}, {scores['labels']} labels: k-NN {scores['knn_test_mean']:.1f}, "
+                f"linear probe {scores['probe_test_mean']:.1f} ± {scores.get('probe_test_std', 0):.1f}"
             )
     return write_result(args.output, args, args.device, probe_val_by_size=sizes, rows=rows)
 
