@@ -186,6 +186,19 @@ def test_images_of_each_class_are_counted_and_names_that_may_be_misspelled_are_t
     assert many.endswith("\nclasses: " + ", ".join(f"cat{n} ({n})" for n in range(24, 13, -1)) + ", ..., cat5 (5)")
 
 
+def test_images_of_rare_classes_are_counted_in_each_split():
+    labels = np.array(["common"] * 200 + ["rare"] * 36 + ["rarer"] * 7)
+    images = pixels(len(labels), 4, 4)
+    splits = load_splits(images, ["train", "val", "test"], labels=labels)
+    of = {
+        name: [int((split.labels == label).sum()) for split in splits.values()]
+        for label, name in enumerate(splits["train"].classes)
+    }
+    shown = [f"{name} (train {of[name][0]}, val {of[name][1]}, test {of[name][2]})" for name in ("rarer", "rare")]
+    assert splits["train"].description[-1] == "classes: fewer than 50 images of " + ", ".join(shown)
+    assert "fewer than 50" not in describe(images, labels=labels)  # which are in no split
+
+
 def test_what_is_odd_about_labels_is_said():
     labels = ["Ceratium", "Ceratium ", "CERATIUM", "NA", "Noctiluca"] * 12
     dataset = load_dataset(torch.zeros(60, 1, 4, 4, dtype=torch.uint8), "train", labels=labels)
