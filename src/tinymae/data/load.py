@@ -140,9 +140,7 @@ def load_splits(
         if present and not len(chosen):
             continue
         if not len(chosen):
-            has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
-            remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
-            raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
+            raise no_images(source, split, rows, {"val": val_fraction, "test": test_fraction}.get(split))
         known = None if source.labels is None else source.labels[chosen]
         numbers = None if known is None or (known < 0).all() else torch.from_numpy(known)
         if labelled and numbers is None:
@@ -243,6 +241,19 @@ def places_of(source: Source, rows: np.ndarray, wanted: list[str]) -> np.ndarray
             f"{' and '.join(wanted)}: give another column or pattern, or splits of your own"
         )
     return hash_names(groups)
+
+
+def no_images(source: Source, split: str, rows: dict[str, np.ndarray], fraction: float | None) -> InputError:
+    """Of a split without images, though a `fraction` may have been wanted for it."""
+    has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
+    if "train" not in rows:
+        remedy = "give other data" if split == "train" else "give another split"
+    elif source.classes and fraction != 0:  # see `split_by_hash`
+        unit, other = ("group", "another group column or pattern") if source.groups else ("image", "more images")
+        remedy = f"each {unit} is the only one of a class, and train needs it: give {other}, or splits of your own"
+    else:
+        remedy = f"give another split, or a larger --{split}-fraction"
+    return InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
 
 
 def no_labels(source: Source, split: str) -> InputError:
