@@ -66,7 +66,7 @@ def load_dataset(
             case.
         group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
         group_pattern: the same by a regular expression, found in each image's path: its brackets, or all of it.
-        memory_limit_gb: larger data are read batch by batch.
+        memory_limit_gb: larger data are read batch by batch, as are those that this gave so.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
     Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
@@ -149,7 +149,8 @@ def load_splits(
             source, chosen, numbers, source.classes, skip_unreadable, description=description, split=split
         )
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
-        loaded[split] = dataset.in_memory() if size <= memory_limit_gb * 2**30 else dataset
+        streamed = size > memory_limit_gb * 2**30 or isinstance(data, StreamedDataset)
+        loaded[split] = dataset if streamed else dataset.in_memory()
     return loaded
 
 
