@@ -339,6 +339,23 @@ def test_objects_of_hugging_face_are_read_as_from_disk(hub):
     assert [describe_value(each) for each in (stored, both)] == ["Dataset of 40", "DatasetDict of 2"]  # in args.json
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (3, r"is Value\('int64'\): give one of images, their bytes or paths"),
+        ([Image.new("L", (8, 8))], r"is List\(Image\(.*\)\): give one of images"),
+        (
+            {"scan": b"", "age": 3},
+            r"has the fields scan, age: flatten\(\) the data set, and give .* such as kind\.scan",
+        ),
+    ],
+)
+def test_columns_of_hugging_face_that_are_no_images_are_refused(hub, column, message):
+    stored = hub.Dataset.from_dict({"kind": [column] * 4})
+    with pytest.raises(InputError, match=f"image_column kind {message}"):
+        load_dataset(stored, "all", image_column="kind")
+
+
 # ---- torch Datasets, and sets of torchvision
 
 
