@@ -73,6 +73,9 @@ def test_labels_may_be_truth_values_of_one_class_or_of_several():
     assert one.labels.tolist() == [1, 0] * 6 and one.classes == ["0", "1"]
     several = load_dataset(pixels(12, 8, 8), "all", labels=both)
     assert several.labels.tolist() == both.astype(int).tolist() and several.classes == ["0", "1", "2"]
+    table = pytest.importorskip("pandas").DataFrame(both, columns=["cat", "dog", "fox"])
+    named = load_dataset(pixels(12, 8, 8), "all", labels=table)
+    assert torch.equal(named.labels, several.labels) and named.classes == ["cat", "dog", "fox"]
 
 
 @pytest.mark.parametrize(
