@@ -434,6 +434,12 @@ def test_what_a_torch_dataset_lists_as_labels_is_taken_for_what_it_is(listed, fo
         (lambda image: {"image": image, "label": 1}, r"items with the keys image, label: .* return \(image, label\)"),
         (lambda image: (image, "cat"), "item 0 has the label 'cat': give numbers from 0, -1 for none"),
         (lambda image: (image, None), "item 0 has the label None: give numbers from 0"),
+        (lambda image: (image, [0, 1]), r"item 0 has the label \[0, 1\]: for several an image, .* attribute `targets`"),
+        (lambda image: image[:1], r"item 0 has shape \(1, 8, 8\), not 3 channels: give in_channels 1 when pretraining"),
+        (
+            lambda image: image[None],
+            r"item . has shape \(1, 3, 8, 8\), not 3 channels: give \(C, H, W\) or \(H, W, C\)",
+        ),
     ],
 )
 def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
@@ -444,7 +450,7 @@ def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
         def __getitem__(self, index):
             return item(torch.zeros(3, 8, 8, dtype=torch.uint8))
 
-    with pytest.raises(InputError, match=f"data Items .*{message}"):
+    with pytest.raises(InputError, match=f"(data|image) Items .*{message}"):
         load_dataset(Items())
 
 
