@@ -121,7 +121,8 @@ def test_a_data_set_is_data_again_with_its_size_and_classes(classes_folder, limi
     given = load_dataset(classes_folder, "all", image_size=(12, 8), channels=1, memory_limit_gb=limit)
     given = given if labelled else given.without_labels()
     again = load_dataset(given, "all")
-    assert torch.equal(again.images, given[:][0]) and again.classes == (["cat", "dog"] if labelled else [])
+    assert type(again) is type(given) and torch.equal(again[:][0], given[:][0])
+    assert again.classes == (["cat", "dog"] if labelled else [])
     assert torch.equal(again.labels, given.labels) if labelled else again.labels is None
     assert load_dataset(given, "all", image_size=4).image_shape == (1, 4, 4)
 
@@ -184,6 +185,19 @@ def test_images_of_each_class_are_counted_and_names_that_may_be_misspelled_are_t
     assert printed.endswith("\nclasses: fewer than 5 images of worm: too few to be learned or judged well")
     many = describe(pixels(sum(range(5, 25)), 4, 4), labels=[f"cat{n}" for n in range(5, 25) for _ in range(n)])
     assert many.endswith("\nclasses: " + ", ".join(f"cat{n} ({n})" for n in range(24, 13, -1)) + ", ..., cat5 (5)")
+
+
+def test_images_of_rare_classes_are_counted_in_each_split():
+    labels = np.array(["common"] * 200 + ["rare"] * 36 + ["rarer"] * 7)
+    images = pixels(len(labels), 4, 4)
+    splits = load_splits(images, ["train", "val", "test"], labels=labels)
+    of = {
+        name: [int((split.labels == label).sum()) for split in splits.values()]
+        for label, name in enumerate(splits["train"].classes)
+    }
+    shown = [f"{name} (train {of[name][0]}, val {of[name][1]}, test {of[name][2]})" for name in ("rarer", "rare")]
+    assert splits["train"].description[-1] == "classes: fewer than 50 images of " + ", ".join(shown)
+    assert "fewer than 50" not in describe(images, labels=labels)  # which are in no split
 
 
 def test_what_is_odd_about_labels_is_said():

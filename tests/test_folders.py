@@ -150,7 +150,8 @@ def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
         os.rename(tmp_path / "x" / f"{name}.png", tmp_path / "x" / name)
     picture(tmp_path / "x" / ".ipynb_checkpoints" / "hidden.png")
     picture(tmp_path / "x" / "._a.png")
-    (tmp_path / "x" / "notes.txt").write_text("not an image")
+    for name in ("a-notes.txt", "scan1.dcm", "scan2.DCM"):
+        (tmp_path / "x" / name).write_text("not an image")
     (tmp_path / "x" / "folder.png").mkdir()
     outside = tmp_path.parent / f"{tmp_path.name}_outside"
     picture(outside / "linked.png")
@@ -158,15 +159,15 @@ def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
     (tmp_path / "x" / "loop").symlink_to(tmp_path)
     dataset = load_dataset(tmp_path, "all", image_size=8)
     assert dataset.names == [f"x/{name}" for name in ("a.jpeg", "b.GIF", "c.jfif", "deep/er/d.webp", "link/linked.png")]
-    assert dataset.description[0].endswith("5 images in 1 classes; 1 other files left alone (x/notes.txt)")
+    assert dataset.description[0].endswith("5 images in 1 classes; 3 other files left alone (2 .dcm, 1 .txt)")
     assert "12 x 12 pixels, 3 channels of uint8, used at 8 x 8" in dataset.description[2]
 
 
 def test_a_name_that_is_not_utf8_is_refused_of_an_image_and_shown_of_another_file(tmp_path):
     picture(tmp_path / "1.png")
-    other, image = (tmp_path / os.fsdecode(b"caf\xe9" + suffix) for suffix in (b".txt", b".png"))
+    other, image = (tmp_path / os.fsdecode(b"caf\xe9" + suffix) for suffix in (b".t\xe9xt", b".png"))
     other.write_text("not an image")
-    assert load_dataset(tmp_path, "all").description[0].endswith(r"(caf\udce9.txt)")
+    assert load_dataset(tmp_path, "all").description[0].endswith(r"(1 .t\udce9xt)")
     picture(image)
     with pytest.raises(InputError, match=r"image 'caf\\udce9\.png' in .* has a name that is not UTF-8: rename it"):
         load_dataset(tmp_path)

@@ -1,5 +1,7 @@
 """A run's folder is its own: which command may go on in it, and on which data and weights."""
 
+import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, load_dataset
+from tinymae.commands.fields import describe_value
 from tinymae.errors import Stopped
 from tinymae.files import read_json, write_json
 from tinymae.training import run as run_module
@@ -291,6 +294,38 @@ def test_pixels_from_python_are_told_apart(tmp_path):
             tinymae.pretrain(**QUICK | {"epochs": 1, name: changed}, output_dir=tmp_path)
     same = {"data": QUICK["data"].numpy().copy(), "labels": QUICK["labels"].tolist()}
     assert tinymae.pretrain(**QUICK | {"epochs": 1} | same, output_dir=tmp_path).results["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(12.0).reshape(3, 4), np.array(3.5), np.zeros((0, 3)), np.array(["cat", "ox"]), np.eye(4)[:, ::2]],
+)
+def test_an_array_is_recorded_by_the_digest_of_its_values(array):
+    digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    assert describe_value(array).endswith(f" of {array.dtype}, sha256 {digest}")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_an_array_is_recorded_without_a_copy(kind, tmp_path):
+    np.save(tmp_path / "a.npy", pixels(1000, 32, 32))
+    array = kind(np.load(tmp_path / "a.npy", mmap_mode="c"))
+    tracemalloc.start()
+    describe_value(array)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000  # of a million bytes
+
+
+def test_tensors_that_numpy_does_not_know_are_recorded_as_they_are_read():
+    values = torch.rand(3, 4, requires_grad=True)
+    assert describe_value(values) == describe_value(values.detach().numpy())
+    assert describe_value(values.bfloat16()) == describe_value(values.bfloat16().float())
+
+
+def test_names_in_an_array_of_objects_are_recorded_as_names():
+    """As pandas has them: their addresses would be others in the next process."""
+    names = np.array(["cat", "ox"])
+    assert describe_value(names.astype(object)) == describe_value(names)
 
 
 def test_a_run_says_which_images_came_or_went(tmp_path):

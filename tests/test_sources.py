@@ -73,6 +73,9 @@ def test_labels_may_be_truth_values_of_one_class_or_of_several():
     assert one.labels.tolist() == [1, 0] * 6 and one.classes == ["0", "1"]
     several = load_dataset(pixels(12, 8, 8), "all", labels=both)
     assert several.labels.tolist() == both.astype(int).tolist() and several.classes == ["0", "1", "2"]
+    table = pytest.importorskip("pandas").DataFrame(both, columns=["cat", "dog", "fox"])
+    named = load_dataset(pixels(12, 8, 8), "all", labels=table)
+    assert torch.equal(named.labels, several.labels) and named.classes == ["cat", "dog", "fox"]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +342,23 @@ def test_objects_of_hugging_face_are_read_as_from_disk(hub):
     assert [describe_value(each) for each in (stored, both)] == ["Dataset of 40", "DatasetDict of 2"]  # in args.json
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (3, r"is Value\('int64'\): give one of images, their bytes or paths"),
+        ([Image.new("L", (8, 8))], r"is List\(Image\(.*\)\): give one of images"),
+        (
+            {"scan": b"", "age": 3},
+            r"has the fields scan, age: flatten\(\) the data set, and give .* such as kind\.scan",
+        ),
+    ],
+)
+def test_columns_of_hugging_face_that_are_no_images_are_refused(hub, column, message):
+    stored = hub.Dataset.from_dict({"kind": [column] * 4})
+    with pytest.raises(InputError, match=f"image_column kind {message}"):
+        load_dataset(stored, "all", image_column="kind")
+
+
 # ---- torch Datasets, and sets of torchvision
 
 
@@ -414,6 +434,12 @@ def test_what_a_torch_dataset_lists_as_labels_is_taken_for_what_it_is(listed, fo
         (lambda image: {"image": image, "label": 1}, r"items with the keys image, label: .* return \(image, label\)"),
         (lambda image: (image, "cat"), "item 0 has the label 'cat': give numbers from 0, -1 for none"),
         (lambda image: (image, None), "item 0 has the label None: give numbers from 0"),
+        (lambda image: (image, [0, 1]), r"item 0 has the label \[0, 1\]: for several an image, .* attribute `targets`"),
+        (lambda image: image[:1], r"item 0 has shape \(1, 8, 8\), not 3 channels: give in_channels 1 when pretraining"),
+        (
+            lambda image: image[None],
+            r"item . has shape \(1, 3, 8, 8\), not 3 channels: give \(C, H, W\) or \(H, W, C\)",
+        ),
     ],
 )
 def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
@@ -424,7 +450,7 @@ def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
         def __getitem__(self, index):
             return item(torch.zeros(3, 8, 8, dtype=torch.uint8))
 
-    with pytest.raises(InputError, match=f"data Items .*{message}"):
+    with pytest.raises(InputError, match=f"(data|image) Items .*{message}"):
         load_dataset(Items())
 
 

@@ -55,7 +55,7 @@ def test_images_that_are_data_again_stay_in_their_splits(classes_folder, tmp_pat
         for split in ("train", "val", "test"):
             expected = load_dataset(data, split, **sizes)
             again = load_dataset(whole, split, **sizes)
-            assert again.names == expected.names and torch.equal(again.images, expected.images)
+            assert again.names == expected.names and torch.equal(again[:][0], expected.images)
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
@@ -216,6 +216,19 @@ def test_data_again_keep_their_groups(films, limit):
 def test_a_named_set_has_no_groups(mnist_dir):
     with pytest.raises(InputError, match="group_pattern '1': data mnist has splits of its own; leave it out"):
         load_dataset("mnist", data_dir=mnist_dir, group_pattern="1")
+
+
+@pytest.mark.parametrize(
+    ("column", "remedy"),
+    [
+        ("film", "each group is the only one of a class, and train needs it: give another group column or pattern, or"),
+        (None, "each image is the only one of a class, and train needs it: give more images, or splits of your own"),
+    ],
+)
+def test_it_is_said_why_nothing_can_be_held_out(films, column, remedy):
+    label = "film" if column else "path"
+    with pytest.raises(InputError, match=f"films has no images for val, only 400 train: {remedy}"):
+        load_splits(films / "films.csv", ["val"], labelled=True, label_column=label, group_column=column, channels=1)
 
 
 def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(films):

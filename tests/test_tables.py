@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -74,13 +75,43 @@ def test_a_usual_column_that_names_no_split_is_left_alone(tmp_path):
         load_dataset(write_table(tmp_path, rows), image_size=8)
 
 
-@pytest.mark.parametrize("kind", [pa.uint8(), pa.int64()])
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int64(), pa.float16(), pa.float64()])
 def test_a_column_of_numbers_may_have_an_empty_cell_whatever_their_type(tmp_path, kind):
     paths = [f"{number}.png" for number in range(4)]
     for path in paths:
         picture(tmp_path / path)
-    parquet.write_table(pa.table({"path": paths, "label": pa.array([0, None, 1, 1], kind)}), tmp_path / "t.parquet")
+    values = np.array([0, np.nan, 1, 1], np.float16) if kind == pa.float16() else [0, None, 1, 1]
+    parquet.write_table(pa.table({"path": paths, "label": pa.array(values, kind)}), tmp_path / "t.parquet")
     assert load_dataset(tmp_path / "t.parquet", "all", image_size=8).labels.tolist() == [0, -1, 1, 1]
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "NULL", "n/a", ""])
+@pytest.mark.parametrize("values", [["dog", None, "cat"], [1, None, 0], [1.0, -1.0, 0.0]])
+@pytest.mark.parametrize("name", ["table.csv", "table.tsv"])
+def test_a_missing_label_is_none_however_pandas_or_r_writes_it(tmp_path, word, values, name):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": [f"{n}.png" for n in range(6)], "label": values * 2})
+    for path in table["path"]:
+        picture(tmp_path / path)
+    table.to_csv(tmp_path / name, na_rep=word, index=False, sep="\t" if name.endswith("tsv") else ",")
+    known = pandas.read_csv(tmp_path / name, sep=None, engine="python")["label"].replace(-1, None)
+    dataset = load_dataset(tmp_path / name, "all", image_size=8)
+    assert dataset.labels.tolist() == pandas.factorize(known, sort=True)[0].tolist() and len(dataset.classes) == 2
+    said = f"labels: 2 cells that say {word} are taken for no label; a class of that name needs quotes"
+    assert (said in dataset.description) == (word != "" and None in values)
+
+
+def test_what_means_no_label_may_be_a_class_in_quotes_a_path_or_a_group(tmp_path):
+    rows = ["1.png,cat,NA", "NA,NA,a", '3.png,"NA",a', "4.png,dog,a"]
+    for number, row in enumerate(rows):
+        picture(tmp_path / "picture.png", seed=number)
+        (tmp_path / "picture.png").rename(tmp_path / row.split(",")[0])
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,film", *rows]))
+    dataset = load_dataset(tmp_path / "t.csv", "all", image_size=8, group_column="film")
+    assert dataset.classes == ["NA", "cat", "dog"] and dataset.labels.tolist() == [1, -1, 0, 2]
+    assert dataset.names[1] == "NA" and list(dataset.groups) == ["NA", "a", "a", "a"]
+    same = load_dataset(tmp_path / "t.csv", "all", image_size=8, label_column="film", group_column="film")
+    assert same.labels.tolist() == [-1, 0, 0, 0] and same.groups == dataset.groups
 
 
 def test_a_column_that_cannot_be_labels_matters_where_labels_do(tmp_path):

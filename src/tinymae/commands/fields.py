@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.sources.arrays import to_array
 from ..errors import InputError, did_you_mean
 from ..files import digest, is_of_type
 from ..randomness import untouched_randomness
@@ -163,8 +164,11 @@ def alternatives(kind: Any) -> list[Any]:
 def describe_value(value: Any) -> Any:
     """A setting as args.json has it: objects from Python by their kind and digest."""
     if isinstance(value, Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.cpu().numpy() if isinstance(value, Tensor) else value)
-        return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+        array = np.ascontiguousarray(to_array(value, "an array") if isinstance(value, Tensor) else value)
+        if array.dtype.hasobject:  # names, of which the array holds addresses
+            array = array.astype(str)
+        flat = array.reshape(-1).view(np.uint8).data  # no copy: it may be mapped from a file larger than memory
+        return f"array {list(array.shape)} of {array.dtype}, sha256 {hashlib.sha256(flat).hexdigest()[:16]}"
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__name__}, sha256 {digest(value.state_dict())[:16]}"
     if isinstance(value, list | tuple):

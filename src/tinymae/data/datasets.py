@@ -103,7 +103,7 @@ class ImageDataset(Indexed):
     @property
     def fingerprint(self) -> str:
         """How many images, and the digest of their pixels, labels and classes."""
-        total = hashlib.sha256(self.images.cpu().numpy().tobytes())
+        total = hashlib.sha256(self.images.cpu().numpy().reshape(-1).view(np.uint8).data)
         total.update(label_bytes(self.labels, self.classes))
         return f"{len(self)} images, {total.hexdigest()[:16]}"
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import chain, combinations, groupby
+from pathlib import PurePath
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from .sources.source import Source
 
 COUNTED = 12  # classes whose images are counted, unless there are more: then the largest of them, and the smallest
 FEWEST = 5  # images of a class, of which less is hardly learned and not judged
+RARE = 50  # images of a class, of which each split's are told: a hash may give it next to none
 COMPARED = 100  # classes whose names are compared, each with each
 NEARLY = 0.82  # of SequenceMatcher: beetel is nearly beetle, and mouse is not house
 NO_LABEL = ("na", "n/a", "nan", "null", "none")  # what tables have where there is no label
@@ -30,9 +32,7 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
             classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:
-        # A name that is not UTF-8 cannot be printed.
-        shown = list_some(source.left_out, 3).encode(errors="backslashreplace").decode()
-        left_out = f"; {len(source.left_out):,} other files left alone ({shown})"
+        left_out = f"; {len(source.left_out):,} other files left alone ({count_kinds(source.left_out)})"
     channels, height, width = source.image_shape
     parts = ", ".join(count_rows(source, name, part) for name, part in rows.items())
     return [
@@ -40,7 +40,7 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
         f"splits: {parts}{describe_choice(source, rows)}",
         f"images: {source.shown}, used at {width} x {height} with {channels} channel{'s'[: channels != 1]}",
         *source.notes,
-        *describe_classes(source),
+        *describe_classes(source, rows),
         *describe_groups(source, rows),
     ]
 
@@ -52,17 +52,25 @@ def count_rows(source: Source, name: str, rows: np.ndarray) -> str:
     return f"{name} {len(rows):,}" + f" ({labelled:,} labelled)" * (labelled < len(rows))
 
 
-def describe_classes(source: Source) -> list[str]:
-    """How many images the classes have, and what is odd about them: too few images, names that may mean the same class,
-    or almost as many classes as images.
+def count_kinds(files: Sequence[str]) -> str:
+    """How many files there are of each extension, the most frequent ones first.
+
+    >>> count_kinds(["notes.txt", "a/1.DCM", "a/2.dcm", "README"])
+    '2 .dcm, 1 .txt, 1 without extension'
+    """
+    kinds = Counter(PurePath(name).suffix.lower() or "without extension" for name in files)
+    shown = list_some([f"{count:,} {kind}" for kind, count in kinds.most_common()], 8)
+    return shown.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 cannot be printed
+
+
+def describe_classes(source: Source, rows: dict[str, np.ndarray]) -> list[str]:
+    """How many images the classes have, rare ones in each split, and what is odd about them: too few images, names that
+    may mean the same class, or almost as many classes as images.
     """
     if source.labels is None:
         return []
     several, count = source.labels.ndim == 2, len(source.classes)
-    if several:
-        found = source.labels.sum(axis=0, dtype=int)
-    else:
-        found = np.bincount(source.labels[source.labels >= 0], minlength=count)
+    found = count_labels(source.labels, count)
     empty = [source.classes[number] for number in np.flatnonzero(found == 0)]
     ranked = [f"{source.classes[n]} ({found[n]:,})" for n in np.argsort(-found, kind="stable") if found[n]]
     shown = ranked if len(ranked) <= COUNTED else [*ranked[: COUNTED - 1], "...", ranked[-1]]
@@ -78,9 +86,22 @@ def describe_classes(source: Source) -> list[str]:
         return [*lines, f"classes: {count:,} for {labelled:,} labelled images: are these labels classes, or numbers?"]
     if alike := [" and ".join(names) for names in find_alike(source.classes)]:
         lines.append(f"classes: {list_some(alike, 3)} are spelled nearly the same: are they one?")
+    rare = [number for number in np.argsort(found, kind="stable") if 0 < found[number] < RARE]
+    if rare and len(rows) > 1:
+        of_splits = [(name, count_labels(source.labels[part], count)) for name, part in rows.items()]
+        parts = [", ".join(f"{name} {each[number]}" for name, each in of_splits) for number in rare]
+        shown = [f"{source.classes[number]} ({part})" for number, part in zip(rare, parts, strict=True)]
+        lines.append(f"classes: fewer than {RARE} images of {list_some(shown)}")
     if few := [source.classes[number] for number in np.flatnonzero((found > 0) & (found < FEWEST))]:
         lines.append(f"classes: fewer than {FEWEST} images of {list_some(few)}: too few to be learned or judged well")
     return lines
+
+
+def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many images each class has: int (classes,)."""
+    if labels.ndim == 2:
+        return labels.sum(axis=0, dtype=int)
+    return np.bincount(labels[labels >= 0], minlength=classes)
 
 
 def find_alike(names: Sequence[str]) -> list[tuple[str, str]]:

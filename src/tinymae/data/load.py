@@ -66,7 +66,7 @@ def load_dataset(
             case.
         group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
         group_pattern: the same by a regular expression, found in each image's path: its brackets, or all of it.
-        memory_limit_gb: larger data are read batch by batch.
+        memory_limit_gb: larger data are read batch by batch, as are those that this gave so.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
     Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
@@ -140,9 +140,7 @@ def load_splits(
         if present and not len(chosen):
             continue
         if not len(chosen):
-            has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
-            remedy = "give other data" if split == "train" else f"give another split, or a larger --{split}-fraction"
-            raise InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
+            raise no_images(source, split, rows, {"val": val_fraction, "test": test_fraction}.get(split))
         known = None if source.labels is None else source.labels[chosen]
         numbers = None if known is None or (known < 0).all() else torch.from_numpy(known)
         if labelled and numbers is None:
@@ -151,7 +149,8 @@ def load_splits(
             source, chosen, numbers, source.classes, skip_unreadable, description=description, split=split
         )
         size = len(dataset) * np.prod(source.image_shape) * np.dtype(source.depth).itemsize
-        loaded[split] = dataset.in_memory() if size <= memory_limit_gb * 2**30 else dataset
+        streamed = size > memory_limit_gb * 2**30 or isinstance(data, StreamedDataset)
+        loaded[split] = dataset if streamed else dataset.in_memory()
     return loaded
 
 
@@ -243,6 +242,19 @@ def places_of(source: Source, rows: np.ndarray, wanted: list[str]) -> np.ndarray
             f"{' and '.join(wanted)}: give another column or pattern, or splits of your own"
         )
     return hash_names(groups)
+
+
+def no_images(source: Source, split: str, rows: dict[str, np.ndarray], fraction: float | None) -> InputError:
+    """Of a split without images, though a `fraction` may have been wanted for it."""
+    has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
+    if "train" not in rows:
+        remedy = "give other data" if split == "train" else "give another split"
+    elif source.classes and fraction != 0:  # see `split_by_hash`
+        unit, other = ("group", "another group column or pattern") if source.groups else ("image", "more images")
+        remedy = f"each {unit} is the only one of a class, and train needs it: give {other}, or splits of your own"
+    else:
+        remedy = f"give another split, or a larger --{split}-fraction"
+    return InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
 
 
 def no_labels(source: Source, split: str) -> InputError:

@@ -255,7 +255,7 @@ def names_of(key: str, split: str) -> list[str]:
 
 def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None]:
     """The names of the classes, and labels as `Source.labels` has them; classes that are numbers from 0 keep them. A
-    number of -1 or a blank name is no label.
+    number of -1 or a blank name is no label. Of several an image, the columns of a table of pandas name the classes.
 
     Raises InputError for labels that are neither one number or name of each image, nor 0 and 1 for each class.
     """
@@ -273,7 +273,8 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
         words = [each.decode(errors="backslashreplace") if isinstance(each, bytes) else each for each in given.tolist()]
         given = np.array(words) if all(isinstance(word, str) for word in words) else given
     if given.ndim == 2 and len(given) == count and np.isin(given, (0, 1)).all():
-        return [str(number) for number in range(given.shape[1])], given.astype(np.uint8)
+        columns = getattr(labels, "columns", range(given.shape[1]))  # pandas names them
+        return [*map(str, columns)], given.astype(np.uint8)
     if given.shape != (count,):
         raise InputError(
             f"labels have shape {given.shape} for {count} images: give one label for each image, or rows of 0 and 1"

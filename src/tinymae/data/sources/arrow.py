@@ -49,9 +49,20 @@ class ArrowSource(PartedSource, EncodedSource):
         split = self.read_splits(parts, reading.split_column)
         if group := choose_column([*features], f"data {name}", reading.group_column, (), "group"):
             self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", range(len(self)))
-        self.parts = [
-            part.select_columns([self.column]).cast_column(self.column, Image(decode=False)) for part in parts.values()
-        ]
+        feature = features[self.column]
+        if isinstance(feature, dict) and not {"bytes", "path"} & {*feature}:
+            raise InputError(
+                f"image_column {self.column} has the fields {', '.join(feature)}: flatten() the data set, and give one "
+                f"of its columns, such as {self.column}.{next(iter(feature))}"
+            )
+        try:
+            self.parts = [
+                part.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+                for part in parts.values()
+            ]
+        except (pa.ArrowException, TypeError) as error:
+            wrong = f"image_column {self.column} is {feature}: give one of images, their bytes or paths"
+            raise refusal(error, wrong) from None
         if not len(self):
             raise InputError(f"data {name} has no rows")
         label = take_labels(

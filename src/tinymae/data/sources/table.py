@@ -5,12 +5,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
 
-from ...errors import InputError, first_line, refusal
+from ...errors import InputError, first_line, list_some, refusal
 from ..splits import rows_by_split
 from .arrays import number_labels
 from .files import SPLIT_NAMES, FilesSource, common_folder, is_image_name
@@ -60,7 +61,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     source.prefixes = find_prefixes(path.parent, paths)
     if source.prefixes[1:]:
         source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
-    values = table.column(label) if label else None
+    values = read_label_cells(source, path, table.column(label), label, lines) if label else None
     label = take_labels(source, values, label, names, given=reading.label_column is not None)
     if source.labels is not None:
         require_one_label(paths, source, where, lines)
@@ -143,8 +144,8 @@ def names_splits(column: pa.ChunkedArray) -> bool:
     return any((name or "").lower() in SPLIT_NAMES for name in column.unique().to_pylist())
 
 
-def read_table(path: Path) -> pa.Table:
-    """The whole table. Raises InputError for a file that is none."""
+def read_table(path: Path, **conversion: Any) -> pa.Table:
+    """The whole table, a CSV file by pyarrow's ConvertOptions. Raises InputError for a file that is none."""
     try:
         if path.suffix.lower() == ".parquet":
             from pyarrow import parquet
@@ -156,11 +157,35 @@ def read_table(path: Path) -> pa.Table:
         header = re.split(r"[\r\n]", content.decode("utf-8"), maxsplit=1)[0]
         known = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"  # the first of them that are as frequent
         options = csv.ParseOptions(delimiter=max(known, key=header.count))
-        return csv.read_csv(pa.BufferReader(content), parse_options=options)
+        conversions = csv.ConvertOptions(**conversion)
+        return csv.read_csv(pa.BufferReader(content), parse_options=options, convert_options=conversions)
     except UnicodeDecodeError as error:
         raise InputError(f"table {path} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise refusal(error, f"table {path} cannot be read: {first_line(error)}") from None
+
+
+def read_label_cells(
+    source: Source, path: Path, values: pa.ChunkedArray, column: str, lines: np.ndarray
+) -> pa.ChunkedArray:
+    """A table's labels, with no value where a CSV file says NA, nan, NULL or the like, which the source notes.
+
+    R and pandas write a missing label so. In quotes it is a name, which `values`, as they were read, do not show.
+    """
+    if path.suffix.lower() == ".parquet":  # where a missing value is none
+        return values
+    is_text = pa.types.is_string(values.type)  # what else they may be has no value there
+    again = read_table(
+        path, include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=is_text,
+        quoted_strings_can_be_null=False,
+    ).column(column).take(lines - 2)  # fmt: skip
+    written, values = (values, again) if is_text else (again, values)
+    if (missing := values.is_null().to_numpy() & ~are_blank(written)).any():
+        said = list_some(sorted(written.filter(missing).unique().to_pylist()))
+        source.notes.append(
+            f"labels: {missing.sum():,} cells that say {said} are taken for no label; a class of that name needs quotes"
+        )
+    return values
 
 
 def without_empty_rows(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
@@ -309,11 +334,17 @@ def read_labels(column: pa.ChunkedArray, known: Sequence[str] = ()) -> tuple[lis
 
 
 def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Labels (N,) as a column has them, numbers from 0 or names; -1 or "" where a cell is empty.
+    """Labels (N,) as a column has them, numbers from 0 or names; -1 or "" where a cell is empty, or NaN.
 
     >>> label_values(pa.chunked_array([[3, None]])), label_values(pa.chunked_array([["cat", None]]))
     (array([ 3, -1]), array(['cat', ''], dtype='<U3'))
     """
+    if pa.types.is_floating(column.type):
+        from pyarrow import compute
+
+        column = compute.if_else(compute.is_nan(column), None, column)
+        with contextlib.suppress(pa.ArrowInvalid):  # whole numbers, as pandas has them beside a missing one
+            column = column.cast(pa.int64())
     if pa.types.is_integer(column.type):
         try:
             return np.asarray(column.cast(pa.int64()).fill_null(-1))

@@ -79,10 +79,10 @@ class TorchSource(PartedSource):
         try:
             return int(label)
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(
-                f"data {self.name} item {row} has the label {label!r}: give numbers from 0, -1 for none; the "
-                "data set's attribute `classes` names them"
-            ) from None
+            remedy = "give numbers from 0, -1 for none; the data set's attribute `classes` names them"
+            if isinstance(label, list | tuple) or getattr(label, "ndim", None):
+                remedy = "for several an image, give the data set an attribute `targets`, (N, classes) of 0 and 1"
+            raise InputError(f"data {self.name} item {row} has the label {label!r}: {remedy}") from None
 
     def read(self, rows: np.ndarray) -> Tensor:
         """See `Source.read`."""
@@ -106,7 +106,13 @@ class TorchSource(PartedSource):
         if values.ndim == 3 and values.shape[0] == channels:
             values = np.moveaxis(values, 0, 2)
         if values.ndim != 3 or values.shape[2] != channels:
-            raise InputError(f"image {name} has shape {values.shape}, not {channels} channels")
+            remedy = "give (C, H, W) or (H, W, C)"
+            if values.ndim == 3:
+                found = min(values.shape[0], values.shape[2])
+                remedy = f"give in_channels {found} when pretraining, or channels {found} to load_dataset"
+            raise InputError(
+                f"image {name} has shape {values.shape}, not {channels} channel{'s'[: channels != 1]}: {remedy}"
+            )
         return values
 
 
