@@ -75,6 +75,12 @@ def test_a_usual_column_that_names_no_split_is_left_alone(tmp_path):
         load_dataset(write_table(tmp_path, rows), image_size=8)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label,label\n1.png,a,b\n")
+    with pytest.raises(InputError, match="has more than one column label: rename the others"):
+        load_dataset(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("kind", [pa.uint8(), pa.int64(), pa.float16(), pa.float64()])
 def test_a_column_of_numbers_may_have_an_empty_cell_whatever_their_type(tmp_path, kind):
     paths = [f"{number}.png" for number in range(4)]

@@ -206,7 +206,7 @@ class StreamedDataset(Indexed):
         """
         places = indices.cpu().numpy()
         rows = self.rows[places]
-        labels = None if self.labels is None else self.labels[indices]
+        labels = None if self.labels is None else self.labels[indices.cpu()]
         if not len(rows):  # which not every source can stack
             return torch.empty(0, *self.image_shape, dtype=getattr(torch, self.depth)), labels
         try:
@@ -285,13 +285,15 @@ class StreamedDataset(Indexed):
             except UnreadableImage as error:  # all may have other channels than are wanted: then it says what to give
                 raise InputError(f"data {self.name} has no readable image: {error}") from None
         kept = self.subset(torch.tensor(good)) if bad else self
-        pixels = torch.stack([image for image in images if image is not None])
+        pixels = torch.empty(len(good), *self.image_shape, dtype=getattr(torch, self.depth))
+        for place, row in enumerate(good):  # torch.stack would have all of them in memory twice
+            pixels[place], images[row] = images[row], None
         return ImageDataset(
             self.name, pixels, kept.labels, self.classes, bad, names=kept.names, of_files=self.of_files,
             description=self.description, split=self.split, groups=kept.groups, prefixes=self.prefixes,
         )  # fmt: skip
 
-    def read_all(self) -> tuple[Sequence[Tensor | None], list[str]]:
+    def read_all(self) -> tuple[list[Tensor | None], list[str]]:
         """All images, None for an unreadable one, and the names of those."""
         if isinstance(self.source, ArraySource):
             return [

@@ -1,6 +1,7 @@
 """Image files and encoded bytes -> pixels."""
 
 import contextlib
+import functools
 import io
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,6 @@ from ..errors import InputError
 from .bands import Range, describe_shape, find_kind, map_array, open_tiff, read_array
 from .fit import Fit, border_colour, fit_pixels, fitted_size, place
 from .unreadable import UNREADABLE, OtherChannels, UnreadableImage, require_safe_size, unreadable
-
-with contextlib.suppress(ImportError):  # iPhones' photos, where pillow-heif is installed
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif", ".heic", ".heif", ".npy")
 
@@ -53,9 +49,24 @@ def read_image(
         raise unreadable(name, error) from None
 
 
+def open_pillow(source: Path | bytes) -> Image.Image:
+    """An image file or its bytes, not decoded yet."""
+    know_heif()
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+@functools.cache
+def know_heif() -> None:
+    """Let Pillow read photos of iPhones, if pillow-heif is installed: not on import, which changes nothing."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
 def decode(source: Path | bytes, shape: tuple[int, int, int], fit: Fit, name: str) -> Image.Image:
     """The image upright, at a size not far above `shape` where its format (JPEG) can decode smaller."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with open_pillow(source) as file:
         scale = (min if fit == "crop" else max)(file.width / shape[2], file.height / shape[1])
         if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
             file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
@@ -179,7 +190,7 @@ def look_at_header(source: Path | bytes, channels: int, name: str) -> tuple[int,
     if kind == "tiff":
         with open_tiff(source, channels, name) as (_, part):
             return *describe_shape(part.shape, channels, part.axes), str(part.dtype.newbyteorder("="))
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with open_pillow(source) as file:
         deep = {"I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16", "I": "int32", "F": "float32"}
         values = "uint16" if kind or is_deep_pgm(file) else deep.get(file.mode, "uint8")
         return len(file.getbands()), file.height, file.width, values

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     """
     whole, where = read_table(path), f"table {path}"
     names = whole.column_names
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{where} has more than one column {list_some(twice)}: rename the others")
     column = choose_column(names, where, reading.image_column, PATH_COLUMNS, "image")
     label = choose_column(names, where, reading.label_column, LABEL_COLUMNS, "label")
     if column is None:
