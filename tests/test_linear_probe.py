@@ -107,7 +107,7 @@ def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):
     for settings, message in [
         ({"weights": probe}, r"weights \(Classifier\) hold a classifier; give the folder of a pretraining run"),
         ({"weights": tmp_path / "nothing"}, "nothing does not exist"),
-        ({"label_fraction": 1.5}, "label_fraction 1.5 is outside"),
+        ({"label_fraction": 1.5}, "label_fraction 1.5 is above 1"),
         ({"batch_size": 0}, "batch_size 0 is below 1"),
         ({"labels": None}, "data set array has no labels in train"),
     ]:
