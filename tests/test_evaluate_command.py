@@ -131,6 +131,9 @@ def test_classes_that_are_numbers_on_one_side_are_taken_by_their_order_and_that_
         tinymae.evaluate(**FEW, weights=classifier_of(names), output_dir=tmp_path / names[0])
         line = "names its classes otherwise than the weights: taken by their order, 0 = a, 1 = b, 2 = c, ..."
         assert (line in capsys.readouterr().out) == said
+    three = FEW | {"labels": FEW["labels"] % 3, "weights": classifier_of(["dia", "hor", "ver"])}
+    tinymae.evaluate(**three, output_dir=tmp_path / "three")
+    assert "taken by their order, 0 = dia, 1 = hor, 2 = ver\n" in capsys.readouterr().out  # these are all
 
 
 def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
