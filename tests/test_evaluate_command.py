@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from running import DIGITS, FEW, save_images, tiny_mae
+from running import DIGITS, FEW, remember_training, save_images, tiny_mae
 from sklearn.metrics import f1_score
 
 import tinymae
@@ -222,15 +222,60 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     assert rows[-1] == ["9", "", "", "", "0"] and all(rows[1])
 
 
-def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_held_out(tmp_path, capsys):
+@pytest.fixture
+def two_digits(tmp_path):
+    """A folder with 20 images of each of two classes, and 20 without a label."""
     digits = load_dataset("digits")
-    for label in (0, 1):
-        save_images(tmp_path / "data" / str(label), digits.images[digits.labels == label][:20])
+    for label, folder in ((0, "0"), (1, "1"), (2, "unlabelled")):
+        save_images(tmp_path / "data" / folder, digits.images[digits.labels == label][:20])
+    return tmp_path / "data"
+
+
+def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_judged(two_digits, tmp_path, capsys):
     build_classifier(tiny_mae(), classes=["0", "1"]).save_pretrained(tmp_path / "weights")
-    names = load_dataset(tmp_path / "data", "test", image_size=8, channels=1).names
-    (tmp_path / "weights" / "inputs").mkdir()
-    for known in (2, 0):
-        (tmp_path / "weights" / "inputs" / "train.txt").write_text("".join(f"{name}\n" for name in names[:known]))
-        tinymae.evaluate(tmp_path / "data", weights=tmp_path / "weights", output_dir=tmp_path / str(known))
-        said = f"2 of the {len(names)} test images are called like some that the weights were trained on"
-        assert (said in capsys.readouterr().out) == bool(known)
+    tiny_mae().save_pretrained(tmp_path / "mae")
+    test = load_dataset(two_digits, "test", image_size=8, channels=1)
+    labelled = [name for name, label in zip(test.names, test.labels.tolist(), strict=True) if label >= 0]
+    assert len(labelled) < len(test)  # the others are not judged by a classifier
+    for weights, split, known, said in [
+        ("weights", None, 2, f"2 of the {len(labelled)} test images are called like some that the weights were trained "
+         "on: if they are the same, split alike in training and here (--group-column, --val-fraction, ...)\n"),
+        ("weights", "all", 2, "2 of the 40 images are called like some that the weights were trained on: if they are "
+         "the same, give --split test, and split alike in training and here ("),
+        ("mae", None, 2, f"2 of the {len(test)} test images are called like some that the weights were trained on, "
+         "without labels: if they are the same, "),
+        ("weights", None, 0, ""),
+        ("weights", "train", 2, ""),
+    ]:  # fmt: skip
+        remember_training(tmp_path / weights, train=labelled[:known])
+        capsys.readouterr()
+        tinymae.evaluate(
+            two_digits, weights=tmp_path / weights, split=split, overwrite=True, output_dir=tmp_path / "look"
+        )
+        printed = capsys.readouterr().out
+        assert said in printed and ("called like some" in printed) == bool(said)
+
+
+def test_that_more_images_could_be_judged_is_said_where_none_was_trained_on(two_digits, tmp_path, capsys):
+    build_classifier(tiny_mae(), classes=["0", "1"]).save_pretrained(tmp_path / "weights")
+    names = {split: load_dataset(two_digits, split, image_size=8, channels=1).names for split in ("train", "test")}
+    own = tmp_path / "own"  # splits of its own
+    for part in ("train", "test"):
+        (own / part).mkdir(parents=True)
+        for label in "01":
+            (own / part / label).symlink_to(two_digits / label)
+    for data, trained, split, said in [
+        (two_digits, {"train": ["another.png"]}, None, True),
+        (two_digits, {"train": ["another.png"]}, "test", False),  # it was asked for
+        (two_digits, names, None, False),  # the data of training
+        (two_digits, {"train": names["train"]}, None, False),  # the same, trained with no_test
+        (two_digits, {}, None, False),  # nothing is known
+        (own, {"train": ["another.png"]}, None, False),
+    ]:
+        remember_training(tmp_path / "weights", **trained)
+        capsys.readouterr()
+        run = tinymae.evaluate(
+            data, weights=tmp_path / "weights", split=split, overwrite=True, output_dir=tmp_path / "look"
+        )
+        line = f"--split all judges all 40, not the {run.results['images']} of test\n"
+        assert (line in capsys.readouterr().out) == said

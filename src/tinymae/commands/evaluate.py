@@ -12,7 +12,8 @@ from sklearn.metrics import classification_report
 from torch import Tensor
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, with_label
+from ..data.datasets import Dataset, StreamedDataset, with_label
+from ..data.load import load_splits
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -30,7 +31,16 @@ from ..training.inputs import names_of
 from ..training.processes import print_once
 from ..training.run import Run
 from .by_class import match_classes, print_notes, report_classes, report_several
-from .features import Split, WeightsSettings, leave_out_unreadable, map_together, place, require_fit, whole_batches
+from .features import (
+    Split,
+    WeightsSettings,
+    leave_out_unreadable,
+    map_together,
+    place,
+    remark_on_known,
+    require_fit,
+    whole_batches,
+)
 from .fields import keywords_of, setting, with_default
 from .results import Result
 
@@ -67,17 +77,21 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model = place(load(settings.weights), accelerator)
     settings = settings.reading_like(model)
+    by_default = settings.split is None
     look: partial[dict]
     if isinstance(model, Classifier):
         dataset, settings = load_images(settings, model, accelerator, labelled=True, several=model.several)
         dataset = match_classes(
             model, with_label(dataset), source=f"data set {settings.data_name}", weights=settings.weights
         )
+        if by_default:
+            remark_on_others(settings, model, dataset)
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
         dataset, settings = load_images(settings, model, accelerator)
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     assert settings.split is not None  # settled
+    remark_on_known(model, dataset)
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
     with opened as run, torch.no_grad(), accelerator.autocast():
         results = look(run, dataset.to(accelerator.device))
@@ -98,17 +112,23 @@ def load_images(
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
-    if split in ("val", "test"):
-        remark_on_known(model, dataset, split)
     return leave_out_unreadable(dataset, accelerator), replace(settings, split=split)
 
 
-def remark_on_known(model: Model, dataset: Dataset, split: str) -> None:
-    """Say so if images that are held out have names of files that the weights were trained on."""
-    if dataset.of_files and (known := len(names_of(model.source, "train").intersection(dataset.names))):
+def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
+    """Say so if the data were cut without need: they have no splits, and no image that was trained on, by its name."""
+    trained, held_out = (names_of(model.source, split) for split in ("train", str(settings.split)))
+    if not (dataset.of_files and trained) or held_out.intersection(dataset.names):  # of training: cut as then
+        return
+    data, reading = settings.source_of()
+    options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
+    whole = load_splits(data, ["all"], **options, **reading)["all"]
+    assert isinstance(whole, StreamedDataset)
+    if not (whole.source.splits or trained.intersection(whole.names)):
+        count = len(with_label(whole))
         print_once(
-            f"{known:,} of the {len(dataset):,} {split} images are called like some that the weights were trained on: "
-            "if they are the same, split them as then (--group-column, --val-fraction, ...)"
+            "none of these images is called like one that the weights were trained on: if they are others, --split all "
+            f"judges all {count:,}, not the {len(dataset):,} of {settings.split}"
         )
 
 

@@ -19,7 +19,16 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import Precision
 from .by_class import match_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
+from .features import (
+    JoinedSettings,
+    JoinedSplits,
+    Split,
+    map_images,
+    map_together,
+    place,
+    remark_on_known,
+    require_fit,
+)
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
@@ -80,7 +89,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         run.print(describe(results))
         if held_out is None and not model.several:
             run.print(
-                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that"
+                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that, "
+                "with the same split flags (--group-column, --val-fraction, ...)"
             )
         files = []
         if run.is_main:
@@ -100,6 +110,7 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     dataset = match_classes(
         model, with_label(dataset), source=f"calibrate {settings.calibrate}", weights=settings.weights
     )
+    remark_on_known(model, dataset)
     return dataset.to(accelerator.device)
 
 
