@@ -49,6 +49,7 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, 
         row = of_image[f"{number:02}.png"]
         assert [row["class"], row["next_class"]] == [str(name) for name in classes.tolist()]
         assert [float(row["probability"]), float(row["next_probability"])] == pytest.approx(values.tolist(), abs=2e-4)
+        assert [float(row[name]) for name in "0123456789"] == pytest.approx(probabilities[number].tolist(), abs=2e-4)
     counted = expected.indices[:, 0].bincount(minlength=10)
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
@@ -59,6 +60,14 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, 
     printed = capsys.readouterr().out
     assert f"60 images ({frequent}, " in printed
     assert "--calibrate DATA, the labelled data of training, does that, with the same split flags (" in printed
+
+
+def test_of_many_classes_only_the_best_two_have_columns(tmp_path):
+    images = load_dataset("digits", "test").images[:3]
+    for count, columns in ((1, 5), (20, 26), (21, 6)):
+        model = build_classifier(tiny_mae(), classes=[f"class {number}" for number in range(count)])
+        tinymae.predict(images, weights=model, output_dir=tmp_path / str(count))
+        assert {len(row) for row in rows_of(tmp_path / str(count) / "predictions.csv")} == {columns}
 
 
 def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp_path, monkeypatch):
