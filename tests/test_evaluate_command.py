@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 import torch
-from running import DIGITS, FEW, remember_training, save_images, tiny_mae
-from sklearn.metrics import f1_score
+from running import DIGITS, FEW, remember_training, rows_of, save_images, tiny_mae
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -57,7 +57,7 @@ def test_classes_may_have_any_name(tmp_path):
     assert isinstance(run.results["report"]["accuracy"], float) and len(run.results["report"]) == 3
     with open(tmp_path / "per_class.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["class", "precision", "recall", "f1-score", "support"]
+    assert rows[0] == ["class", "precision", "recall", "f1-score", "support", "average_precision", "roc_auc"]
     assert [row[0] for row in rows[1:]] == names and sum(float(row[4]) for row in rows[1:]) == run.results["images"]
     for name, _, recall, *_ in rows[1:]:
         assert float(recall) == pytest.approx(run.results["by_class"][name]["recall"], rel=1e-3)
@@ -219,7 +219,41 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     assert scores["report"]["macro avg"]["f1-score"] == pytest.approx(expected)
     assert "2 of the 10 classes have no train image, and are not judged" in capsys.readouterr().out
     rows = [line.split(",") for line in (tmp_path / "per_class.csv").read_text().splitlines()]
-    assert rows[-1] == ["9", "", "", "", "0"] and all(rows[1])
+    assert rows[-1] == ["9", "", "", "", "0", "", ""] and all(rows[1])
+
+
+def test_classes_are_ranked_and_recalls_averaged_as_scikit_learn_does(tmp_path, capsys):
+    digits = load_dataset("digits", "test")
+    labels = digits.labels.clamp(max=2)  # four in five have the last class
+    model = classifier_of(["0", "1", "2", "3"])
+    torch.nn.init.normal_(model.head.weight, std=20, generator=torch.Generator().manual_seed(2))
+    common = {"weights": model, "mixed_precision": "no", "split": "all"}
+    run = tinymae.evaluate(digits.images, labels=labels, **common, output_dir=tmp_path / "run")
+    with torch.no_grad():
+        logits = model(digits.images)
+    probabilities, truth = logits.double().softmax(dim=1)[:, :3], torch.nn.functional.one_hot(labels)
+    assert probabilities.max() > 1 - 1e-9  # where float32 has ties
+    rows = rows_of(tmp_path / "run" / "per_class.csv")
+    for column, mean, metric in [
+        ("average_precision", "mean_ap", average_precision_score), ("roc_auc", "mean_auc", roc_auc_score)
+    ]:  # fmt: skip
+        expected = metric(truth, probabilities, average=None)
+        assert [run.results["by_class"][name][column] for name in "012"] == pytest.approx(expected, abs=1e-4)
+        assert [float(row[column]) for row in rows[:3]] == pytest.approx(expected, abs=2e-4)
+        assert run.results[mean] == pytest.approx(100 * expected.mean(), abs=0.01)
+        assert run.results["by_class"]["3"][column] is None and rows[3][column] == ""
+    balanced = 100 * balanced_accuracy_score(labels, logits.argmax(dim=1))
+    assert run.results["balanced_accuracy"] == pytest.approx(balanced)
+    assert f"balanced accuracy {balanced:.1f} %, the mean recall" in capsys.readouterr().out
+    one = tinymae.evaluate(digits.images[:9], labels=labels[:9] * 0, **common, output_dir=tmp_path / "one")
+    assert one.results["by_class"]["0"]["roc_auc"] is None and "mean_auc" not in one.results
+    assert "balanced accuracy" not in capsys.readouterr().out
+
+
+def test_a_table_by_class_has_all_digits_of_large_counts(tmp_path):
+    row = dict.fromkeys(("precision", "recall", "f1-score", "average_precision", "roc_auc"), 0.5)
+    path = evaluate.write_table({"a": row | {"support": 12345.0}}, tmp_path / "table.csv")
+    assert rows_of(path)[0]["support"] == "12345"
 
 
 @pytest.fixture

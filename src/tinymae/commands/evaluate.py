@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from sklearn.metrics import classification_report
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, with_label
@@ -17,7 +17,14 @@ from ..data.load import load_splits
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import RECONSTRUCTION_METRICS, accuracy, describe_score, reconstruction_metrics
+from ..evaluation.metrics import (
+    RECONSTRUCTION_METRICS,
+    accuracy,
+    describe_constant,
+    describe_score,
+    reconstruction_metrics,
+    several_metrics,
+)
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, load
@@ -46,6 +53,7 @@ from .results import Result
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
+RANKED = {"average_precision": "ap", "roc_auc": "auc"}  # of each class, and what `several_metrics` calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,24 +157,47 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     numbers = [str(number) for number in present]  # names might be those of the report's own rows
     report = report_on(target_names=numbers, output_dict=True)
     judged = {model.classes[int(number)]: report.pop(number) for number in numbers}
-    by_class = {name: judged.get(name, dict.fromkeys(REPORTED) | {"support": 0.0}) for name in model.classes}
+    means, ranks = rank_classes(logits, labels)
+    by_class = {
+        name: judged.get(name, dict.fromkeys(REPORTED) | {"support": 0.0}) | rank
+        for name, rank in zip(model.classes, ranks, strict=True)
+    }
     report.pop("micro avg", None)  # in place of the accuracy, where a class that no image has was predicted
     report["accuracy"] = right / 100
     probabilities = logits.softmax(dim=1)
     results = {
         "accuracy": right, "images": len(dataset),
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
-        "classes_judged": len(present), "report": report, "by_class": by_class,
+        "balanced_accuracy": 100 * report["macro avg"]["recall"],
+        **means, "classes_judged": len(present), "report": report, "by_class": by_class,
     }  # fmt: skip
     run.print(f"accuracy {describe_score(right, len(dataset), str(settings.split))}\n\n{text}")
     title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
     matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
     results |= matrix
+    if describe_constant(labels, model.classes):
+        run.print(
+            f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; ROC-AUC and average precision "
+            "of each class are in per_class.csv"
+        )
     ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
     drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
+
+
+def rank_classes(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list[dict[str, float | None]]]:
+    """How well each class's probability ranks its images before those of the others, by `several_metrics`: in the mean,
+    in percent, and of each class, from 0 to 1 as scikit-learn's report. Of images of one class there is nothing to say.
+    """
+    count = logits.shape[1]
+    if len(labels.unique()) == 1:
+        return {}, [dict.fromkeys(RANKED)] * count
+    found = several_metrics(logits.double().softmax(dim=1), nn.functional.one_hot(labels, count))
+    rows = zip(*(found[metric] for metric in RANKED.values()), strict=True)
+    ranks = [dict(zip(RANKED, (None if each is None else each / 100 for each in row), strict=True)) for row in rows]
+    return {name: found[name] for name in ("mean_ap", "mean_auc")}, ranks
 
 
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -218,9 +249,15 @@ def show_errors(
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:
     """A line of CSV for each class; one that no image has is not judged, and has empty cells."""
-    columns = (*REPORTED, "support")
+    columns = (*REPORTED, "support", *RANKED)
     rows = (
-        [name, *(None if row[column] is None else f"{row[column]:.4g}" for column in columns)]
+        [
+            name,
+            *(
+                None if row[each] is None else f"{row[each]:{'.0f' if each == 'support' else '.4g'}}"
+                for each in columns
+            ),
+        ]
         for name, row in by_class.items()
     )
     return write_csv(path, ["class", *columns], rows)
