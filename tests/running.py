@@ -5,6 +5,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
 from tinymae.commands import cli
 from tinymae.evaluation.sheets import Tile
-from tinymae.files import read_json
+from tinymae.files import read_json, write_bytes
 from tinymae.training.clock import Stopwatch
 from tinymae.training.run import Run
 
@@ -71,6 +72,13 @@ def save_images(folder: Path, images) -> list[Path]:
     for number, image in enumerate(np.asarray(images)):
         Image.fromarray(image.squeeze()).save(folder / f"{number:02}.png")
     return sorted(folder.glob("*.png"))
+
+
+def remember_training(folder: Path, **names: list[str]) -> None:
+    """Let weights in a folder be of a run that was started with files of these names, by split."""
+    shutil.rmtree(folder / "inputs", ignore_errors=True)
+    for split, of_split in names.items():
+        write_bytes(folder / "inputs" / f"{split}.txt", "".join(f"{name}\n" for name in of_split).encode())
 
 
 def run_in(folder: Path, **options) -> Run:

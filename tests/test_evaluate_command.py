@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 import torch
-from running import DIGITS, FEW, save_images, tiny_mae
-from sklearn.metrics import f1_score
+from running import DIGITS, FEW, remember_training, rows_of, save_images, tiny_mae
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -57,7 +57,7 @@ def test_classes_may_have_any_name(tmp_path):
     assert isinstance(run.results["report"]["accuracy"], float) and len(run.results["report"]) == 3
     with open(tmp_path / "per_class.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["class", "precision", "recall", "f1-score", "support"]
+    assert rows[0] == ["class", "precision", "recall", "f1-score", "support", "average_precision", "roc_auc"]
     assert [row[0] for row in rows[1:]] == names and sum(float(row[4]) for row in rows[1:]) == run.results["images"]
     for name, _, recall, *_ in rows[1:]:
         assert float(recall) == pytest.approx(run.results["by_class"][name]["recall"], rel=1e-3)
@@ -131,6 +131,9 @@ def test_classes_that_are_numbers_on_one_side_are_taken_by_their_order_and_that_
         tinymae.evaluate(**FEW, weights=classifier_of(names), output_dir=tmp_path / names[0])
         line = "names its classes otherwise than the weights: taken by their order, 0 = a, 1 = b, 2 = c, ..."
         assert (line in capsys.readouterr().out) == said
+    three = FEW | {"labels": FEW["labels"] % 3, "weights": classifier_of(["dia", "hor", "ver"])}
+    tinymae.evaluate(**three, output_dir=tmp_path / "three")
+    assert "taken by their order, 0 = dia, 1 = hor, 2 = ver\n" in capsys.readouterr().out  # these are all
 
 
 def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
@@ -216,18 +219,97 @@ def test_classes_without_an_image_are_not_judged(tmp_path, capsys):
     assert scores["report"]["macro avg"]["f1-score"] == pytest.approx(expected)
     assert "2 of the 10 classes have no train image, and are not judged" in capsys.readouterr().out
     rows = [line.split(",") for line in (tmp_path / "per_class.csv").read_text().splitlines()]
-    assert rows[-1] == ["9", "", "", "", "0"] and all(rows[1])
+    assert rows[-1] == ["9", "", "", "", "0", "", ""] and all(rows[1])
 
 
-def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_held_out(tmp_path, capsys):
+def test_classes_are_ranked_and_recalls_averaged_as_scikit_learn_does(tmp_path, capsys):
+    digits = load_dataset("digits", "test")
+    labels = digits.labels.clamp(max=2)  # four in five have the last class
+    model = classifier_of(["0", "1", "2", "3"])
+    torch.nn.init.normal_(model.head.weight, std=20, generator=torch.Generator().manual_seed(2))
+    common = {"weights": model, "mixed_precision": "no", "split": "all"}
+    run = tinymae.evaluate(digits.images, labels=labels, **common, output_dir=tmp_path / "run")
+    with torch.no_grad():
+        logits = model(digits.images)
+    probabilities, truth = logits.double().softmax(dim=1)[:, :3], torch.nn.functional.one_hot(labels)
+    assert probabilities.max() > 1 - 1e-9  # where float32 has ties
+    rows = rows_of(tmp_path / "run" / "per_class.csv")
+    for column, mean, metric in [
+        ("average_precision", "mean_ap", average_precision_score), ("roc_auc", "mean_auc", roc_auc_score)
+    ]:  # fmt: skip
+        expected = metric(truth, probabilities, average=None)
+        assert [run.results["by_class"][name][column] for name in "012"] == pytest.approx(expected, abs=1e-4)
+        assert [float(row[column]) for row in rows[:3]] == pytest.approx(expected, abs=2e-4)
+        assert run.results[mean] == pytest.approx(100 * expected.mean(), abs=0.01)
+        assert run.results["by_class"]["3"][column] is None and rows[3][column] == ""
+    balanced = 100 * balanced_accuracy_score(labels, logits.argmax(dim=1))
+    assert run.results["balanced_accuracy"] == pytest.approx(balanced)
+    assert f"balanced accuracy {balanced:.1f} %, the mean recall" in capsys.readouterr().out
+    one = tinymae.evaluate(digits.images[:9], labels=labels[:9] * 0, **common, output_dir=tmp_path / "one")
+    assert one.results["by_class"]["0"]["roc_auc"] is None and "mean_auc" not in one.results
+    assert "balanced accuracy" not in capsys.readouterr().out
+
+
+def test_a_table_by_class_has_all_digits_of_large_counts(tmp_path):
+    row = dict.fromkeys(("precision", "recall", "f1-score", "average_precision", "roc_auc"), 0.5)
+    path = evaluate.write_table({"a": row | {"support": 12345.0}}, tmp_path / "table.csv")
+    assert rows_of(path)[0]["support"] == "12345"
+
+
+@pytest.fixture
+def two_digits(tmp_path):
+    """A folder with 20 images of each of two classes, and 20 without a label."""
     digits = load_dataset("digits")
-    for label in (0, 1):
-        save_images(tmp_path / "data" / str(label), digits.images[digits.labels == label][:20])
+    for label, folder in ((0, "0"), (1, "1"), (2, "unlabelled")):
+        save_images(tmp_path / "data" / folder, digits.images[digits.labels == label][:20])
+    return tmp_path / "data"
+
+
+def test_images_that_the_weights_were_trained_on_are_remarked_on_where_they_are_judged(two_digits, tmp_path, capsys):
     build_classifier(tiny_mae(), classes=["0", "1"]).save_pretrained(tmp_path / "weights")
-    names = load_dataset(tmp_path / "data", "test", image_size=8, channels=1).names
-    (tmp_path / "weights" / "inputs").mkdir()
-    for known in (2, 0):
-        (tmp_path / "weights" / "inputs" / "train.txt").write_text("".join(f"{name}\n" for name in names[:known]))
-        tinymae.evaluate(tmp_path / "data", weights=tmp_path / "weights", output_dir=tmp_path / str(known))
-        said = f"2 of the {len(names)} test images are called like some that the weights were trained on"
-        assert (said in capsys.readouterr().out) == bool(known)
+    tiny_mae().save_pretrained(tmp_path / "mae")
+    test = load_dataset(two_digits, "test", image_size=8, channels=1)
+    labelled = [name for name, label in zip(test.names, test.labels.tolist(), strict=True) if label >= 0]
+    assert len(labelled) < len(test)  # the others are not judged by a classifier
+    for weights, split, known, said in [
+        ("weights", None, 2, f"2 of the {len(labelled)} test images are called like some that the weights were trained "
+         "on: if they are the same, split alike in training and here (--group-column, --val-fraction, ...)\n"),
+        ("weights", "all", 2, "2 of the 40 images are called like some that the weights were trained on: if they are "
+         "the same, give --split test, and split alike in training and here ("),
+        ("mae", None, 2, f"2 of the {len(test)} test images are called like some that the weights were trained on, "
+         "without labels: if they are the same, "),
+        ("weights", None, 0, ""),
+        ("weights", "train", 2, ""),
+    ]:  # fmt: skip
+        remember_training(tmp_path / weights, train=labelled[:known])
+        capsys.readouterr()
+        tinymae.evaluate(
+            two_digits, weights=tmp_path / weights, split=split, overwrite=True, output_dir=tmp_path / "look"
+        )
+        printed = capsys.readouterr().out
+        assert said in printed and ("called like some" in printed) == bool(said)
+
+
+def test_that_more_images_could_be_judged_is_said_where_none_was_trained_on(two_digits, tmp_path, capsys):
+    build_classifier(tiny_mae(), classes=["0", "1"]).save_pretrained(tmp_path / "weights")
+    names = {split: load_dataset(two_digits, split, image_size=8, channels=1).names for split in ("train", "test")}
+    own = tmp_path / "own"  # splits of its own
+    for part in ("train", "test"):
+        (own / part).mkdir(parents=True)
+        for label in "01":
+            (own / part / label).symlink_to(two_digits / label)
+    for data, trained, split, said in [
+        (two_digits, {"train": ["another.png"]}, None, True),
+        (two_digits, {"train": ["another.png"]}, "test", False),  # it was asked for
+        (two_digits, names, None, False),  # the data of training
+        (two_digits, {"train": names["train"]}, None, False),  # the same, trained with no_test
+        (two_digits, {}, None, False),  # nothing is known
+        (own, {"train": ["another.png"]}, None, False),
+    ]:
+        remember_training(tmp_path / "weights", **trained)
+        capsys.readouterr()
+        run = tinymae.evaluate(
+            data, weights=tmp_path / "weights", split=split, overwrite=True, output_dir=tmp_path / "look"
+        )
+        line = f"--split all judges all 40, not the {run.results['images']} of test\n"
+        assert (line in capsys.readouterr().out) == said

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import digits_as_rows
 from PIL import Image
-from running import DIGITS, FEW, same_files, tiny_mae
+from running import DIGITS, FEW, remember_training, same_files, save_images, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
@@ -100,6 +100,27 @@ def test_another_seed_gives_another_mlp(quick_figures, quick_probes, tmp_path):
         given = FEW | {"weights": tiny_mae(), "head": "mlp", "seed": seed, "output_dir": tmp_path / str(seed)}
         tinymae.linear_probe(**given)
     assert not same_files(tmp_path / "1", tmp_path / "2", "head.safetensors")
+
+
+def test_images_of_test_that_pretraining_saw_are_remarked_on(quick_figures, quick_probes, tmp_path, capsys):
+    digits = load_dataset("digits")
+    for label in (0, 1):
+        save_images(tmp_path / "data" / str(label), digits.images[digits.labels == label][:30])
+    tiny_mae().save_pretrained(tmp_path / "mae")
+    common = {"weights": tmp_path / "mae", "mixed_precision": "no"}
+    tune = {"epochs": 1, "batch_size": 16, "log_with": ()}
+    for split in ("test", "val"):
+        names = load_dataset(tmp_path / "data", split, image_size=8, channels=1).names
+        remember_training(tmp_path / "mae", train=names[:2])
+        said = f"2 of the {len(names)} {split} images are called like some that the weights were trained on, without"
+        for learn, name, given in [
+            (tinymae.linear_probe, "probe", {}),
+            (tinymae.finetune, "finetune", tune),
+            (tinymae.finetune, "scratch", tune | {"from_scratch": True}),  # which starts at no weights
+        ]:
+            folder = tmp_path / f"{name} {split}"
+            learn(tmp_path / "data", **common, **given, no_test=split == "val", output_dir=folder)
+            assert (said in capsys.readouterr().out) == (name != "scratch")
 
 
 def test_what_cannot_be_probed_is_refused_before_a_folder_is_made(tmp_path):

@@ -65,3 +65,4 @@ def test_the_interval_of_an_accuracy_is_wilsons(right, count):
         distance = abs(right / count - p)
         assert distance == pytest.approx(1.959964 * (p * (1 - p) / count) ** 0.5, abs=1e-6)
     assert bounds[0] <= right / count <= bounds[1] and bounds[0] < bounds[1]
+    assert {type(bound) for bound in bounds} == {float}  # not numpy's, which print as np.float64(...)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import DIGITS, note_sheets, refused, rows_of, save_images, tiny_mae
+from running import DIGITS, note_sheets, refused, remember_training, rows_of, save_images, tiny_mae
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 import tinymae
@@ -49,6 +49,7 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, 
         row = of_image[f"{number:02}.png"]
         assert [row["class"], row["next_class"]] == [str(name) for name in classes.tolist()]
         assert [float(row["probability"]), float(row["next_probability"])] == pytest.approx(values.tolist(), abs=2e-4)
+        assert [float(row[name]) for name in "0123456789"] == pytest.approx(probabilities[number].tolist(), abs=2e-4)
     counted = expected.indices[:, 0].bincount(minlength=10)
     assert [run.results["by_class"][str(number)] for number in range(10)] == counted.tolist()
     assert len([*(run.folder / "classes").iterdir()]) == int((counted > 0).sum())
@@ -58,7 +59,15 @@ def test_new_images_without_labels_are_classified(classifier, tmp_path, capsys, 
     frequent = f"{int(counted.argmax())}: {int(counted.max())}"
     printed = capsys.readouterr().out
     assert f"60 images ({frequent}, " in printed
-    assert "the probabilities are not calibrated: --calibrate DATA" in printed
+    assert "--calibrate DATA, the labelled data of training, does that, with the same split flags (" in printed
+
+
+def test_of_many_classes_only_the_best_two_have_columns(tmp_path):
+    images = load_dataset("digits", "test").images[:3]
+    for count, columns in ((1, 5), (20, 26), (21, 6)):
+        model = build_classifier(tiny_mae(), classes=[f"class {number}" for number in range(count)])
+        tinymae.predict(images, weights=model, output_dir=tmp_path / str(count))
+        assert {len(row) for row in rows_of(tmp_path / str(count) / "predictions.csv")} == {columns}
 
 
 def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp_path, monkeypatch):
@@ -145,6 +154,24 @@ def test_few_images_of_calibration_are_called_few_and_a_class_that_the_weights_d
         printed = capsys.readouterr().out
         assert f" from {count} validation images{few}\n" in printed and "not calibrated" not in printed
         assert "labelled knows smudge as well, which weights (Classifier) do not" in printed
+
+
+def test_images_of_calibration_that_the_weights_were_trained_on_are_remarked_on(classifier, tmp_path, capsys):
+    digits = load_dataset("digits")
+    for number in range(10):
+        save_images(tmp_path / "data" / str(number), digits.images[digits.labels == number][:10])
+    classifier.save_pretrained(tmp_path / "weights")
+    held_out = {name: load_dataset(tmp_path / "data", "val", image_size=8, channels=1, val_fraction=fraction).names
+                for name, fraction in (("asked", 0.4), ("trained", 0.1))}  # fmt: skip
+    names = load_dataset(tmp_path / "data", "train", image_size=8, channels=1, val_fraction=0.1).names
+    remember_training(tmp_path / "weights", train=names)
+    known = len({*names}.intersection(held_out["asked"]))
+    assert known > 0
+    for name, fraction in (("asked", 0.4), ("trained", 0.1)):
+        tinymae.predict(digits.images[:3], weights=tmp_path / "weights", calibrate=tmp_path / "data",
+                        val_fraction=fraction, output_dir=tmp_path / name)  # fmt: skip
+        said = f"{known} of the {len(held_out[name])} val images are called like some that the weights were trained on"
+        assert (said in capsys.readouterr().out) == (name == "asked")
 
 
 def test_the_temperature_minimises_the_loss():

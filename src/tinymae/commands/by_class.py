@@ -73,8 +73,8 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
                 f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
                 "numbers from 0, in the order of the weights"
             )
-        pairs = ", ".join(map(" = ".join, zip(dataset.classes[:3], model.classes, strict=False)))
-        print_once(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}, ...")
+        pairs = list_some([*map(" = ".join, zip(dataset.classes, model.classes, strict=True))], 3)
+        print_once(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}")
         return dataset
     assert dataset.labels is not None
     present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()

@@ -9,14 +9,22 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from sklearn.metrics import classification_report
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batches import pick
-from ..data.datasets import Dataset, with_label
+from ..data.datasets import Dataset, StreamedDataset, with_label
+from ..data.load import load_splits
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
-from ..evaluation.metrics import RECONSTRUCTION_METRICS, accuracy, describe_score, reconstruction_metrics
+from ..evaluation.metrics import (
+    RECONSTRUCTION_METRICS,
+    accuracy,
+    describe_constant,
+    describe_score,
+    reconstruction_metrics,
+    several_metrics,
+)
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
 from ..interop.load import Model, load
@@ -30,12 +38,22 @@ from ..training.inputs import names_of
 from ..training.processes import print_once
 from ..training.run import Run
 from .by_class import match_classes, print_notes, report_classes, report_several
-from .features import Split, WeightsSettings, leave_out_unreadable, map_together, place, require_fit, whole_batches
+from .features import (
+    Split,
+    WeightsSettings,
+    leave_out_unreadable,
+    map_together,
+    place,
+    remark_on_known,
+    require_fit,
+    whole_batches,
+)
 from .fields import keywords_of, setting, with_default
 from .results import Result
 
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
+RANKED = {"average_precision": "ap", "roc_auc": "auc"}  # of each class, and what `several_metrics` calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +85,21 @@ def run(settings: EvaluateSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model = place(load(settings.weights), accelerator)
     settings = settings.reading_like(model)
+    by_default = settings.split is None
     look: partial[dict]
     if isinstance(model, Classifier):
         dataset, settings = load_images(settings, model, accelerator, labelled=True, several=model.several)
         dataset = match_classes(
             model, with_label(dataset), source=f"data set {settings.data_name}", weights=settings.weights
         )
+        if by_default:
+            remark_on_others(settings, model, dataset)
         look = partial(evaluate_several if model.several else evaluate_classifier, settings, model)
     else:
         dataset, settings = load_images(settings, model, accelerator)
         look = partial(evaluate_autoencoder, settings, model, ratio=choose_ratio(settings, model))
     assert settings.split is not None  # settled
+    remark_on_known(model, dataset)
     opened = settings.open_run(accelerator, splits={settings.split: dataset}, weights=model)
     with opened as run, torch.no_grad(), accelerator.autocast():
         results = look(run, dataset.to(accelerator.device))
@@ -98,17 +120,23 @@ def load_images(
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
-    if split in ("val", "test"):
-        remark_on_known(model, dataset, split)
     return leave_out_unreadable(dataset, accelerator), replace(settings, split=split)
 
 
-def remark_on_known(model: Model, dataset: Dataset, split: str) -> None:
-    """Say so if images that are held out have names of files that the weights were trained on."""
-    if dataset.of_files and (known := len(names_of(model.source, "train").intersection(dataset.names))):
+def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
+    """Say so if the data were cut without need: they have no splits, and no image that was trained on, by its name."""
+    trained, held_out = (names_of(model.source, split) for split in ("train", str(settings.split)))
+    if not (dataset.of_files and trained) or held_out.intersection(dataset.names):  # of training: cut as then
+        return
+    data, reading = settings.source_of()
+    options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
+    whole = load_splits(data, ["all"], **options, **reading)["all"]
+    assert isinstance(whole, StreamedDataset)
+    if not (whole.source.splits or trained.intersection(whole.names)):
+        count = len(with_label(whole))
         print_once(
-            f"{known:,} of the {len(dataset):,} {split} images are called like some that the weights were trained on: "
-            "if they are the same, split them as then (--group-column, --val-fraction, ...)"
+            "none of these images is called like one that the weights were trained on: if they are others, --split all "
+            f"judges all {count:,}, not the {len(dataset):,} of {settings.split}"
         )
 
 
@@ -129,24 +157,47 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     numbers = [str(number) for number in present]  # names might be those of the report's own rows
     report = report_on(target_names=numbers, output_dict=True)
     judged = {model.classes[int(number)]: report.pop(number) for number in numbers}
-    by_class = {name: judged.get(name, dict.fromkeys(REPORTED) | {"support": 0.0}) for name in model.classes}
+    means, ranks = rank_classes(logits, labels)
+    by_class = {
+        name: judged.get(name, dict.fromkeys(REPORTED) | {"support": 0.0}) | rank
+        for name, rank in zip(model.classes, ranks, strict=True)
+    }
     report.pop("micro avg", None)  # in place of the accuracy, where a class that no image has was predicted
     report["accuracy"] = right / 100
     probabilities = logits.softmax(dim=1)
     results = {
         "accuracy": right, "images": len(dataset),
         **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
-        "classes_judged": len(present), "report": report, "by_class": by_class,
+        "balanced_accuracy": 100 * report["macro avg"]["recall"],
+        **means, "classes_judged": len(present), "report": report, "by_class": by_class,
     }  # fmt: skip
     run.print(f"accuracy {describe_score(right, len(dataset), str(settings.split))}\n\n{text}")
     title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
     matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
     results |= matrix
+    if describe_constant(labels, model.classes):
+        run.print(
+            f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; ROC-AUC and average precision "
+            "of each class are in per_class.csv"
+        )
     ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
     drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
+
+
+def rank_classes(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list[dict[str, float | None]]]:
+    """How well each class's probability ranks its images before those of the others, by `several_metrics`: in the mean,
+    in percent, and of each class, from 0 to 1 as scikit-learn's report. Of images of one class there is nothing to say.
+    """
+    count = logits.shape[1]
+    if len(labels.unique()) == 1:
+        return {}, [dict.fromkeys(RANKED)] * count
+    found = several_metrics(logits.double().softmax(dim=1), nn.functional.one_hot(labels, count))
+    rows = zip(*(found[metric] for metric in RANKED.values()), strict=True)
+    ranks = [dict(zip(RANKED, (None if each is None else each / 100 for each in row), strict=True)) for row in rows]
+    return {name: found[name] for name in ("mean_ap", "mean_auc")}, ranks
 
 
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
@@ -198,9 +249,15 @@ def show_errors(
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:
     """A line of CSV for each class; one that no image has is not judged, and has empty cells."""
-    columns = (*REPORTED, "support")
+    columns = (*REPORTED, "support", *RANKED)
     rows = (
-        [name, *(None if row[column] is None else f"{row[column]:.4g}" for column in columns)]
+        [
+            name,
+            *(
+                None if row[each] is None else f"{row[each]:{'.0f' if each == 'support' else '.4g'}}"
+                for each in columns
+            ),
+        ]
         for name, row in by_class.items()
     )
     return write_csv(path, ["class", *columns], rows)

@@ -18,12 +18,14 @@ from ..data.images import Depth
 from ..data.load import load_splits
 from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
-from ..evaluation.metrics import map_dataset
+from ..evaluation.metrics import kind_of, map_dataset
 from ..evaluation.sheets import SIDE
 from ..interop.load import Model, load
+from ..models.classifier import Classifier
 from ..models.features import feature_function
 from ..tensors import pick_pixels
 from ..training.device import choose_attention
+from ..training.inputs import names_of
 from ..training.processes import gather_parts, on_main, print_once
 from .fields import Several, as_python, setting
 from .settings import Pool, SheetSettings
@@ -155,6 +157,19 @@ def require_fit(model: Model, dataset: Dataset) -> None:
             f"data {dataset.name}: in {where} the images have {std[odd].mean():.2g} times the contrast of those that "
             f"the weights were trained on, and a mean that is {mean[odd].mean():+.2g} of their standard deviations "
             "from theirs: were these read with another pixel_range?"
+        )
+
+
+def remark_on_known(model: Model, dataset: Dataset) -> None:
+    """Say so if images that are to judge the weights, all or held out, have names of files that were trained on."""
+    if dataset.split == "train" or not dataset.of_files:
+        return
+    if known := len(names_of(model.source, "train").intersection(dataset.names)):
+        print_once(
+            f"{known:,} of the {len(dataset):,} {kind_of(dataset.split)}images are called like some that the weights "
+            f"were trained on{', without labels' * (not isinstance(model, Classifier))}: if they are the same, "
+            f"{'give --split test, and ' * (dataset.split == 'all')}split alike in training and here (--group-column, "
+            "--val-fraction, ...)"
         )
 
 

@@ -35,7 +35,7 @@ from ..training.run import Run
 from ..training.schedule import Schedule, Stretch
 from .by_class import report_classes
 from .families import complete
-from .features import map_together, require_fit, split_features
+from .features import map_together, remark_on_known, require_fit, split_features
 from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
 from .recipes import RecipeSettings
@@ -166,6 +166,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     encoder = None if start is None else encoder_of(start)
     asked, settings = settings, settings.settle_for(chosen["train"], encoder)
     model = create_model(settings, splits["train"], start)
+    if start is not None and not settings.from_scratch:
+        remark_on_known(start, chosen[settings.split_names[-1]])
     model.reading = settings.reading_kept(splits["train"])
     if settings.unlabelled:
         chosen["unlabelled"] = settings.load_unlabelled(splits["train"])

@@ -18,7 +18,7 @@ from ..models.features import feature_function
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
-from .features import place, require_fit, split_features
+from .features import place, remark_on_known, require_fit, split_features
 from .fields import keywords_of
 from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
@@ -56,6 +56,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     splits = {name: with_label(split) for name, split in loaded.items()}
     require_fit(model, splits["train"])
+    remark_on_known(model, splits[settings.split_names[-1]])
     chosen = settings.choose_labels(splits)
     with settings.open_run(accelerator, splits=splits, weights=model) as run:
         splits = {name: split.to(accelerator.device) for name, split in chosen.items()}

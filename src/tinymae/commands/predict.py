@@ -19,13 +19,23 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import Precision
 from .by_class import match_classes
-from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, require_fit
+from .features import (
+    JoinedSettings,
+    JoinedSplits,
+    Split,
+    map_images,
+    map_together,
+    place,
+    remark_on_known,
+    require_fit,
+)
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
+LISTED = 20  # classes up to which each has a column of probabilities
 View = Callable[[Tensor], Tensor]  # of rows: the images to look at
 FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
@@ -46,9 +56,10 @@ class PredictSettings(JoinedSettings):
 def run(settings: PredictSettings) -> Result[Classifier]:
     """Classify images, which need no labels.
 
-    predictions.csv has a line for each image: its class and the next best, with their probabilities; of weights that
-    know several labels an image, all classes of a probability of at least 1/2, and the probability of each. classes/
-    has a sheet of the images of each class, the surest first and the least sure last. With `calibrate` the
+    predictions.csv has a line for each image: its class and the next best, with their probabilities, and of up to 20
+    classes the probability of each; of weights that know several labels an image, all classes of a probability of at
+    least 1/2, and the probability of each. classes/ has a sheet of the images of each class, the surest first and the
+    least sure last. With `calibrate` the
     probabilities are those of logits divided by one temperature, found on validation; the classes stay as they are.
     Unlike other commands it computes in float32 by default: a threshold of a probability then holds on any processor.
 
@@ -80,7 +91,8 @@ def run(settings: PredictSettings) -> Result[Classifier]:
         run.print(describe(results))
         if held_out is None and not model.several:
             run.print(
-                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that"
+                "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that, "
+                "with the same split flags (--group-column, --val-fraction, ...)"
             )
         files = []
         if run.is_main:
@@ -100,6 +112,7 @@ def open_validation(settings: PredictSettings, model: Classifier, accelerator: A
     dataset = match_classes(
         model, with_label(dataset), source=f"calibrate {settings.calibrate}", weights=settings.weights
     )
+    remark_on_known(model, dataset)
     return dataset.to(accelerator.device)
 
 
@@ -170,15 +183,19 @@ def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, cl
 
 
 def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
-    """A line of CSV for each image."""
+    """A line of CSV for each image: its class and the next best and, of few classes, all probabilities."""
     every = torch.arange(len(images))
     best, index = probabilities.topk(min(2, len(classes)), dim=1)
+    listed = classes if len(classes) <= LISTED else []
+    of_each = zip(
+        images.about(every), best.tolist(), index.tolist(), probabilities[:, : len(listed)].tolist(), strict=True
+    )
     rows = []
-    for (name, split, _), values, numbers in zip(images.about(every), best.tolist(), index.tolist(), strict=True):
+    for (name, split, _), values, numbers, shown in of_each:
         guesses = [(classes[number], f"{value:.4f}") for number, value in zip(numbers, values, strict=True)]
-        rows.append([name, split, *(cell for guess in guesses for cell in guess)])
+        rows.append([name, split, *(cell for guess in guesses for cell in guess), *(f"{each:.4f}" for each in shown)])
     columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
-    return write_csv(path, columns[: 2 + 2 * best.shape[1]], rows)
+    return write_csv(path, [*columns[: 2 + 2 * best.shape[1]], *listed], rows)
 
 
 def write_sheets(

@@ -23,7 +23,7 @@ from ..files import write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
-from .features import place, require_fit, split_features
+from .features import place, remark_on_known, require_fit, split_features
 from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
 
@@ -38,6 +38,7 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     settings, size, channels = settings.reading_like(model), model.image_size, model.in_channels
     splits = settings.load_splits(settings.split_names, image_size=size, channels=channels, masked=True)
     require_fit(model, splits["train"])
+    remark_on_known(model, splits[settings.split_names[-1]])
     splits = settings.choose_labels(splits)
     masks, num_classes = load_masks(settings, splits)
     fingerprint = hashlib.sha256(b"".join(part.numpy().tobytes() for part in masks.values())).hexdigest()

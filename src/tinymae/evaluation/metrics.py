@@ -62,7 +62,7 @@ def wilson_interval(percent: float, count: int) -> list[float]:
     from scipy.stats import binomtest
 
     interval = binomtest(round(percent * count / 100), count).proportion_ci(method="wilson")
-    return [100 * interval.low, 100 * interval.high]
+    return [100 * float(bound) for bound in interval]
 
 
 def with_intervals(accuracies: dict[str, Any], count: int) -> dict[str, Any]:
