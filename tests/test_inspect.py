@@ -1,8 +1,11 @@
 """What an inspection finds of what was planted, and that its parts do what independent implementations do."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from pictures import picture
 from running import note_sheets, refused, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -17,6 +20,7 @@ from tinymae.commands import inspect as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.commands.inspect import show_group
 from tinymae.data.datasets import ImageDataset
+from tinymae.data.images import read_image
 from tinymae.data.load import load_splits
 from tinymae.evaluation.inspection import (
     CANDIDATES,
@@ -162,6 +166,18 @@ def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp
     ]
     assert shown == [(row["name"], row["label"], row["guess"]) for row in rows]
     assert [row["label"] for row in rows] == [str(int(labels[int(row["name"])])) for row in rows]
+
+
+def test_sheets_show_files_larger_than_the_encoder_sees_them(tmp_path, monkeypatch):
+    for number in range(12):
+        picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", size=(40, 40), seed=number // 3)
+    sheets = note_sheets(monkeypatch, command)
+    settings = {"weights": tiny_mae(), "mixed_precision": "no", "split": ("all",)}
+    tinymae.inspect(tmp_path / "photos", **settings, output_dir=tmp_path / "run")
+    assert sheets.keys() == {"duplicates.png", "outliers.png", "doubtful_labels.png"}
+    for tile in itertools.chain(*sheets.values()):
+        seen = read_image(tmp_path / "photos" / tile.lines[0], (1, 96, 96), depth="uint8")
+        assert torch.equal(tile.image, seen.expand(3, -1, -1))
 
 
 def test_a_large_group_says_how_many_it_does_not_show():

@@ -157,9 +157,7 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, f
     rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
     names, splits, _ = zip(*images.about(rows), strict=True)
     of_files = all(part.of_files for part in images.parts.values())
-    shown = [
-        Tile(image, (name,)) for image, name in zip(settings.look_closer(images)(rows[:SHOWN]), names, strict=False)
-    ]
+    shown = [Tile(image, (name,)) for image, name in zip(images.look_closer(rows[:SHOWN]), names, strict=False)]
     title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
     columns = {"path" if of_files else "name": names, "label": ("",) * len(names)}
     if "test" in images.parts:

@@ -157,7 +157,7 @@ def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *
     splits = images.find(group).tolist()
     ahead = sorted(range(len(group)), key=lambda place: splits.index(splits[place]) != place)
     some, correlations = (values[ahead[:LARGEST_GROUP]] for values in (group, best))
-    about = zip(images.view(some), images.about(some), correlations.tolist(), strict=True)
+    about = zip(images.look_closer(some), images.about(some), correlations.tolist(), strict=True)
     tiles = [
         Tile(image, (name, f"{number}: {split} {label or ''}", f"correlation {correlation:.2f}"), frame)
         for image, (name, split, label), correlation in about
@@ -188,7 +188,7 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
     tiles = [
         Tile(image, (name, label or "", far))
-        for image, (_, name, _, label, far) in zip(images.view(order[:SHOWN]), rows, strict=False)
+        for image, (_, name, _, label, far) in zip(images.look_closer(order[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} images farthest from their neighbour number {k}"
     sheet = write_sheet(in_rows(tiles), folder / "outliers.png", title)
@@ -221,7 +221,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)
     tiles = [
         Tile(image, (name, label, f"or {guess}?"))
-        for image, (_, name, _, label, guess, *_) in zip(images.view(ranked[:SHOWN]), rows, strict=False)
+        for image, (_, name, _, label, guess, *_) in zip(images.look_closer(ranked[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} labels that a probe of other images doubts most: is it the label, or the other class?"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)

@@ -1,7 +1,6 @@
 """Classify new images: a table of classes and probabilities, and a sheet of each class."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from .results import Result
 SHOWN = 40  # images on a sheet
 LEAST_SURE = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
-View = Callable[[Tensor], Tensor]  # of rows: the images to look at
 FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
 
@@ -82,10 +80,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
             run.print(
                 "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that"
             )
-        files = []
-        if run.is_main:
-            files = write(images, settings.look_closer(images), probabilities, found, model, run.folder)
-        run.finish(results, files)
+        run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
     return Result(model, results, run.folder)
 
 
@@ -147,16 +142,14 @@ def describe(results: dict) -> str:
     return f"{results['images']:,} images ({', '.join(parts)}), {median}"
 
 
-def write(
-    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path
-) -> list[Path]:
+def write(images: JoinedSplits, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path) -> list[Path]:
     """The table, and the sheet of each class."""
     path = folder / "predictions.csv"
     if model.several:
         table = write_several(images, probabilities, found, model.classes, path)
     else:
         table = write_table(images, probabilities, model.classes, path)
-    return [table, *write_sheets(images, view, probabilities, found, model.classes, folder / "classes")]
+    return [table, *write_sheets(images, probabilities, found, model.classes, folder / "classes")]
 
 
 def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], path: Path) -> Path:
@@ -182,7 +175,7 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
 
 
 def write_sheets(
-    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
+    images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
 ) -> list[Path]:
     """A sheet of the images of each class that was found (N, classes), from the surest to the least sure."""
     written = []
@@ -192,7 +185,7 @@ def write_sheets(
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(view(some), images.about(some), confidence[some].tolist(), strict=True)
+        about = zip(images.look_closer(some), images.about(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, (name, *_), sure in about]
         title = f"{classes[number]}: {len(members):,} images, the surest first"
         if len(members) > SHOWN:

@@ -27,7 +27,7 @@ class Tile:
 
 
 def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) -> Path:
-    """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, small ones with hard edges.
+    """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, as `thumbnails` scales them.
 
     Lines that are too long are cut in their middle; of a name its end is shown, without the folders.
     """
