@@ -147,6 +147,18 @@ def test_captions_fit_their_image():
     assert sheets.font_for(shortened).getlength(shortened) <= 96
 
 
+def test_a_name_that_is_too_long_for_one_line_has_two(tmp_path):
+    assert sheets.caption(("A-Klinik/P0034 lesion_0.jpg", "mole")) == ["P0034 lesion_", "0.jpg", "mole"]
+    assert sheets.caption(("photos/0001.png", "cat")) == ["0001.png", "cat"] and sheets.caption(()) == []
+    start, end = sheets.caption(("camera3_2024-05-31_site-north_frame_000123.jpg",))
+    assert start.startswith("camera3_") and end.startswith("…") and end.endswith("123.jpg")
+    start, end = sheets.caption(("0123456789abcdef0123.png",))  # nowhere to break
+    assert start + end == "0123456789abcdef0123.png"
+    rows = [[sheets.Tile(torch.zeros(3, 8, 8), (name, "cat")) for name in ("0.png", "P0034 lesion_0.jpg")]]
+    long, short = (sheets.write_sheet([row], tmp_path / f"{len(row)}.png", "") for row in (rows[0], rows[0][:1]))
+    assert Image.open(long).height == Image.open(short).height + sheets.TEXT + 3
+
+
 def test_knn_votes_as_scikit_learns_weighted_neighbours():
     (features, labels), _, (test, _) = digits_as_rows()
     theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
