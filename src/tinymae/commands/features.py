@@ -65,13 +65,14 @@ class JoinedSettings(WeightsSettings):
         return super().resolve()
 
     def open_images(
-        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False
-    ) -> "JoinedSplits":
+        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False,
+        grouped: bool = False,
+    ) -> "JoinedSplits":  # fmt: skip
         """The splits' images, sized for the model; labels, if an image may have `several`, only where asked for, and of
-        `unlabelled` images none.
+        `unlabelled` images none. Those that are `grouped` have their groups without being split, too.
         """
         options = {"image_size": model.image_size, "channels": model.in_channels, "present": len(self.split) > 1}
-        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled)
+        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled, grouped=grouped)
         if not loaded:
             raise InputError(f"split {' '.join(self.split)}: data {self.data_name} have none of them; give --split all")
         require_fit(model, next(iter(loaded.values())))  # all are of one source
@@ -229,6 +230,11 @@ class JoinedSplits:
     def depth(self) -> Depth:
         """uint8 or uint16"""
         return next(iter(self.parts.values())).depth
+
+    @property
+    def groups(self) -> list[str]:
+        """Of each image, if it has one."""
+        return [*itertools.chain(*(part.groups for part in self.parts.values()))]
 
     def find(self, indices: Tensor) -> Tensor:
         """The number of the split (B,) that each of `indices` (B,) lies in."""
