@@ -71,7 +71,7 @@ def test_probabilities_are_the_same_on_a_processor_that_has_bf16(classifier, tmp
     assert found == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_surest_images_first(tmp_path, monkeypatch):
+def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_most_confident_images_first(tmp_path, monkeypatch):
     sheets = note_sheets(monkeypatch, predict)
     monkeypatch.setattr(predict, "SHOWN", 10)
     model = build_classifier(tiny_mae(), classes=["鳥 birds", "кошка/cat"]).eval()
@@ -88,7 +88,7 @@ def test_a_sheet_has_the_name_of_its_class_in_any_script_and_the_surest_images_f
         sure = [float(tile.lines[1].rstrip(" %")) for tile in tiles]
         assert sure == pytest.approx((100 * best).tolist(), abs=0.06)
         assert all(torch.equal(tile.image, images[int(tile.lines[0])].expand(3, -1, -1)) for tile in tiles)
-        framed = [tile.frame == predict.LEAST_SURE for tile in tiles]
+        framed = [tile.frame == predict.LEAST_CONFIDENT for tile in tiles]
         assert framed == [len(of_class.values) > 10 and place >= 5 for place in range(len(tiles))]
     assert max(run.results["by_class"].values()) > 10
 

@@ -23,7 +23,7 @@ from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 SHOWN = 40  # images on a sheet
-LEAST_SURE = "#d1495b"  # their frame
+LEAST_CONFIDENT = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
 FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
@@ -46,7 +46,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
 
     predictions.csv has a line for each image: its class and the next best, with their probabilities; of weights that
     know several labels an image, all classes of a probability of at least 1/2, and the probability of each. classes/
-    has a sheet of the images of each class, the surest first and the least sure last. With `calibrate` the
+    has a sheet of the images of each class, the most confident first. With `calibrate` the
     probabilities are those of logits divided by one temperature, found on validation; the classes stay as they are.
     Unlike other commands it computes in float32 by default: a threshold of a probability then holds on any processor.
 
@@ -177,7 +177,7 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
 def write_sheets(
     images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
 ) -> list[Path]:
-    """A sheet of the images of each class that was found (N, classes), from the surest to the least sure."""
+    """A sheet of the images of each class that was found (N, classes), the most confident first."""
     written = []
     for number in found.any(dim=0).nonzero()[:, 0].tolist():
         confidence, members = probabilities[:, number], found[:, number].nonzero()[:, 0]
@@ -187,11 +187,12 @@ def write_sheets(
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
         about = zip(images.look_closer(some), images.about(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, (name, *_), sure in about]
-        title = f"{classes[number]}: {len(members):,} images, the surest first"
+        order = "the most confident first"
         if len(members) > SHOWN:
-            title = f"{classes[number]}: {len(members):,} images, the surest {SHOWN // 2} and, framed, the least sure"
+            order = f"the {SHOWN // 2} most confident and, framed, the {SHOWN // 2} least"
             for tile in tiles[SHOWN // 2 :]:
-                tile.frame = LEAST_SURE
+                tile.frame = LEAST_CONFIDENT
+        title = f"{classes[number]}: {len(members):,} images, {order}"
         # Of a class's name only letters and digits, of any script; the number keeps two of them apart.
         name = re.sub(r"[^\w-]+", "_", classes[number])[:40]
         written.append(write_sheet(in_rows(tiles), folder / f"{number:03}_{name}.png", title))
