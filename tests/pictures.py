@@ -26,6 +26,12 @@ def picture(path, *, size=(12, 12), mode="RGB", seed=0) -> None:
     Image.fromarray(pixels.squeeze(), mode).save(path)
 
 
+def resized(channel, side: int) -> np.ndarray:
+    """A square channel as Pillow scales it: bicubic, smooth either way."""
+    image = Image.fromarray(np.asarray(channel, dtype=np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image).clip(0, 255).round().astype(np.uint8)
+
+
 def pixels(*shape) -> np.ndarray:
     """Random pixels of 8 bits."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

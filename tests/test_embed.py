@@ -22,6 +22,7 @@ from tinymae import InputError, load_dataset
 from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.data.images import read_image
+from tinymae.evaluation.layout import choose_to_label
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.features import feature_function
@@ -73,11 +74,11 @@ def test_images_without_labels_of_one_split_and_other_features(tmp_path):
 
 
 def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path, monkeypatch):
-    def choose_to_label(*given, count, seed, choose=command.choose_to_label):
+    def choose(*given, count, seed):
         assert seed == 3
-        return choose(*given, count=count, seed=seed)
+        return choose_to_label(*given, count=count, seed=seed)
 
-    monkeypatch.setattr(command, "choose_to_label", choose_to_label)
+    monkeypatch.setattr(command, "choose_to_label", choose)
     digits, common = load_dataset("digits"), {"weights": tiny_mae(), "mixed_precision": "no", "formats": (), "seed": 3}
     labels = [int(label) if row % 50 == 0 else -1 for row, label in enumerate(digits.labels[:500])]
     data = {"data": digits.images[:500], "labels": labels, "split": ("all",), "output_dir": tmp_path}
@@ -87,8 +88,40 @@ def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path, mon
     assert Image.open(tmp_path / "to_label.png").width > 900
     tinymae.embed(**common, **data, to_label=5)  # of the same table
     assert [row["name"] for row in rows_of(tmp_path / "to_label.csv")] != names[:5]
-    with pytest.raises(InputError, match="to_label 5: all 1,437 images have a label; leave it out"):
+    with pytest.raises(InputError, match="to_label 5: all 1,300 images of train have a label; leave it out$"):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
+
+
+def test_images_to_label_are_chosen_by_those_of_train_alone_unless_other_splits_are_named(tmp_path, capsys):
+    digits, common = (
+        load_dataset("digits", "all"),
+        {"weights": tiny_mae(), "mixed_precision": "no", "formats": ("npz",)},
+    )
+    labels = [str(int(label)) if row % 9 == 0 else "" for row, label in enumerate(digits.labels[:300])]
+    data = {"data": digits.images[:300], "labels": labels, "to_label": 20}
+    run = tinymae.embed(**data, **common, output_dir=tmp_path / "train")
+    arrays = read_npz(run.folder / "embeddings.npz")
+    ours = arrays["splits"] == "train"
+    rows = choose_to_label(arrays["features"][ours], arrays["labels"][ours] >= 0, count=20)
+    chosen = [row["name"] for row in rows_of(run.folder / "to_label.csv")]
+    assert chosen == arrays["names"][ours][rows].tolist() and {*arrays["splits"]} == {*SPLITS}
+    unlabelled = int((arrays["labels"][ours] < 0).sum())
+    assert f"to_label.csv: 20 of the {unlabelled} images of train without a label\n" in capsys.readouterr().out
+    run = tinymae.embed(**data, **common, split=("val", "test"), output_dir=tmp_path / "others")
+    found = [(row["name"], row["split"]) for row in rows_of(run.folder / "to_label.csv")]
+    arrays = read_npz(run.folder / "embeddings.npz")
+    assert {*found} <= {*zip(arrays["names"], arrays["splits"], strict=True)}
+    lines = [
+        "path,label,split",
+        *(f"{row}.png,{'ab'[row % 2]},train" for row in range(8)),
+        "8.png,,test",
+        "9.png,,test",
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    for row in range(10):
+        picture(tmp_path / f"{row}.png", seed=row)
+    with pytest.raises(InputError, match="images of train have a label; leave it out, or name other splits by --split"):
+        tinymae.embed(tmp_path / "table.csv", **common, to_label=2, output_dir=tmp_path / "refused")
 
 
 @pytest.mark.parametrize("split", [SPLITS, ["val"]], ids=["all splits", "val"])
@@ -107,7 +140,9 @@ def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(t
         picture(photos / f"hall {number % 3}" / f"{number}.png", size=(40, 40), seed=number)
     common = {"weights": tiny_mae(), "formats": (), "to_label": 30, "mixed_precision": "no"}
     remedy = re.escape(f"if its folders are no classes, give {photos}/*/, or put the images into {photos}/unlabelled/")
-    with pytest.raises(InputError, match=f"to_label 30: all 40 images have a label; leave it out or, {remedy}"):
+    with pytest.raises(
+        InputError, match=f"to_label 30: all 3. images of train have a label; leave it out or, {remedy}"
+    ):
         tinymae.embed(photos, **common, output_dir=tmp_path / "refused")
     sheets = note_sheets(monkeypatch, command)
     tinymae.embed(sorted(photos.iterdir()), **common, output_dir=tmp_path / "run")

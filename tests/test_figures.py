@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from pictures import resized
 from PIL import Image
 from running import tiny_mae
 
@@ -170,3 +171,10 @@ def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_t
 def test_sixteen_bits_are_shown_as_eight():
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     assert torch.equal(thumbnails((images.int() * 257).to(torch.uint16), 4), thumbnails(images, 4))
+
+
+@pytest.mark.parametrize("side", [12, 96])
+def test_thumbnails_are_smooth_as_those_of_pillow(side):
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    for found, image in zip(thumbnails(images, side).flatten(0, 1), images.flatten(0, 1), strict=True):
+        assert np.allclose(found.numpy(), resized(image, side), atol=1)

@@ -1,22 +1,26 @@
 """What an inspection finds of what was planted, and that its parts do what independent implementations do."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from pictures import picture
 from running import note_sheets, refused, rows_of, tiny_mae
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import tinymae
-from tinymae import MaskedAutoencoder
+from tinymae import InputError, MaskedAutoencoder
 from tinymae.commands import inspect as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.commands.inspect import show_group
 from tinymae.data.datasets import ImageDataset
+from tinymae.data.images import read_image
 from tinymae.data.load import load_splits
 from tinymae.evaluation.inspection import (
     CANDIDATES,
@@ -164,6 +168,18 @@ def test_a_probe_that_is_often_wrong_and_many_groups_are_said_to_mean_little(tmp
     assert [row["label"] for row in rows] == [str(int(labels[int(row["name"])])) for row in rows]
 
 
+def test_sheets_show_files_larger_than_the_encoder_sees_them(tmp_path, monkeypatch):
+    for number in range(12):
+        picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", size=(40, 40), seed=number // 3)
+    sheets = note_sheets(monkeypatch, command)
+    settings = {"weights": tiny_mae(), "mixed_precision": "no", "split": ("all",)}
+    tinymae.inspect(tmp_path / "photos", **settings, output_dir=tmp_path / "run")
+    assert sheets.keys() == {"duplicates.png", "outliers.png", "doubtful_labels.png"}
+    for tile in itertools.chain(*sheets.values()):
+        seen = read_image(tmp_path / "photos" / tile.lines[0], (1, 96, 96), depth="uint8")
+        assert torch.equal(tile.image, seen.expand(3, -1, -1))
+
+
 def test_a_large_group_says_how_many_it_does_not_show():
     images = JoinedSplits({"train": ImageDataset("some", photographs(20), None, [])})
     best = torch.linspace(0.99, 0.86, 15)
@@ -254,6 +270,55 @@ def test_held_out_probabilities_are_those_of_scikit_learn_and_find_wrong_labels(
     assert average_precision_score(wrong, -own) > 0.5  # at random 0.05
     issues = confident_issues(probabilities, given)
     assert issues[wrong].float().mean() > 0.6 and issues[~wrong].float().mean() < 0.1
+
+
+def test_folds_keep_groups_whole_so_that_no_image_of_a_subject_judges_another():
+    generator = torch.Generator().manual_seed(0)
+    subjects = torch.arange(200) // 5
+    truth = subjects % 2
+    given = torch.where(subjects == 7, 1 - truth, truth)  # wrong throughout
+    features = torch.randn(40, 300, generator=generator)[subjects] + torch.eye(2, 300)[truth] * 4
+    features += 0.1 * torch.randn(200, 300, generator=generator)  # images of a subject hardly differ
+    common = {"num_classes": 2, "folds": 5, "seed": 0}
+    groups = [f"subject {number}" for number in subjects.tolist()]
+    probabilities = held_out_probabilities(features, given, **common, groups=groups)
+    parts = GroupKFold(5, shuffle=True, random_state=0)
+    # For two classes it has one weight, the difference of ours.
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=2 / (160 * 1e-2), tol=1e-6))
+    expected = cross_val_predict(
+        probe, features.numpy(), given.numpy(), groups=groups, cv=parts, method="predict_proba"
+    )
+    assert np.allclose(probabilities.numpy(), expected, atol=5e-3)
+    assert (probabilities.argmax(dim=1) == truth)[subjects == 7].all()
+    by_image = held_out_probabilities(features, given, **common).argmax(dim=1)
+    assert (by_image == given)[subjects == 7].all()  # its other images confirm the label
+
+
+@pytest.mark.parametrize("split", [("train", "val", "test"), ("all",)])
+def test_inspection_judges_labels_by_groups_and_recommends_them_only_where_there_are_none(tmp_path, split, monkeypatch):
+    for number in range(48):  # four images of each subject; of class c there is one subject
+        label = "c" if number < 4 else "ab"[number // 4 % 2]
+        picture(tmp_path / "photos" / label / f"s{number // 4}_{number}.png", seed=number // 4)
+    seen = {}
+
+    def judge(features, labels, *, groups, **options):
+        seen["groups"] = groups
+        return held_out_probabilities(features, labels, groups=groups, **options)
+
+    monkeypatch.setattr(command, "held_out_probabilities", judge)
+    common = {"weights": tiny_mae(in_channels=3), "mixed_precision": "no", "split": split}
+    run = tinymae.inspect(tmp_path / "photos", group_pattern=r"s\d+", **common, output_dir=tmp_path / "run")
+    rows = rows_of(run.folder / "doubtful_labels.csv")
+    assert len(seen["groups"]) == 48 and {*seen["groups"]} == {f"s{number}" for number in range(12)}
+    assert {row["label"] for row in rows if row["doubtful"] == "too few to judge"} == {"c"}
+    page = (run.folder / "index.html").read_text()
+    assert "4 are of classes with fewer than 5 groups, and not judged" in page
+    assert "frames of one group;" in page and "--group-column" not in page
+    tinymae.inspect(tmp_path / "photos", **common, output_dir=tmp_path / "plain")
+    assert not seen["groups"] and "--group-column" in (tmp_path / "plain" / "index.html").read_text()
+    message = "folds 13: the images with a label are of 12 groups, which are too few; give fewer folds"
+    with pytest.raises(InputError, match=message):
+        tinymae.inspect(tmp_path / "photos", group_pattern=r"s\d+", folds=13, **common, output_dir=tmp_path / "refused")
 
 
 def test_a_probability_was_found_without_the_image_itself():

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from pictures import digits_as_rows
+from pictures import digits_as_rows, picture, resized
 from PIL import Image
-from running import DIGITS, refused, rows_of, save_images, tiny_mae
+from running import DIGITS, note_sheets, refused, rows_of, save_images, tiny_mae
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import tinymae
 from tinymae import load_dataset
+from tinymae.commands import neighbours as command
+from tinymae.data.images import read_image
 from tinymae.evaluation import neighbours, sheets
 from tinymae.evaluation.neighbours import knn_predict, kth_distance, nearest, vote
 
@@ -66,13 +68,25 @@ def test_queries_find_themselves_first(tmp_path):
     assert [float(row["cosine"]) for row in rows] == pytest.approx((1 - distances).flatten().tolist(), abs=1e-3)
     sheet = np.asarray(Image.open(run.folder / "neighbours.png"))
     assert sheet.shape[1] == 4 * (96 + 8) + 8
-    shown = sheet[30:126, 8:104]  # the first query, eight times as large
-    assert np.array_equal(shown[4::12, 4::12, 0], digits.images[7, 0].numpy())
-    for rank, place in enumerate(index[0], 1):
-        shown = sheet[30:126, 8 + 104 * rank : 104 + 104 * rank]
-        assert np.array_equal(shown[4::12, 4::12, 0], digits.images[place, 0].numpy())
+    for column, place in enumerate(index[0], 1):  # the neighbours of the first query, enlarged
+        shown = sheet[27:123, 8 + 104 * column : 104 + 104 * column, 0]
+        assert np.allclose(shown, resized(digits.images[place, 0], 96), atol=1)
     more = tinymae.neighbours(**DIGITS, weights=model, query=(tmp_path / "queries",), output_dir=tmp_path / "more")
     assert more.results == {"images": 1797, "queries": 3, "k": 8}
+
+
+def test_queries_and_neighbours_are_shown_from_their_files(tmp_path, monkeypatch):
+    for number in range(6):
+        picture(tmp_path / f"{number}.png", size=(40, 40), seed=number)
+    shown = note_sheets(monkeypatch, command)
+    settings = {"weights": tiny_mae(), "split": ("all",), "mixed_precision": "no", "output_dir": tmp_path / "run"}
+    tinymae.neighbours(tmp_path, **settings, query=(tmp_path / "3.png",), k=6)
+    (tiles,) = shown.values()
+    assert len(tiles) == 7
+    for tile in tiles:
+        assert torch.equal(
+            tile.image, read_image(tmp_path / tile.lines[0], (1, 96, 96), depth="uint8").expand(3, -1, -1)
+        )
 
 
 def test_queries_of_sixteen_bits_keep_them_and_find_themselves_first(tmp_path):
@@ -121,6 +135,18 @@ def test_captions_fit_their_image():
     shortened = sheets.cut("a/very/long/path/of/an/image.png", 96)
     assert shortened.startswith("a/very") and shortened.endswith("age.png") and "…" in shortened
     assert sheets.font_for(shortened).getlength(shortened) <= 96
+
+
+def test_a_name_that_is_too_long_for_one_line_has_two(tmp_path):
+    assert sheets.caption(("A-Klinik/P0034 lesion_0.jpg", "mole")) == ["P0034 lesion_", "0.jpg", "mole"]
+    assert sheets.caption(("photos/0001.png", "cat")) == ["0001.png", "cat"] and sheets.caption(()) == []
+    start, end = sheets.caption(("camera3_2024-05-31_site-north_frame_000123.jpg",))
+    assert start.startswith("camera3_") and end.startswith("…") and end.endswith("123.jpg")
+    start, end = sheets.caption(("0123456789abcdef0123.png",))  # nowhere to break
+    assert start + end == "0123456789abcdef0123.png"
+    rows = [[sheets.Tile(torch.zeros(3, 8, 8), (name, "cat")) for name in ("0.png", "P0034 lesion_0.jpg")]]
+    long, short = (sheets.write_sheet([row], tmp_path / f"{len(row)}.png", "") for row in (rows[0], rows[0][:1]))
+    assert Image.open(long).height == Image.open(short).height + sheets.TEXT + 3
 
 
 def test_knn_votes_as_scikit_learns_weighted_neighbours():

@@ -254,9 +254,13 @@ def test_two_images_cannot_have_one_mask(tmp_path, monkeypatch):
 
 def test_images_of_test_stay_there_when_they_are_labelled(tmp_path):
     for number in range(12):
-        picture(tmp_path / ("train", "val", "test")[number % 3] / f"{number}.png", seed=number)
+        picture(tmp_path / "photos" / ("train", "val", "test")[number % 3] / f"{number}.png", seed=number)
     model = tiny_mae(in_channels=3)
-    tinymae.embed(tmp_path, weights=model, to_label=9, formats=(), mixed_precision="no", output_dir=tmp_path / "embed")
-    lines = (tmp_path / "embed" / "to_label.csv").read_text().splitlines()
-    assert lines[0] == "path,label,split"
+    common = {"weights": model, "to_label": 9, "formats": (), "mixed_precision": "no"}
+    tinymae.embed(tmp_path / "photos", **common, split=("val", "test"), output_dir=tmp_path / "others")
+    lines = (tmp_path / "others" / "to_label.csv").read_text().splitlines()
+    assert lines[0] == "path,label,split" and len(lines) == 9
     assert all(path.split("/")[0] == split for path, _, split in (line.split(",") for line in lines[1:]))
+    tinymae.embed(tmp_path / "photos", **common, output_dir=tmp_path / "embed")
+    lines = (tmp_path / "embed" / "to_label.csv").read_text().splitlines()
+    assert lines[0] == "path,label" and len(lines) == 5 and all(line.startswith("train/") for line in lines[1:])

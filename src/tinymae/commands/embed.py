@@ -46,7 +46,9 @@ class EmbedSettings(FeatureSettings):
         ("npz", "projector", "map"), "what to write beside embeddings.parquet", free=True
     )
     clusters: int = setting(10, "colours of the map by k-means", least=1, free=True)
-    to_label: int | None = setting(None, "also list this many images to label first: to_label.csv", least=1, free=True)
+    to_label: int | None = setting(
+        None, "also list this many images to label first, of train if --split has it: to_label.csv", least=1, free=True
+    )
 
 
 def run(settings: EmbedSettings) -> Result[Model]:
@@ -55,8 +57,9 @@ def run(settings: EmbedSettings) -> Result[Model]:
     embeddings.parquet has a row for each image: name, split, label (null without one) and features, a list of float32.
     embeddings.npz has the same as arrays. projector/ is for TensorBoard, and has at most 5,000 of the images. map.html
     shows all of them in two dimensions. With `to_label`, to_label.csv and to_label.png are of the images without a
-    label that are most worth one. A run that was stopped resumes. Only embeddings.parquet and
-    projector/ are written a part at a time: memory grows with the number of images for the others.
+    label that are most worth one, of train if it is among the splits. A run that was stopped resumes. Only
+    embeddings.parquet and projector/ are written a part at a time: memory grows with the number of images for the
+    others.
 
     Raises InputError for settings or data that cannot work.
     """
@@ -67,10 +70,12 @@ def run(settings: EmbedSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator, several=settings.to_label is not None)
     if images.labels.ndim == 2:
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
-    if settings.to_label is not None and (images.labels >= 0).all():
+    where, those = to_choose_from(images)
+    if settings.to_label is not None and (images.labels[those] >= 0).all():
+        others = ", or name other splits by --split" * bool((images.labels < 0).any())
         raise InputError(
-            f"to_label {settings.to_label}: all {len(images):,} images have a label; leave it out"
-            + unlabelled_remedy(settings.data)
+            f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label; leave it out"
+            + (others or unlabelled_remedy(settings.data))
         )
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
@@ -142,31 +147,41 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
             write_page(settings, table, images, page)
         written.append(page)
     if settings.to_label is not None:
-        written += write_to_label(settings, table, images, folder)
+        written += write_to_label(settings, table, images, run)
     return written
 
 
-def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, folder: Path) -> list[Path]:
+def to_choose_from(images: JoinedSplits) -> tuple[str, Tensor]:
+    """Whose images may be chosen, and their rows: of train if it is there, as typical images are no fair test."""
+    every = torch.arange(len(images))
+    if "train" not in images.parts:
+        return f"split {' '.join(images.parts)}", every
+    return "train", every[images.find(every) == [*images.parts].index("train")]
+
+
+def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, run: Run) -> list[Path]:
     """to_label.csv and to_label.png: the images to label first.
 
     Of files, the first is a table to fill in: put beside the images, it is data with labels. It names the splits where
-    there is a test split, which no label may move into train; else they follow from the paths, as those of the images.
+    images of test were asked for, which no label may move into train; else they follow from the paths, as those of the
+    images.
     """
     assert settings.to_label is not None
-    features, labelled = read_features(table, np.arange(len(images))), (images.labels >= 0).numpy()
-    rows = torch.from_numpy(choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed))
+    where, those = to_choose_from(images)
+    features, labelled = read_features(table, those.numpy()), (images.labels[those] >= 0).numpy()
+    rows = those[choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed)]
     names, splits, _ = zip(*images.about(rows), strict=True)
     of_files = all(part.of_files for part in images.parts.values())
-    shown = [
-        Tile(image, (name,)) for image, name in zip(settings.look_closer(images)(rows[:SHOWN]), names, strict=False)
-    ]
-    title = f"{len(rows):,} of {int((~labelled).sum()):,} images without a label, to be labelled first"
+    shown = [Tile(image, (name,)) for image, name in zip(images.look_closer(rows[:SHOWN]), names, strict=False)]
+    unlabelled = f"the {int((~labelled).sum()):,} images of {where} without a label"
+    run.print(f"to_label.csv: {len(rows):,} of {unlabelled}")
+    title = f"{len(rows):,} of {unlabelled}, to be labelled first"
     columns = {"path" if of_files else "name": names, "label": ("",) * len(names)}
-    if "test" in images.parts:
+    if "test" in splits:
         columns["split"] = splits
     return [
-        write_csv(folder / "to_label.csv", [*columns], zip(*columns.values(), strict=True)),
-        write_sheet(in_rows(shown), folder / "to_label.png", title),
+        write_csv(run.folder / "to_label.csv", [*columns], zip(*columns.values(), strict=True)),
+        write_sheet(in_rows(shown), run.folder / "to_label.png", title),
     ]
 
 

@@ -146,7 +146,7 @@ def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, data
 
 
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
-    """Accuracy, report, calibration, confusion matrix, a table by class and the surest errors."""
+    """Accuracy, report, calibration, confusion matrix, a table by class and the most confident errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
     logits = compute_logits(settings, model, run, dataset)
@@ -230,7 +230,7 @@ def draw(
 def show_errors(
     settings: EvaluateSettings, dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path
 ) -> Path:
-    """A sheet of the errors that the classifier was surest of, with their rows."""
+    """A sheet of the most confident errors, with their rows."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
     confidence, predicted = probabilities.max(dim=1)
@@ -244,7 +244,9 @@ def show_errors(
     for row, image in zip(worst.tolist(), images, strict=True):
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
-    return write_sheet(in_rows(tiles), path, f"the {len(tiles)} surest of {len(wrong):,} errors: truth, not prediction")
+    return write_sheet(
+        in_rows(tiles), path, f"the {len(tiles)} most confident of {len(wrong):,} errors: truth, not prediction"
+    )
 
 
 def write_table(by_class: dict[str, dict], path: Path) -> Path:

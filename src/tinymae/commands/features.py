@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -67,34 +67,21 @@ class JoinedSettings(WeightsSettings):
         return super().resolve()
 
     def open_images(
-        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False
-    ) -> "JoinedSplits":
+        self, model: Model, accelerator: Accelerator, *, several: bool = False, unlabelled: bool = False,
+        grouped: bool = False,
+    ) -> "JoinedSplits":  # fmt: skip
         """The splits' images, sized for the model; labels, if an image may have `several`, only where asked for, and of
-        `unlabelled` images none.
+        `unlabelled` images none. Those that are `grouped` have their groups without being split, too.
         """
         options = {"image_size": model.image_size, "channels": model.in_channels, "present": len(self.split) > 1}
-        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled)
+        loaded = self.load_splits(self.split, **options, several=several, unlabelled=unlabelled, grouped=grouped)
         if not loaded:
             raise InputError(f"split {' '.join(self.split)}: data {self.data_name} have none of them; give --split all")
         require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
-        return JoinedSplits(on_device, self.show_channels)
-
-    def look_closer(self, images: "JoinedSplits") -> Callable[[Tensor], Tensor]:
-        """What gives some of these images, by their rows, for a person to recognise: RGB, uint8 (B, 3, H, W).
-
-        Those of files are read again, at the size of a sheet's tiles, if the model's is smaller.
-        """
-        channels, height, width = images.image_shape
-        scale = SIDE / max(height, width)
-        if scale <= 1 or not all(part.of_files for part in images.parts.values()):
-            return images.view
         data, reading = self.source_of()
-        reading |= {"image_size": (round(scale * height), round(scale * width)), "channels": channels}
-        whole = JoinedSplits(load_splits(data, [*images.parts], memory_limit_gb=0, **reading), self.show_channels)
-        place = {name: row for row, name in enumerate(itertools.chain(*whole.all_names))}  # `images` may lack some
-        return lambda rows: whole.view(torch.tensor([place[name] for name, *_ in images.about(rows)]))
+        return JoinedSplits(on_device, self.show_channels, partial(load_splits, data, memory_limit_gb=0, **reading))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +168,14 @@ class JoinedSplits:
         classes: the names of the labels; of an unlabelled set none.
         labels: int64 (N,) on the CPU, -1 where there is none; of several an image uint8 (N, classes).
         channels: those to look at, see `viewable`.
+        reopen: what opens the splits of a list again, at a given `image_size` with so many `channels`.
     """
 
-    def __init__(self, parts: dict[str, Dataset], channels: Channels | None = None):
-        self.parts, self.channels = parts, channels
+    def __init__(
+        self, parts: dict[str, Dataset], channels: Channels | None = None,
+        reopen: Callable[..., dict[str, Dataset]] | None = None,
+    ):  # fmt: skip
+        self.parts, self.channels, self.reopen = parts, channels, reopen
         self.classes = next((part.classes for part in parts.values() if part.labels is not None), [])
         self.all_names = [part.names for part in parts.values()]
         self.starts = torch.tensor([0, *(len(part) for part in parts.values())]).cumsum(0)
@@ -213,6 +204,32 @@ class JoinedSplits:
         """The same to look at: RGB, uint8 (B, 3, H, W) on the CPU, all stretched alike."""
         return viewable(self[indices].cpu(), self.channels, self.limits)
 
+    def look_closer(self, indices: Tensor) -> Tensor:
+        """The same for a person to recognise: files are read again, at the size of a sheet's tile if that is larger."""
+        if self.larger is self:
+            return self.view(indices)
+        return self.larger.view(torch.tensor([self.larger.place_of[name] for name, *_ in self.about(indices)]))
+
+    @cached_property
+    def larger(self) -> "JoinedSplits":
+        """All images of these splits at the size of `look_closer`; itself where that is no other."""
+        size = self.tile_shape[1:]
+        if size == self.image_shape[1:] or self.reopen is None or not all(p.of_files for p in self.parts.values()):
+            return self
+        return JoinedSplits(self.reopen([*self.parts], image_size=size, channels=self.image_shape[0]), self.channels)
+
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        """Where the image of each name is."""
+        return {name: row for row, name in enumerate(itertools.chain(*self.all_names))}
+
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """`image_shape`, enlarged to fill a sheet's tile."""
+        channels, *sides = self.image_shape
+        height, width = (round(max(1.0, SIDE / max(sides)) * side) for side in sides)
+        return channels, height, width
+
     @cached_property
     def limits(self) -> Limits:
         """What is seen as black and white, by some of the images."""
@@ -228,6 +245,11 @@ class JoinedSplits:
     def depth(self) -> Depth:
         """uint8 or uint16"""
         return next(iter(self.parts.values())).depth
+
+    @property
+    def groups(self) -> list[str]:
+        """Of each image, if it has one."""
+        return [*itertools.chain(*(part.groups for part in self.parts.values()))]
 
     def find(self, indices: Tensor) -> Tensor:
         """The number of the split (B,) that each of `indices` (B,) lies in."""

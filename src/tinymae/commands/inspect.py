@@ -1,5 +1,6 @@
 """Look for what may be wrong with a data set: near-duplicates, outliers, doubtful labels."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,9 +65,10 @@ def run(settings: InspectSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
     settings = settings.reading_like(model)
-    images = settings.open_images(model, accelerator)
+    images = settings.open_images(model, accelerator, grouped=True)
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
+    require_folds(settings, labelled_of(images)[1])
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         features = map_images(encode, images, accelerator, **settings.computing)
         parts = on_main(accelerator, partial(look_into, settings, images, features, run))
@@ -77,6 +79,22 @@ def run(settings: InspectSettings) -> Result[Model]:
 
 
 inspect = keywords_of(run, InspectSettings)
+
+
+def labelled_of(images: JoinedSplits) -> tuple[Tensor, list[str]]:
+    """Which images (N,) have a label, and the group of each of these, if they have groups."""
+    rows, groups = (images.labels >= 0).nonzero()[:, 0], images.groups
+    return rows, [groups[row] for row in rows.tolist()] if groups else []
+
+
+def require_folds(settings: InspectSettings, groups: Sequence[str]) -> None:
+    """Raises InputError for fewer groups of labelled images than folds."""
+    count = len({*groups})
+    if 0 < count < settings.folds:
+        raise InputError(
+            f"folds {settings.folds}: the images with a label are of {count} group{'s'[: count != 1]}, which are too "
+            "few; give fewer folds, or no group_column or group_pattern"
+        )
 
 
 @dataclass
@@ -134,9 +152,10 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
     if not groups:
         text = "none were found"
     if len(rows) > len(images) / 10:
+        of_one = "film or subject, which --group-column or --group-pattern keep in one split"
         text += (
-            f". So many suggest frames of one film or subject, which --group-column or --group-pattern keep in one "
-            "split; or images that resemble each other by nature, as drawings do: then raise --least-correlation, "
+            f". So many suggest frames of one {'group' if images.groups else of_one}; or images that resemble each "
+            "other by nature, as drawings do: then raise --least-correlation, "
             f"which is {settings.least_correlation:g} here"
         )
     return Finding("Near-duplicates", text, numbers, [table, sheet])
@@ -157,7 +176,7 @@ def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *
     splits = images.find(group).tolist()
     ahead = sorted(range(len(group)), key=lambda place: splits.index(splits[place]) != place)
     some, correlations = (values[ahead[:LARGEST_GROUP]] for values in (group, best))
-    about = zip(images.view(some), images.about(some), correlations.tolist(), strict=True)
+    about = zip(images.look_closer(some), images.about(some), correlations.tolist(), strict=True)
     tiles = [
         Tile(image, (name, f"{number}: {split} {label or ''}", f"correlation {correlation:.2f}"), frame)
         for image, (name, split, label), correlation in about
@@ -188,7 +207,7 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     table = write_csv(folder / "outliers.csv", ["rank", "name", "split", "label", "distance"], rows)
     tiles = [
         Tile(image, (name, label or "", far))
-        for image, (_, name, _, label, far) in zip(images.view(order[:SHOWN]), rows, strict=False)
+        for image, (_, name, _, label, far) in zip(images.look_closer(order[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} images farthest from their neighbour number {k}"
     sheet = write_sheet(in_rows(tiles), folder / "outliers.png", title)
@@ -199,13 +218,15 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
 
 def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Finding:
     """All labelled images by the held-out probability of their label."""
-    labelled = (images.labels >= 0).nonzero()[:, 0]
+    labelled, groups = labelled_of(images)
     labels = images.labels[labelled]
     probabilities = held_out_probabilities(
         features[labelled], labels, num_classes=len(images.classes), folds=settings.folds,
-        seed=derive_seed(settings.seed, "folds"),
+        seed=derive_seed(settings.seed, "folds"), groups=groups,
     )  # fmt: skip
-    enough = labels.bincount()[labels] >= settings.folds  # a probe that saw none of a class, or few, cannot judge it
+    # A probe that saw no other image, or group, of a class, or few, cannot judge it.
+    others = Counter(label for _, label in {*zip(groups or range(len(labels)), labels.tolist(), strict=True)})
+    enough = torch.tensor([others[label] >= settings.folds for label in labels.tolist()])
     issues = confident_issues(probabilities, labels) & enough
     own = probabilities.gather(1, labels[:, None])[:, 0]
     order = own.where(enough, torch.inf).argsort(stable=True)
@@ -221,7 +242,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     table = write_csv(folder / "doubtful_labels.csv", columns, rows)
     tiles = [
         Tile(image, (name, label, f"or {guess}?"))
-        for image, (_, name, _, label, guess, *_) in zip(images.view(ranked[:SHOWN]), rows, strict=False)
+        for image, (_, name, _, label, guess, *_) in zip(images.look_closer(ranked[:SHOWN]), rows, strict=False)
     ]
     title = f"the {len(tiles)} labels that a probe of other images doubts most: is it the label, or the other class?"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)
@@ -229,6 +250,9 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     text = f"{int(issues.sum())} of {len(labels)}; a probe of the others is right about {right:.0f} % of them"
     if is_weak(right, labels):
         text += ", which is too rarely for this list to mean much"
+    if not enough.all():
+        kind = "groups" if groups else "images"
+        text += f"; {int((~enough).sum())} are of classes with fewer than {settings.folds} {kind}, and not judged"
     numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum()), "held_out_accuracy": right}
     return Finding("Doubtful labels", text, numbers, [table, sheet])
 

@@ -45,11 +45,10 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     accelerator = settings.create_accelerator()
     model, encode = settings.open_model(accelerator)
     settings = settings.reading_like(model)
-    shape = (model.in_channels, *model.image_size)
     files = find_queries(settings.query)
     images = settings.open_images(model, accelerator)
-    read = partial(read_image, shape=shape, depth=images.depth, pixel_range=settings.pixel_range)
-    queries = torch.stack([read(file, fit=settings.fit or "crop") for file in files])  # as the data are
+    read = partial(read_image, depth=images.depth, pixel_range=settings.pixel_range, fit=settings.fit or "crop")
+    queries = torch.stack([read(file, images.image_shape) for file in files])  # as the data are
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.computing).to(accelerator.device)
         wanted = ImageDataset("query", queries, None, [])
@@ -59,7 +58,8 @@ def run(settings: NeighboursSettings) -> Result[Model]:
         if run.is_main:
             cosines, index = (found.cpu() for found in nearest(asked, bank, k=settings.k))
             shown.append(write_table(files, images, cosines, index, run.folder / "neighbours.csv"))
-            shown.append(show(files, queries, images, cosines, index, run.folder / "neighbours.png"))
+            closer = torch.stack([read(file, images.tile_shape) for file in files[:SHOWN]])
+            shown.append(show(files, closer, images, cosines, index, run.folder / "neighbours.png"))
         run.finish(results, shown)
     return Result(model, results, run.folder)
 
@@ -96,7 +96,7 @@ def show(files: list[Path], queries: Tensor, images: JoinedSplits, cosines: Tens
     """A row for each query: itself, framed, then its neighbours."""
     rows = []
     for file, query, near, row in zip(files[:SHOWN], queries, index, cosines.tolist(), strict=False):
-        about = zip(images.view(near), images.about(near), row, strict=True)
+        about = zip(images.look_closer(near), images.about(near), row, strict=True)
         found = [Tile(image, (name, label or "", f"{cosine:.3f}")) for image, (name, _, label), cosine in about]
         shown = viewable(query[None], images.channels, images.limits)[0]
         rows += in_rows([Tile(shown, (file.name, "query"), "#2f6690"), *found], MOST_ACROSS)

@@ -1,7 +1,6 @@
 """Classify new images: a table of classes and probabilities, and a sheet of each class."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +32,9 @@ from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
 SHOWN = 40  # images on a sheet
-LEAST_SURE = "#d1495b"  # their frame
+LEAST_CONFIDENT = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
 LISTED = 20  # classes up to which each has a column of probabilities
-View = Callable[[Tensor], Tensor]  # of rows: the images to look at
 FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
 
@@ -58,10 +56,10 @@ def run(settings: PredictSettings) -> Result[Classifier]:
 
     predictions.csv has a line for each image: its class and the next best, with their probabilities, and of up to 20
     classes the probability of each; of weights that know several labels an image, all classes of a probability of at
-    least 1/2, and the probability of each. classes/ has a sheet of the images of each class, the surest first and the
-    least sure last. With `calibrate` the
-    probabilities are those of logits divided by one temperature, found on validation; the classes stay as they are.
-    Unlike other commands it computes in float32 by default: a threshold of a probability then holds on any processor.
+    least 1/2, and the probability of each. classes/ has a sheet of the images of each class, the most confident first.
+    With `calibrate` the probabilities are those of logits divided by one temperature, found on validation; the classes
+    stay as they are. Unlike other commands it computes in float32 by default: a threshold of a probability then holds
+    on any processor.
 
     Raises InputError for weights without a head, or for settings or data that cannot work.
     """
@@ -94,10 +92,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
                 "the probabilities are not calibrated: --calibrate DATA, the labelled data of training, does that, "
                 "with the same split flags (--group-column, --val-fraction, ...)"
             )
-        files = []
-        if run.is_main:
-            files = write(images, settings.look_closer(images), probabilities, found, model, run.folder)
-        run.finish(results, files)
+        run.finish(results, write(images, probabilities, found, model, run.folder) if run.is_main else [])
     return Result(model, results, run.folder)
 
 
@@ -160,16 +155,14 @@ def describe(results: dict) -> str:
     return f"{results['images']:,} images ({', '.join(parts)}), {median}"
 
 
-def write(
-    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path
-) -> list[Path]:
+def write(images: JoinedSplits, probabilities: Tensor, found: Tensor, model: Classifier, folder: Path) -> list[Path]:
     """The table, and the sheet of each class."""
     path = folder / "predictions.csv"
     if model.several:
         table = write_several(images, probabilities, found, model.classes, path)
     else:
         table = write_table(images, probabilities, model.classes, path)
-    return [table, *write_sheets(images, view, probabilities, found, model.classes, folder / "classes")]
+    return [table, *write_sheets(images, probabilities, found, model.classes, folder / "classes")]
 
 
 def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], path: Path) -> Path:
@@ -199,9 +192,9 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
 
 
 def write_sheets(
-    images: JoinedSplits, view: View, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
+    images: JoinedSplits, probabilities: Tensor, found: Tensor, classes: list[str], folder: Path
 ) -> list[Path]:
-    """A sheet of the images of each class that was found (N, classes), from the surest to the least sure."""
+    """A sheet of the images of each class that was found (N, classes), the most confident first."""
     written = []
     for number in found.any(dim=0).nonzero()[:, 0].tolist():
         confidence, members = probabilities[:, number], found[:, number].nonzero()[:, 0]
@@ -209,13 +202,14 @@ def write_sheets(
         some = members
         if len(members) > SHOWN:  # the first half and the last half
             some = torch.cat([members[: SHOWN // 2], members[-SHOWN // 2 :]])
-        about = zip(view(some), images.about(some), confidence[some].tolist(), strict=True)
+        about = zip(images.look_closer(some), images.about(some), confidence[some].tolist(), strict=True)
         tiles = [Tile(image, (name, f"{100 * sure:.1f} %")) for image, (name, *_), sure in about]
-        title = f"{classes[number]}: {len(members):,} images, the surest first"
+        order = "the most confident first"
         if len(members) > SHOWN:
-            title = f"{classes[number]}: {len(members):,} images, the surest {SHOWN // 2} and, framed, the least sure"
+            order = f"the {SHOWN // 2} most confident and, framed, the {SHOWN // 2} least"
             for tile in tiles[SHOWN // 2 :]:
-                tile.frame = LEAST_SURE
+                tile.frame = LEAST_CONFIDENT
+        title = f"{classes[number]}: {len(members):,} images, {order}"
         # Of a class's name only letters and digits, of any script; the number keeps two of them apart.
         name = re.sub(r"[^\w-]+", "_", classes[number])[:40]
         written.append(write_sheet(in_rows(tiles), folder / f"{number:03}_{name}.png", title))

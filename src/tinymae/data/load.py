@@ -95,11 +95,12 @@ def load_splits(
     test_fraction: float | None = None, group_pattern: str | None = None,
     memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
     labelled: bool = False, unlabelled: bool = False, several: bool = False, masked: bool = False,
-    present: bool = False, **reading: Any,
+    present: bool = False, grouped: bool = False, **reading: Any,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
 
-    With `present`, splits that have no images are left out. Images that are `masked`, with a mask for each in place of
+    With `present`, splits that have no images are left out. The groups of a pattern are looked for in all images as
+    well, which are not cut, if they are to be `grouped`. Images that are `masked`, with a mask for each in place of
     a label, are held out like labelled ones. Labels are left out if `unlabelled` images are asked for, and those of
     images that may have several, (N, classes), unless `several` are.
 
@@ -125,12 +126,10 @@ def load_splits(
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
     unused = source.labels is not None and (unlabelled or of_several)
-    if {*splits} == {"all"}:
-        rows = {"all": np.arange(len(source))}
-    else:
-        if pattern is not None:
-            source.groups = match_groups(source, pattern)
-        rows = cut(source, val_fraction, test_fraction, masked=masked)
+    whole = {*splits} == {"all"}
+    if pattern is not None and (grouped or not whole):
+        source.groups = match_groups(source, pattern)
+    rows = {"all": np.arange(len(source))} if whole else cut(source, val_fraction, test_fraction, masked=masked)
     if unused:  # now that the images are cut as they are where the labels are used
         source.labels = None
     description = describe(source, rows, unused_labels=unused)

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..data.fit import resize
 from ..errors import InputError
 from ..files import write_atomically
 from ..tensors import LEVELS, pick_pixels, to_unit
@@ -116,9 +117,7 @@ def thumbnails(images: Tensor, side: int) -> Tensor:
     scale = side / max(images.shape[2:])
     height, width = (max(1, round(scale * size)) for size in images.shape[2:])
     if (height, width) != images.shape[2:]:
-        mode = "bilinear" if scale < 1 else "nearest"
-        resized = torch.nn.functional.interpolate(images.float(), (height, width), mode=mode, antialias=scale < 1)
-        images = resized.round().clamp(0, 255).to(torch.uint8)
+        images = resize(images, (height, width))
     top, left = (side - height) // 2, (side - width) // 2
     padding = (left, side - width - left, top, side - height - top)
     return torch.nn.functional.pad(images, padding, value=128)

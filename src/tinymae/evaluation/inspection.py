@@ -1,11 +1,12 @@
 """What may be wrong with a data set: near-duplicates, outliers and labels that features disagree with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
 from .neighbours import nearest
@@ -113,11 +114,23 @@ def group_pairs(first: Tensor, second: Tensor, count: int) -> Tensor:
     return torch.where(sizes[groups] > 1, numbers[groups], -1)
 
 
-def held_out_probabilities(features: Tensor, labels: Tensor, *, num_classes: int, folds: int, seed: int) -> Tensor:
-    """Probabilities (N, classes) of each row of features (N, F) by a linear probe that was fitted without its fold."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+def draw_folds(count: int, groups: Sequence[str], *, folds: int, seed: int) -> list[Tensor]:
+    """Which of `count` rows are in each fold, at random; those of one of the `groups` (N,) are in the same."""
+    if not groups:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        return [*order.tensor_split(min(folds, count))]
+    drawn = GroupKFold(folds, shuffle=True, random_state=seed % 2**32).split(range(count), groups=groups)
+    return [torch.from_numpy(rows) for _, rows in drawn]
+
+
+def held_out_probabilities(
+    features: Tensor, labels: Tensor, *, num_classes: int, folds: int, seed: int, groups: Sequence[str] = ()
+) -> Tensor:
+    """Probabilities (N, classes) of each row of features (N, F) by a linear probe that was fitted without its fold, and
+    so without any other image of its group, where there are `groups` (N,).
+    """
     probabilities = torch.zeros(len(features), num_classes)
-    for fold in order.tensor_split(min(folds, len(features))):
+    for fold in draw_folds(len(features), groups, folds=folds, seed=seed):
         rest = torch.ones(len(features), dtype=torch.bool)
         rest[fold] = False
         probe = fit_linear(features[rest], labels[rest], num_classes=num_classes, l2=L2)

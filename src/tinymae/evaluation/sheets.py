@@ -27,12 +27,12 @@ class Tile:
 
 
 def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) -> Path:
-    """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, small ones with hard edges.
+    """Rows of tiles as a PNG, written atomically. Images become squares of 96 pixels, as `thumbnails` scales them.
 
-    Lines that are too long are cut in their middle; of a name its end is shown, without the folders.
+    Lines that are too long are cut in their middle; a name is shown without the folders, in two lines if need be.
     """
     columns = max((len(row) for row in rows), default=1)
-    lines = max((len(tile.lines) for row in rows for tile in row), default=0)
+    lines = max((len(caption(tile.lines)) for row in rows for tile in row), default=0)
     cell = (SIDE + GAP, SIDE + GAP + lines * (TEXT + 3))
     top = TEXT + 2 * GAP
     width = min(math.ceil(font_for(title).getlength(title)), 600) + 2 * GAP  # a few tiles are narrower than their title
@@ -40,11 +40,10 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) ->
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
 
-    def write(where: tuple[int, int], text: str, width: int, *, is_name: bool = False) -> None:
-        shown = cut(text.rsplit("/", 1)[-1], width, ahead=0) if is_name else cut(text, width)
-        draw.text(where, shown, fill="black", font=font_for(text))
+    def write(where: tuple[int, int], text: str) -> None:
+        draw.text(where, text, fill="black", font=font_for(text))
 
-    write((GAP, GAP // 2), title, size[0] - 2 * GAP)
+    write((GAP, GAP // 2), cut(title, size[0] - 2 * GAP))
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             place = (GAP + column * cell[0], top + row * cell[1])
@@ -53,8 +52,8 @@ def write_sheet(rows: Sequence[Sequence[Tile]], path: str | Path, title: str) ->
                 draw.rectangle(outer, fill=tile.frame)
             square = thumbnails(tile.image[None].cpu(), SIDE)[0].permute(1, 2, 0).contiguous()
             sheet.paste(Image.fromarray(square.numpy()), place)
-            for number, line in enumerate(tile.lines):
-                write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line, SIDE, is_name=number == 0)
+            for number, line in enumerate(caption(tile.lines)):
+                write((place[0], place[1] + SIDE + 2 + number * (TEXT + 3)), line)
     write_atomically(path, lambda beside: sheet.save(beside, format="png"))
     return Path(path)
 
@@ -68,6 +67,24 @@ def open_font(file: str) -> ImageFont.FreeTypeFont:
 def font_for(text: str) -> ImageFont.FreeTypeFont:
     """The font that has the letters of a text, if one is installed."""
     return open_font(file_for(text))
+
+
+def caption(lines: Sequence[str]) -> list[str]:
+    """The lines below a tile, each as wide as it at most; the first is a name."""
+    names = [part for line in lines[:1] for part in wrap(line.rsplit("/", 1)[-1], SIDE)]
+    return names + [cut(line, SIDE) for line in lines[1:]]
+
+
+def wrap(name: str, width: int) -> list[str]:
+    """A name in one line of `width` pixels or in two; of one that is longer, the start and the end."""
+    name = " ".join(name.split())
+    length = font_for(name).getlength
+    if length(name) <= width:
+        return [name]
+    places = [place for place in range(1, len(name)) if length(name[:place]) <= width]
+    between = [place for place in places if name[place - 1] in " _-" and length(name[place:]) <= width]
+    place = (between or places)[-1]
+    return [name[:place], cut(name[place:], width, ahead=0)]
 
 
 def cut(text: str, width: int, *, ahead: float = 0.5) -> str:
