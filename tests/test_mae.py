@@ -316,6 +316,17 @@ def test_floats_that_nobody_normalised_are_warned_of_once():
         )
 
 
+@pytest.mark.parametrize("call", ["encode", "encode_layers", "__call__", "reconstruct", "a classifier", "Features"])
+def test_the_warning_points_at_the_users_line(call):
+    images, model = torch.rand(2, 3, 8, 8), small_model().eval()
+    functions = {"encode_layers": lambda images: model.encode_layers(images, 1)}
+    functions["a classifier"] = tinymae.build_classifier(model, classes=["a", "b"])
+    functions["Features"] = tinymae.Features(model).fit_transform
+    with pytest.warns(UserWarning, match="taken as normalised") as found:
+        functions.get(call, getattr(model, call, None))(images)
+    assert [warning.filename for warning in found] == [__file__]
+
+
 def test_a_good_batch_does_not_spend_the_warning_and_a_long_training_looks_at_few():
     model = small_model()
     with warnings.catch_warnings():
