@@ -46,6 +46,10 @@ def test_the_package_can_be_run_as_a_module(monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
+def test_the_package_shows_its_public_names_alone():
+    assert {*dir(tinymae)} == {*tinymae.__all__, "__version__"}
+
+
 def test_help_and_version_come_without_the_heavy_imports():
     code = (
         "import sys\n"
