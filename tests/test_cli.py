@@ -145,6 +145,12 @@ def test_from_python_the_choices_are_those_of_the_command_line(settings, given, 
         (PretrainSettings, {"flip": 1}, "flip 1 is of type int: give True or False"),
         (PretrainSettings, {"encoder": 3}, "encoder 3 is of type int: give a text"),
         (PretrainSettings, {"weights": 3}, "weights 3 is of type int: give a text, a path, Autoencoder or Classifier"),
+        (PretrainSettings, {"weights": torch.compile(tiny_mae())}, "is of type OptimizedModule: give its ._orig_mod"),
+        (
+            SETTINGS["embed"],
+            {"weights": Result(tiny_mae(), {}, Path("run"))},
+            "weights .* is of type Result: give its .model",
+        ),
         (
             PretrainSettings,
             {"image_size": "8"},

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, did_you_mean
 from ..files import digest, is_of_type
+from ..interop.load import part_with_model
 from ..randomness import untouched_randomness
 from .families import describe_setting
 
@@ -132,7 +133,7 @@ def require_kind(name: str, value: Any, kinds: list[Any]) -> None:
         last = words.pop()
         allowed = f"{', '.join(map(str, words))} or {last}" if words else last
         shown = describe_value(value) if isinstance(value, Tensor | np.ndarray) else reprlib.repr(value)
-        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {allowed}")
+        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {part_with_model(value) or allowed}")
 
 
 def words_of(kind: Any) -> str | None:
