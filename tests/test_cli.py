@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import SCRIPTS
 from PIL import Image
-from running import QUICK, TINY, flags, launch, metrics, one_line, refused, tiny_mae
+from running import FEW, QUICK, TINY, flags, launch, metrics, one_line, refused, tiny_mae
 
 import tinymae
 from tinymae import InputError
@@ -207,6 +207,21 @@ def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_
         run = tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
         assert not torch.is_grad_enabled()
     assert run.results["steps"] > 0
+
+
+@pytest.mark.parametrize("command", ["pretrain", "linear_probe", "finetune"])
+def test_training_computes_in_float32_whatever_a_script_has_made_the_default(
+    command, quick_figures, quick_probes, tmp_path
+):
+    settings = {"pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW, "finetune": FEW | {"epochs": 1}}
+    settings = settings[command] | ({} if command == "pretrain" else {"weights": tiny_mae()})
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = getattr(tinymae, command)(**settings, output_dir=tmp_path)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("command", SETTINGS)
