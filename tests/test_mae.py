@@ -379,6 +379,14 @@ def test_what_is_no_tensor_is_refused_and_the_way_to_give_it_is_named(images):
             function(images)
 
 
+def test_a_batch_without_images_has_features_and_no_loss():
+    model, images = small_model(), torch.zeros(0, 3, 8, 8)
+    assert model.encode(images).shape == (0, model.num_features)
+    for function in (model, model.reconstruct):
+        with pytest.raises(InputError, match="images are an empty batch: give at least one image"):
+            function(images)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_probabilities_are_of_logits_and_not_of_images(dtype):
     classifier = build_classifier(small_model(), classes=["a", "b"])
