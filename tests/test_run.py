@@ -412,7 +412,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeyp
         patch.setattr(pretrain, "create_optimizer", lambda *given, ends, **options: create(*given, **options))
         with pytest.raises(Stopped):
             tinymae.pretrain(**settings, pause_after_minutes=0)
-    with one_line("its checkpoint is of another version .* or give --overwrite"):
+    with one_line("its checkpoint is of another version .* or give overwrite"):
         tinymae.pretrain(**settings)
     tinymae.pretrain(**settings, overwrite=True)
 

@@ -207,7 +207,7 @@ class Run:
                 raise refusal(
                     error,
                     f"output_dir {self.folder}: its checkpoint is of another version of tinymae ({first_line(error)}): "
-                    "resume it with that one, or give --overwrite",
+                    "resume it with that one, or give overwrite",
                 ) from None
 
     def save_checkpoint(self, step: int) -> None:
