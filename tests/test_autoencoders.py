@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from running import tiny_mae
 from sklearn.decomposition import PCA
 
 import tinymae
@@ -222,6 +223,14 @@ def test_a_step_lowers_the_loss_and_reaches_every_parameter(name, images):
         model.after_step(Accelerator(cpu=True), torch.Generator().manual_seed(step))
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_classes_are_texts_and_each_has_a_name_of_its_own(tmp_path):
+    build_classifier(tiny_mae(), classes=np.arange(2)).save_pretrained(tmp_path)
+    assert tinymae.load(tmp_path).classes == ["0", "1"]
+    for classes in (["a", "b", "a"], np.zeros(3)):
+        with pytest.raises(InputError, match=f"classes has {classes[0]!s} more than once: give each class a name"):
+            build_classifier(tiny_mae(), classes=classes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import SCRIPTS
 from PIL import Image
-from running import QUICK, TINY, flags, launch, metrics, one_line, refused, tiny_mae
+from running import FEW, QUICK, TINY, flags, launch, metrics, one_line, refused, tiny_mae
 
 import tinymae
 from tinymae import InputError
@@ -44,6 +44,10 @@ def test_the_package_can_be_run_as_a_module(monkeypatch, capsys):
     assert capsys.readouterr().out == f"tinymae {tinymae.__version__}\n"
     runpy.run_module("tinymae")  # imported, as documentation tools do
     assert not capsys.readouterr().out
+
+
+def test_the_package_shows_its_public_names_alone():
+    assert {*dir(tinymae)} == {*tinymae.__all__, "__version__"}
 
 
 def test_help_and_version_come_without_the_heavy_imports():
@@ -141,6 +145,12 @@ def test_from_python_the_choices_are_those_of_the_command_line(settings, given, 
         (PretrainSettings, {"flip": 1}, "flip 1 is of type int: give True or False"),
         (PretrainSettings, {"encoder": 3}, "encoder 3 is of type int: give a text"),
         (PretrainSettings, {"weights": 3}, "weights 3 is of type int: give a text, a path, Autoencoder or Classifier"),
+        (PretrainSettings, {"weights": torch.compile(tiny_mae())}, "is of type OptimizedModule: give its ._orig_mod"),
+        (
+            SETTINGS["embed"],
+            {"weights": Result(tiny_mae(), {}, Path("run"))},
+            "weights .* is of type Result: give its .model",
+        ),
         (
             PretrainSettings,
             {"image_size": "8"},
@@ -197,6 +207,21 @@ def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_
         run = tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
         assert not torch.is_grad_enabled()
     assert run.results["steps"] > 0
+
+
+@pytest.mark.parametrize("command", ["pretrain", "linear_probe", "finetune"])
+def test_training_computes_in_float32_whatever_a_script_has_made_the_default(
+    command, quick_figures, quick_probes, tmp_path
+):
+    settings = {"pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW, "finetune": FEW | {"epochs": 1}}
+    settings = settings[command] | ({} if command == "pretrain" else {"weights": tiny_mae()})
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = getattr(tinymae, command)(**settings, output_dir=tmp_path)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("command", SETTINGS)

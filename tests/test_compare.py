@@ -467,7 +467,7 @@ def test_other_arguments_are_refused(compared):
     before = results_in(folder)
     for length, message in (
         (("--epochs", 2), r"seed0/pretrain holds another run \(.*epochs was 1, now 2\): choose another folder"),
-        (("--minutes", 3), r"max_minutes was None, now 3.*--overwrite, which moves everything aside"),
+        (("--minutes", 3), r"max_minutes was None, now 3.*give overwrite, which moves everything aside"),
     ):
         with pytest.raises(InputError, match=message):
             run(folder, *GRID, *length)

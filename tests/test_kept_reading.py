@@ -63,10 +63,12 @@ def test_one_image_is_read_as_the_weights_own_were(pretrained, scans, tmp_path):
     dataset = load_dataset(scans, "all", image_size=8, **READ)
     for number, values in enumerate(np.load(scans)["images"][:3]):
         Image.fromarray(values).save(path := tmp_path / f"{number}.png")
-        for source in (path, str(path), path.read_bytes()):
+        for source in (path, str(path), path.read_bytes(), Image.open(path)):
             assert torch.equal(tinymae.load_image(source, pretrained.model), dataset.images[number])
     with pytest.raises(InputError, match="image of bytes cannot be read"):
         tinymae.load_image(b"", pretrained.model)
+    with pytest.raises(InputError, match="source is of type ndarray: give an image file, its bytes or a Pillow image"):
+        tinymae.load_image(np.zeros((8, 8)), pretrained.model)
 
 
 def test_a_flag_that_is_given_wins(pretrained, scans, tmp_path):

@@ -316,6 +316,17 @@ def test_floats_that_nobody_normalised_are_warned_of_once():
         )
 
 
+@pytest.mark.parametrize("call", ["encode", "encode_layers", "__call__", "reconstruct", "a classifier", "Features"])
+def test_the_warning_points_at_the_users_line(call):
+    images, model = torch.rand(2, 3, 8, 8), small_model().eval()
+    functions = {"encode_layers": lambda images: model.encode_layers(images, 1)}
+    functions["a classifier"] = tinymae.build_classifier(model, classes=["a", "b"])
+    functions["Features"] = tinymae.Features(model).fit_transform
+    with pytest.warns(UserWarning, match="taken as normalised") as found:
+        functions.get(call, getattr(model, call, None))(images)
+    assert [warning.filename for warning in found] == [__file__]
+
+
 def test_a_good_batch_does_not_spend_the_warning_and_a_long_training_looks_at_few():
     model = small_model()
     with warnings.catch_warnings():
@@ -365,6 +376,14 @@ def test_what_is_no_tensor_is_refused_and_the_way_to_give_it_is_named(images):
     model = small_model()
     for function in (model.encode, model.reconstruct, model, build_classifier(model, classes=["a"])):
         with pytest.raises(InputError, match=r"images are of type \w+: give a tensor \(batch, 3, 8, 8\).*from_numpy"):
+            function(images)
+
+
+def test_a_batch_without_images_has_features_and_no_loss():
+    model, images = small_model(), torch.zeros(0, 3, 8, 8)
+    assert model.encode(images).shape == (0, model.num_features)
+    for function in (model, model.reconstruct):
+        with pytest.raises(InputError, match="images are an empty batch: give at least one image"):
             function(images)
 
 

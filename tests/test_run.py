@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import re
+import shutil
 import signal
 import threading
 import time
@@ -412,7 +413,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeyp
         patch.setattr(pretrain, "create_optimizer", lambda *given, ends, **options: create(*given, **options))
         with pytest.raises(Stopped):
             tinymae.pretrain(**settings, pause_after_minutes=0)
-    with one_line("its checkpoint is of another version .* or give --overwrite"):
+    with one_line("its checkpoint is of another version .* or give overwrite"):
         tinymae.pretrain(**settings)
     tinymae.pretrain(**settings, overwrite=True)
 
@@ -463,6 +464,25 @@ def test_each_session_takes_the_minutes_before_its_pause(tmp_path, monkeypatch):
             tinymae.pretrain(**QUICK | {"epochs": 9}, pause_after_minutes=0.2, log_with=(), output_dir=tmp_path)
     first, second = saved
     assert first > 1 and second >= 2 * first - 1  # a look at the clock is a second
+
+
+@pytest.mark.parametrize("meets", [{"checkpoint_minutes": 0, "log_every": 1000}, {"log_every": 1}])
+def test_a_folder_that_vanishes_under_a_run_is_named_and_not_made_anew_in_part(meets, whole, tmp_path, monkeypatch):
+    """Whether a checkpoint or a line of metrics meets it first."""
+    report = Run.report
+
+    def vanishing(run, state):
+        if state.step == 3:
+            shutil.rmtree(run.folder)
+        report(run, state)
+
+    settings = QUICK | meets | {"output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch, one_line("run was deleted or moved during the run: put it back, and"):
+        patch.setattr(Run, "report", vanishing)
+        tinymae.pretrain(**settings)
+    assert not (tmp_path / "run").exists()
+    tinymae.pretrain(**settings)
+    assert same_files(tmp_path / "run", whole)
 
 
 def test_a_last_step_is_saved_once(tmp_path, monkeypatch):

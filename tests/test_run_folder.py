@@ -38,7 +38,7 @@ def test_a_folder_that_cannot_be_the_runs_is_left_as_it_was(tmp_path):
         run.finish({}, [])
     content = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for arguments, inputs, message in [
-        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]\): choose .*--overwrite"),
+        ({"sizes": (1, 3)}, {"train": "10 images, ab"}, r"sizes was \[1, 2\], now \[1, 3\]\): choose .*give overwrite"),
         ({"sizes": (1, 2), "more": 1}, {"train": "10 images, ab"}, "more was None, now 1"),
         ({"sizes": (1, 2)}, {"train": "11 images, cd"}, "train was '10 images, ab', now '11 images, cd'"),
     ]:
@@ -195,7 +195,7 @@ def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
     tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
     with torch.no_grad():
         other.encoder.norm.bias += 1
-    with pytest.raises(InputError, match="weights was 'MaskedAutoencoder, sha256 .*, now 'MaskedAutoencoder, sha256"):
+    with pytest.raises(InputError, match=r"\(weights was 'MaskedAutoencoder, sha256 \w+', now 'Mas[^']*'\)"):
         tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
 
 
@@ -212,13 +212,12 @@ def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp
         tinymae.pretrain(**settings, pause_after_minutes=0)
     content = {path: path.read_bytes() for path in (tmp_path / "images").iterdir()}
     Image.new("L", (9, 9), 7).save(tmp_path / "images" / "21.png")
-    splits = r"(train|val) was '\d+ images, \w+', now '\d+ images, \w+'"
-    with pytest.raises(InputError, match=rf"holds another run \({splits}\)"):
+    with pytest.raises(
+        InputError, match=r"another run \(images of the same names in (train|val) with other pixels or labels\): choose"
+    ):
         tinymae.pretrain(**settings)
     (tmp_path / "images" / "more.png").write_bytes(content[tmp_path / "images" / "03.png"])
-    with pytest.raises(
-        InputError, match=r"train was '37 images, \w+', now '38 images, \w+', 1 of train came: more\.png"
-    ):
+    with pytest.raises(InputError, match=r"another run \(.*1 of train came: more\.png\)"):
         tinymae.pretrain(**settings)
     (tmp_path / "images" / "more.png").unlink()
     for path, before in content.items():
@@ -243,17 +242,18 @@ def test_a_run_is_the_same_run_however_its_data_and_weights_are_spelled(tmp_path
     assert tinymae.evaluate("moved", weights=tiny_mae(), skip_unreadable=True, **common).results == found
     assert (tmp_path / "run" / "args.json").read_text() == recorded
     with pytest.raises(
-        InputError, match=r"another run \(data was 'images', now 'others', all was '20 images, \w+', now"
+        InputError,
+        match=r"\(data was 'images', now 'others', images of the same names in all with other pixels or labels\)",
     ):
         tinymae.evaluate("others", weights="weights", **common)
     (tmp_path / "moved" / "07.png").rename(tmp_path / "moved" / "7.png")
-    with pytest.raises(InputError, match=r"data was 'images', now 'moved', .*1 of all came: 7\.png, 1 of all went: 07"):
+    with pytest.raises(InputError, match=r"\(data was 'images', now 'moved', 1 of all came: 7\.png, 1 of all went: 07"):
         tinymae.evaluate("moved", weights="weights", **common)
     (tmp_path / "moved" / "7.png").rename(tmp_path / "moved" / "07.png")
     other = tiny_mae()
     other.mask_token.data += 1
     other.write_weights("weights")
-    with pytest.raises(InputError, match=r"weights was 'mae', now 'weights', .*weights was '\w{16}', now '\w{16}'"):
+    with pytest.raises(InputError, match=r"weights was 'mae', now 'weights'\)"):
         tinymae.evaluate("moved", weights="weights", **common)
 
 
@@ -289,8 +289,8 @@ def test_a_path_counts_where_nothing_is_known_of_its_content_or_names_and_sizes_
 def test_pixels_from_python_are_told_apart(tmp_path):
     tinymae.pretrain(**QUICK | {"epochs": 1}, output_dir=tmp_path)
     for name, changed in (("data", 255 - QUICK["data"]), ("labels", QUICK["labels"].flip(0)), ("labels", None)):
-        now = "None" if changed is None else "'array"
-        with pytest.raises(InputError, match=f"{name} was 'array .*, now {now}"):
+        now = "None" if changed is None else "'array [^']*'"
+        with pytest.raises(InputError, match=rf"another run \({name} was 'array [^']*', now {now}\): choose"):
             tinymae.pretrain(**QUICK | {"epochs": 1, name: changed}, output_dir=tmp_path)
     same = {"data": QUICK["data"].numpy().copy(), "labels": QUICK["labels"].tolist()}
     assert tinymae.pretrain(**QUICK | {"epochs": 1} | same, output_dir=tmp_path).results["steps"] == 4

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from running import one_line
+from running import FEW, one_line, save_images, tiny_mae
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -188,6 +188,28 @@ def test_every_kind_of_source_is_read_by_the_same_function(autoencoder, images, 
         torch.testing.assert_close(model(images), classifier(images), atol=1e-5, rtol=0)
     for model in (autoencoder, classifier):
         assert tinymae.load(model) is model
+
+
+GIVEN = {
+    "pretrain": {"epochs": 1, "contrast_epochs": 0, "batch_size": 16}, "finetune": {"epochs": 1, "batch_size": 16},
+    "embed": {"formats": ()}, "linear_probe": {}, "evaluate": {"split": "val"}, "inspect": {}, "predict": {},
+    "neighbours": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", GIVEN)
+def test_a_model_that_is_given_to_a_command_stays_as_it_was(command, quick_figures, quick_probes, tmp_path):
+    """In half precision too, which is computed with in float32."""
+    model = tiny_mae()
+    model = (build_classifier(model, classes=CLASSES) if command == "predict" else model).half().train()
+    before = copy.deepcopy(model).state_dict()
+    given = FEW | {"mixed_precision": "bf16"}
+    if command == "neighbours":
+        given["query"] = save_images(tmp_path / "queries", FEW["data"][:2])
+    run = getattr(tinymae, command)(**GIVEN[command] | given, weights=model, output_dir=tmp_path / "run")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32} and not run.model.training
 
 
 @pytest.mark.parametrize("family", ["mae", "conv_ae"])

@@ -4,9 +4,12 @@ import difflib
 import errno
 import re
 import signal
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 PAUSED = 75  # the exit code of --pause-after-minutes: sysexits.h's "try again later"
+BETWEEN = ("tinymae", "torch", "sklearn")  # packages whose lines may lie between a user's and ours
 # How CUDA, its libraries, torch's allocator on a CPU, C++ and oneDNN say it; that oneDNN could not create "a primitive
 # descriptor" means that it cannot compute such a thing at all.
 OUT_OF_MEMORY = (
@@ -42,6 +45,14 @@ class Stopped(KeyboardInterrupt):
 
     def __reduce__(self):  # from a pool of processes
         return type(self), (self.exit_code, self.step)
+
+
+def warn(message: str) -> None:
+    """A warning that points at the user's own line: the first that is neither ours nor of a library that calls us."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What commands that work on frozen features share: settings, images of several splits in one row, their features."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ class FeatureSettings(JoinedSettings):
 
 
 def place(model: M, accelerator: Accelerator) -> M:
-    """The model on the run's device, in evaluation mode."""
-    model = model.to(accelerator.device).eval()
+    """A copy of the model on the run's device, in evaluation mode and float32: a given one stays as it was."""
+    model = copy.deepcopy(model).to(accelerator.device, torch.float32).eval()
     choose_attention(model, accelerator)
     return model
 

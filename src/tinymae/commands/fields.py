@@ -1,11 +1,12 @@
 """Settings as fields of a frozen dataclass: each is a flag, a keyword of the Python call and a key of args.json."""
 
+import contextlib
 import hashlib
 import inspect
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import update_wrapper
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..data.sources.arrays import to_array
 from ..errors import InputError, did_you_mean
 from ..files import digest, is_of_type
+from ..interop.load import part_with_model
 from ..randomness import untouched_randomness
 from .families import describe_setting
 
@@ -133,7 +135,7 @@ def require_kind(name: str, value: Any, kinds: list[Any]) -> None:
         last = words.pop()
         allowed = f"{', '.join(map(str, words))} or {last}" if words else last
         shown = describe_value(value) if isinstance(value, Tensor | np.ndarray) else reprlib.repr(value)
-        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {allowed}")
+        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {part_with_model(value) or allowed}")
 
 
 def words_of(kind: Any) -> str | None:
@@ -178,6 +180,20 @@ def describe_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@contextlib.contextmanager
+def usual_torch() -> Iterator[None]:
+    """With gradients and float32, which training needs: a notebook may have switched off the former, or made float64
+    the default.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, R]:
     """A command as a Python function, which takes what the class of its settings takes, also to a type checker."""
     # The class is passed as a function: that is how type checkers learn its parameters.
@@ -190,8 +206,7 @@ def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, 
         except TypeError as error:
             unknown = [word for word in keywords if word not in signature.parameters]
             raise TypeError(f"{name}() {error}{did_you_mean(unknown, signature.parameters)}") from None
-        # A notebook may have switched gradients off, which training needs.
-        with untouched_randomness(), torch.inference_mode(False), torch.enable_grad():
+        with untouched_randomness(), usual_torch():
             return run(settings(*args, **keywords))
 
     update_wrapper(call, run)

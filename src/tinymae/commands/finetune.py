@@ -216,7 +216,7 @@ def create_model(settings: FinetuneSettings, train_set: Dataset, start: Model | 
     model = build_classifier(
         start, classes=train_set.classes, several=has_several(train_set), pool=settings.pool,
         drop_path=settings.drop_path, patch_drop=settings.patch_drop or 0.0,
-    )  # fmt: skip
+    ).float()  # fmt: skip  # weights of half precision would hardly move
     if settings.gradient_checkpointing:
         model.encoder.save_memory()
     return model

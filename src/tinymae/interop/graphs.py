@@ -141,12 +141,12 @@ def example_images(model: Autoencoder | Classifier, *, normalised: bool = False)
     """A batch of two of the model's size, to draw a graph with: of one, exporters would make a constant."""
     dtype = getattr(torch, model.reading.get("depth", "uint8"))
     images = torch.zeros(2, model.in_channels, *model.image_size, dtype=dtype)
-    return model.normalise(images) if normalised else images
+    return model.normalise(images).float() if normalised else images
 
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
-    graph = copy.deepcopy(graph).cpu().eval().requires_grad_(False)
+    graph = copy.deepcopy(graph).cpu().float().eval().requires_grad_(False)
     set_fused_attention(graph, False)  # one operator less for a runtime to know
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
     shapes, inputs = {}, {}

@@ -1,15 +1,20 @@
 """One image for a model, read as its own were."""
 
+import os
 from pathlib import Path
+from typing import Any
 
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.images import read_image
+from ..data.images import from_pillow, read_image
+from ..errors import InputError
 from .load import Model
 
 
-def load_image(source: str | Path | bytes, model: Model) -> Tensor:
-    """An image file, or the bytes of one, as pixels (C, H, W), uint8 or uint16, of a model's size and channels.
+def load_image(source: str | Path | bytes | Image.Image, model: Model) -> Tensor:
+    """An image file, its bytes or an image of Pillow as pixels (C, H, W), uint8 or uint16, of a model's size and
+    channels.
 
     It is read as the commands read the images that the model learned from: upright, transparent parts onto white,
     resized and cropped or padded. The model takes one image, or several that are stacked.
@@ -25,6 +30,11 @@ def load_image(source: str | Path | bytes, model: Model) -> Tensor:
 
     Raises UnreadableImage, an InputError, for what is no image, InputError for one of other channels.
     """
+    shape, options = (model.in_channels, *model.image_size), {"depth": "uint8"} | model.reading
+    if isinstance(source, Image.Image):
+        given: dict[str, Any] = {"pixel_range": None, "fit": "crop", "name": "of Pillow"} | options
+        return from_pillow(ImageOps.exif_transpose(source), shape, **given)
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise InputError(f"source is of type {type(source).__name__}: give an image file, its bytes or a Pillow image")
     content, name = (source, "of bytes") if isinstance(source, bytes) else (Path(source), str(source))
-    options = {"depth": "uint8", "name": name} | model.reading
-    return read_image(content, (model.in_channels, *model.image_size), **options)
+    return read_image(content, shape, name=name, **options)

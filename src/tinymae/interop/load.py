@@ -41,7 +41,8 @@ def load(
     if isinstance(source, Autoencoder | Classifier):
         return source
     if not isinstance(source, str | os.PathLike):
-        raise InputError(f"weights are of type {type(source).__name__}: give a folder, a file, a Hub id or a model")
+        wanted = part_with_model(source) or "a folder, a file, a Hub id or a model"
+        raise InputError(f"weights are of type {type(source).__name__}: give {wanted}")
     path = folder_of(source)
     if path.is_file() and path.suffix != ".json":
         return from_official(
@@ -61,6 +62,14 @@ def load(
         f"weights {source}: config.json names architecture {architecture!r}, which tinymae does not know: if that is a "
         f"class of yours, {architecture}.from_pretrained reads it; give the model in place of the folder"
     )
+
+
+def part_with_model(value: object) -> str:
+    """In words where the model is in what holds one: what torch.compile or a parallel wrapper gave, or a command's
+    result; "" for anything else.
+    """
+    names = ("_orig_mod", "module", "model")  # the first also has the attributes of its model
+    return next((f"its .{name}" for name in names if isinstance(getattr(value, name, None), Model)), "")
 
 
 def load_autoencoder(source: str | Path | Model) -> Autoencoder:

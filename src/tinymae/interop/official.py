@@ -6,7 +6,6 @@ patch are in the order row, column, channel, in theirs as in `patchify`.
 
 import argparse
 import re
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..errors import InputError, refusal
+from ..errors import InputError, refusal, warn
 from ..files import read_tensors, require_types, write_atomically
 from ..models.filling import build_filled, require_same_shapes
 from ..models.mae import MaskedAutoencoder
@@ -100,7 +99,7 @@ def from_official(
         require_same_shapes(build().encoder, encoder, source=path, expected=expected)
     model = build()
     model.encoder.load_state_dict(encoder, strict=True)
-    warnings.warn(f"{path} holds an encoder alone: the decoder is at its initialisation", stacklevel=2)
+    warn(f"{path} holds an encoder alone: the decoder is at its initialisation")
     return model.eval()
 
 

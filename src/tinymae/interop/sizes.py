@@ -1,13 +1,12 @@
 """What a ViT's tensors state of its architecture, and whether it is the plain ViT that other libraries know."""
 
 import math
-import warnings
 from pathlib import Path
 
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..models.vit import create_vit, describe
 from ..tensors import pair
 
@@ -71,10 +70,7 @@ def guess_heads(width: int, *, known: dict[int, int], name: str, source: str | P
         return known[width]
     if width % 64:
         raise InputError(f"{name} of {source} cannot be inferred: width {width} is not a multiple of 64; pass {name}")
-    warnings.warn(
-        f"{source} does not say its {name}: taken for {width // 64}, 64 wide each; give {name} if it has others",
-        stacklevel=4,
-    )
+    warn(f"{source} does not say its {name}: taken for {width // 64}, 64 wide each; give {name} if it has others")
     return width // 64
 
 

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..errors import InputError, first_line, refusal
+from ..errors import InputError, first_line, refusal, warn
 from ..files import require_types, write_json, write_tensors
 from ..randomness import Draws
 from ..tensors import pair
@@ -109,10 +108,7 @@ class Encoder(nn.Module):
             self.looks = self.looks | {self.training: self.looks[self.training] - 1}
             if doubt := describe_pixels(images, self.mean, self.std):
                 self.looks = dict.fromkeys(self.looks, 0)
-                warnings.warn(
-                    f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises",
-                    stacklevel=3,
-                )
+                warn(f"{doubt}, and are taken as normalised already: give uint8 pixels, which the model normalises")
         given = images
         if images.device != self.mean.device:
             images = images.to(self.mean.device)

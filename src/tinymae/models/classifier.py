@@ -1,6 +1,7 @@
 """An encoder and a linear head: the one classifier of all families."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, list_some
 from ..files import require_types, write_json, write_tensors
 from ..tensors import pair
 from .base import Autoencoder, Encoder
@@ -57,7 +58,7 @@ class Classifier(nn.Module, Pretrained):
                 f"head has {sizes[0]} inputs and {sizes[1]} outputs, for {encoder.num_features} features and "
                 f"{len(classes)} classes"
             )
-        self.encoder, self.head, self.classes, self.several = encoder, head, list(classes), several
+        self.encoder, self.head, self.classes, self.several = encoder, head, [*map(str, classes)], several
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -168,8 +169,10 @@ def build_classifier(
     >>> build_classifier(model, classes=["cat", "dog"])(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 2])
 
-    Raises InputError for a `pool` that the encoder does not have.
+    Raises InputError for a `pool` that the encoder does not have, or two classes of one name.
     """
+    if twice := [name for name, count in Counter(map(str, classes)).items() if count > 1]:
+        raise InputError(f"classes has {list_some(twice)} more than once: give each class a name of its own")
     start = encoder_of(model)
     encoder, head = start.encoder_and_head(
         len(classes), pool=pool or start.pool, drop_path=drop_path, patch_drop=patch_drop

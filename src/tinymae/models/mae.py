@@ -166,6 +166,8 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         The counts must be known to shape the tensors: without `num_hidden`, a mask on a GPU is waited for.
         """
         if num_hidden is None:
+            if not len(mask):
+                raise InputError("images are an empty batch: give at least one image")
             counts = mask.sum(dim=1)
             num_hidden = int(counts[0])
             if not bool((counts == num_hidden).all()):

@@ -57,7 +57,7 @@ def require_same_data(part: Path, known: Mapping[str, tuple[str, str]]) -> None:
         other = [name for name, both in known.items() if name in inputs and inputs[name] not in both]
         if other:
             changes = differences({name: inputs[name] for name in other}, {name: known[name][0] for name in other})
-            raise InputError(f"{another_run(file.parent, changes)}{anew(part)}")
+            raise InputError(f"{another_run(file.parent, changes.values())}{anew(part)}")
 
 
 def anew(part: Path | None) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came o
 MOST_SHOWN = 3  # differences in a message
 # The inputs whose fingerprints say what an argument led to, however it was spelled.
 FOUND_BY = {
-    "data": (*SPLITS, "all"), "unlabelled_data": ("unlabelled",), "weights": ("weights",), "masks": ("masks_sha256",),
+    "data": (*SPLITS, "all"), "labels": (*SPLITS, "all"), "unlabelled_data": ("unlabelled",), "weights": ("weights",), "masks": ("masks_sha256",),
     "calibrate": ("calibrate",),
 }  # fmt: skip
 # What a run may leave that ends before its first step.
@@ -58,20 +58,24 @@ def require_same_run(
     # may have in common.
     streamed = {split for split, dataset in datasets.items() if not isinstance(dataset, ImageDataset)}
     alike = found_alike(was, inputs, but=streamed | renamed.keys())
-    changes = differences(recorded["arguments"], arguments, leave_out=alike)
-    if inputs and known:
-        changes += differences(was, inputs)
-    if changes:
+    changed = differences(recorded["arguments"], arguments, leave_out=alike)
+    found = differences(was, inputs) if inputs and known else {}
+    if changed or found:
+        same = [split for split in found if split in datasets and names_of(folder, split) == {*datasets[split].names}]
+        # Digests say nothing where names do, or where an argument that led to them is another.
+        told = {*same, *renamed, *(name for argument in changed for name in FOUND_BY.get(argument, ()))}
+        changes = [*changed.values(), *(text for name, text in found.items() if name not in told)]
+        changes += [f"images of the same names in {', '.join(same)} with other pixels or labels"] * bool(same)
         changes += renamed.values()
         if (more := len(changes) - MOST_SHOWN) > 0:
             changes[MOST_SHOWN:] = [f"and {more} more"]
         raise another_run(folder, changes)
 
 
-def another_run(folder: Path, changes: Sequence[str]) -> InputError:
+def another_run(folder: Path, changes: Iterable[str]) -> InputError:
     """Of a folder that holds a run with other arguments or inputs: see `differences`."""
     return InputError(
-        f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or --overwrite"
+        f"output_dir {folder} holds another run ({', '.join(changes)}): choose another folder, or give overwrite"
     )
 
 
@@ -91,12 +95,14 @@ def found_alike(was: dict, now: dict, *, but: set[str]) -> set[str]:
     }
 
 
-def differences(old: dict, new: dict, *, leave_out: Collection[str] = ()) -> list[str]:
-    """What was and what is, for each name whose value differs."""
+def differences(old: dict, new: dict, *, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """What was and what is, in words, of each name whose value differs."""
     pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new} if name not in leave_out}
-    return [
-        f"{name} was {brief(was)}, now {brief(now)}" for name, (was, now) in pairs.items() if plain(was) != plain(now)
-    ]
+    return {
+        name: f"{name} was {brief(was)}, now {brief(now)}"
+        for name, (was, now) in pairs.items()
+        if plain(was) != plain(now)
+    }
 
 
 class Brief(reprlib.Repr):

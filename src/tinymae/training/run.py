@@ -97,6 +97,7 @@ class Run:
             told = explain_memory(size, name=name, gradient_checkpointing=self.gradient_checkpointing)
             raise InputError(told) from error
         if is_about(error, self.folder):
+            self.require_folder()
             raise unwritable(self.folder, error, resumes=True) from error
         if kind is None and error is not None:
             raise error
@@ -207,18 +208,27 @@ class Run:
                 raise refusal(
                     error,
                     f"output_dir {self.folder}: its checkpoint is of another version of tinymae ({first_line(error)}): "
-                    "resume it with that one, or give --overwrite",
+                    "resume it with that one, or give overwrite",
                 ) from None
 
     def save_checkpoint(self, step: int) -> None:
         """Save the parts as they are after `step`."""
         if self.is_main:
+            self.require_folder()
             state = {
                 name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in self.parts.items()
             }
             self.checkpoints.save(state | {"step": step, "minutes": self.clock.minutes}, step=step)
         self.saved = step
         self.last_saved = time.monotonic()
+
+    def require_folder(self) -> None:
+        """Raises InputError if the folder is no longer there, which a checkpoint would make anew and in part."""
+        if self.is_main and not (self.folder / "args.json").exists():
+            raise InputError(
+                f"output_dir {self.folder} was deleted or moved during the run: put it back, and the same command "
+                "resumes; else it begins anew"
+            )
 
     # ---- the steps
 
