@@ -287,7 +287,9 @@ class StreamedDataset(Indexed):
         kept = self.subset(torch.tensor(good)) if bad else self
         pixels = torch.empty(len(good), *self.image_shape, dtype=getattr(torch, self.depth))
         for place, row in enumerate(good):  # torch.stack would have all of them in memory twice
-            pixels[place], images[row] = images[row], None
+            image, images[row] = images[row], None
+            assert image is not None
+            pixels[place] = image
         return ImageDataset(
             self.name, pixels, kept.labels, self.classes, bad, names=kept.names, of_files=self.of_files,
             description=self.description, split=self.split, groups=kept.groups, prefixes=self.prefixes,
