@@ -22,6 +22,7 @@ from running import (
     QUICK,
     TWO_PHASES,
     Ticking,
+    assert_same_weights,
     edit_json,
     flags,
     metrics,
@@ -297,6 +298,28 @@ def test_the_last_step_has_a_line_of_metrics_whatever_its_number(epochs, logged,
     for _ in range(2):  # repeated after it finished, nothing is written twice
         run = tinymae.pretrain(**QUICK | {"epochs": epochs, "log_every": 3, "log_with": ()}, output_dir=tmp_path)
         assert [row["step"] for row in metrics(run.folder) if "loss" in row] == logged
+
+
+def files_in(folder) -> dict:
+    """The bytes of each file, and when it was written."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "pca", "finetune"])
+def test_a_finished_training_that_is_repeated_gives_what_is_there_and_writes_nothing(command, tmp_path):
+    tune = FEW | {"weights": tiny_mae(), "epochs": 1, "batch_size": 16}
+    settings = {"pretrain": QUICK, "pca": FEW | {"model": "pca", "latent_dim": 4}, "finetune": tune}[command]
+    train = partial(tinymae.finetune if command == "finetune" else tinymae.pretrain, **settings, output_dir=tmp_path)
+    first, before = train(), files_in(tmp_path)
+    again = train()
+    assert files_in(tmp_path) == before
+    assert again.results == json.loads(json.dumps(first.results)) and not again.model.training
+    assert_same_weights(again.model, first.model)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"damaged")
+    assert_same_weights(train().model, first.model)
+    assert weights.read_bytes() == before[weights][0]
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])

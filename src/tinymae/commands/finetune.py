@@ -147,7 +147,8 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     """Train a classifier from pretrained weights, or from scratch, on labelled images.
 
     Validation is watched on the way; test is scored once, on the final weights (their moving average with ema_decay),
-    or with no_test not even loaded, for whoever chooses between runs. Calling it again with the same arguments resumes.
+    or with no_test not even loaded, for whoever chooses between runs. Calling it again with the same arguments resumes,
+    or gives what is finished.
 
     Raises InputError for settings or data that cannot work, Diverged if a loss is no longer finite, Stopped after
     Ctrl-C or at a pause: the state is saved then.
@@ -176,6 +177,9 @@ def run(settings: FinetuneSettings) -> Result[Classifier]:
     chosen = {name: split.to(accelerator.device) for name, split in chosen.items()}
     steps_per_epoch, stages = settings.plan_stages(accelerator, chosen)
     with asked.open_run(accelerator, splits=splits, weights=start) as run:
+        if (finished := run.read_finished(type(model))) is not None:
+            kept, results = finished
+            return Result(kept.to(accelerator.device), results, run.folder)
         print_plan(settings, run, model, chosen, steps_per_epoch)
         with deterministic_algorithms(settings.deterministic):
             judged, results = train(settings, model, run, chosen, steps_per_epoch, stages)

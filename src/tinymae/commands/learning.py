@@ -115,7 +115,7 @@ class TrainingSettings(RunSettings):
     def run_options(self) -> dict:
         """Further arguments of `Run`."""
         names = ("log_every", "log_with", "checkpoint_minutes", "pause_after_minutes", "gradient_checkpointing")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"trains": True}
 
     def plan_batches(
         self, accelerator: Accelerator, dataset: Dataset, *, batch_size: int, first_epoch: int = 0,

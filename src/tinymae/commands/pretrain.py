@@ -115,7 +115,7 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     """Pretrain an autoencoder on images; `.results` has k-NN's accuracy on validation where there are labels.
 
     He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377; then the contrast of masked views,
-    arXiv 2210.16870. Calling it again with the same arguments resumes.
+    arXiv 2210.16870. Calling it again with the same arguments resumes, or gives what is finished.
 
     Raises InputError for settings or data that cannot work, Diverged if a loss is no longer finite, Stopped after
     Ctrl-C or at a pause: the state is saved then.
@@ -138,6 +138,9 @@ def run(settings: PretrainSettings) -> Result[Autoencoder]:
     # What cannot work is refused before a folder is made for it.
     parts = [] if model.fitted else plan_parts(settings, accelerator, model, train_set)
     with settings.open_run(accelerator, splits=splits, weights=start) as run:
+        if (finished := run.read_finished(type(model))) is not None:
+            kept, results = finished
+            return Result(kept.to(accelerator.device), results, run.folder)
         known = pick(with_label(train_set), settings.probe_images)
         look = partial(look_at, settings, model, run, known, val_set)
         if model.fitted:

@@ -17,8 +17,8 @@ MOST_NAMES = 200_000  # of files that are kept beside a run, to say which came o
 MOST_SHOWN = 3  # differences in a message
 # The inputs whose fingerprints say what an argument led to, however it was spelled.
 FOUND_BY = {
-    "data": (*SPLITS, "all"), "labels": (*SPLITS, "all"), "unlabelled_data": ("unlabelled",), "weights": ("weights",), "masks": ("masks_sha256",),
-    "calibrate": ("calibrate",),
+    "data": (*SPLITS, "all"), "labels": (*SPLITS, "all"), "unlabelled_data": ("unlabelled",), "weights": ("weights",),
+    "masks": ("masks_sha256",), "calibrate": ("calibrate",),
 }  # fmt: skip
 # What a run may leave that ends before its first step.
 EARLY = ("args.json", ".lock", "inputs/*.txt", "tensorboard/events.*", "tensorboard/*/events.*", "metrics.jsonl",

@@ -99,7 +99,7 @@ class Progress:
         numbers = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
         if self.is_main:
             row = {"step": step, "epoch": round(self.stretch.epoch(step), 4), **numbers}
-            if step == self.known_step and row.keys() in self.known:  # what a finished run's repetition measures again
+            if step == self.known_step and row.keys() in self.known:  # measured again after a kill at the end
                 return
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,8 +20,9 @@ from tqdm.auto import tqdm
 
 from ..errors import PAUSED, Diverged, InputError, Stopped, first_line, ran_out_of_memory, refusal
 from ..files import is_about, lock_folder, read_json, unwritable, write_bytes, write_json
+from ..models.pretrained import Pretrained
 from .cards import SCORES, write_card
-from .checkpoints import REMEDY, Checkpoints, is_intact
+from .checkpoints import REMEDY, Checkpoints
 from .clock import Stopwatch
 from .environment import describe_changes, environment
 from .inputs import has_begun, holds_run, require_same_run, write_names
@@ -31,7 +33,9 @@ from .processes import agree, on_main
 from .progress import Progress
 from .schedule import Stretch
 from .signals import StopSignals
-from .trackers import log_results, start_trackers
+from .trackers import each_tracker, log_results, start_trackers
+
+M = TypeVar("M", bound=Pretrained)
 
 
 class Run:
@@ -51,6 +55,7 @@ class Run:
         checkpoint_minutes: minutes between checkpoints.
         pause_after_minutes: save and raise Stopped then.
         gradient_checkpointing: whether it is on; None of a command that has none.
+        trains: whether what is finished is not made again: see `read_finished`.
         defaults: of the arguments, for the model card to leave out.
 
     Raises InputError if the folder cannot be this run's, on all processes alike.
@@ -60,20 +65,20 @@ class Run:
         self, folder: str | Path, accelerator: Accelerator, *, arguments: dict, inputs: dict | None = None,
         datasets: dict | None = None, overwrite: bool = False, log_every: int = 20, log_with: Sequence[str] = (),
         checkpoint_minutes: float = 5.0, pause_after_minutes: float | None = None,
-        gradient_checkpointing: bool | None = None, defaults: dict | None = None,
+        gradient_checkpointing: bool | None = None, trains: bool = False, defaults: dict | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.is_main = Path(folder), accelerator, accelerator.is_main_process
         # As args.json will give them back: tuples become lists.
         self.arguments, self.inputs = json.loads(json.dumps(arguments)), json.loads(json.dumps(inputs or {}))
         self.datasets, self.overwrite, self.log_with = datasets or {}, overwrite, log_with
         self.checkpoint_minutes, self.pause_after_minutes = checkpoint_minutes, pause_after_minutes
-        self.gradient_checkpointing, self.defaults = gradient_checkpointing, defaults
+        self.gradient_checkpointing, self.trains, self.defaults = gradient_checkpointing, trains, defaults
         self.clock = Stopwatch()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.print)
         self.progress = Progress(self.folder, accelerator, log_every=log_every, minutes=lambda: self.clock.minutes)
         self.signals = StopSignals()
         self.parts: dict = {}
-        self.quiet = False  # whether there is nothing to say: a training that is finished has no plan and no progress
+        self.begun = False  # whether the folder held this run before, on the main process
         self.lock: BaseFileLock | None = None
         self.numbers = StepNumbers(most=log_every, together=accelerator.num_processes > 1)
         self.reported: int | None = None  # the last step of this stretch
@@ -84,7 +89,9 @@ class Run:
     def __enter__(self) -> "Run":
         on_main(self.accelerator, self.claim)
         keep_freed_memory()
-        self.print_finished()
+        if self.is_main and not self.trains and (self.folder / "results.json").exists():
+            with contextlib.suppress(InputError):  # damaged: it is written again
+                self.print_finished(read_json(self.folder / "results.json"), ", and is made again")
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -123,7 +130,8 @@ class Run:
         self.lock = lock_folder(self.folder)
         try:
             require_same_run(self.folder, self.arguments, self.inputs, self.datasets)
-            if not holds_run(self.folder):
+            self.begun = holds_run(self.folder)
+            if not self.begun:
                 write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
@@ -140,18 +148,35 @@ class Run:
         if changes := describe_changes(read_json(self.folder / "args.json"), environment()):
             self.print(f"begun with {changes}: the result may differ from that of one version alone")
 
-    def print_finished(self) -> None:
-        """Say that there is nothing left to do, and what came of it."""
-        if not self.is_main or not (self.folder / "results.json").exists():
-            return
-        with contextlib.suppress(InputError):  # damaged: it is written again
-            results = read_json(self.folder / "results.json")
-            found = {name: results.get(key) for key, name in SCORES.items()}
-            scores = [f", {name} {value:.2f} %" for name, value in found.items() if isinstance(value, int | float)]
-            quiet = any(map(is_intact, self.checkpoints.files[-1:]))  # then nothing is trained
-            what = ": its results stay as they are" if quiet else ", and is made again"
-            self.print(f"{self.folder} is finished{''.join(scores[:1])}{what}")
-            self.quiet = quiet
+    def print_finished(self, results: dict, what: str) -> None:
+        """Say that the run is finished, what came of it and `what` follows."""
+        found = {name: results.get(key) for key, name in SCORES.items()}
+        scores = [f", {name} {value:.2f} %" for name, value in found.items() if isinstance(value, int | float)]
+        self.print(f"{self.folder} is finished{''.join(scores[:1])}{what}")
+
+    def read_finished(self, kind: type[M]) -> tuple[M, dict] | None:
+        """The model, of this class, and the results of a training that is finished; None where they are not whole.
+
+        MLflow and W&B are told what they lack. Nothing else is written.
+        """
+        found = on_main(self.accelerator, partial(self.read_whole, kind))
+        if found is not None and (keepers := [name for name in self.log_with if name != "tensorboard"]):
+            _, results = found
+            self.start_trackers(keepers, step=results["steps"])
+            log_results(self.accelerator, results, sorted(self.folder.glob("[!.]*.*")))
+            each_tracker(self.accelerator, lambda tracker: tracker.finish())
+        return found
+
+    def read_whole(self, kind: type[M]) -> tuple[M, dict] | None:
+        """See `read_finished`; for the main process."""
+        if not self.begun:
+            return None
+        try:
+            results, model = read_json(self.folder / "results.json"), kind.from_pretrained(self.folder)
+        except InputError:  # not there yet, or damaged
+            return None
+        self.print_finished(results, ": its results stay as they are")
+        return model, results
 
     @property
     def processes(self) -> str:
@@ -161,7 +186,7 @@ class Run:
 
     def print(self, text: str) -> None:
         """Print on the main process, above the progress bar if there is one."""
-        if self.is_main and not self.quiet:
+        if self.is_main:
             tqdm.write(text)
 
     def print_summary(self, model: nn.Module, *, depth: int) -> None:
@@ -241,13 +266,16 @@ class Run:
         """
         self.batch = batch
         if self.progress.bar is None:  # the first stretch
-            begin = partial(start_trackers, self.accelerator, self.log_with, self.folder)
-            metrics = self.progress.metrics
-            on_main(self.accelerator, lambda: begin(step=step, arguments=self.arguments, metrics=metrics))
+            self.start_trackers(self.log_with, step=step)
         self.progress.start(stretch, step)
         if batch is not None:
             self.signals.catch()
         self.next_agreement, self.last_agreement = step + 1, (step, time.monotonic())
+
+    def start_trackers(self, names: Sequence[str], *, step: int) -> None:
+        """Open trackers on the main process for what follows `step`."""
+        begin = partial(start_trackers, self.accelerator, names, self.folder, step=step, arguments=self.arguments)
+        on_main(self.accelerator, lambda: begin(metrics=self.progress.metrics))
 
     def report(self, state: TrainStep) -> None:
         """Take note of a step: metrics and the progress bar now and then, a checkpoint when one is due.
@@ -376,8 +404,7 @@ class Run:
             write_json(self.folder / "results.json", results)  # the last: where it is, a study does not run again
             log_results(self.accelerator, results, [self.folder / "args.json", self.folder / "results.json", *shown])
         self.progress.close(complete=True)
-        written, self.quiet = "holds" if self.quiet else "wrote", False
-        self.print(f"\n{written} " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
+        self.print("\nwrote " + "\n      ".join(str(path) for path in [self.folder / "results.json", *shown]))
 
 
 def move_aside(folder: Path) -> None:
