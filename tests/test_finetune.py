@@ -18,6 +18,7 @@ from tinymae.commands import finetune
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.learning import peak_rate
 from tinymae.data.load import load_splits
+from tinymae.errors import Stopped
 from tinymae.evaluation.probes import fit_linear, linear_fits
 from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
@@ -107,7 +108,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
 
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])
-def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, quick_probes, tmp_path):
+def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, quick_probes, tmp_path, capsys):
     """Without learning it is what fine-tuning leaves."""
     mae, images = tiny_mae(), load_dataset("digits", "test").images[:99]
     splits = load_splits(FEW["data"], ["train", "val"], labels=FEW["labels"])
@@ -118,6 +119,21 @@ def test_few_labels_begin_at_the_linear_probe(pool, quick_figures, quick_probes,
     tuned = tinymae.finetune(**still, output_dir=tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(tuned.model(images), best(mae.encode(images, pool=pool)), rtol=1e-3, atol=1e-3)
+        right = 100 * float((best(val[0]).argmax(dim=1) == val[1]).double().mean())
+    assert tuned.results["accuracy_val_start"] == tuned.results["accuracy_val"] == pytest.approx(right)
+    assert "below" not in capsys.readouterr().out
+
+
+def test_an_end_below_the_probe_of_the_start_is_told_with_the_remedy(quick_figures, quick_probes, tmp_path, capsys):
+    """Also after a pause."""
+    ruined = FEW | {"weights": tiny_mae(), "batch_size": 16, "epochs": 1, "base_lr": 9.0, "output_dir": tmp_path}
+    with pytest.raises(Stopped):
+        tinymae.finetune(**ruined, pause_after_minutes=0)
+    results = tinymae.finetune(**ruined).results
+    start, end = results["accuracy_val_start"], results["accuracy_val"]
+    assert end < start
+    said = f"accuracy {end:.2f} % on validation\nwhich is below the {start:.2f} % of the linear probe that the head"
+    assert f"{said} began as: train longer (epochs, max_minutes), or take" in capsys.readouterr().out
 
 
 def test_several_labels_and_other_families_begin_at_the_probe_as_well(quick_figures, tmp_path):
@@ -292,7 +308,8 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
     low, high = run.results["accuracy_val_interval"]
     row = f"| accuracy, validation | {run.results['accuracy_val']:.2f} | 10 | {low:.1f} to {high:.1f} |"
     assert row in (tmp_path / "README.md").read_text() and high - low > 25  # of ten images
-    assert {"accuracy_val", "accuracy_val_interval"} == {name for name in run.results if name.startswith("accuracy")}
+    scores = {name for name in run.results if name.startswith("accuracy")}
+    assert scores == {"accuracy_val", "accuracy_val_interval", "accuracy_val_start"}
     recorded = read_json(tmp_path / "args.json")
     assert recorded["inputs"].keys() == {"train", "val", "weights"}
 

@@ -1,7 +1,9 @@
 """Fine-tuning with images that have no labels."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from running import FEW, metrics, same_files, tiny_mae
@@ -9,6 +11,7 @@ from running import FEW, metrics, same_files, tiny_mae
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands import finetune
+from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.unlabelled import UnlabelledSettings
 from tinymae.data.batches import Batch, MixedBatch, join_batches
 from tinymae.files import read_json
@@ -75,6 +78,27 @@ def test_unlabelled_images_join_after_the_warm_up_and_are_watched(quick_figures,
     assert rows[-1]["unlabelled_kept"] == 1  # ten classes: one of them has a tenth
     known = {image.numpy().tobytes() for image in FEW["data"]}  # the teacher's are neither distorted nor erased
     assert len(shown) == 4 * 32 and all(image.numpy().tobytes() in known for image in shown)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.1, 1.0), (0.99, 0.0)])
+def test_how_many_were_learned_from_at_the_end_is_told_and_of_none_the_remedy(
+    threshold, kept, quick_figures, tmp_path, capsys
+):
+    settings = TUNE | {"unlabelled_threshold": threshold, "weights": tiny_mae()}
+    assert tinymae.finetune(**settings, output_dir=tmp_path).results["unlabelled_kept"] == kept
+    said = capsys.readouterr().out
+    assert f"at the end {100 * kept:g} % of the images without labels were learned from\n" in said
+    remedy = "the teacher was 99 % sure of the class of none: train longer, or lower unlabelled_threshold\n"
+    assert (remedy in said) == (not kept)
+
+
+def test_the_end_is_the_last_tenth_of_the_lines_that_have_such_images():
+    rows = [{"loss": 1.0}] * 50 + [{"unlabelled_kept": ratio / 100} for ratio in range(50)] + [{"accuracy_val": 9.0}]
+    run = SimpleNamespace(progress=SimpleNamespace(metrics=rows), print=print)
+    settings = FinetuneSettings(from_scratch=True, unlabelled=3)
+    assert settings.judge_unlabelled(run) == {"unlabelled_kept": pytest.approx(np.mean([0.45, 0.46, 0.47, 0.48, 0.49]))}
+    run.progress.metrics = rows[:50]  # the time was over before them
+    assert settings.judge_unlabelled(run) == {}
 
 
 def test_what_the_images_without_labels_are_is_printed(quick_figures, tmp_path, capsys):

@@ -241,8 +241,8 @@ def print_plan(
         run.print(settings.describe_unlabelled(chosen))
 
 
-def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]) -> None:
-    """Give the head the linear probe of the frozen features that has the lowest loss on validation.
+def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chosen: dict[str, Dataset]) -> float:
+    """Give the head the linear probe of the frozen features that has the lowest loss on validation; its score there.
 
     From a random head, what few labels teach at first is to bend good features towards it (Kumar et al., arXiv
     2202.10054). Not the probe with the best accuracy, which may be so sure of itself that the first steps undo it.
@@ -262,6 +262,7 @@ def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chos
     right = predict_score(probe, features["val"], labels["val"])
     scored = describe_score(right, len(labels["val"]), "val", several=model.several)
     run.print(f"the head begins as a linear probe, regularisation {l2:g}: {scored}")
+    return right
 
 
 def train(
@@ -272,8 +273,9 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     saved = run.load_checkpoint()
     choose_attention(model, accelerator)
+    start_score = None if saved is None else saved.get("start_score")
     if settings.probe_first and saved is None:
-        start_at_probe(settings, model, run, chosen)
+        start_score = start_at_probe(settings, model, run, chosen)
     batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
     assert batch_size and epochs and every and settings.layer_decay  # settled
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
@@ -291,7 +293,7 @@ def train(
     )  # fmt: skip
     if settings.compiles(accelerator, is_vit=model.vit is not None, steps=schedule.last_step):
         model.encoder.compile_core()
-    run.track(saved, model=model, optimizer=optimizer, ema=ema)
+    run.track(saved, model=model, optimizer=optimizer, ema=ema, start_score=start_score)
     step = 0 if saved is None else saved["step"]
 
     for stage in stages:
@@ -318,7 +320,17 @@ def train(
     run.end_stretch(step)
     found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
+    ((name, end_score),) = found.items()
     found = found if judged.several else with_intervals(found, len(val_set))
+    if start_score is not None:
+        found[f"{name}_start"] = start_score
+        if round(end_score, 2) < round(start_score, 2):  # as they are printed
+            run.print(
+                f"which is below the {start_score:.2f} % of the linear probe that the head began as: train longer "
+                "(epochs, max_minutes), or take the probe itself, which linear-probe gives"
+            )
+    if settings.unlabelled:
+        found |= settings.judge_unlabelled(run)
     return judged, found | length | {"base_lr": peak * 256 / batch_size}
 
 

@@ -13,6 +13,7 @@ from ..data.datasets import Dataset, require_channels, with_label
 from ..data.load import Images
 from ..errors import InputError
 from ..randomness import derive_seed
+from ..training.run import Run
 from .fields import setting
 from .learning import TrainingSettings
 from .settings import LabelSettings
@@ -71,6 +72,21 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         if others := pool - len(chosen["train"]):
             return f"{more}, without labels, of all {pool:,}: {others:,} with no label that is learned from"
         return f"{more}, of the labelled images themselves, as none is without a label: --unlabelled-data names others"
+
+    def judge_unlabelled(self, run: Run) -> dict[str, float]:
+        """The mean ratio of these images that were learned from, over the last tenth of the steps that are logged."""
+        ratios = [row["unlabelled_kept"] for row in run.progress.metrics if "unlabelled_kept" in row]
+        if not ratios:  # the time was over before them
+            return {}
+        last = ratios[-max(1, len(ratios) // 10) :]
+        kept = sum(last) / len(last)
+        run.print(f"at the end {100 * kept:.3g} % of the images without labels were learned from")
+        if not kept:
+            run.print(
+                f"the teacher was {100 * self.unlabelled_threshold:g} % sure of the class of none: train longer, or "
+                "lower unlabelled_threshold"
+            )
+        return {"unlabelled_kept": kept}
 
     def plan_stages(self, accelerator: Accelerator, chosen: dict[str, Dataset]) -> tuple[int, list[Stage]]:
         """Steps in an epoch of the labelled images; and the stages: these alone, then with others beside them.
