@@ -34,7 +34,7 @@ from timing import matmul_rate, synchronise
 from torch import Tensor, nn
 
 import tinymae
-from tinymae.commands import finetune, pretrain
+from tinymae.commands import finetune, objective, pretrain
 from tinymae.data.load import load_dataset
 from tinymae.errors import Stopped, first_line
 from tinymae.evaluation.metrics import map_dataset
@@ -237,10 +237,10 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if asked.compile:
         model.encoder.compile_core()
-    mix = finetune.create_mixing(asked, model)
+    mix = objective.create_mixing(asked, model)
     yield from train_steps(
-        prepared, optimizer, partial(finetune.prepare_inputs, asked, model, mix),
-        finetune.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
+        prepared, optimizer, partial(objective.prepare_inputs, asked, model, mix),
+        objective.create_losses(asked, prepared, model, accelerator, soft=mix is not None), batches(start_step=0),
         accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05),
         batch_size=asked.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip

@@ -213,8 +213,8 @@ def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_
 def test_training_computes_in_float32_whatever_a_script_has_made_the_default(
     command, quick_figures, quick_probes, tmp_path
 ):
-    settings = {"pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW, "finetune": FEW | {"epochs": 1}}
-    settings = settings[command] | ({} if command == "pretrain" else {"weights": tiny_mae()})
+    own = {"pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW, "finetune": FEW | {"epochs": 1}}
+    settings = own[command] | ({} if command == "pretrain" else {"weights": tiny_mae()})
     torch.set_default_dtype(torch.float64)
     try:
         run = getattr(tinymae, command)(**settings, output_dir=tmp_path)

@@ -1,21 +1,15 @@
 """Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
-from ..data.batches import Batch, MixedBatch
 from ..data.datasets import Dataset, has_several, with_label
 from ..errors import InputError
 from ..evaluation import figures
@@ -27,8 +21,7 @@ from ..models.classifier import Classifier, build_classifier, encoder_of, fold_p
 from ..models.drops import set_patch_drop
 from ..models.features import feature_function
 from ..models.mae import MaskedAutoencoder
-from ..models.pseudo_labels import unlabelled_losses
-from ..randomness import Draws, derive_seed
+from ..randomness import derive_seed
 from ..training.device import choose_attention, deterministic_algorithms
 from ..training.loop import create_optimizer, parameter_groups, train_steps
 from ..training.run import Run
@@ -38,6 +31,7 @@ from .families import complete
 from .features import map_together, remark_on_known, require_fit, split_features
 from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
+from .objective import create_losses, create_mixing, prepare_inputs
 from .recipes import RecipeSettings
 from .results import Result
 from .settings import EncoderSettings, Pool
@@ -77,22 +71,6 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
         None, "features: the mean of the patch tokens, or the class token (default: avg, or a classifier's own)",
         group="regularisation",
     )  # fmt: skip
-    drop_path: float = setting(
-        0.1,
-        "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
-        group="regularisation",
-        least=0,
-        below=1,
-    )
-    label_smoothing: float = setting(
-        0.1, "ratio of each target that is spread over all classes", group="regularisation", least=0, below=1
-    )
-    ema_decay: float = setting(
-        0.999, "of the moving average of the weights; 0 is off", group="regularisation", least=0, below=1
-    )
-
-    crop_padding: int = setting(4, "pixels", group="augmentation", least=0)
-    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`; what depends on the images is left to `settle_for`."""
@@ -320,18 +298,23 @@ def train(
     run.end_stretch(step)
     found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
-    ((name, end_score),) = found.items()
     found = found if judged.several else with_intervals(found, len(val_set))
     if start_score is not None:
-        found[f"{name}_start"] = start_score
-        if round(end_score, 2) < round(start_score, 2):  # as they are printed
-            run.print(
-                f"which is below the {start_score:.2f} % of the linear probe that the head began as: train longer "
-                "(epochs, max_minutes), or take the probe itself, which linear-probe gives"
-            )
+        found |= hold_against_start(found, start_score, run)
     if settings.unlabelled:
         found |= settings.judge_unlabelled(run)
     return judged, found | length | {"base_lr": peak * 256 / batch_size}
+
+
+def hold_against_start(found: dict, start_score: float, run: Run) -> dict[str, float]:
+    """The score of the probe that the head began as, beside the one at the end: told where that is lower."""
+    name = next(iter(found))
+    if round(found[name], 2) < round(start_score, 2):  # as they are printed
+        run.print(
+            f"which is below the {start_score:.2f} % of the linear probe that the head began as: train longer "
+            "(epochs, max_minutes), or take the probe itself, which linear-probe gives"
+        )
+    return {f"{name}_start": start_score}
 
 
 def validate(
@@ -362,84 +345,6 @@ def score(
     # Of several labels an image, the mean is there among those by class.
     scores = {} if judged.several else with_intervals({f"accuracy_{split}": result}, len(dataset))
     return scores | by_class | {f"num_{split}_labels": len(dataset)}, shown
-
-
-def create_mixing(settings: FinetuneSettings, model: Classifier) -> Mixup | None:
-    """timm's mixup and cutmix, which make soft targets of labels."""
-    if not (settings.mixup or settings.cutmix):
-        return None
-    return Mixup(
-        settings.mixup or 0.0,
-        settings.cutmix or 0.0,
-        label_smoothing=settings.label_smoothing,
-        num_classes=len(model.classes),
-    )
-
-
-def prepare_inputs(
-    settings: FinetuneSettings, model: Classifier, mix: Mixup | None, batch: Batch, draws: Draws, _progress: float
-) -> dict[str, Tensor]:
-    """What a micro-batch's losses need: images augmented and mixed, and their targets; and for those without labels
-    what the teacher sees of them, and their classes if these are known.
-    """
-    assert batch.labels is not None
-    shown, targets = shift(settings, batch.images, draws), batch.labels
-    images = model.normalise(distort(settings, shown, draws))
-    if mix:
-        images, targets = mix(images, targets)  # by numpy's state, which the step has seeded
-    inputs = {"images": images, "targets": targets}
-    if isinstance(batch, MixedBatch):
-        inputs["shown"] = shown[len(targets) :]
-        inputs |= {} if batch.known is None else {"known": batch.known}
-    return inputs
-
-
-def create_losses(
-    settings: FinetuneSettings, prepared: nn.Module, teacher: Classifier, accelerator: Accelerator, *, soft: bool
-) -> Callable[..., dict[str, Tensor]]:
-    """Losses of one micro-batch: cross-entropy, with targets that may be `soft`, or binary ones of several labels an
-    image; and that with the teacher's labels.
-    """
-    smoothing = settings.label_smoothing
-    criterion: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss(label_smoothing=smoothing)
-
-    def binary_losses(logits: Tensor, targets: Tensor) -> Tensor:
-        return label_loss(logits, targets * (1 - smoothing) + smoothing / 2)
-
-    if teacher.several:
-        criterion = binary_losses
-    elif soft:
-        criterion = SoftTargetCrossEntropy()
-
-    def compute_losses(
-        images: Tensor, targets: Tensor, shown: Tensor | None = None, known: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        logits = prepared(images).float()
-        loss = criterion(logits[: len(targets)], targets)
-        if shown is None:
-            return {"loss": loss}
-        with torch.no_grad(), accelerator.autocast():
-            expected = teacher(shown).float()
-        found = unlabelled_losses(logits[len(targets) :], expected, known, threshold=settings.unlabelled_threshold)
-        total = loss + settings.unlabelled_weight * found["unlabelled_loss"]
-        return {"loss": total, "labelled_loss": loss} | found
-
-    return compute_losses
-
-
-def shift(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
-    """Images (B, C, H, W) as a teacher sees them too."""
-    images = padded_crop(images, draws, settings.crop_padding)
-    return random_flip(images, draws) if settings.flip else images
-
-
-def distort(settings: FinetuneSettings, images: Tensor, draws: Draws) -> Tensor:
-    """What of the augmentation can make an image (B, C, H, W) hard to recognise."""
-    if settings.trivial_augment:
-        images = trivial_augment(images, draws)
-    if settings.random_erasing:
-        images = random_erasing(images, draws, probability=settings.random_erasing)
-    return images
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def by_recipe(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings(UnlabelledSettings):
-    """The settings of fine-tuning that follow from its recipe where they are not given."""
+    """Lengths, regularisation and augmentation of fine-tuning: None follows from the recipe, or from the images."""
 
     recipe: Literal["strong", "light"] = setting(
         "strong", "what else is not given follows from this: strong regularisation and augmentation, or light ones for "
@@ -68,7 +68,22 @@ class RecipeSettings(UnlabelledSettings):
         None, "the same, of a rectangle of another image (arXiv 1905.04899; default: "
         f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation", least=0,
     )  # fmt: skip
+    drop_path: float = setting(
+        0.1,
+        "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
+        group="regularisation",
+        least=0,
+        below=1,
+    )
+    label_smoothing: float = setting(
+        0.1, "ratio of each target that is spread over all classes", group="regularisation", least=0, below=1
+    )
+    ema_decay: float = setting(
+        0.999, "of the moving average of the weights; 0 is off", group="regularisation", least=0, below=1
+    )
 
+    crop_padding: int = setting(4, "pixels", group="augmentation", least=0)
+    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
     trivial_augment: bool | None = setting(
         None, f"arXiv 2103.10158 (default: {by_recipe('trivial_augment')}; no unless images are grey or RGB of 8 bits)",
         group="augmentation",
