@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder
+from tinymae import MaskedAutoencoder
 from tinymae.commands import inspect as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.commands.inspect import show_group
@@ -316,9 +316,12 @@ def test_inspection_judges_labels_by_groups_and_recommends_them_only_where_there
     assert "frames of one group;" in page and "--group-column" not in page
     tinymae.inspect(tmp_path / "photos", **common, output_dir=tmp_path / "plain")
     assert not seen["groups"] and "--group-column" in (tmp_path / "plain" / "index.html").read_text()
-    message = "folds 13: the images with a label are of 12 groups, which are too few; give fewer folds"
-    with pytest.raises(InputError, match=message):
-        tinymae.inspect(tmp_path / "photos", group_pattern=r"s\d+", folds=13, **common, output_dir=tmp_path / "refused")
+    few = tinymae.inspect(tmp_path / "photos", group_pattern=r"s\d+", folds=13, **common, output_dir=tmp_path / "few")
+    assert "of classes with fewer than 12 groups" in (few.folder / "index.html").read_text()  # as many as there are
+    one = tinymae.inspect(
+        tmp_path / "photos", group_pattern="s", **common | {"split": "all"}, output_dir=tmp_path / "one"
+    )
+    assert (one.folder / "duplicates.csv").exists() and not (one.folder / "doubtful_labels.csv").exists()
 
 
 def test_a_probability_was_found_without_the_image_itself():

@@ -65,6 +65,9 @@ def test_one_image_is_read_as_the_weights_own_were(pretrained, scans, tmp_path):
         Image.fromarray(values).save(path := tmp_path / f"{number}.png")
         for source in (path, str(path), path.read_bytes(), Image.open(path)):
             assert torch.equal(tinymae.load_image(source, pretrained.model), dataset.images[number])
+    (cut := tmp_path / "cut.png").write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="image of Pillow cannot be read"):
+        tinymae.load_image(Image.open(cut), pretrained.model)
     with pytest.raises(InputError, match="image of bytes cannot be read"):
         tinymae.load_image(b"", pretrained.model)
     with pytest.raises(InputError, match="source is of type ndarray: give an image file, its bytes or a Pillow image"):

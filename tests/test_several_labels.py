@@ -144,8 +144,8 @@ def test_the_command_judges_by_mean_average_precision(table, head, quick_probes,
     rows = rows_of(tmp_path / "run" / "per_class.csv")
     assert [row["class"] for row in rows] == test.classes
     assert sum(int(row["images"]) for row in rows) == test.labels.sum()
-    for column, found in {"average_precision": results["ap_test"], "roc_auc": results["auc_test"]}.items():
-        assert [float(row[column]) for row in rows] == pytest.approx(found, abs=0.01)
+    for column, percent in {"average_precision": results["ap_test"], "roc_auc": results["auc_test"]}.items():
+        assert [100 * float(row[column]) for row in rows] == pytest.approx(percent, abs=0.01)
 
 
 def require_saved(folder, test, scores) -> None:

@@ -44,12 +44,12 @@ def print_notes(run: Run, labels: Tensor, classes: list[str], split: str) -> Non
 
 
 def report_several(run: Run, scores: Tensor, labels: Tensor, classes: list[str]) -> tuple[dict, Path]:
-    """Average precision and ROC-AUC of scores (N, classes) against labels (N, classes), and their table by class, which
-    the main process writes.
+    """Average precision and ROC-AUC of scores (N, classes) against labels (N, classes), in percent, and their table by
+    class, from 0 to 1, which the main process writes.
     """
     found, table = several_metrics(scores, labels), run.folder / "per_class.csv"
     counts = labels.long().sum(dim=0).tolist()
-    cells = ([None if value is None else f"{value:.2f}" for value in found[name]] for name in ("ap", "auc"))
+    cells = ([None if value is None else f"{value / 100:.4g}" for value in found[name]] for name in ("ap", "auc"))
     if run.is_main:
         write_csv(table, COLUMNS, zip(classes, counts, *cells, strict=True))
     return found, table

@@ -70,13 +70,14 @@ def run(settings: EmbedSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator, several=settings.to_label is not None)
     if images.labels.ndim == 2:
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
-    where, those = to_choose_from(images)
-    if settings.to_label is not None and (images.labels[those] >= 0).all():
-        others = ", or name other splits by --split" * bool((images.labels < 0).any())
-        raise InputError(
-            f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label; leave it out"
-            + (others or unlabelled_remedy(settings.data))
-        )
+    if settings.to_label is not None:
+        where, those = to_choose_from(images)
+        if (images.labels[those] >= 0).all():
+            others = ", or name other splits by --split" * bool((images.labels < 0).any())
+            raise InputError(
+                f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label; leave it out"
+                + (others or unlabelled_remedy(settings.data))
+            )
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
         table = write_table(settings, encode, images, run)
@@ -152,7 +153,9 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
 
 
 def to_choose_from(images: JoinedSplits) -> tuple[str, Tensor]:
-    """Whose images may be chosen, and their rows: of train if it is there, as typical images are no fair test."""
+    """Whose images may be chosen, and their rows: of train if it is there. A test of chosen images, which are typical
+    ones, would not be fair.
+    """
     every = torch.arange(len(images))
     if "train" not in images.parts:
         return f"split {' '.join(images.parts)}", every
@@ -163,22 +166,21 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, r
     """to_label.csv and to_label.png: the images to label first.
 
     Of files, the first is a table to fill in: put beside the images, it is data with labels. It names the splits where
-    images of test were asked for, which no label may move into train; else they follow from the paths, as those of the
-    images.
+    some are of test, which no label may move into train; else they follow from the paths, as those of the images.
     """
     assert settings.to_label is not None
     where, those = to_choose_from(images)
     features, labelled = read_features(table, those.numpy()), (images.labels[those] >= 0).numpy()
     rows = those[choose_to_label(features, labelled, count=settings.to_label, seed=settings.seed)]
-    names, splits, _ = zip(*images.about(rows), strict=True)
+    names, of_split, _ = zip(*images.about(rows), strict=True)
     of_files = all(part.of_files for part in images.parts.values())
     shown = [Tile(image, (name,)) for image, name in zip(images.look_closer(rows[:SHOWN]), names, strict=False)]
     unlabelled = f"the {int((~labelled).sum()):,} images of {where} without a label"
     run.print(f"to_label.csv: {len(rows):,} of {unlabelled}")
     title = f"{len(rows):,} of {unlabelled}, to be labelled first"
     columns = {"path" if of_files else "name": names, "label": ("",) * len(names)}
-    if "test" in splits:
-        columns["split"] = splits
+    if "test" in of_split:
+        columns["split"] = of_split
     return [
         write_csv(run.folder / "to_label.csv", [*columns], zip(*columns.values(), strict=True)),
         write_sheet(in_rows(shown), run.folder / "to_label.png", title),

@@ -54,6 +54,7 @@ from .results import Result
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
 RANKED = {"average_precision": "ap", "roc_auc": "auc"}  # of each class, and what `several_metrics` calls it
+MOST_RANKED = 100  # classes: of 1,000 it would take longer than all else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +178,8 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     results |= matrix
     if describe_constant(labels, model.classes):
         run.print(
-            f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; ROC-AUC and average precision "
-            "of each class are in per_class.csv"
+            f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; per_class.csv has the scores of "
+            "each class"
         )
     ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
     run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
@@ -189,10 +190,11 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
 
 def rank_classes(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list[dict[str, float | None]]]:
     """How well each class's probability ranks its images before those of the others, by `several_metrics`: in the mean,
-    in percent, and of each class, from 0 to 1 as scikit-learn's report. Of images of one class there is nothing to say.
+    in percent, and of each class, from 0 to 1 as scikit-learn's report. Nothing of images of one class alone, or of
+    more classes than MOST_RANKED.
     """
     count = logits.shape[1]
-    if len(labels.unique()) == 1:
+    if len(labels.unique()) == 1 or count > MOST_RANKED:
         return {}, [dict.fromkeys(RANKED)] * count
     found = several_metrics(logits.double().softmax(dim=1), nn.functional.one_hot(labels, count))
     rows = zip(*(found[metric] for metric in RANKED.values()), strict=True)
@@ -253,13 +255,7 @@ def write_table(by_class: dict[str, dict], path: Path) -> Path:
     """A line of CSV for each class; one that no image has is not judged, and has empty cells."""
     columns = (*REPORTED, "support", *RANKED)
     rows = (
-        [
-            name,
-            *(
-                None if row[each] is None else f"{row[each]:{'.0f' if each == 'support' else '.4g'}}"
-                for each in columns
-            ),
-        ]
+        [name, *(None if row[each] is None else f"{row[each]:.6g}" for each in columns)]
         for name, row in by_class.items()
     )
     return write_csv(path, ["class", *columns], rows)

@@ -135,7 +135,8 @@ def require_kind(name: str, value: Any, kinds: list[Any]) -> None:
         last = words.pop()
         allowed = f"{', '.join(map(str, words))} or {last}" if words else last
         shown = describe_value(value) if isinstance(value, Tensor | np.ndarray) else reprlib.repr(value)
-        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {part_with_model(value) or allowed}")
+        part = part_with_model(value) if name == "weights" else ""
+        raise InputError(f"{name} {shown} is of type {type(value).__name__}: give {part or allowed}")
 
 
 def words_of(kind: Any) -> str | None:

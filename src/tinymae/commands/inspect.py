@@ -68,7 +68,6 @@ def run(settings: InspectSettings) -> Result[Model]:
     images = settings.open_images(model, accelerator, grouped=True)
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
-    require_folds(settings, labelled_of(images)[1])
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         features = map_images(encode, images, accelerator, **settings.computing)
         parts = on_main(accelerator, partial(look_into, settings, images, features, run))
@@ -85,16 +84,6 @@ def labelled_of(images: JoinedSplits) -> tuple[Tensor, list[str]]:
     """Which images (N,) have a label, and the group of each of these, if they have groups."""
     rows, groups = (images.labels >= 0).nonzero()[:, 0], images.groups
     return rows, [groups[row] for row in rows.tolist()] if groups else []
-
-
-def require_folds(settings: InspectSettings, groups: Sequence[str]) -> None:
-    """Raises InputError for fewer groups of labelled images than folds."""
-    count = len({*groups})
-    if 0 < count < settings.folds:
-        raise InputError(
-            f"folds {settings.folds}: the images with a label are of {count} group{'s'[: count != 1]}, which are too "
-            "few; give fewer folds, or no group_column or group_pattern"
-        )
 
 
 @dataclass
@@ -114,7 +103,8 @@ def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor,
         inspect_duplicates(settings, images, on_device, run.folder),
         inspect_outliers(settings, images, on_device, run.folder),
     ]
-    if (images.labels >= 0).any():
+    labelled, groups = labelled_of(images)
+    if len(labelled) and len({*groups}) != 1:  # of one group, none can be held out
         parts.append(inspect_labels(settings, images, features, run.folder))
     for part in parts:
         run.print(f"{part.heading}: {part.text}")
@@ -220,13 +210,14 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     """All labelled images by the held-out probability of their label."""
     labelled, groups = labelled_of(images)
     labels = images.labels[labelled]
+    folds = min(settings.folds, len({*groups}) or len(labels))
     probabilities = held_out_probabilities(
-        features[labelled], labels, num_classes=len(images.classes), folds=settings.folds,
+        features[labelled], labels, num_classes=len(images.classes), folds=folds,
         seed=derive_seed(settings.seed, "folds"), groups=groups,
     )  # fmt: skip
     # A probe that saw no other image, or group, of a class, or few, cannot judge it.
     others = Counter(label for _, label in {*zip(groups or range(len(labels)), labels.tolist(), strict=True)})
-    enough = torch.tensor([others[label] >= settings.folds for label in labels.tolist()])
+    enough = torch.tensor([others[label] >= folds for label in labels.tolist()])
     issues = confident_issues(probabilities, labels) & enough
     own = probabilities.gather(1, labels[:, None])[:, 0]
     order = own.where(enough, torch.inf).argsort(stable=True)
@@ -252,7 +243,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
         text += ", which is too rarely for this list to mean much"
     if not enough.all():
         kind = "groups" if groups else "images"
-        text += f"; {int((~enough).sum())} are of classes with fewer than {settings.folds} {kind}, and not judged"
+        text += f"; {int((~enough).sum())} are of classes with fewer than {folds} {kind}, and not judged"
     numbers = {"labels": len(labels), "doubtful_labels": int(issues.sum()), "held_out_accuracy": right}
     return Finding("Doubtful labels", text, numbers, [table, sheet])
 

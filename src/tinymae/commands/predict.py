@@ -179,7 +179,8 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
     """A line of CSV for each image: its class and the next best and, of few classes, all probabilities."""
     every = torch.arange(len(images))
     best, index = probabilities.topk(min(2, len(classes)), dim=1)
-    listed = classes if len(classes) <= LISTED else []
+    columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
+    listed = classes if len(classes) <= LISTED and not {*classes} & {*columns} else []
     of_each = zip(
         images.about(every), best.tolist(), index.tolist(), probabilities[:, : len(listed)].tolist(), strict=True
     )
@@ -187,7 +188,6 @@ def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str],
     for (name, split, _), values, numbers, shown in of_each:
         guesses = [(classes[number], f"{value:.4f}") for number, value in zip(numbers, values, strict=True)]
         rows.append([name, split, *(cell for guess in guesses for cell in guess), *(f"{each:.4f}" for each in shown)])
-    columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
     return write_csv(path, [*columns[: 2 + 2 * best.shape[1]], *listed], rows)
 
 

@@ -112,7 +112,8 @@ class RunSettings(DataSettings):
 
     def record(self) -> dict:
         """See `Settings.record`."""
-        labels = np.asarray(self.labels) if isinstance(self.labels, Sequence) else self.labels
+        like_array = isinstance(self.labels, Sequence) or hasattr(self.labels, "columns")  # the latter of pandas
+        labels = np.asarray(self.labels) if like_array else self.labels
         return super().record() | {"labels": describe_value(labels)}
 
     @property

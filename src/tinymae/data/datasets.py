@@ -288,7 +288,7 @@ class StreamedDataset(Indexed):
         pixels = torch.empty(len(good), *self.image_shape, dtype=getattr(torch, self.depth))
         for place, row in enumerate(good):  # torch.stack would have all of them in memory twice
             image, images[row] = images[row], None
-            assert image is not None
+            assert image is not None and image.shape == self.image_shape
             pixels[place] = image
         return ImageDataset(
             self.name, pixels, kept.labels, self.classes, bad, names=kept.names, of_files=self.of_files,

@@ -23,22 +23,25 @@ Depth = Literal["uint8", "uint16"]  # of pixels as they are kept; floats become 
 
 
 def read_image(
-    source: Path | bytes, shape: tuple[int, int, int], *, depth: Depth, pixel_range: Range | None = None,
+    source: Path | bytes | Image.Image, shape: tuple[int, int, int], *, depth: Depth, pixel_range: Range | None = None,
     fit: Fit = "crop", name: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Decode an image file, or its bytes, to pixels (C, H, W): the shorter side resized, then centre-cropped.
+    """Decode an image file, its bytes or an image of Pillow to pixels (C, H, W): the shorter side resized, then
+    centre-cropped.
 
     With `fit` "pad" the longer side is resized, and the rest has the median colour of the image's outermost pixels.
 
     One channel is grey, three are RGB, any other number is what a multi-band TIFF or an .npy file (H, W, C) or
     (C, H, W) holds. `depth` "uint8" scales 16-bit files down, "uint16" scales 8-bit files up. 32-bit and float files
-    need a `pixel_range`. Only the first image of a file with several is read. Bytes have to be given a `name`.
+    need a `pixel_range`. Only the first image of a file with several is read. All but files have to be given a `name`.
 
     Raises UnreadableImage, naming the file, if it is no readable image, or for a number of channels that the file does
     not have or its format does not give; InputError without a needed `pixel_range`.
     """
     name = name or str(source)
     try:
+        if isinstance(source, Image.Image):
+            return from_pillow(load_upright(source, shape, fit, name), shape, depth, pixel_range, fit, name)
         if (kind := find_kind(source, shape[0])) is None:
             return from_pillow(decode(source, shape, fit, name), shape, depth, pixel_range, fit, name)
         values = read_array(source, kind, shape[0], pixel_range=pixel_range, name=name)
@@ -70,12 +73,17 @@ def decode(source: Path | bytes, shape: tuple[int, int, int], fit: Fit, name: st
         scale = (min if fit == "crop" else max)(file.width / shape[2], file.height / shape[1])
         if scale >= 4:  # decoding at twice the size keeps resizing from what was left out
             file.draft(None, (round(2 * file.width / scale), round(2 * file.height / scale)))
-        require_safe_size(file.height, file.width)
-        size = file.height, file.width
-        fitted_size(size, shape[1:], fit, name)  # a width that it refuses is a MemoryError of Pillow's
-        upright = ImageOps.exif_transpose(file)
-        upright.load()
-        return upright.convert("I;16") if is_deep_pgm(file) else upright
+        return load_upright(file, shape, fit, name)
+
+
+def load_upright(file: Image.Image, shape: tuple[int, int, int], fit: Fit, name: str) -> Image.Image:
+    """A copy of what is open, decoded and upright."""
+    require_safe_size(file.height, file.width)
+    size = file.height, file.width
+    fitted_size(size, shape[1:], fit, name)  # a width that it refuses is a MemoryError of Pillow's
+    upright = ImageOps.exif_transpose(file)
+    upright.load()
+    return upright.convert("I;16") if is_deep_pgm(file) else upright
 
 
 def is_deep_pgm(file: Image.Image) -> bool:

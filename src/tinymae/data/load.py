@@ -66,7 +66,7 @@ def load_dataset(
             case.
         group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
         group_pattern: the same by a regular expression, found in each image's path: its brackets, or all of it.
-        memory_limit_gb: larger data are read batch by batch, as are those that this gave so.
+        memory_limit_gb: larger data are read batch by batch, and stay so where they are given again.
         skip_unreadable: leave damaged images out; read batch by batch, the next one of the class stands in.
 
     Which split an image belongs to follows from a hash of its own path or row: adding images moves no other. Paths
@@ -250,7 +250,7 @@ def no_images(source: Source, split: str, rows: dict[str, np.ndarray], fraction:
         remedy = "give other data" if split == "train" else "give another split"
     elif source.classes and fraction != 0:  # see `split_by_hash`
         unit, other = ("group", "another group column or pattern") if source.groups else ("image", "more images")
-        remedy = f"each {unit} is the only one of a class, and train needs it: give {other}, or splits of your own"
+        remedy = f"each {unit} left in train is the only one of a class: give {other}, or splits of your own"
     else:
         remedy = f"give another split, or a larger --{split}-fraction"
     return InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")

@@ -118,7 +118,7 @@ def draw_folds(count: int, groups: Sequence[str], *, folds: int, seed: int) -> l
     """Which of `count` rows are in each fold, at random; those of one of the `groups` (N,) are in the same."""
     if not groups:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        return [*order.tensor_split(min(folds, count))]
+        return [*order.tensor_split(folds)]
     drawn = GroupKFold(folds, shuffle=True, random_state=seed % 2**32).split(range(count), groups=groups)
     return [torch.from_numpy(rows) for _, rows in drawn]
 

@@ -74,7 +74,7 @@ def adapt(
     for name in ("decoder_pred.weight", "decoder_pred.bias"):
         state[name] = resample_prediction(model, adapted, state[name])
     adapted.load_state_dict(state, strict=True)
-    adapted.reading = model.reading
+    adapted.reading = dict(model.reading)
     return adapted.to(model.mask_token.device).train(model.training)
 
 

@@ -78,7 +78,7 @@ def name_stage(stage: str, label_fraction: float) -> str:
     >>> name_stage("linear", 1.0), name_stage("linear", 0.1)
     ('linear', 'linear-0.1')
     """
-    return stage if label_fraction == 1 else f"{stage}-{label_fraction:g}"
+    return stage if label_fraction == 1 else f"{stage}-{label_fraction}"
 
 
 def cell_rows(folder: Path, *, label_fraction: float, **names) -> list[dict]:

@@ -60,7 +60,7 @@ class ArrowSource(PartedSource, EncodedSource):
                 part.select_columns([self.column]).cast_column(self.column, Image(decode=False))
                 for part in parts.values()
             ]
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, TypeError, ValueError) as error:
             wrong = f"image_column {self.column} is {feature}: give one of images, their bytes or paths"
             raise refusal(error, wrong) from None
         if not len(self):

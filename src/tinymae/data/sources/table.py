@@ -185,9 +185,8 @@ def read_label_cells(
     written, values = (values, again) if is_text else (again, values)
     if (missing := values.is_null().to_numpy() & ~are_blank(written)).any():
         said = list_some(sorted(written.filter(missing).unique().to_pylist()))
-        source.notes.append(
-            f"labels: {missing.sum():,} cells that say {said} are taken for no label; a class of that name needs quotes"
-        )
+        quotes = "; a class of that name needs quotes" * is_text
+        source.notes.append(f"labels: {said}, {missing.sum():,} in all, taken for no label{quotes}")
     return values
 
 
