@@ -112,7 +112,9 @@ def test_images_of_test_that_pretraining_saw_are_remarked_on(quick_figures, quic
     for split in ("test", "val"):
         names = load_dataset(tmp_path / "data", split, image_size=8, channels=1).names
         remember_training(tmp_path / "mae", train=names[:2])
-        said = f"2 of the {len(names)} {split} images are called like some that the weights were trained on, without"
+        said = (
+            f"the encoder was pretrained on 2 of the {len(names)} {split} images, if names tell, without their labels"
+        )
         for learn, name, given in [
             (tinymae.linear_probe, "probe", {}),
             (tinymae.finetune, "finetune", tune),

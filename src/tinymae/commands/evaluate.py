@@ -26,7 +26,7 @@ from ..evaluation.metrics import (
     several_metrics,
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
-from ..files import write_csv
+from ..files import last_part, write_csv
 from ..interop.load import Model, load
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
@@ -54,6 +54,7 @@ from .results import Result
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
 RANKED = {"average_precision": "ap", "roc_auc": "auc"}  # of each class, and what `several_metrics` calls it
+RARE = 0.5  # of an even share of the images: such a class hardly counts in the accuracy
 MOST_RANKED = 100  # classes: of 1,000 it would take longer than all else
 
 
@@ -125,7 +126,9 @@ def load_images(
 
 
 def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dataset) -> None:
-    """Say so if the data were cut without need: they have no splits, and no image that was trained on, by its name."""
+    """Say so if the data were cut without need: they have no splits, and no image called as one that was trained on, in
+    whatever folder.
+    """
     trained, held_out = (names_of(model.source, split) for split in ("train", str(settings.split)))
     if not (dataset.of_files and trained) or held_out.intersection(dataset.names):  # of training: cut as then
         return
@@ -133,7 +136,7 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
     options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
     whole = load_splits(data, ["all"], **options, **reading)["all"]
     assert isinstance(whole, StreamedDataset)
-    if not (whole.source.splits or trained.intersection(whole.names)):
+    if not (whole.source.splits or {*map(last_part, trained)} & {*map(last_part, whole.names)}):
         count = len(with_label(whole))
         print_once(
             "none of these images is called like one that the weights were trained on: if they are others, --split all "
@@ -176,13 +179,17 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
     matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
     results |= matrix
-    if describe_constant(labels, model.classes):
+    counts = labels.bincount(minlength=len(model.classes))
+    rarest = counts[counts > 0].min() * len(model.classes) / len(labels)
+    if describe_constant(labels, model.classes) or rarest < RARE:
         run.print(
             f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; per_class.csv has the scores of "
             "each class"
         )
-    ece = f"{results['ece']:.1f} %" if "ece" in results else "too few images to say"
-    run.print(f"NLL {results['nll']:.3f}, expected calibration error {ece}")
+    calibration = (
+        f"expected calibration error {results['ece']:.1f} %" if "ece" in results else "too few for calibration"
+    )
+    run.print(f"NLL {results['nll']:.3f}, {calibration}")
     drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
@@ -247,7 +254,7 @@ def show_errors(
         lines = f"{dataset.names[row]}", f"{classes[labels[row]]}, not", f"{classes[predicted[row]]}"
         tiles.append(Tile(image, (*lines[:2], f"{lines[2]} {100 * confidence[row]:.0f} %")))
     return write_sheet(
-        in_rows(tiles), path, f"the {len(tiles)} most confident of {len(wrong):,} errors: truth, not prediction"
+        in_rows(tiles), path, f"{len(tiles)} of {len(wrong):,} errors, the most confident first: truth, not prediction"
     )
 
 

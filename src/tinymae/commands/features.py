@@ -153,9 +153,15 @@ def remark_on_known(model: Model, dataset: Dataset) -> None:
     if dataset.split == "train" or not dataset.of_files:
         return
     if known := len(names_of(model.source, "train").intersection(dataset.names)):
+        count = f"{known:,} of the {len(dataset):,} {kind_of(dataset.split)}images"
+        if not isinstance(model, Classifier):
+            print_once(
+                f"the encoder was pretrained on {count}, if names tell, without their labels: for a strict test, "
+                "pretrain with the same --val-fraction and --test-fraction, or --group-column"
+            )
+            return
         print_once(
-            f"{known:,} of the {len(dataset):,} {kind_of(dataset.split)}images are called like some that the weights "
-            f"were trained on{', without labels' * (not isinstance(model, Classifier))}: if they are the same, "
+            f"{count} are called like some that the weights were trained on: if they are the same, "
             f"{'give --split test, and ' * (dataset.split == 'all')}split alike in training and here (--group-column, "
             "--val-fraction, ...)"
         )

@@ -238,7 +238,7 @@ def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Te
     title = f"the {len(tiles)} labels that a probe of other images doubts most: is it the label, or the other class?"
     sheet = write_sheet(in_rows(tiles), folder / "doubtful_labels.png", title)
     right = accuracy(guess, labels)
-    text = f"{int(issues.sum())} of {len(labels)}; a probe of the others is right about {right:.0f} % of them"
+    text = f"{int(issues.sum())} of {len(labels)}; a probe of other images agrees with {right:.0f} %"
     if is_weak(right, labels):
         text += ", which is too rarely for this list to mean much"
     if not enough.all():

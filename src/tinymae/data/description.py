@@ -32,7 +32,8 @@ def describe(source: Source, rows: dict[str, np.ndarray], *, unused_labels: bool
             classes += f", {unlabelled:,} of them without a label"
     left_out = ""
     if source.left_out:
-        left_out = f"; {len(source.left_out):,} other files left alone ({count_kinds(source.left_out)})"
+        others = f"{len(source.left_out):,} other file{'s'[: len(source.left_out) != 1]}"
+        left_out = f"; {others} left alone ({count_kinds(source.left_out)})"
     channels, height, width = source.image_shape
     parts = ", ".join(count_rows(source, name, part) for name, part in rows.items())
     return [

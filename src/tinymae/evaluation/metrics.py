@@ -115,7 +115,7 @@ def describe_constant(labels: Tensor, classes: Sequence[str]) -> str | None:
     several labels an image, (N, classes).
 
     >>> describe_constant(torch.tensor([0, 0, 0, 1]), ["cat", "dog"])
-    'always guessing cat would be right about 75.0 % of them'
+    'always guessing cat would score 75.0 %'
     """
     if labels.ndim == 2:
         return None
@@ -123,7 +123,7 @@ def describe_constant(labels: Tensor, classes: Sequence[str]) -> str | None:
     percent = 100 * float(count) / len(labels)
     if percent * len(labels.unique()) <= 100 * UNBALANCED:
         return None
-    return f"always guessing {classes[int(most)]} would be right about {percent:.1f} % of them"
+    return f"always guessing {classes[int(most)]} would score {percent:.1f} %"
 
 
 def several_metrics(scores: Tensor, labels: Tensor) -> dict:

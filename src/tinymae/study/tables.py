@@ -249,7 +249,9 @@ def markdown(rows: Sequence[dict], note: str) -> str:
     for data in dict.fromkeys(row["data"] for row in rows):
         columns = READ
         for fraction, those in by_labels(row for row in rows if row["data"] == data).items():
-            parts += [f"## {data}{tell_labels(fraction)}\n", *markdown_table(summarise(those), columns, format_cell)]
+            lines = summarise(those)
+            shown = [column for column in columns if any(column.key in line for line in lines)]
+            parts += [f"## {data}{tell_labels(fraction)}\n", *markdown_table(lines, shown, format_cell)]
             columns = ACCURACIES
             if further := differences(those):
                 than = next(row["name"] for row in those if not row["control"])
