@@ -34,6 +34,7 @@ from ..models.masked import PatchMasking
 from ..models.masking import count_hidden, random_mask
 from ..models.outputs import Reconstruction
 from ..randomness import seeded
+from ..training.device import Precision
 from ..training.inputs import names_of
 from ..training.processes import print_once
 from ..training.run import Run
@@ -63,6 +64,7 @@ class EvaluateSettings(WeightsSettings):
     """Settings of a closer look."""
 
     output_dir: str | Path = with_default(WeightsSettings, "output_dir", "runs/evaluate")
+    mixed_precision: Precision = with_default(WeightsSettings, "mixed_precision", "no")  # as predict
     split: Split | None = setting(
         None, "which images (default: test, or val where the data have no test images)", group="data"
     )
