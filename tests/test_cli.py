@@ -213,11 +213,13 @@ def test_training_needs_gradients_whatever_a_notebook_has_switched_off(switched_
 def test_training_computes_in_float32_whatever_a_script_has_made_the_default(
     command, quick_figures, quick_probes, tmp_path
 ):
-    own = {"pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW, "finetune": FEW | {"epochs": 1}}
-    settings = own[command] | ({} if command == "pretrain" else {"weights": tiny_mae()})
+    settings = {
+        "pretrain": QUICK | {"contrast_epochs": 1}, "linear_probe": FEW | {"weights": tiny_mae()},
+        "finetune": FEW | {"epochs": 1, "weights": tiny_mae()},
+    }  # fmt: skip
     torch.set_default_dtype(torch.float64)
     try:
-        run = getattr(tinymae, command)(**settings, output_dir=tmp_path)
+        run = getattr(tinymae, command)(**settings[command], output_dir=tmp_path)
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

@@ -319,11 +319,13 @@ def test_floats_that_nobody_normalised_are_warned_of_once():
 @pytest.mark.parametrize("call", ["encode", "encode_layers", "__call__", "reconstruct", "a classifier", "Features"])
 def test_the_warning_points_at_the_users_line(call):
     images, model = torch.rand(2, 3, 8, 8), small_model().eval()
-    functions = {"encode_layers": lambda images: model.encode_layers(images, 1)}
-    functions["a classifier"] = tinymae.build_classifier(model, classes=["a", "b"])
-    functions["Features"] = tinymae.Features(model).fit_transform
+    functions = {
+        "encode": model.encode, "encode_layers": lambda images: model.encode_layers(images, 1), "__call__": model,
+        "reconstruct": model.reconstruct, "a classifier": tinymae.build_classifier(model, classes=["a", "b"]),
+        "Features": tinymae.Features(model).fit_transform,
+    }  # fmt: skip
     with pytest.warns(UserWarning, match="taken as normalised") as found:
-        (functions.get(call) or getattr(model, call))(images)
+        functions[call](images)
     assert [warning.filename for warning in found] == [__file__]
 
 

@@ -221,8 +221,8 @@ def test_a_named_set_has_no_groups(mnist_dir):
 @pytest.mark.parametrize(
     ("column", "remedy"),
     [
-        ("film", "each group is the only one of a class, and train needs it: give another group column or pattern, or"),
-        (None, "each image is the only one of a class, and train needs it: give more images, or splits of your own"),
+        ("film", "each group left in train is the only one of a class: give another group column or pattern, or"),
+        (None, "each image left in train is the only one of a class: give more images, or splits of your own"),
     ],
 )
 def test_it_is_said_why_nothing_can_be_held_out(films, column, remedy):

@@ -192,7 +192,7 @@ LARGE: dict[str, dict] = {
     "resnet_unet": {"encoder": "resnet101", "in_channels": 30_000},
     "masked_conv": {"encoder": "convnext_large", "decoder_dim": 4000},
     "pca": {"latent_dim": 192, "image_size": 2048},
-    "conv_ae classifier": {("autoencoder", "width"): 4000, "label_names": ["a"] * 10**5},
+    "conv_ae classifier": {("autoencoder", "width"): 4000, "label_names": [*map(str, range(10**5))]},
     "timm classifier": {("model_args", "embed_dim"): 4000, ("model_args", "img_size"): 2048},
     "transformers": {"decoder_hidden_size": 4000},
 }

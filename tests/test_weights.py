@@ -200,8 +200,8 @@ GIVEN = {
 @pytest.mark.parametrize("command", GIVEN)
 def test_a_model_that_is_given_to_a_command_stays_as_it_was(command, quick_figures, quick_probes, tmp_path):
     """In half precision too, which is computed with in float32."""
-    start = tiny_mae()
-    model = (build_classifier(start, classes=CLASSES) if command == "predict" else start).half().train()
+    mae = tiny_mae()
+    model = (build_classifier(mae, classes=CLASSES) if command == "predict" else mae).half().train()
     before = copy.deepcopy(model).state_dict()
     given = FEW | {"mixed_precision": "bf16"}
     if command == "neighbours":

@@ -249,11 +249,12 @@ class Run:
 
     def require_folder(self) -> None:
         """Raises InputError if the folder is no longer there, which a checkpoint would make anew and in part."""
-        if self.is_main and not (self.folder / "args.json").exists():
-            raise InputError(
-                f"output_dir {self.folder} was deleted or moved during the run: put it back, and the same command "
-                "resumes; else it begins anew"
-            )
+        with contextlib.suppress(OSError):  # where this cannot be asked, the trouble is another
+            if self.is_main and not (self.folder / "args.json").exists():
+                raise InputError(
+                    f"output_dir {self.folder} was deleted or moved during the run: put it back, and the same command "
+                    "resumes; else it begins anew"
+                )
 
     # ---- the steps
 
