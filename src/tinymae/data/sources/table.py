@@ -344,6 +344,7 @@ def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if pa.types.is_floating(column.type):
         from pyarrow import compute
 
+        column = column.cast(pa.float64())  # older versions of pyarrow ask no float16 whether it is NaN
         column = compute.if_else(compute.is_nan(column), None, column)
         with contextlib.suppress(pa.ArrowInvalid):  # whole numbers, as pandas has them beside a missing one
             column = column.cast(pa.int64())
