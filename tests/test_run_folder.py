@@ -14,6 +14,7 @@ from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
 import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.commands.fields import describe_value
+from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import Stopped
 from tinymae.files import read_json, write_json
 from tinymae.training import run as run_module
@@ -345,3 +346,11 @@ def test_a_run_says_which_images_came_or_went(tmp_path):
     said = f"{len(came)} of train came: {', '.join(came[:3])}, ..., 1 of train went: {names[0]}"
     with pytest.raises(InputError, match=said):
         run().claim()
+
+
+def test_labels_are_recorded_by_what_they_are_read_as():
+    pandas = pytest.importorskip("pandas")
+    numbers = [0, 1, 0, 1]
+    ways = (numbers, np.array(numbers), pandas.Series(numbers))
+    recorded = {PretrainSettings(data="digits", labels=labels).record()["labels"] for labels in ways}
+    assert len(recorded) == 1 and recorded != {PretrainSettings(data="digits", labels=numbers[::-1]).record()["labels"]}

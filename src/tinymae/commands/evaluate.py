@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from posixpath import basename
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from ..evaluation.metrics import (
     several_metrics,
 )
 from ..evaluation.sheets import Tile, in_rows, write_sheet
-from ..files import last_part, write_csv
+from ..files import write_csv
 from ..interop.load import Model, load
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
@@ -138,7 +139,7 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
     options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
     whole = load_splits(data, ["all"], **options, **reading)["all"]
     assert isinstance(whole, StreamedDataset)
-    if not (whole.source.splits or {*map(last_part, trained)} & {*map(last_part, whole.names)}):
+    if not (whole.source.splits or {*map(basename, trained)} & {*map(basename, whole.names)}):
         count = len(with_label(whole))
         print_once(
             "none of these images is called like one that the weights were trained on: if they are others, --split all "

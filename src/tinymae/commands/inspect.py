@@ -105,7 +105,7 @@ def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor,
     ]
     labelled, groups = labelled_of(images)
     if len(labelled) and len({*groups}) != 1:  # of one group, none can be held out
-        parts.append(inspect_labels(settings, images, features, run.folder))
+        parts.append(inspect_labels(settings, images, features, labelled, groups, run.folder))
     for part in parts:
         run.print(f"{part.heading}: {part.text}")
     write_page(settings, images, parts, run.folder / "index.html")
@@ -206,9 +206,10 @@ def inspect_outliers(settings: InspectSettings, images: JoinedSplits, features: 
     return Finding("Outliers", text, {"k": k, "median_distance": float(distance.median())}, [table, sheet])
 
 
-def inspect_labels(settings: InspectSettings, images: JoinedSplits, features: Tensor, folder: Path) -> Finding:
-    """All labelled images by the held-out probability of their label."""
-    labelled, groups = labelled_of(images)
+def inspect_labels(
+    settings: InspectSettings, images: JoinedSplits, features: Tensor, labelled: Tensor, groups: list[str], folder: Path
+) -> Finding:
+    """The `labelled` images, by rows, which may be of `groups`, by the held-out probability of their label."""
     labels = images.labels[labelled]
     folds = min(settings.folds, len({*groups}) or len(labels))
     probabilities = held_out_probabilities(

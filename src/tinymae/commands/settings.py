@@ -112,8 +112,8 @@ class RunSettings(DataSettings):
 
     def record(self) -> dict:
         """See `Settings.record`."""
-        like_array = isinstance(self.labels, Sequence) or hasattr(self.labels, "columns")  # the latter of pandas
-        labels = np.asarray(self.labels) if like_array else self.labels
+        given = self.labels is not None and not isinstance(self.labels, Tensor)
+        labels = np.asarray(self.labels) if given else self.labels  # whatever an array can be made of, as it is read
         return super().record() | {"labels": describe_value(labels)}
 
     @property

@@ -140,10 +140,10 @@ def run(settings: CompareSettings) -> Result[None]:
 
     Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an
     MLP, fine-tuned and evaluated, each in a folder of its own; with several `label_fractions`, probed and fine-tuned
-    with each. Repeating a call resumes: what is finished is read and
-    not run again, what was interrupted goes on from its checkpoint, and a larger grid adds its cells. Raw pixels and
-    untrained encoders are scored as controls. With `search`, each family's best settings are first looked for by the
-    linear probe on validation, in short pretrainings; test is not loaded there.
+    with each. Repeating a call resumes: what is finished is read and not run again, what was interrupted goes on from
+    its checkpoint, and a larger grid adds its cells. Raw pixels and untrained encoders are scored as controls. With
+    `search`, each family's best settings are first looked for by the linear probe on validation, in short pretrainings;
+    test is not loaded there.
 
     Raises InputError for what cannot work, before anything is trained, and at the end if a loss diverged.
     """

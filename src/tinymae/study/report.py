@@ -35,6 +35,7 @@ from .tables import (
     UNRANKED,
     Column,
     by_labels,
+    filled,
     format_cell,
     is_ranked,
     name_stage,
@@ -141,7 +142,7 @@ def facts(trained: Sequence[dict], models: dict, test_set: Dataset, run: dict) -
 
 def table(lines: Sequence[dict], columns: Sequence[Column], num_seeds: int) -> dict:
     """A sortable table; without scripts it stays sorted by the linear probe."""
-    columns = [column for column in columns if any(column.key in line for line in lines)]
+    columns = filled(columns, lines)
     counts = {title: sum(column in columns for column in group) for title, group in TABLE.items()}
     trained, best = [line for line in lines if not line["control"]], find_best(lines)
     return {

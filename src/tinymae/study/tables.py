@@ -173,6 +173,11 @@ def summarise(rows: Sequence[dict]) -> list[dict]:
     return sorted(lines, key=lambda line: -line["linear_test"][0])
 
 
+def filled(columns: Sequence[Column], lines: Sequence[dict]) -> list[Column]:
+    """The columns that any of the lines has."""
+    return [column for column in columns if any(column.key in line for line in lines)]
+
+
 def differences(rows: Sequence[dict]) -> list[dict]:
     """The lines of a data set's trained models after the first, of their accuracies less those of the first under the
     same seed: what all models find harder under one seed cancels. They want two seeds.
@@ -250,8 +255,8 @@ def markdown(rows: Sequence[dict], note: str) -> str:
         columns = READ
         for fraction, those in by_labels(row for row in rows if row["data"] == data).items():
             lines = summarise(those)
-            shown = [column for column in columns if any(column.key in line for line in lines)]
-            parts += [f"## {data}{tell_labels(fraction)}\n", *markdown_table(lines, shown, format_cell)]
+            table = markdown_table(lines, filled(columns, lines), format_cell)
+            parts += [f"## {data}{tell_labels(fraction)}\n", *table]
             columns = ACCURACIES
             if further := differences(those):
                 than = next(row["name"] for row in those if not row["control"])
