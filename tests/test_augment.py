@@ -11,6 +11,7 @@ from tinymae.randomness import Draws
 
 AUGMENTATIONS = {
     "flip": augment.random_flip,
+    "rotate90": augment.random_rotate90,
     "padded crop": lambda images, draws: augment.padded_crop(images, draws, 3),
     "resized crop": augment.random_resized_crop,
     "erasing": lambda images, draws: augment.random_erasing(images, draws, probability=0.5),
@@ -48,6 +49,18 @@ def test_about_half_the_images_are_flipped_and_nothing_else_happens():
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
     same = (flipped == images).flatten(1).all(1)
     assert (mirrored | same).all() and 400 < mirrored.sum() < 600
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_each_quarter_turn_is_of_about_a_fourth_of_the_images(dtype):
+    images = pictures(1000).to(dtype)
+    turned = augment.random_rotate90(images, draws_for(torch.arange(1000), 1000))
+    turns = [
+        [torch.equal(after, before.rot90(k, (1, 2))) for after, before in zip(turned, images, strict=True)]
+        for k in range(4)
+    ]
+    assert turned.dtype == dtype and torch.tensor(turns).sum(0).eq(1).all()
+    assert all(200 < sum(found) < 300 for found in turns)
 
 
 def test_padded_crops_are_crops_of_the_mirrored_picture():

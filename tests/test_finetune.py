@@ -32,8 +32,9 @@ MIXED = {"mixup": 0.8, "cutmix": 1.0, "trivial_augment": True, "random_erasing":
 ONE_EPOCH = FEW | {"batch_size": 16, "epochs": 1, "recipe": "light", "random_erasing": 0.25, "no_test": True,
                    "log_with": ()}  # fmt: skip
 CHANGES = {"layer_decay": 0.5, "weight_decay": 0.9, "ema_decay": 0.1, "label_smoothing": 0.5, "clip_grad": 1e-3,
-           "drop_path": 0.9, "patch_drop": 0.75, "flip": False, "crop_padding": 0, "random_erasing": 0.75,
-           "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0, "optimizer": "muon", "seed": 7}  # fmt: skip
+           "drop_path": 0.9, "patch_drop": 0.75, "flip": False, "rotate90": True, "crop_padding": 0,
+           "random_erasing": 0.75, "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0,
+           "optimizer": "muon", "seed": 7}  # fmt: skip
 
 
 def accuracy_on(split: str, classifier) -> float:

@@ -12,11 +12,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from running import (
     DIGITS,
+    ENCODER,
     FEW,
     MODEL,
     PRETRAIN,
     QUICK,
     SHORT,
+    TINY,
     TWO_PHASES,
     metrics,
     off_the_start,
@@ -273,7 +275,8 @@ def test_the_last_fifth_of_the_contrast_may_hide_less(quick_figures, tmp_path, m
 ONE_EPOCH_EACH = TWO_PHASES | {"epochs": 2, "contrast_epochs": 1, "batch_size": 32, "contrast_crop": "resized",
                                "contrast_color_jitter": 0.2, "log_with": ()}  # fmt: skip
 CHANGES = {"clip_grad": 1e-3, "weight_decay": 0.9, "temperature": 0.5, "decoded_views": 2, "contrast_crop": "none",
-           "min_scale": 0.9, "contrast_color_jitter": 0.9, "color_jitter": 0.5, "flip": True}  # fmt: skip
+           "min_scale": 0.9, "contrast_color_jitter": 0.9, "color_jitter": 0.5, "flip": True,
+           "rotate90": True}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +314,17 @@ def test_images_stay_as_they_are_where_nothing_else_is_asked_for():
         settings = PretrainSettings(data="digits", flip=False, **still).resolve()
         (first, *_) = settings.plan_phases(load_dataset("digits"))
         assert torch.equal(phases.augment(settings, first, images, draws), images)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [functools.partial(tinymae.pretrain, **TINY), functools.partial(tinymae.finetune, from_scratch=True, **ENCODER)],
+)
+def test_images_that_are_not_square_are_not_turned(train, tmp_path):
+    wide = FEW | {"data": FEW["data"].repeat(1, 1, 1, 2)}
+    with pytest.raises(InputError, match="rotate90 needs square images, not 8 x 16"):
+        train(**wide, rotate90=True, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_views_of_an_image_come_to_agree(quick_figures, tmp_path):

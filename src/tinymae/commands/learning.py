@@ -6,11 +6,14 @@ from functools import partial
 from typing import Literal
 
 from accelerate import Accelerator
+from torch import Tensor
 from typing_extensions import Self
 
+from ..data.augment import random_flip, random_rotate90
 from ..data.batches import Batch, count_steps, split_batch, step_batches
 from ..data.datasets import Dataset
 from ..errors import InputError
+from ..randomness import Draws
 from ..training.device import can_compile, create_accelerator
 from ..training.trackers import require_installed
 from .fields import Several, setting
@@ -68,6 +71,11 @@ class TrainingSettings(RunSettings):
         group="watching", free=True,
     )  # fmt: skip
     checkpoint_minutes: float = setting(5.0, "minutes between checkpoints", group="watching", free=True, least=0)
+    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
+    rotate90: bool = setting(
+        False, "turns by 0, 90, 180 or 270 degrees: for square images without an upper side, as from a microscope or a "
+        "satellite", group="augmentation",
+    )  # fmt: skip
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
@@ -89,6 +97,20 @@ class TrainingSettings(RunSettings):
         if self.cuda_graph and (missing := self.missing_for_graphs(accelerator)):
             raise InputError(f"cuda_graph needs {' and '.join(missing)}: leave cuda_graph out")
         return accelerator
+
+    def check_shape(self, dataset: Dataset) -> None:
+        """Raises InputError for images that cannot be augmented as asked."""
+        height, width = dataset.image_shape[1:]
+        if self.rotate90 and height != width:
+            raise InputError(
+                f"rotate90 needs square images, not {height} x {width}: leave it out, or give --image-size"
+            )
+
+    def orient(self, images: Tensor, draws: Draws) -> Tensor:
+        """Images (B, C, H, W) mirrored and turned at random, as asked."""
+        if self.flip:
+            images = random_flip(images, draws)
+        return random_rotate90(images, draws) if self.rotate90 else images
 
     def missing_for_graphs(self, accelerator: Accelerator) -> list[str]:
         """What a run would need for its steps to be CUDA graphs, and does not have."""

@@ -8,7 +8,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from ..data.augment import padded_crop, random_erasing, random_flip, trivial_augment
+from ..data.augment import padded_crop, random_erasing, trivial_augment
 from ..data.batches import Batch, MixedBatch
 from ..evaluation.probes import label_loss
 from ..models.classifier import Classifier
@@ -82,8 +82,7 @@ def create_losses(
 
 def shift(settings: RecipeSettings, images: Tensor, draws: Draws) -> Tensor:
     """Images (B, C, H, W) as a teacher sees them too."""
-    images = padded_crop(images, draws, settings.crop_padding)
-    return random_flip(images, draws) if settings.flip else images
+    return settings.orient(padded_crop(images, draws, settings.crop_padding), draws)
 
 
 def distort(settings: RecipeSettings, images: Tensor, draws: Draws) -> Tensor:

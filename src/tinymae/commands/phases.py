@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..data.augment import color_jitter, padded_crop, random_flip, random_resized_crop
+from ..data.augment import color_jitter, padded_crop, random_resized_crop
 from ..data.batches import Batch
 from ..data.datasets import Dataset, has_colour, no_colour
 from ..errors import InputError
@@ -42,7 +42,6 @@ class PhaseSettings(TrainingSettings):
     crop: Literal["none", "pad", "resized"] = setting("pad", "random crops", group="augmentation")
     crop_padding: int = setting(4, "pixels, with crop pad", group="augmentation", least=0)
     min_scale: float = setting(0.2, "least area, with crop resized", group="augmentation", above=0, most=1)
-    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
     color_jitter: float = setting(0.0, "strength of SimCLR's colour distortion", group="augmentation", least=0)
 
     contrast_epochs: int | None = setting(
@@ -101,6 +100,7 @@ class PhaseSettings(TrainingSettings):
 
     def plan_phases(self, dataset: Dataset) -> list["Phase"]:
         """Reconstruction, then contrasted views beside it; either may be missing."""
+        self.check_shape(dataset)
         contrast, batch_size = self.contrast_epochs or 0, self.batch_size or batch_for(len(dataset), least=64)
         jitter, coloured = self.contrast_color_jitter, has_colour(dataset)
         if jitter is None:
@@ -178,8 +178,7 @@ def augment(settings: PhaseSettings, phase: Phase, images: Tensor, draws: Draws)
         images = padded_crop(images, draws, settings.crop_padding)
     elif phase.crop == "resized":
         images = random_resized_crop(images, draws, scale=(settings.min_scale, 1.0))
-    if settings.flip:
-        images = random_flip(images, draws)
+    images = settings.orient(images, draws)
     if phase.color_jitter:
         images = color_jitter(images, draws, strength=phase.color_jitter)
     return images

@@ -83,7 +83,6 @@ class RecipeSettings(UnlabelledSettings):
     )
 
     crop_padding: int = setting(4, "pixels", group="augmentation", least=0)
-    flip: bool = setting(True, "left-right; give --no-flip for digits or text", group="augmentation")
     trivial_augment: bool | None = setting(
         None, f"arXiv 2103.10158 (default: {by_recipe('trivial_augment')}; no unless images are grey or RGB of 8 bits)",
         group="augmentation",
@@ -112,6 +111,7 @@ class RecipeSettings(UnlabelledSettings):
 
     def check_images(self, dataset: Dataset) -> None:
         """Raises InputError for given settings that do not go with such images."""
+        self.check_shape(dataset)
         if has_several(dataset) and (self.mixup or self.cutmix or self.unlabelled):
             raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
         if self.trivial_augment and not has_colour(dataset):

@@ -22,6 +22,14 @@ def random_flip(images: Tensor, draws: Draws) -> Tensor:
     return torch.where(flipped[:, None, None, None], signed.flip(3), signed).view(images.dtype)
 
 
+def random_rotate90(images: Tensor, draws: Draws) -> Tensor:
+    """Turn square images by 0, 90, 180 or 270 degrees, each with probability 1/4."""
+    quarters = (draws.uniform() * 4).floor()[:, None, None, None]
+    turned = movable(images)
+    turned = torch.where(quarters % 2 == 1, turned.rot90(dims=(2, 3)), turned)
+    return torch.where(quarters >= 2, turned.flip(2, 3), turned).view(images.dtype)
+
+
 def padded_crop(images: Tensor, draws: Draws, padding: int) -> Tensor:
     """Shift each image by up to `padding` pixels either way; what comes in at the border mirrors the image.
 
