@@ -14,7 +14,7 @@ from torch import nn
 
 import tinymae
 from tinymae import InputError, load_dataset
-from tinymae.commands import finetune
+from tinymae.commands import finetune, objective
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.learning import peak_rate
 from tinymae.data.load import load_splits
@@ -34,7 +34,7 @@ ONE_EPOCH = FEW | {"batch_size": 16, "epochs": 1, "recipe": "light", "random_era
 CHANGES = {"layer_decay": 0.5, "weight_decay": 0.9, "ema_decay": 0.1, "label_smoothing": 0.5, "clip_grad": 1e-3,
            "drop_path": 0.9, "patch_drop": 0.75, "flip": False, "rotate90": True, "crop_padding": 0,
            "random_erasing": 0.75, "trivial_augment": True, "mixup": 0.8, "cutmix": 1.0,
-           "optimizer": "muon", "seed": 7}  # fmt: skip
+           "optimizer": "muon", "seed": 7, "logit_adjustment": 1.0}  # fmt: skip
 
 
 def accuracy_on(split: str, classifier) -> float:
@@ -100,7 +100,7 @@ def test_a_recipe_fills_what_is_left_open_as_far_as_the_images_allow():
     for settled in (settle(blank(99, several=True)), settle(blank(99), unlabelled=3)):
         assert (settled["mixup"], settled["cutmix"], settled["trivial_augment"]) == (0.0, 0.0, True)
     assert not settle(blank(99, channels=5))["trivial_augment"]
-    with pytest.raises(InputError, match="several labels an image: leave out mixup, cutmix, unlabelled"):
+    with pytest.raises(InputError, match="several labels an image: leave out mixup, cutmix, unlabelled and logit"):
         settle(blank(99, several=True), mixup=0.8)
     with pytest.raises(InputError, match="batch_size 9 is odd"):
         settle(blank(99), batch_size=9)
@@ -250,6 +250,30 @@ def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, t
     recipe = DIGITS | SHORT | {"base_lr": 1e-2, "ema_decay": 0.9, "compile": True}
     run = tinymae.finetune(**recipe, weights=pretrained, output_dir=tmp_path)
     assert accuracy_on("test", load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
+
+
+def test_adjusted_logits_learn_as_if_each_class_had_as_many_images(quick_figures, tmp_path):
+    """Menon et al., equation 10, with a head that begins as a probe and does not move."""
+    rows = torch.cat([(FEW["labels"] == number).nonzero()[: 2 + number % 3, 0] for number in range(10)])
+    few = {"data": FEW["data"][rows], "labels": FEW["labels"][rows]}
+    still = TUNE | few | {"epochs": 1, "base_lr": 0.0, "ema_decay": 0.0, "probe_first": True, "no_test": True}
+    plain, adjusted = (
+        tinymae.finetune(**still, weights=tiny_mae(), logit_adjustment=tau, output_dir=tmp_path / str(tau))
+        for tau in (0.0, 0.5)
+    )
+    train_set = load_dataset(few["data"], "train", labels=few["labels"])
+    ratios = torch.bincount(train_set.labels, minlength=10) / len(train_set)
+    with torch.no_grad():
+        logits, moved = (run.model(FEW["data"]) for run in (plain, adjusted))
+    assert ratios.unique().numel() > 1
+    torch.testing.assert_close(logits - moved, 0.5 * ratios.log().expand_as(logits))
+    compute_losses = objective.create_losses(
+        FinetuneSettings(weights="somewhere", label_smoothing=0.0), nn.Identity(), adjusted.model, None,
+        soft=False, priors=ratios.log(),
+    )  # fmt: skip
+    likely = moved.softmax(dim=1) * ratios
+    expected = -(likely / likely.sum(dim=1, keepdim=True)).log()[torch.arange(len(moved)), FEW["labels"]].mean()
+    torch.testing.assert_close(compute_losses(moved, FEW["labels"])["loss"], expected)
 
 
 def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, tmp_path, monkeypatch):

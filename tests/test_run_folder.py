@@ -91,6 +91,16 @@ def test_a_run_that_left_anything_is_not_taken_over(name, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_checkpoints_of_an_unknown_run_are_not_gone_on_from(tmp_path):
+    """As they are left where a folder was moved while its last checkpoint was written."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000274-93236b0e0bac6b22.pt").write_bytes(b"state")
+    with pytest.raises(InputError, match="holds another run .its checkpoints have no args.json"):
+        run_in(tmp_path).claim()
+    with run_in(tmp_path, overwrite=True) as run:
+        assert run.load_checkpoint() is None
+
+
 def test_results_of_another_program_are_no_finished_run(tmp_path):
     (tmp_path / "results.json").write_text('{"accuracy_test": {"mean": 5}}')
     with run_in(tmp_path) as run:

@@ -106,7 +106,9 @@ def test_the_probe_is_one_logistic_regression_of_scikit_learns_for_each_class():
 
 def test_smoothing_moves_each_target_towards_one_half():
     settings = finetune.FinetuneSettings(weights="somewhere", label_smoothing=0.2)
-    compute_losses = objective.create_losses(settings, nn.Identity(), SimpleNamespace(several=True), None, soft=False)
+    compute_losses = objective.create_losses(
+        settings, nn.Identity(), SimpleNamespace(several=True), None, soft=False, priors=0.0
+    )
     logits, targets = torch.randn(5, 3), torch.randint(2, (5, 3))
     chances = logits.sigmoid()
     cross_entropies = -(0.8 * targets + 0.1) * chances.log() - (0.9 - 0.8 * targets) * (1 - chances).log()

@@ -31,7 +31,7 @@ from .families import complete
 from .features import map_together, remark_on_known, require_fit, split_features
 from .fields import keywords_of, setting, with_default
 from .learning import TrainingSettings, peak_rate
-from .objective import create_losses, create_mixing, prepare_inputs
+from .objective import create_losses, create_mixing, log_priors, prepare_inputs
 from .recipes import RecipeSettings
 from .results import Result
 from .settings import EncoderSettings, Pool
@@ -237,6 +237,8 @@ def start_at_probe(settings: FinetuneSettings, model: Classifier, run: Run, chos
     fits = linear_fits(features["train"], labels["train"], num_classes=len(model.classes))
     probe, l2, _ = choose_probe(fits, judge)
     fold_probe(model.head, probe)
+    with torch.no_grad():
+        model.head.bias.sub_(log_priors(settings, chosen["train"], device))  # which training adds again
     right = predict_score(probe, features["val"], labels["val"])
     scored = describe_score(right, len(labels["val"]), "val", several=model.several)
     run.print(f"the head begins as a linear probe, regularisation {l2:g}: {scored}")
@@ -273,6 +275,7 @@ def train(
         model.encoder.compile_core()
     run.track(saved, model=model, optimizer=optimizer, ema=ema, start_score=start_score)
     step = 0 if saved is None else saved["step"]
+    priors = log_priors(settings, chosen["train"], accelerator.device)
 
     for stage in stages:
         if stage.is_final:
@@ -280,7 +283,7 @@ def train(
             set_patch_drop(model, 0.0)
         mix = create_mixing(settings, model)
         draw_inputs = partial(prepare_inputs, settings, model, mix)
-        compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None)
+        compute_losses = create_losses(settings, prepared, judged, accelerator, soft=mix is not None, priors=priors)
         stretch = Stretch(schedule, steps_per_epoch, stage.batch_size)
         run.start(stretch, step=step, batch=("batch_size", batch_size))
         for state in train_steps(

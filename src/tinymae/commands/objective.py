@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data.augment import padded_crop, random_erasing, trivial_augment
 from ..data.batches import Batch, MixedBatch
+from ..data.datasets import Dataset
 from ..evaluation.probes import label_loss
 from ..models.classifier import Classifier
 from ..models.pseudo_labels import unlabelled_losses
@@ -47,11 +48,25 @@ def prepare_inputs(
     return inputs
 
 
+def log_priors(settings: RecipeSettings, dataset: Dataset, device: torch.device) -> Tensor | float:
+    """What the losses add to logits: by `logit_adjustment`, the logarithms of the classes' ratios of the images.
+
+    So the model itself need not learn which classes are frequent, and treats all alike (Menon et al., "Long-tail
+    learning via logit adjustment", arXiv 2007.07314, equation 10).
+    """
+    if not settings.logit_adjustment:
+        return 0.0
+    assert dataset.labels is not None
+    counts = dataset.labels.bincount(minlength=len(dataset.classes)).clamp(min=1).to(device)
+    return settings.logit_adjustment * (counts / counts.sum()).log()
+
+
 def create_losses(
-    settings: RecipeSettings, prepared: nn.Module, teacher: Classifier, accelerator: Accelerator, *, soft: bool
-) -> Callable[..., dict[str, Tensor]]:
+    settings: RecipeSettings, prepared: nn.Module, teacher: Classifier, accelerator: Accelerator, *, soft: bool,
+    priors: Tensor | float,
+) -> Callable[..., dict[str, Tensor]]:  # fmt: skip
     """Losses of one micro-batch: cross-entropy, with targets that may be `soft`, or binary ones of several labels an
-    image; and that with the teacher's labels.
+    image; and that with the teacher's labels. `priors` are added to all logits: see `log_priors`.
     """
     smoothing = settings.label_smoothing
     criterion: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss(label_smoothing=smoothing)
@@ -67,12 +82,12 @@ def create_losses(
     def compute_losses(
         images: Tensor, targets: Tensor, shown: Tensor | None = None, known: Tensor | None = None
     ) -> dict[str, Tensor]:
-        logits = prepared(images).float()
+        logits = prepared(images).float() + priors
         loss = criterion(logits[: len(targets)], targets)
         if shown is None:
             return {"loss": loss}
         with torch.no_grad(), accelerator.autocast():
-            expected = teacher(shown).float()
+            expected = teacher(shown).float() + priors
         found = unlabelled_losses(logits[len(targets) :], expected, known, threshold=settings.unlabelled_threshold)
         total = loss + settings.unlabelled_weight * found["unlabelled_loss"]
         return {"loss": total, "labelled_loss": loss} | found

@@ -78,6 +78,11 @@ class RecipeSettings(UnlabelledSettings):
     label_smoothing: float = setting(
         0.1, "ratio of each target that is spread over all classes", group="regularisation", least=0, below=1
     )
+    logit_adjustment: float = setting(
+        0.0, "counts mistakes on rare classes more: 1 trains for balanced accuracy, where each class counts alike "
+        "(arXiv 2007.07314); probabilities are then those among as many images of each class", group="regularisation",
+        least=0,
+    )  # fmt: skip
     ema_decay: float = setting(
         0.999, "of the moving average of the weights; 0 is off", group="regularisation", least=0, below=1
     )
@@ -112,8 +117,11 @@ class RecipeSettings(UnlabelledSettings):
     def check_images(self, dataset: Dataset) -> None:
         """Raises InputError for given settings that do not go with such images."""
         self.check_shape(dataset)
-        if has_several(dataset) and (self.mixup or self.cutmix or self.unlabelled):
-            raise InputError(f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled")
+        if has_several(dataset) and (self.mixup or self.cutmix or self.unlabelled or self.logit_adjustment):
+            raise InputError(
+                f"data {self.data_name} has several labels an image: leave out mixup, cutmix, unlabelled and "
+                "logit_adjustment"
+            )
         if self.trivial_augment and not has_colour(dataset):
             raise no_colour("trivial_augment", dataset)
 

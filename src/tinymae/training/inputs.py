@@ -48,6 +48,8 @@ def require_same_run(
     not compared. Of files in `datasets` it says which came or went.
     """
     if not holds_run(folder):
+        if any((folder / "checkpoints").glob("step-*.pt")):  # moved while it was written
+            raise another_run(folder, ["its checkpoints have no args.json"])
         return
     recorded = read_json(folder / "args.json")
     known = recorded.get("inputs", {})
