@@ -34,7 +34,6 @@ from .results import Result
 SHOWN = 40  # images on a sheet
 LEAST_CONFIDENT = "#d1495b"  # their frame
 NAMED = 10  # classes that are printed
-LISTED = 20  # classes up to which each has a column of probabilities
 FEW = 100  # images, of which the temperature is uncertain by a tenth or more
 
 
@@ -54,9 +53,9 @@ class PredictSettings(JoinedSettings):
 def run(settings: PredictSettings) -> Result[Classifier]:
     """Classify images, which need no labels.
 
-    predictions.csv has a line for each image: its class and the next best, with their probabilities, and of up to 20
-    classes the probability of each; of weights that know several labels an image, all classes of a probability of at
-    least 1/2, and the probability of each. classes/ has a sheet of the images of each class, the most confident first.
+    predictions.csv has a line for each image: its class and the next best, with their probabilities, and the
+    probability of each class; of weights that know several labels an image, all classes of a probability of at least
+    1/2, and the probability of each. classes/ has a sheet of the images of each class, the most confident first.
     With `calibrate` the probabilities are those of logits divided by one temperature, found on validation; the classes
     stay as they are. Unlike other commands it computes in float32 by default: a threshold of a probability then holds
     on any processor.
@@ -169,26 +168,42 @@ def write_several(images: JoinedSplits, probabilities: Tensor, found: Tensor, cl
     """A line of CSV for each image: its classes, separated as in a table of labels, and all probabilities."""
     every = torch.arange(len(images))
     rows = (
-        [name, split, SEPARATOR.join(classes[k] for k in has.nonzero()[:, 0]), *(f"{value:.4f}" for value in values)]
+        [name, split, SEPARATOR.join(classes[k] for k in has.nonzero()[:, 0]), *map(as_cell, values)]
         for (name, split, _), has, values in zip(images.about(every), found, probabilities.tolist(), strict=True)
     )
-    return write_csv(path, ["name", "split", "classes", *classes], rows)
+    return write_csv(path, with_classes_after(["name", "split", "classes"], classes), rows)
 
 
 def write_table(images: JoinedSplits, probabilities: Tensor, classes: list[str], path: Path) -> Path:
-    """A line of CSV for each image: its class and the next best and, of few classes, all probabilities."""
+    """A line of CSV for each image: its class and the next best, and all probabilities."""
     every = torch.arange(len(images))
     best, index = probabilities.topk(min(2, len(classes)), dim=1)
     columns = ["name", "split", "class", "probability", "next_class", "next_probability"]
-    listed = classes if len(classes) <= LISTED and not {*classes} & {*columns} else []
-    of_each = zip(
-        images.about(every), best.tolist(), index.tolist(), probabilities[:, : len(listed)].tolist(), strict=True
-    )
     rows = []
-    for (name, split, _), values, numbers, shown in of_each:
-        guesses = [(classes[number], f"{value:.4f}") for number, value in zip(numbers, values, strict=True)]
-        rows.append([name, split, *(cell for guess in guesses for cell in guess), *(f"{each:.4f}" for each in shown)])
-    return write_csv(path, [*columns[: 2 + 2 * best.shape[1]], *listed], rows)
+    for (name, split, _), values, numbers, every_one in zip(
+        images.about(every), best.tolist(), index.tolist(), probabilities.tolist(), strict=True
+    ):
+        guesses = [(classes[number], as_cell(value)) for number, value in zip(numbers, values, strict=True)]
+        rows.append([name, split, *(cell for guess in guesses for cell in guess), *map(as_cell, every_one)])
+    return write_csv(path, with_classes_after(columns[: 2 + 2 * best.shape[1]], classes), rows)
+
+
+def with_classes_after(columns: list[str], classes: list[str]) -> list[str]:
+    """Columns, then one for each class.
+
+    >>> with_classes_after(["name", "class"], ["cat", "class"])
+    ['name', 'class', 'cat', 'probability of class']
+    """
+    return columns + [f"probability of {name}" if name in columns else name for name in classes]
+
+
+def as_cell(probability: float) -> str:
+    """With six digits, however small: a logarithm is taken of some.
+
+    >>> as_cell(0.25), as_cell(1.2345678e-7)
+    ('0.25', '1.23457e-07')
+    """
+    return f"{probability:.6g}"
 
 
 def write_sheets(
