@@ -18,16 +18,7 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import Precision
 from .by_class import match_classes
-from .features import (
-    JoinedSettings,
-    JoinedSplits,
-    Split,
-    map_images,
-    map_together,
-    place,
-    remark_on_known,
-    require_fit,
-)
+from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, place, remark_on_known, require_fit
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 

@@ -12,13 +12,7 @@ from ..data.masks import IGNORED, read_masks
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.probes import choose_probe
-from ..evaluation.segmentation import (
-    Segmenter,
-    patch_pixels,
-    predict_masks,
-    segmentation_fits,
-    segmentation_metrics,
-)
+from ..evaluation.segmentation import Segmenter, patch_pixels, predict_masks, segmentation_fits, segmentation_metrics
 from ..files import write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
