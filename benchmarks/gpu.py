@@ -20,6 +20,7 @@ import hashlib
 import io
 import os
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -59,10 +60,6 @@ STOP_AT = 5  # steps: a CUDA graph has been recorded then
 OWN: dict[str, dict] = {
     "conv_ae": {"width": 16}, "vae": {"width": 16}, "vqvae": {"width": 16}, "resnet_unet": {"encoder": "resnet10t"},
 }  # fmt: skip
-
-
-class TimeIsUp(Exception):
-    """The minutes are over."""
 
 
 class Report:
@@ -335,7 +332,7 @@ SECTIONS: dict[str, Callable[[Report, torch.device, dict, dict], None]] = {
 }  # fmt: skip
 
 
-def main(args: argparse.Namespace) -> list[dict]:
+def main(args: argparse.Namespace) -> None:
     """All sections, until the time is up."""
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -350,26 +347,14 @@ def main(args: argparse.Namespace) -> list[dict]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report.add("machine", name, torch=torch.__version__, minutes=args.minutes)
 
-    def stop(*_) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"the minutes are over; what was found is in {args.output}"))
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes)
-    try:
-        for section in [name for name in SECTIONS if name in args.only]:
-            try:
-                SECTIONS[section](report, device, sizes, data)
-            except TimeIsUp:
-                raise
-            except Exception as error:  # whatever a GPU may bring: the other sections are worth having
-                report.add("failed", section, error=f"{type(error).__name__}: {first_line(error)}")
-    except TimeIsUp:
-        report.add("machine", "stopped: the minutes are over")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    for section in [name for name in SECTIONS if name in args.only]:
+        try:
+            SECTIONS[section](report, device, sizes, data)
+        except Exception as error:  # whatever a GPU may bring: the other sections are worth having
+            report.add("failed", section, error=f"{type(error).__name__}: {first_line(error)}")
     print(f"wrote {args.output}")
-    return report.rows
 
 
 if __name__ == "__main__":
