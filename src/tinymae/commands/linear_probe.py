@@ -39,7 +39,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     Where an image may have several labels (a table's `cat;dog`), the loss is the sum of the classes' binary
     cross-entropies and the score their mean average precision.
 
-    With `task="segmentation"` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
+    With `masks` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
     intersection over union; `.model` gives the logits of each pixel's class.
 
     A study that trains several heads on the same images hands the features on in `kept`.
@@ -47,7 +47,7 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     Raises InputError for settings or data that cannot work.
     """
     settings = settings.resolve()
-    if settings.task == "segmentation":
+    if settings.masks is not None:
         return probe_segmentation(settings)
     accelerator = settings.create_accelerator()
     model = place(load_autoencoder(settings.weights), accelerator)
