@@ -22,7 +22,7 @@ from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_ou
 from ..evaluation.map import Colouring, write_map
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import read_json, write_atomically, write_csv
-from ..interop.load import Model
+from ..interop.load import Model, load
 from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
@@ -63,10 +63,8 @@ def run(settings: EmbedSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model, encode = settings.open_model(accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
+    encode = settings.encoder(model, accelerator)
     images = settings.open_images(model, accelerator, several=settings.to_label is not None)
     if images.labels.ndim == 2:
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")

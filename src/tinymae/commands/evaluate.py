@@ -45,7 +45,6 @@ from .features import (
     WeightsSettings,
     leave_out_unreadable,
     map_together,
-    place,
     remark_on_known,
     require_fit,
     whole_batches,
@@ -86,10 +85,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model = place(load(settings.weights), accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
     by_default = settings.split is None
     look: partial[dict]
     if isinstance(model, Classifier):

@@ -21,7 +21,7 @@ from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import kind_of, map_dataset
 from ..evaluation.sheets import SIDE
-from ..interop.load import Model, load
+from ..interop.load import Model
 from ..models.classifier import Classifier
 from ..models.features import feature_function
 from ..tensors import pick_pixels
@@ -34,6 +34,7 @@ from .settings import Pool, SheetSettings
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 2.5  # times it, or standard deviations from its mean, in a channel
 M = TypeVar("M", bound=nn.Module)
+W = TypeVar("W", bound=Model)
 Split = Literal["train", "val", "test", "all"]
 
 LIMITS_OF = 64  # images that what is seen as black and white is found by
@@ -51,6 +52,13 @@ class WeightsSettings(SheetSettings):
     def computing(self) -> dict[str, Any]:
         """Images in a forward pass, and the processes that read them, as `map_together` takes it."""
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
+    def begin(self, load: Callable[[str | Path | Model], W]) -> tuple[Self, Accelerator, W]:
+        """These settings, resolved and with images read as those of the weights, the run's devices, and the weights."""
+        settings = self.resolve()
+        accelerator = settings.create_accelerator()
+        model = place(load(settings.weights), accelerator)
+        return settings.reading_like(model), accelerator, model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +112,12 @@ class FeatureSettings(JoinedSettings):
             object.__setattr__(self, "layers", tuple(range(-layers, 0)))
         super().__post_init__()
 
-    def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
-        """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
-        model = place(load(self.weights), accelerator)
+    def encoder(self, model: Model, accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+        """The model's function images (B, C, H, W) -> features (B, F)."""
         encode = feature_function(model, pool=self.pool, layers=self.layers)
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
-        return model, encode
+        return encode
 
 
 def place(model: M, accelerator: Accelerator) -> M:

@@ -23,7 +23,7 @@ from ..evaluation.neighbours import kth_distance
 from ..evaluation.pages import render
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
-from ..interop.load import Model
+from ..interop.load import Model, load
 from ..randomness import derive_seed
 from ..training.processes import on_main
 from ..training.run import Run
@@ -61,10 +61,8 @@ def run(settings: InspectSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model, encode = settings.open_model(accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
+    encode = settings.encoder(model, accelerator)
     images = settings.open_images(model, accelerator, grouped=True)
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
