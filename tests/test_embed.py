@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -284,28 +283,6 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
     places = np.frombuffer(base64.b64decode(data["places"]), "<u2").reshape(-1, 2) / 65535
     expected = lay_out(np.array([features[name] for name in data["names"]]), seed=FEW["seed"])
     np.testing.assert_allclose(places, expected, atol=1e-4)
-
-
-def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "lay_out", lambda features, seed: features[:, :2].clip(0, 1))
-    settings = FEW | {"weights": tiny_mae(), "formats": ("projector", "map"), "output_dir": tmp_path}
-    said = f"laying out the map of 80 images by {command.layout_method()}\n"
-
-    def laid_out(**options) -> bool:
-        tinymae.embed(**settings, **options)
-        return said in capsys.readouterr().out
-
-    assert laid_out() and not laid_out() and laid_out(clusters=3) and not laid_out(clusters=3)
-    assert laid_out(clusters=3, show_channels=(0, 0, 0))
-    tinymae.embed(**settings | {"formats": ()}, clusters=3)  # which says nothing of the map
-    assert laid_out(clusters=3)
-    (tmp_path / "embeddings.parquet").unlink()
-    os.utime(tmp_path / "map.html", (0, 0))
-    assert laid_out(clusters=3)
-    (tmp_path / "map.html").unlink()
-    assert laid_out(clusters=3)
-    (tmp_path / "results.json").write_text("{")  # of a disk that was full, for instance
-    assert laid_out(clusters=3) and not laid_out(clusters=3)
 
 
 def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(tmp_path, capfd):

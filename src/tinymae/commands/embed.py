@@ -21,7 +21,7 @@ from ..evaluation.figures import thumbnails
 from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
 from ..evaluation.sheets import Tile, in_rows, write_sheet
-from ..files import read_json, write_atomically, write_csv
+from ..files import write_atomically, write_csv
 from ..interop.load import Model, load
 from ..training.processes import on_main
 from ..training.run import Run
@@ -86,8 +86,6 @@ def run(settings: EmbedSettings) -> Result[Model]:
             "num_features": width, "seconds": seconds,
         }  # fmt: skip
         run.print(f"{len(images)} images, {results['num_features']} features each")
-        if "map" in settings.formats:
-            results["map"] = map_options(settings)
         run.finish(results, write_others(settings, table, images, run) if run.is_main else [])
     return Result(model, results, run.folder)
 
@@ -140,11 +138,8 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
     if "projector" in settings.formats:
         written.append(write_projector(table, folder / "projector", images))
     if "map" in settings.formats:
-        page = folder / "map.html"
-        if not has_map(settings, table, page):
-            run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
-            write_page(settings, table, images, page)
-        written.append(page)
+        run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
+        written.append(write_page(settings, table, images, folder / "map.html"))
     if settings.to_label is not None:
         written += write_to_label(settings, table, images, run)
     return written
@@ -188,26 +183,6 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, r
 def layout_method() -> str:
     """How a map is laid out here."""
     return "UMAP" if has_umap() else "t-SNE"
-
-
-def map_options(settings: EmbedSettings) -> dict:
-    """What a map depends on beside the table, as results.json keeps it."""
-    channels = None if settings.show_channels is None else list(settings.show_channels)
-    return {"method": layout_method(), "clusters": settings.clusters, "show_channels": channels}
-
-
-def has_map(settings: EmbedSettings, table: Path, page: Path) -> bool:
-    """Whether a finished run has laid out this map already: it takes minutes."""
-    results = page.with_name("results.json")
-    if not (page.exists() and results.exists()):
-        return False
-    written = [path.stat().st_mtime for path in (table, page, results)]
-    if written != sorted(written):  # of another table, or the run that laid it out was stopped
-        return False
-    try:
-        return read_json(results).get("map") == map_options(settings)
-    except InputError:  # it is damaged, and written anew at the end
-        return False
 
 
 def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:
