@@ -208,7 +208,7 @@ def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
             untrained = by_name.get(f"{line['name']}, untrained", {}).get("linear_test", (None,))[0]
             family, size = family_of[line["name"]], int(line["num_features"][0])
             accuracy, std = line["linear_test"]
-            points.append(charts.Point(line["name"], family, size, accuracy, std, untrained))
+            points.append(charts.Point(family, size, accuracy, std, untrained))
     floor = next((line["linear_test"][0] for line in lines if line["control"] == "raw pixels"), None)
     widths = {"wide": True, "narrow": False}
     return {name: Sheet.of_figure(charts.accuracy_by_size(points, floor, wide=wide)) for name, wide in widths.items()}
