@@ -91,6 +91,11 @@ def test_an_interrupted_grid_keeps_what_was_done(compared):
     ]  # fmt: skip
 
 
+def test_what_was_found_in_the_data_is_said_once_not_by_each_stage(tmp_path, capsys):
+    run(tmp_path, "--data", "digits", "--models", "pca", "--latent-dims", "8", "--epochs", "1", "--finetune-epochs", "0")
+    assert capsys.readouterr().out.count("data digits (") == 1
+
+
 def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
     folder, rows, _, _ = compared
     before = results_in(folder)

@@ -98,6 +98,7 @@ class RunSettings(DataSettings):
     _: KW_ONLY
     further = ""  # the name of the setting for other data that are read alike
     labels: Any = setting(None, "of a tensor or array", python=True)
+    describe: bool = setting(True, "print what was found in the data", python=True, free=True)
     num_workers: int = setting(
         2, "processes that read and decode images larger than memory, beside each that computes", group="data",
         free=True, least=0,
@@ -139,12 +140,10 @@ class RunSettings(DataSettings):
         return data, self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
 
     def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
-        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. What was
-        found is printed, once.
-        """
+        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options."""
         data, reading = self.source_of(further=further)
         loaded = load_splits(data, splits, labels=None if further else self.labels, **options, **reading)
-        if loaded:
+        if loaded and self.describe:
             print_once(*next(iter(loaded.values())).description)
         return loaded
 

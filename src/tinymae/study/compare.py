@@ -108,7 +108,7 @@ class CompareSettings(DataSettings):
     @property
     def common(self) -> dict[str, Any]:
         """The settings that all runs share."""
-        return self.reading | {"mixed_precision": self.mixed_precision}
+        return self.reading | {"mixed_precision": self.mixed_precision, "describe": False}  # `check` does that, once
 
 
 @dataclass
@@ -202,6 +202,7 @@ def check(settings: CompareSettings) -> dict[str, Any]:
     splits = {data: load_splits(data, SPLITS, labelled=True, **reading) for data in settings.data}
     val_sets = {data: found["val"] for data, found in splits.items()}
     for val_set in val_sets.values():
+        print(*val_set.description, sep="\n")
         if settings.finetune_epochs != 0:
             tuning.check_images(val_set)
         require_shown(settings.show_channels, val_set.image_shape[0])
