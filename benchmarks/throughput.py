@@ -14,12 +14,13 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from sizes import add_sizes, build_mae
 from timing import in_new_processes, matmul_rate, rates_in_turns, write_result
 from torch import nn
 
+from tinymae import MaskedAutoencoder
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import fused_is_faster
@@ -29,10 +30,31 @@ from tinymae.training.memory import keep_freed_memory
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the model, of its batches, and of how long they are timed."""
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--patch-size", type=int, default=4)
+    parser.add_argument("--decoder-dim", type=int, default=192)
+    parser.add_argument("--decoder-depth", type=int, default=4)
+    parser.add_argument("--decoder-heads", type=int, default=3)
+    parser.add_argument("--mask-ratio", type=float, default=0.75)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps of each line in a round")
+
+
+def build_mae(args: argparse.Namespace, **own: Any) -> MaskedAutoencoder:
+    """The model of these arguments, and of others by name."""
+    return MaskedAutoencoder(
+        image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
+        decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **own,
+    )  # fmt: skip
+
+
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.add_argument("--encoder", default="vit_tiny_patch16_224")
     parser.add_argument("--compile", action="store_true", help="add torch.compile as a last line")
     parser.add_argument("--output", default="runs/throughput.json")
     return parser
@@ -67,7 +89,7 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     """One full training step on random images, forward, backward, AdamW; and its model."""
     torch.manual_seed(0)
     device = torch.device(args.device)
-    model = build_mae(args, encoder=args.encoder, **STATISTICS).to(device)
+    model = build_mae(args, **STATISTICS).to(device)
     faster = fused_is_faster(device, settings["precision"])
     set_fused_attention(model, settings["attention"] == "fused" or faster)
     groups = parameter_groups(model, weight_decay=0.05)
