@@ -78,12 +78,6 @@ def run(settings: InspectSettings) -> Result[Model]:
 inspect = keywords_of(run, InspectSettings)
 
 
-def labelled_of(images: JoinedSplits) -> tuple[Tensor, list[str]]:
-    """Which images (N,) have a label, and the group of each of these, if they have groups."""
-    rows, groups = (images.labels >= 0).nonzero()[:, 0], images.groups
-    return rows, [groups[row] for row in rows.tolist()] if groups else []
-
-
 @dataclass
 class Finding:
     """What was found in one respect."""
@@ -101,7 +95,8 @@ def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor,
         inspect_duplicates(settings, images, on_device, run.folder),
         inspect_outliers(settings, images, on_device, run.folder),
     ]
-    labelled, groups = labelled_of(images)
+    labelled, of_all = (images.labels >= 0).nonzero()[:, 0], images.groups
+    groups = [of_all[row] for row in labelled.tolist()] if of_all else []
     if len(labelled) and len({*groups}) != 1:  # of one group, none can be held out
         parts.append(inspect_labels(settings, images, features, labelled, groups, run.folder))
     for part in parts:

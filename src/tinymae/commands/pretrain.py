@@ -214,13 +214,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
 
 def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:
     """The family's model for images like the data set's; or the one of the weights, adapted to them."""
-    mean, std = dataset.statistics
-    data: dict[str, Any] = {
-        "image_size": dataset.image_shape[1:],
-        "in_channels": dataset.image_shape[0],
-        "mean": mean,
-        "std": std,
-    }
+    (channels, *size), (mean, std) = dataset.image_shape, dataset.statistics
+    data: dict[str, Any] = {"image_size": (*size,), "in_channels": channels, "mean": mean, "std": std}
     if start:
         task: dict[str, Any] = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
         return adapt(start, **data, **task).train()

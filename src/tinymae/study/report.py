@@ -178,14 +178,9 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
     searched = []
     for path in sorted(Path(trained[0]["folder"]).parents[1].glob("search/*/best.json")):
         found = read_json(path)
-        score, flags = (
-            f"{found['value']:.1f}",
-            ", ".join(f"{name} {value}" for name, value in found["settings"].items()),
-        )
-        searched.append(
-            {"family": path.parent.name, "trial": found["trial"], "trials": found["trials"], "score": score,
-             "flags": flags}
-        )  # fmt: skip
+        flags = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+        score = f"{found['value']:.1f}"
+        searched.append(found | {"family": path.parent.name, "score": score, "flags": flags})
     return {
         "models": models,
         "searched": searched,
