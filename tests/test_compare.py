@@ -92,7 +92,9 @@ def test_an_interrupted_grid_keeps_what_was_done(compared):
 
 
 def test_what_was_found_in_the_data_is_said_once_not_by_each_stage(tmp_path, capsys):
-    run(tmp_path, "--data", "digits", "--models", "pca", "--latent-dims", "8", "--epochs", "1", "--finetune-epochs", "0")
+    run(
+        tmp_path, "--data", "digits", "--models", "pca", "--latent-dims", "8", "--epochs", "1", "--finetune-epochs", "0"
+    )
     assert capsys.readouterr().out.count("data digits (") == 1
 
 
@@ -458,10 +460,11 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     given += ["--mixed-precision", "no", "--output-dir", str(tmp_path / "run"), "--extra", "pca: --image-size 12"]
     settings = settings_of(*given).resolve()
     for _ in range(2):  # a second time it resumes
-        assert compare.score_pixels(settings, "digits", compare.check(settings))[0]["num_features"] == 144
+        encoder = compare.check(settings)["digits"]
+        assert compare.score_pixels(settings, "digits", encoder)[0]["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     before = results_in(tmp_path / "run")
-    with pytest.raises(InputError, match="raw_pixels/pretrain holds another run .*image_size was 12, now 10"):
+    with pytest.raises(InputError, match="raw_pixels/linear holds another run .*weights was "):
         run(tmp_path / "run", *other)
     assert results_in(tmp_path / "run") == before
     assert any(row["num_features"] == 100 for row in run(tmp_path / "run", *other, "--overwrite"))
@@ -593,7 +596,7 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
     monkeypatch.setattr(compare, "search", lambda objective, space, recipe, **_: begun.append((space, recipe)))
     arguments = ["--data", "digits", "--models", "conv_ae", "--epochs", "1", "--search", "optuna", "--trials", "1"]
     settings = settings_of(*arguments, "--output-dir", str(tmp_path)).resolve()
-    compare.tune(settings, "digits", "conv_ae", compare.check(settings))
+    compare.tune(settings, "digits", "conv_ae", compare.check(settings)["digits"])
     ((space, recipe),) = begun
     assert recipe["base_lr"] == pytest.approx(2e-3 * (64 / 512) ** 0.5 * 256 / 64)  # 1,300 images: 64 a step
     assert all(search.holds(space[name], recipe[name]) for name in space)
