@@ -143,16 +143,11 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
         )
 
 
-def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
-    """Logits (N, classes) of all images, on the CPU."""
-    return map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
-
-
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Accuracy, report, calibration, confusion matrix, a table by class and the most confident errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
-    logits = compute_logits(settings, model, run, dataset)
+    logits = map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
     predictions = logits.argmax(dim=1)
     present, right = labels.unique().tolist(), accuracy(predictions, labels)
     report_on = partial(classification_report, labels, predictions, labels=present, zero_division=0)
@@ -211,7 +206,7 @@ def rank_classes(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Of several labels an image: average precision and ROC-AUC of each class and in the mean."""
     assert dataset.labels is not None
-    logits = compute_logits(settings, model, run, dataset)
+    logits = map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(describe_score(found["mean_ap"], len(dataset), str(settings.split), several=True))
     print_notes(run, dataset.labels, model.classes, str(settings.split))
