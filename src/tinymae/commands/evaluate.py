@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, with_label
-from ..data.load import load_splits
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -131,9 +130,8 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
     trained, held_out = (names_of(model.source, split) for split in ("train", str(settings.split)))
     if not (dataset.of_files and trained) or held_out.intersection(dataset.names):  # of training: cut as then
         return
-    data, reading = settings.source_of()
     options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
-    whole = load_splits(data, ["all"], **options, **reading)["all"]
+    whole = replace(settings, describe=False).load_splits(["all"], **options)["all"]
     assert isinstance(whole, StreamedDataset)
     if not (whole.source.splits or {*map(basename, trained)} & {*map(basename, whole.names)}):
         count = len(with_label(whole))

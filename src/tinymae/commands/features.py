@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -16,7 +16,6 @@ from typing_extensions import Self
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
-from ..data.load import load_splits
 from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import kind_of, map_dataset
@@ -89,8 +88,8 @@ class JoinedSettings(WeightsSettings):
         require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
-        data, reading = self.source_of()
-        return JoinedSplits(on_device, self.show_channels, partial(load_splits, data, memory_limit_gb=0, **reading))
+        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0)
+        return JoinedSplits(on_device, self.show_channels, reopen)
 
 
 @dataclass(frozen=True, kw_only=True)
