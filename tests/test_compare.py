@@ -253,7 +253,7 @@ def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidde
 
 def test_the_chart_of_sizes_is_of_the_linear_probe(monkeypatch):
     drawn = []
-    monkeypatch.setattr(report.charts, "accuracy_by_size", lambda points, floor, wide: drawn.append((points, floor)))
+    monkeypatch.setattr(report.charts, "accuracy_by_size", lambda points, floor: drawn.append((points, floor)))
     monkeypatch.setattr(report.Sheet, "of_figure", lambda figure: None)
     scores = {("a", ""): 60.0, ("a, untrained", "untrained"): 30.0, ("raw pixels", "raw pixels"): 40.0}
     rows = [
@@ -262,7 +262,7 @@ def test_the_chart_of_sizes_is_of_the_linear_probe(monkeypatch):
         for seed in (0, 1) for (name, control), score in scores.items()
     ]  # fmt: skip
     report.sizes(tables.summarise(rows), rows)
-    ((point,), floor), _ = drawn
+    (((point,), floor),) = drawn
     assert floor == 41 and (point.accuracy, point.std, point.untrained) == (61, pytest.approx(2**0.5), 31)
 
 
@@ -307,8 +307,8 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert not re.search(r"https?://|url\(|@import", text)
     assert all(image["alt"] for image in page.images)
-    # The original, 3 of mae, a vae's and its samples; 2 charts of sizes, 3 maps, 2 confusion matrices, 2 curves.
-    assert len(page.images) == 6 + 2 + 3 + 2 + 2
+    # The original, 3 of mae, a vae's and its samples; a chart of sizes, 3 maps, 2 confusion matrices, 2 curves.
+    assert len(page.images) == 6 + 1 + 3 + 2 + 2
     expected = "Results Reconstructions Samples Confusion Training latent size Maps".split()
     assert all(any(word in heading for heading in page.headings) for word in expected)
     for row in rows:

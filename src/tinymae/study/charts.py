@@ -25,12 +25,12 @@ class Point:
     untrained: float | None = None  # accuracy of the same encoder before training
 
 
-def accuracy_by_size(points: Sequence[Point], floor: float | None, *, wide: bool) -> Figure:
+def accuracy_by_size(points: Sequence[Point], floor: float | None) -> Figure:
     """Linear-probe accuracy against the number of features, on a logarithmic axis; `floor` is that of raw pixels.
 
-    Points of one family, which stand together, are joined. A figure that is not `wide` is for a phone.
+    Points of one family, which stand together, are joined.
     """
-    figure = Figure(figsize=(9.4, 4.7) if wide else (3.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axis = figure.subplots()
     families = groupby(points, attrgetter("family"))
     for mark, colour, (family, those) in zip(cycle(MARKERS), cycle(PALETTE), families, strict=False):
@@ -48,7 +48,7 @@ def accuracy_by_size(points: Sequence[Point], floor: float | None, *, wide: bool
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set(xlabel="features", ylabel="linear probe, %")
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=5 if wide else 2, fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 

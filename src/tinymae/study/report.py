@@ -193,8 +193,8 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
 # ---- drawings and images
 
 
-def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
-    """Accuracy against the number of features, drawn for wide and for narrow screens."""
+def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> list[tuple[str, "Sheet"]]:
+    """Accuracy against the number of features."""
     family_of = {row["name"]: row["model"] for row in rows}
     by_name = {line["name"]: line for line in lines}
     points = []
@@ -205,8 +205,7 @@ def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
             accuracy, std = line["linear_test"]
             points.append(charts.Point(family, size, accuracy, std, untrained))
     floor = next((line["linear_test"][0] for line in lines if line["control"] == "raw pixels"), None)
-    widths = {"wide": True, "narrow": False}
-    return {name: Sheet.of_figure(charts.accuracy_by_size(points, floor, wide=wide)) for name, wide in widths.items()}
+    return [("linear probe by the number of features", Sheet.of_figure(charts.accuracy_by_size(points, floor)))]
 
 
 @dataclass(frozen=True)
