@@ -28,7 +28,7 @@ from tinymae.commands.features import JoinedSplits, map_images
 from tinymae.commands.inspect import InspectSettings
 from tinymae.data.batches import pick
 from tinymae.data.datasets import ImageDataset
-from tinymae.evaluation.inspection import Pairs, confident_issues, find_duplicates, held_out_probabilities
+from tinymae.evaluation.inspection import confident_issues, find_duplicates, held_out_probabilities
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
 from tinymae.evaluation.sheets import Tile, in_rows, write_sheet
 from tinymae.models.features import feature_function
@@ -70,32 +70,14 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {  # of one image
 def score_duplicates(
     features: Tensor, images: Tensor, planted: dict[str, Tensor], sources: dict[str, Tensor]
 ) -> tuple[dict, Tensor]:
-    """Recall of each kind and precision, in percent, of pairs (source, copy); and the pairs that nobody planted.
-
-    Beside them the average precision, in percent, of all candidates by what could rank them.
-    """
+    """Recall of each kind and precision, in percent, of pairs (source, copy); and the pairs that nobody planted."""
     true = {kind: [*zip(sources[kind].tolist(), planted[kind].tolist(), strict=True)] for kind in planted}
     every = {pair for pairs in true.values() for pair in pairs}
-    candidates = find_duplicates(features, images.__getitem__, least_correlation=-1.0)
-    pairs = [*zip(candidates.first.tolist(), candidates.second.tolist(), strict=True)]
-    found = {pair for pair, value in zip(pairs, candidates.correlation, strict=True) if value >= LEAST}
+    pairs = find_duplicates(features, images.__getitem__, least_correlation=LEAST)
+    found = {*zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)}
     scores = {f"recall, {kind}": 100 * len(found.intersection(of)) / len(of) for kind, of in true.items()}
     scores |= {"precision": 100 * len(found & every) / max(1, len(found)), "pairs": len(found)}
-    truth = [pair in every for pair in pairs]
-    reached = 100 * sum(truth) / len(every)
-    pixels = images.float().flatten(1)
-    ways = {
-        "aligned details": candidates.correlation, "cosine of features": cosines(features, candidates),
-        "correlation of pixels": cosines(pixels - pixels.mean(dim=1, keepdim=True), candidates),
-    }  # fmt: skip
-    for name, values in ways.items():
-        scores[f"average precision, {name}"] = reached * average_precision_score(truth, values)
     return scores, torch.tensor(sorted(found - every), dtype=torch.long).reshape(-1, 2)
-
-
-def cosines(rows: Tensor, pairs: Pairs) -> Tensor:
-    """The cosine (P,) of each pair of rows (N, F)."""
-    return torch.cosine_similarity(rows[pairs.first], rows[pairs.second])
 
 
 def score_labels(features: Tensor, labels: Tensor, wrong: Tensor) -> dict:
