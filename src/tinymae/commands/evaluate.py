@@ -182,7 +182,7 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         f"expected calibration error {results['ece']:.1f} %" if "ece" in results else "too few for calibration"
     )
     run.print(f"NLL {results['nll']:.3f}, {calibration}")
-    drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
+    drawn = draw(settings, model, run, dataset, labels, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
 
@@ -214,26 +214,24 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
 
 
 def draw(
-    settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, results: dict, probabilities: Tensor
-) -> list[Path]:
+    settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, labels: Tensor, results: dict,
+    probabilities: Tensor,
+) -> list[Path]:  # fmt: skip
     """The table by class, the reliability diagram and the errors."""
-    assert dataset.labels is not None
     table = write_table(results["by_class"], run.folder / "per_class.csv")
     diagram = figures.reliability(
-        reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
+        reliability(probabilities, labels), run.folder / "reliability.png",
         f"{settings.data_name} {settings.split}"
         + (f", calibration error {results['ece']:.1f} %" if "ece" in results else f", {len(dataset)} images"),
     )  # fmt: skip
-    errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
+    errors = show_errors(settings, dataset, labels, probabilities, model.classes, run.folder / "errors.png")
     return [table, diagram, errors]
 
 
 def show_errors(
-    settings: EvaluateSettings, dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path
+    settings: EvaluateSettings, dataset: Dataset, labels: Tensor, probabilities: Tensor, classes: list[str], path: Path
 ) -> Path:
     """A sheet of the most confident errors, with their rows."""
-    assert dataset.labels is not None
-    labels = dataset.labels.cpu()
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
     if not len(wrong):
