@@ -85,14 +85,9 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def is_real(device: torch.device) -> bool:
-    """Whether this is a GPU, and not a pretend one."""
-    return device.type == "cuda" and torch.cuda.is_available()
-
-
 def launches(device: torch.device) -> dict[str, dict]:
     """The ways to launch a step here, and the settings that choose them."""
-    return LAUNCHES if is_real(device) else {"eager": LAUNCHES["eager"]}
+    return LAUNCHES if device.type == "cuda" else {"eager": LAUNCHES["eager"]}
 
 
 # ---- right numbers
@@ -147,11 +142,11 @@ def waits_of(states: Iterator, device: torch.device) -> dict:
         next(states)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if is_real(device):
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         for _ in range(4):
             next(states)
-        if is_real(device):
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
@@ -245,7 +240,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
     """Images/s, the host's milliseconds of a step, seconds of the first six, and the peak of the device's memory."""
-    real = is_real(device)
+    real = device.type == "cuda"
     began = time.perf_counter()
     for _ in range(6):  # a CUDA graph is recorded in the fourth
         step()
@@ -280,7 +275,7 @@ def end_to_end(states: Iterator) -> Callable[[], None]:
 
 def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Pretraining, by batch size, optimiser and compilation."""
-    large = is_real(device)
+    large = device.type == "cuda"
     rates = {dtype: matmul_rate(device, dtype, 8192 if large else 256) for dtype in (torch.float32, torch.bfloat16)}
     for dtype, flops in rates.items():
         report.add("speed", f"matrix products in {dtype}", tflops=flops / 1e12)

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 from steps import pretraining_steps
-from timing import in_new_processes, write_result
+from timing import in_new_processes, memory_of_process, write_result
 
 from tinymae.commands.pretrain import PretrainSettings, create_model
 from tinymae.data.load import load_splits
@@ -77,12 +77,6 @@ def write_files(folder: Path, count: int) -> None:
         (place / f"{number:07}.png").write_bytes(pool[number % len(pool)])
 
 
-def own_memory() -> float:
-    """Gigabytes of anonymous memory of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
-
-
 def train(data: list[str], size: int, steps: int) -> dict[str, float]:
     """What it takes this process to open the data and to train on them, in batches of this size."""
     torch.set_num_threads(1)
@@ -101,7 +95,7 @@ def train(data: list[str], size: int, steps: int) -> dict[str, float]:
     for _ in range(steps):
         next(loop)
     rate = steps * size / (time.perf_counter() - began)
-    return {"start_s": start, "memory_gb": own_memory(), "images_per_second": rate}
+    return {"start_s": start, "memory_gb": memory_of_process("RssAnon") / 1e9, "images_per_second": rate}
 
 
 def measure(data: list[str], processes: int, steps: int) -> dict[str, float]:

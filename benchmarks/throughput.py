@@ -11,13 +11,11 @@ rounds: images/s is the median over rounds, the spread its extremes.
 """
 
 import argparse
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from timing import in_new_processes, matmul_rate, rates_in_turns, write_result
+from timing import in_new_processes, matmul_rate, memory_of_process, rates_in_turns, write_result
 from torch import nn
 
 from tinymae import MaskedAutoencoder
@@ -117,8 +115,7 @@ def peak_memory(args: argparse.Namespace, settings: dict) -> int:
     for _ in range(2):
         step()
     # Not getrusage: its maximum is inherited from the process that started this one.
-    resident = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(resident.group(1)) * 1024 if args.device == "cpu" else torch.cuda.max_memory_allocated()
+    return memory_of_process("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -33,6 +33,12 @@ def describe_machine(device: torch.device | str) -> dict:
     return {"device": name, "threads": torch.get_num_threads(), **versions}
 
 
+def memory_of_process(name: str) -> int:
+    """Bytes of this process, as Linux calls them: RssAnon what is its own, VmHWM the most that it ever had in all."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 def synchronise(device: torch.device | str) -> None:
     """Wait for what a GPU still has to do."""
     if torch.device(device).type == "cuda":
