@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.inspection import (
-    Pairs,
     confident_issues,
     find_duplicates,
     group_pairs,
@@ -112,7 +111,8 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
     grouped = group_of >= 0
     members = group_of.argsort(stable=True)[int((~grouped).sum()) :]  # those of no group, -1, stand first
     groups = members.split(group_of[grouped].bincount().tolist())
-    best = strongest(pairs, len(images))
+    ends, values = torch.cat([pairs.first, pairs.second]), pairs.correlation.repeat(2)
+    best = torch.zeros(len(images)).scatter_reduce(0, ends, values, "amax")  # of each image's most similar duplicate
     across = [len(images.find(group).unique()) > 1 for group in groups]
     order = sorted(range(len(groups)), key=lambda n: (not across[n], -float(best[groups[n]].max())))
     rows, shown = [], []
@@ -142,14 +142,6 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
             f"which is {settings.least_correlation:g} here"
         )
     return Finding("Near-duplicates", text, numbers, [table, sheet])
-
-
-def strongest(pairs: Pairs, count: int) -> Tensor:
-    """The correlation (N,) of each image's most similar duplicate; 0 of an image without one."""
-    best = torch.zeros(count)
-    for side in (pairs.first, pairs.second):
-        best.scatter_reduce_(0, side, pairs.correlation, "amax")
-    return best
 
 
 def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *, frame: str) -> list[Tile]:

@@ -246,9 +246,8 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
 
 def advise(settings: PretrainSettings, model: Autoencoder, views: int, device: str) -> str | None:
     """What to say before so many images and views are trained on, if fewer blocks learn more in the time."""
-    if device != "cpu" or views < LONG_ON_CPU or settings.weights is not None:
-        return None
-    if not isinstance(model, MaskedAutoencoder) or len(model.encoder.blocks) <= FEW_BLOCKS:
+    is_deep = isinstance(model, MaskedAutoencoder) and len(model.encoder.blocks) > FEW_BLOCKS
+    if device != "cpu" or views < LONG_ON_CPU or settings.weights is not None or not is_deep:
         return None
     limit = "" if settings.max_minutes else " --max-minutes 60"
     return f"without a GPU {views:,} images and views take hours: --depth {FEW_BLOCKS}{limit} learns more in the time"
