@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..data.sources.open import has_columns
 from ..errors import InputError
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
@@ -71,10 +70,10 @@ def run(settings: EmbedSettings) -> Result[Model]:
     if settings.to_label is not None:
         where, those = to_choose_from(images)
         if (images.labels[those] >= 0).all():
-            others = ", or name other splits by --split" * bool((images.labels < 0).any())
             raise InputError(
-                f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label; leave it out"
-                + (others or unlabelled_remedy(settings.data))
+                f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label: leave it out, or "
+                "give images without one: other splits by --split, a folder unlabelled/ beside those of the classes, "
+                "rows of a table with an empty label, or photos/*/ if folders are no classes"
             )
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
@@ -91,18 +90,6 @@ def run(settings: EmbedSettings) -> Result[Model]:
 
 
 embed = keywords_of(run, EmbedSettings)
-
-
-def unlabelled_remedy(data: Any) -> str:
-    """What to do where images without a label are meant: a table lacks them, or a folder's sub-folders were taken for
-    classes; "" for other data.
-    """
-    if has_columns(data):
-        return ", or add a row with an empty label for each further image (docs/data.md has a program for it)"
-    if not (isinstance(data, str | Path) and Path(data).is_dir()):
-        return ""
-    folder = Path(data)
-    return f" or, if its folders are no classes, give {folder}/*/, or put the images into {folder}/unlabelled/"
 
 
 def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], images: JoinedSplits, run: Run) -> Path:
