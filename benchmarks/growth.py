@@ -46,10 +46,10 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def encode(generator: np.random.Generator) -> bytes:
+def encode(generator: np.random.Generator, side: int = 8) -> bytes:
     """A random PNG file."""
     memory = io.BytesIO()
-    Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(memory, "PNG")
+    Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(memory, "PNG")
     return memory.getvalue()
 
 
@@ -67,10 +67,10 @@ def write_rows(path: Path, count: int) -> None:
             writer.write_table(pa.table(columns, schema=described))
 
 
-def write_files(folder: Path, count: int) -> None:
+def write_files(folder: Path, count: int, *, side: int = 8) -> None:
     """A folder of PNG files, a thousand in each of its folders."""
     generator = np.random.default_rng(0)
-    pool = [encode(generator) for _ in range(min(count, DISTINCT))]
+    pool = [encode(generator, side) for _ in range(min(count, DISTINCT))]
     for number in range(count):
         place = folder / "one" / f"{number // 1000:04}"
         place.mkdir(parents=True, exist_ok=True)
