@@ -203,14 +203,8 @@ class JoinedSplits:
         """Images uint8 (B, C, H, W) at `indices` (B,)."""
         where = self.find(indices)
         places = [(where == number).nonzero()[:, 0] for number in range(len(self.parts))]
-        found = [
-            part[indices[here] - start][0]
-            for part, start, here in zip(self.parts.values(), self.starts, places, strict=False)
-            if len(here)
-        ]
-        if len(found) == 1:
-            return found[0]
-        images = torch.cat(found)
+        parts = zip(self.parts.values(), self.starts, places, strict=False)
+        images = torch.cat([part[indices[here] - start][0] for part, start, here in parts if len(here)])
         return pick_pixels(images, torch.cat(places).argsort().to(images.device))  # not written into: uint16 cannot be
 
     def view(self, indices: Tensor) -> Tensor:
