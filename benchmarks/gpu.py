@@ -205,10 +205,9 @@ def ends_in_same_bits(sizes: dict, how: dict, data: dict) -> bool:
 
 def pretraining(device: torch.device, **settings) -> Iterator:
     """The steps of the pretraining command, without its folder."""
-    asked = pretrain.PretrainSettings(**settings).resolve()
+    asked = pretrain.PretrainSettings(**settings, describe=False).resolve()
     accelerator = asked.create_accelerator()
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
+    train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     model = pretrain.create_model(asked, train_set, None)
     for state in pretraining_steps(asked, accelerator, model, train_set.to(device), last_step=10**6):
         model.after_step(accelerator, torch.Generator().manual_seed(state.step))
@@ -218,10 +217,10 @@ def pretraining(device: torch.device, **settings) -> Iterator:
 def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Iterator:
     """The steps of the fine-tuning command, from scratch, without its folder."""
     encoder = {name: value for name, value in sizes["model"].items() if not name.startswith("decoder")}
-    asked = finetune.FinetuneSettings(**data, **encoder, **settings, recipe="light", from_scratch=True).resolve()
+    own = encoder | settings | {"recipe": "light", "from_scratch": True, "describe": False}
+    asked = finetune.FinetuneSettings(**data, **own).resolve()
     accelerator = asked.create_accelerator()
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
+    train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     asked = asked.settle_for(train_set)
     model = finetune.create_model(asked, train_set, None)
     _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)
