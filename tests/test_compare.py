@@ -464,7 +464,7 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
         assert compare.score_pixels(settings, "digits", encoder)[0]["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     before = results_in(tmp_path / "run")
-    with pytest.raises(InputError, match="raw_pixels/linear holds another run .*weights was "):
+    with pytest.raises(InputError, match="raw_pixels/linear holds another run .train was "):
         run(tmp_path / "run", *other)
     assert results_in(tmp_path / "run") == before
     assert any(row["num_features"] == 100 for row in run(tmp_path / "run", *other, "--overwrite"))
