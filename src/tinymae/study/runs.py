@@ -74,7 +74,7 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
     texts = [extra] if isinstance(extra, str) else extra
     if not isinstance(texts, Mapping) and (odd := [text for text in texts if ":" not in text]):
         raise InputError(f"extra {odd[0]!r} does not begin with a place and a colon")
-    given = texts.items() if isinstance(texts, Mapping) else [text.split(":", 1) for text in texts]
+    given = texts.items() if isinstance(texts, Mapping) else [text.partition(":")[::2] for text in texts]
     for where, settings in given:
         if where not in places:
             raise InputError(f"extra {where!r} is none of {', '.join(sorted(places))}")
