@@ -12,7 +12,6 @@ end it prints the table of what is there.
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -87,14 +86,10 @@ def parse() -> argparse.ArgumentParser:
 def build(name: str, seed: int, mean: list[float], std: list[float]) -> MaskedAutoencoder:
     """A variant with random weights."""
     torch.manual_seed(seed)
-    with mock.patch.object(mae, "create_vit", partial(create_with, ARGUMENTS[name])):
+    with mock.patch.object(mae, "create_vit", lambda *args, **sizes: create_vit(*args, **sizes | ARGUMENTS[name])):
         model = MaskedAutoencoder(mean=mean, std=std)
     CHANGES.get(name, lambda _: None)(model)
     return model
-
-
-def create_with(arguments: dict, *args, **sizes):
-    return create_vit(*args, **sizes | arguments)
 
 
 def learn(args: argparse.Namespace, model: MaskedAutoencoder, train: Dataset, steps: int, name: str) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import io
 import os
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -61,10 +62,6 @@ OWN: dict[str, dict] = {
 }  # fmt: skip
 
 
-class TimeIsUp(Exception):
-    """The minutes are over."""
-
-
 class Report:
     """Rows of (section, what, value), printed and saved as they come."""
 
@@ -88,14 +85,9 @@ def parse() -> argparse.ArgumentParser:
     return parser
 
 
-def is_real(device: torch.device) -> bool:
-    """Whether this is a GPU, and not a pretend one."""
-    return device.type == "cuda" and torch.cuda.is_available()
-
-
 def launches(device: torch.device) -> dict[str, dict]:
     """The ways to launch a step here, and the settings that choose them."""
-    return LAUNCHES if is_real(device) else {"eager": LAUNCHES["eager"]}
+    return LAUNCHES if device.type == "cuda" else {"eager": LAUNCHES["eager"]}
 
 
 # ---- right numbers
@@ -150,11 +142,11 @@ def waits_of(states: Iterator, device: torch.device) -> dict:
         next(states)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if is_real(device):
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         for _ in range(4):
             next(states)
-        if is_real(device):
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     first = f"{Path(found[0].filename).name}:{found[0].lineno}" if found else "-"
@@ -213,10 +205,9 @@ def ends_in_same_bits(sizes: dict, how: dict, data: dict) -> bool:
 
 def pretraining(device: torch.device, **settings) -> Iterator:
     """The steps of the pretraining command, without its folder."""
-    asked = pretrain.PretrainSettings(**settings).resolve()
+    asked = pretrain.PretrainSettings(**settings, describe=False).resolve()
     accelerator = asked.create_accelerator()
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
+    train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     model = pretrain.create_model(asked, train_set, None)
     for state in pretraining_steps(asked, accelerator, model, train_set.to(device), last_step=10**6):
         model.after_step(accelerator, torch.Generator().manual_seed(state.step))
@@ -226,10 +217,10 @@ def pretraining(device: torch.device, **settings) -> Iterator:
 def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Iterator:
     """The steps of the fine-tuning command, from scratch, without its folder."""
     encoder = {name: value for name, value in sizes["model"].items() if not name.startswith("decoder")}
-    asked = finetune.FinetuneSettings(**data, **encoder, **settings, recipe="light", from_scratch=True).resolve()
+    own = encoder | settings | {"recipe": "light", "from_scratch": True, "describe": False}
+    asked = finetune.FinetuneSettings(**data, **own).resolve()
     accelerator = asked.create_accelerator()
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
+    train_set = asked.load_splits(["train"], image_size=None, channels=3)["train"]
     asked = asked.settle_for(train_set)
     model = finetune.create_model(asked, train_set, None)
     _, batches = asked.plan_batches(accelerator, train_set.to(device), batch_size=asked.batch_size)
@@ -248,7 +239,7 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
 
 def rate_of(step: Callable[[], object], device: torch.device, *, steps: int, images: int) -> dict[str, float]:
     """Images/s, the host's milliseconds of a step, seconds of the first six, and the peak of the device's memory."""
-    real = is_real(device)
+    real = device.type == "cuda"
     began = time.perf_counter()
     for _ in range(6):  # a CUDA graph is recorded in the fourth
         step()
@@ -283,7 +274,7 @@ def end_to_end(states: Iterator) -> Callable[[], None]:
 
 def measure_speed(report: Report, device: torch.device, sizes: dict, data: dict) -> None:
     """Pretraining, by batch size, optimiser and compilation."""
-    large = is_real(device)
+    large = device.type == "cuda"
     rates = {dtype: matmul_rate(device, dtype, 8192 if large else 256) for dtype in (torch.float32, torch.bfloat16)}
     for dtype, flops in rates.items():
         report.add("speed", f"matrix products in {dtype}", tflops=flops / 1e12)
@@ -335,7 +326,7 @@ SECTIONS: dict[str, Callable[[Report, torch.device, dict, dict], None]] = {
 }  # fmt: skip
 
 
-def main(args: argparse.Namespace) -> list[dict]:
+def main(args: argparse.Namespace) -> None:
     """All sections, until the time is up."""
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -350,26 +341,14 @@ def main(args: argparse.Namespace) -> list[dict]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report.add("machine", name, torch=torch.__version__, minutes=args.minutes)
 
-    def stop(*_) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"the minutes are over; what was found is in {args.output}"))
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes)
-    try:
-        for section in [name for name in SECTIONS if name in args.only]:
-            try:
-                SECTIONS[section](report, device, sizes, data)
-            except TimeIsUp:
-                raise
-            except Exception as error:  # whatever a GPU may bring: the other sections are worth having
-                report.add("failed", section, error=f"{type(error).__name__}: {first_line(error)}")
-    except TimeIsUp:
-        report.add("machine", "stopped: the minutes are over")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    for section in [name for name in SECTIONS if name in args.only]:
+        try:
+            SECTIONS[section](report, device, sizes, data)
+        except Exception as error:  # whatever a GPU may bring: the other sections are worth having
+            report.add("failed", section, error=f"{type(error).__name__}: {first_line(error)}")
     print(f"wrote {args.output}")
-    return report.rows
 
 
 if __name__ == "__main__":

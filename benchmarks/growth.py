@@ -14,8 +14,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +24,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 from steps import pretraining_steps
-from timing import write_result
+from timing import in_new_processes, memory_of_process, write_result
 
 from tinymae.commands.pretrain import PretrainSettings, create_model
 from tinymae.data.load import load_splits
@@ -45,14 +43,13 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=30, help="steps that images/s are the mean of")
     parser.add_argument("--folder", help="where the data go, and stay (default: a temporary folder)")
     parser.add_argument("--output", default="runs/growth.json")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser
 
 
-def encode(generator: np.random.Generator) -> bytes:
+def encode(generator: np.random.Generator, side: int = 8) -> bytes:
     """A random PNG file."""
     memory = io.BytesIO()
-    Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(memory, "PNG")
+    Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(memory, "PNG")
     return memory.getvalue()
 
 
@@ -70,31 +67,24 @@ def write_rows(path: Path, count: int) -> None:
             writer.write_table(pa.table(columns, schema=described))
 
 
-def write_files(folder: Path, count: int) -> None:
+def write_files(folder: Path, count: int, *, side: int = 8) -> None:
     """A folder of PNG files, a thousand in each of its folders."""
     generator = np.random.default_rng(0)
-    pool = [encode(generator) for _ in range(min(count, DISTINCT))]
+    pool = [encode(generator, side) for _ in range(min(count, DISTINCT))]
     for number in range(count):
         place = folder / "one" / f"{number // 1000:04}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number:07}.png").write_bytes(pool[number % len(pool)])
 
 
-def own_memory() -> float:
-    """Gigabytes of anonymous memory of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
-
-
-def run_child(args: argparse.Namespace) -> None:
-    """Open the data, train, and print what it took as JSON."""
+def train(data: list[str], size: int, steps: int) -> dict[str, float]:
+    """What it takes this process to open the data and to train on them, in batches of this size."""
     torch.set_num_threads(1)
-    size = BATCH_SIZE // max(args.processes)
     asked = PretrainSettings(
         **MODEL, batch_size=size, epochs=1, contrast_epochs=0, optimizer="adamw", crop_padding=1, mixed_precision="no",
     ).resolve()  # fmt: skip
     accelerator = asked.create_accelerator()
-    train_set = load_splits(args.child, ["train"], image_size=8, memory_limit_gb=0)["train"]
+    train_set = load_splits(data, ["train"], image_size=8, memory_limit_gb=0)["train"]
     model = create_model(asked, train_set, None)
     loop = pretraining_steps(asked, accelerator, model, train_set, last_step=10**9)
     next(loop)
@@ -102,26 +92,15 @@ def run_child(args: argparse.Namespace) -> None:
     for _ in range(5):  # the workers are ahead by some batches
         next(loop)
     began = time.perf_counter()
-    for _ in range(args.steps):
+    for _ in range(steps):
         next(loop)
-    rate = args.steps * size / (time.perf_counter() - began)
-    print(
-        json.dumps({"start_s": start, "memory_gb": own_memory(), "images_per_second": rate, "images": len(train_set)})
-    )
+    rate = steps * size / (time.perf_counter() - began)
+    return {"start_s": start, "memory_gb": memory_of_process("RssAnon") / 1e9, "images_per_second": rate}
 
 
-def measure(args: argparse.Namespace, data: list[str], processes: int) -> dict[str, float]:
+def measure(data: list[str], processes: int, steps: int) -> dict[str, float]:
     """What that many processes at a time take: the slowest start, the most memory, images/s of all."""
-    command = [sys.executable, __file__, "--steps", str(args.steps), "--processes", str(processes)]
-    children = [
-        subprocess.Popen([*command, "--child", *data], stdout=subprocess.PIPE, text=True) for _ in range(processes)
-    ]
-    found = []
-    for child in children:
-        output = child.communicate()[0]
-        if child.returncode:
-            sys.exit(f"a process on {data[0]} failed")
-        found.append(json.loads(output.splitlines()[-1]))
+    found = in_new_processes(train, data, BATCH_SIZE // processes, steps, count=processes)
     return {
         "start_s": max(each["start_s"] for each in found),
         "memory_gb": max(each["memory_gb"] for each in found),
@@ -130,12 +109,12 @@ def measure(args: argparse.Namespace, data: list[str], processes: int) -> dict[s
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.child:
-        return run_child(args)
     results: dict[str, dict[str, float]] = {}
 
     def note(name: str, data: list[str], processes: int) -> None:
-        line = results[f"{name}, {processes} process{'es'[: 2 * (processes > 1)]}"] = measure(args, data, processes)
+        line = results[f"{name}, {processes} process{'es'[: 2 * (processes > 1)]}"] = measure(
+            data, processes, args.steps
+        )
         print(f"{list(results)[-1]:44}", *(f"{key} {value:,.2f}" for key, value in line.items()), sep="  ", flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -147,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
                 write_rows(path, min(count, MILLION))
             data = [str(path)] * max(1, count // MILLION)
             before = time.monotonic()
-            measure(argparse.Namespace(steps=1), data, 1)  # makes the library's copy
+            measure(data, 1, steps=1)  # makes the library's copy
             print(f"{count:,} rows: first opened in {time.monotonic() - before:.0f} s", flush=True)
             for processes in args.processes:
                 note(f"{count:,} rows", data, processes)

@@ -2,7 +2,6 @@
 
     python benchmarks/host.py                             # the source that is installed
     python benchmarks/host.py --replayed                  # what is left of it where the step is a CUDA graph
-    python benchmarks/host.py --against ../before/src     # two sources, in turns
 
 A GPU computes while the host prepares what comes next, so a small model runs as fast as its host. Here the arithmetic
 is as good as none: a ViT of 12 blocks and 12 channels sees 2 images. All else is as with a batch of --batch-size images
@@ -16,17 +15,12 @@ host copies a step's inputs to where they are read, and the losses from where th
 
 import argparse
 import collections
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from timing import write_result
+from timing import in_new_processes, write_result
 from torch.utils._pytree import tree_leaves
 
 from tinymae import MaskedAutoencoder, load_dataset
@@ -47,9 +41,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=60, help="in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--replayed", action="store_true", help="only the host's part of a CUDA graph's step")
-    parser.add_argument("--against", type=Path, help="another source folder, measured in turns with this one")
     parser.add_argument("--output", default="runs/host.json")
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # one round, as JSON on stdout
     return parser
 
 
@@ -68,7 +60,7 @@ class Replayed:
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of each part, the mean over the steps of a round."""
+    """Milliseconds of each part, the mean over the steps of a round. It patches the loop: in a process of its own."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     spent: dict[str, float] = collections.defaultdict(float)
@@ -125,26 +117,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.once:
-        print(json.dumps(measure(args)))
-        return
-    sources = {"here": None} | ({"against": str(args.against)} if args.against else {})
-    rounds: dict[str, list[dict]] = {name: [] for name in sources}
-    command = [sys.executable, __file__, "--once", "--batch-size", str(args.batch_size), "--steps", str(args.steps),
-               "--optimizer", args.optimizer, *["--replayed"] * args.replayed]  # fmt: skip
-    for _ in range(args.rounds):
-        for name, source in sources.items():
-            environment = os.environ | ({"PYTHONPATH": source} if source else {})
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            rounds[name].append(json.loads(done.stdout.splitlines()[-1]))
-    parts = list(rounds["here"][0])
-    result = {
-        name: {part: statistics.median(one.get(part, 0.0) for one in found) for part in parts}
-        for name, found in rounds.items()
-    }
-    print(f"{'ms of a step':18}" + "".join(f"{name:>10}" for name in result))
-    for part in parts:
-        print(f"{part:18}" + "".join(f"{result[name][part]:>10.2f}" for name in result))
+    rounds = [in_new_processes(measure, args)[0] for _ in range(args.rounds)]
+    result = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
+    for part, milliseconds in result.items():
+        print(f"{part:18}{milliseconds:>10.2f} ms of a step")
     write_result(args.output, args, "cpu", milliseconds=result, rounds=rounds)
 
 

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from growth import write_files
 from steps import pretraining_steps, step_alone
 from timing import rates_in_turns, write_result
-from tqdm import tqdm
 
 from tinymae import MaskedAutoencoder, load_dataset
 from tinymae.commands.pretrain import PretrainSettings
@@ -47,14 +45,6 @@ def parse() -> argparse.ArgumentParser:
 def random_images(count: int) -> ImageDataset:
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     return ImageDataset("random", images, torch.zeros(count, dtype=torch.long), ["one"])
-
-
-def write_pictures(folder: Path, count: int) -> None:
-    generator = np.random.default_rng(0)
-    for number in tqdm(range(count), desc="writing PNG files", leave=False):
-        place = folder / "one" / f"{number // 1000:03}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number:06}.png")
 
 
 def end_to_end(
@@ -99,7 +89,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         note(f"{size:,} images in memory", end_to_end(args, random_images(size)))
     if args.stream_images:
         with tempfile.TemporaryDirectory() as folder:
-            write_pictures(Path(folder), args.stream_images)
+            write_files(Path(folder), args.stream_images, side=32)
             dataset = load_dataset(folder, "train", image_size=32, memory_limit_gb=0)
             note(f"{args.stream_images:,} images streamed, {args.num_workers} workers", end_to_end(args, dataset))
     images = random_images(10_000)

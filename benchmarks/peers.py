@@ -20,7 +20,7 @@ import torch
 import transformers
 from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-from sizes import add_sizes, build_mae
+from throughput import add_sizes, build_mae
 from timing import rates_in_turns, write_result
 from torch import Tensor, nn
 

@@ -4,7 +4,7 @@
 
 Each photograph has a digit of a random colour, size and place; the mask holds the digit's number + 1 where its ink is,
 and 0 elsewhere. Training and validation images come from the training images of both sets, test images from both test
-sets. What is compared: `tinymae linear-probe --task segmentation` on the encoder, on one that was not trained, and on
+sets. What is compared: `tinymae linear-probe --masks` on the encoder, on one that was not trained, and on
 raw pixels. Writes the images, their masks, and the command's results. One slow CPU core takes about 10 minutes.
 """
 
@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> dict:
     for place, split in enumerate(SPLITS):
         write_split(folder, split, vars(args)[split], data_dir=args.data_dir, seed=args.seed + place)
     return linear_probe(
-        folder / "images", task="segmentation", masks=folder / "masks", weights=args.weights, controls="all",
-        seed=args.seed, output_dir=folder / "probe",
+        folder / "images", masks=folder / "masks", weights=args.weights, controls="all", seed=args.seed,
+        output_dir=folder / "probe",
     ).results  # fmt: skip
 
 

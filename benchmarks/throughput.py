@@ -11,17 +11,14 @@ rounds: images/s is the median over rounds, the spread its extremes.
 """
 
 import argparse
-import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
-from sizes import add_sizes, build_mae
-from timing import matmul_rate, rates_in_turns, write_result
+from timing import in_new_processes, matmul_rate, memory_of_process, rates_in_turns, write_result
 from torch import nn
 
+from tinymae import MaskedAutoencoder
 from tinymae.models.flops import reconstruction_flops
 from tinymae.models.vit import set_fused_attention
 from tinymae.training.device import fused_is_faster
@@ -31,25 +28,41 @@ from tinymae.training.memory import keep_freed_memory
 STATISTICS = {"mean": (0.4912, 0.4820, 0.4464), "std": (0.2470, 0.2435, 0.2617)}  # CIFAR-10, train
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the model, of its batches, and of how long they are timed."""
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--patch-size", type=int, default=4)
+    parser.add_argument("--decoder-dim", type=int, default=192)
+    parser.add_argument("--decoder-depth", type=int, default=4)
+    parser.add_argument("--decoder-heads", type=int, default=3)
+    parser.add_argument("--mask-ratio", type=float, default=0.75)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps of each line in a round")
+
+
+def build_mae(args: argparse.Namespace, **own: Any) -> MaskedAutoencoder:
+    """The model of these arguments, and of others by name."""
+    return MaskedAutoencoder(
+        image_size=args.image_size, patch_size=args.patch_size, mask_ratio=args.mask_ratio,
+        decoder_dim=args.decoder_dim, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads, **own,
+    )  # fmt: skip
+
+
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.add_argument("--encoder", default="vit_tiny_patch16_224")
     parser.add_argument("--compile", action="store_true", help="add torch.compile as a last line")
     parser.add_argument("--output", default="runs/throughput.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # one variant, for its peak memory
     return parser
 
 
 # Each variant: what it adds, and the settings it has.
 BASE = {
-    "precision": "fp32",
-    "attention": "fused",
-    "fused_adamw": False,
-    "keep_memory": False,
-    "compile": False,
+    "precision": "fp32", "attention": "fused", "fused_adamw": False, "keep_memory": False, "compile": False,
     "checkpointing": False,
-}
+}  # fmt: skip
 CHANGES = {
     "float32": {},
     "fused AdamW": {"fused_adamw": True},
@@ -74,7 +87,7 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     """One full training step on random images, forward, backward, AdamW; and its model."""
     torch.manual_seed(0)
     device = torch.device(args.device)
-    model = build_mae(args, encoder=args.encoder, **STATISTICS).to(device)
+    model = build_mae(args, **STATISTICS).to(device)
     faster = fused_is_faster(device, settings["precision"])
     set_fused_attention(model, settings["attention"] == "fused" or faster)
     groups = parameter_groups(model, weight_decay=0.05)
@@ -96,23 +109,17 @@ def create_step(args: argparse.Namespace, settings: dict) -> tuple[Callable[[], 
     return step, model
 
 
-def peak_memory(args: argparse.Namespace, name: str) -> int:
-    """Bytes at the peak of two steps of one variant, in a process of its own: on a CPU, its resident memory."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def peak_memory(args: argparse.Namespace, settings: dict) -> int:
+    """Bytes at the peak of two steps, for a process of its own: on a CPU, its resident memory."""
+    step, _ = create_step(args, settings)
+    for _ in range(2):
+        step()
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    return memory_of_process("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def main(args: argparse.Namespace) -> dict:
     table = variants(args)
-    if args.only:
-        step, _ = create_step(args, table[args.only])
-        for _ in range(2):
-            step()
-        # Not getrusage: its maximum is inherited from the process that started this one.
-        resident = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        print(int(resident.group(1)) * 1024 if args.device == "cpu" else torch.cuda.max_memory_allocated())
-        return {}
-
     steps = {name: create_step(args, settings)[0] for name, settings in table.items()}
     rates = rates_in_turns(steps, args.device, rounds=args.rounds, repeats=args.steps, images=args.batch_size)
     size = 8192 if args.device.startswith("cuda") else 2048
@@ -123,12 +130,11 @@ def main(args: argparse.Namespace) -> dict:
     for name, settings in table.items():
         rate = rates[name]["images_per_second"]
         flops = reconstruction_flops(create_step(args, settings | {"compile": False})[1])
-        rows.append(
-            {
-                "variant": name, **rates[name], "ratio": rate / first, "peak_memory_bytes": peak_memory(args, name),
-                "flops_per_image": flops, "flop_utilisation": rate * flops / ceilings[settings["precision"]],
-            }
-        )  # fmt: skip
+        (peak,) = in_new_processes(peak_memory, args, settings)
+        rows.append({
+            "variant": name, **rates[name], "ratio": rate / first, "peak_memory_bytes": peak, "flops_per_image": flops,
+            "flop_utilisation": rate * flops / ceilings[settings["precision"]],
+        })  # fmt: skip
     heads = (("images/s", 10), ("spread", 16), ("ratio", 8), ("peak MB", 9), ("MFLOP/img", 11), ("of matmul", 11))
     print(f"\n{'each line adds':24}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:

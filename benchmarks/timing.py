@@ -1,14 +1,14 @@
-"""What the benchmarks share: a device's clock and name, the rates that steps and matrix products reach, and a file of
-what was found.
-"""
+"""What the benchmarks share: new processes, a device's clock and name, rates of steps and matrix products, results."""
 
 import argparse
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -16,8 +16,14 @@ from tqdm import tqdm
 
 from tinymae.files import write_json
 
-# Arguments that do not change what is measured, or are for a benchmark's own processes.
-LEFT_OUT = {"output", "output_dir", "data_dir", "folder", "against", "once", "only", "child"}
+T = TypeVar("T")
+LEFT_OUT = {"output", "output_dir", "data_dir", "folder"}  # arguments that do not change what is measured
+
+
+def in_new_processes(function: Callable[..., T], *arguments: Any, count: int = 1) -> list[T]:
+    """What a function gives in each of so many new processes, at the same time."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(function, *arguments) for _ in range(count)]]
 
 
 def describe_machine(device: torch.device | str) -> dict:
@@ -25,6 +31,12 @@ def describe_machine(device: torch.device | str) -> dict:
     name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.processor() or "cpu"
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     return {"device": name, "threads": torch.get_num_threads(), **versions}
+
+
+def memory_of_process(name: str) -> int:
+    """Bytes of this process, as Linux calls them: RssAnon what is its own, VmHWM the most that it ever had in all."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def synchronise(device: torch.device | str) -> None:

@@ -16,7 +16,7 @@ not loaded there. --extra passes flags on to one family's pretraining, to all, o
     --extra "vae: --beta 0.1 --width 32" --extra "pretrain: --no-flip --crop none" --extra "finetune: --no-flip"
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("compare", __doc__)
+    run_command("compare", description=__doc__)

@@ -6,7 +6,6 @@ The data are scikit-learn's 1,797 handwritten digits (8x8, grey), which need no 
 the accuracy on the same 360 test images, scored once.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,4 +127,4 @@ def paint_cifar10(path: str) -> Path:
 
 
 if __name__ == "__main__":
-    run_main(run, DemoSettings, sys.argv[1:], description=__doc__)
+    run_main(run, DemoSettings, description=__doc__)

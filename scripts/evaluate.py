@@ -7,7 +7,7 @@ A classifier gives its accuracy, scikit-learn's report, a confusion matrix and a
 MSE, PSNR and SSIM with patches hidden and with none hidden, and a sheet of reconstructions.
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("evaluate", __doc__)
+    run_command("evaluate", description=__doc__)

@@ -12,7 +12,7 @@ of a classifier, uint8 images -> probabilities. Normalisation is inside, batches
 torch's to 1e-4. Takes half a minute on a CPU; the page needs npm for onnxruntime-web, the first time.
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("export", __doc__)
+    run_command("export", description=__doc__)

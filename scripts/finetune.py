@@ -16,7 +16,7 @@ trains; test is scored once, on the final weights (their moving average with --e
 loaded, for whoever chooses between runs.
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("finetune", __doc__)
+    run_command("finetune", description=__doc__)

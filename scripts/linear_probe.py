@@ -8,7 +8,7 @@ once, or with --no-test not even loaded, for whoever chooses between runs. With 
 stock timm classifier that `tinymae.load` and evaluate.py read.
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("linear-probe", __doc__)
+    run_command("linear-probe", description=__doc__)

@@ -18,7 +18,7 @@ linear_probe.py and finetune.py read. Several processes on CPUs:
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/pretrain.py ...
 """
 
-from tinymae.commands.cli import run_script
+from tinymae.commands.cli import run_command
 
 if __name__ == "__main__":
-    run_script("pretrain", __doc__)
+    run_command("pretrain", description=__doc__)

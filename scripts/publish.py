@@ -117,18 +117,14 @@ def describe_spread(cell: dict) -> str:
     return f", mean of {cell['n']} seeds (std {cell['std']:.2f})" if cell["n"] > 1 else ""
 
 
-def describe_target(arguments: dict, results: dict) -> str:
-    """What a pretraining run learned from."""
-    epochs, contrast = round(results["epochs"]), round((arguments | results)["contrast_epochs"])
-    parts = {"reconstruction": epochs - contrast, f"contrast of {arguments['views']} views": contrast}
-    return ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
-
-
 def describe_history(pretrained: Path) -> str:
     """Length, target and cost of pretraining."""
     recorded, results = read_json(pretrained / "args.json"), read_json(pretrained / "results.json")
-    cost = f"{results['minutes']:.0f} minutes on {recorded['device']}"
-    return f"Pretraining: {describe_target(recorded['arguments'], results)}; {cost}\n"
+    arguments = recorded["arguments"]
+    epochs, contrast = round(results["epochs"]), round((arguments | results)["contrast_epochs"])
+    parts = {"reconstruction": epochs - contrast, f"contrast of {arguments['views']} views": contrast}
+    target = ", then ".join(f"{name}, epochs: {length}" for name, length in parts.items() if length)
+    return f"Pretraining: {target}; {results['minutes']:.0f} minutes on {recorded['device']}\n"
 
 
 def summarise(settings: "ReleaseSettings", results: dict[str, dict]) -> dict[str, dict]:

@@ -24,7 +24,6 @@ all, 10, 1: with that percentage of them; unlabelled: with unlabelled images bes
     --extra "pretrain: --base-lr 2e-3" --extra "finetune: --patch-drop 0.5" --extra "10: --epochs 32"
 """
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,4 +216,4 @@ def count_flops(mae: Path, *, patch_drop: float) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    run_main(run, ReleaseSettings, sys.argv[1:], description=__doc__)
+    run_main(run, ReleaseSettings, description=__doc__)

@@ -91,6 +91,13 @@ def test_an_interrupted_grid_keeps_what_was_done(compared):
     ]  # fmt: skip
 
 
+def test_what_was_found_in_the_data_is_said_once_not_by_each_stage(tmp_path, capsys):
+    run(
+        tmp_path, "--data", "digits", "--models", "pca", "--latent-dims", "8", "--epochs", "1", "--finetune-epochs", "0"
+    )
+    assert capsys.readouterr().out.count("data digits (") == 1
+
+
 def test_a_finished_grid_is_not_run_again(compared, monkeypatch):
     folder, rows, _, _ = compared
     before = results_in(folder)
@@ -246,7 +253,7 @@ def test_a_model_that_hides_patches_is_not_the_best_at_errors_with_nothing_hidde
 
 def test_the_chart_of_sizes_is_of_the_linear_probe(monkeypatch):
     drawn = []
-    monkeypatch.setattr(report.charts, "accuracy_by_size", lambda points, floor, wide: drawn.append((points, floor)))
+    monkeypatch.setattr(report.charts, "accuracy_by_size", lambda points, floor: drawn.append((points, floor)))
     monkeypatch.setattr(report.Sheet, "of_figure", lambda figure: None)
     scores = {("a", ""): 60.0, ("a, untrained", "untrained"): 30.0, ("raw pixels", "raw pixels"): 40.0}
     rows = [
@@ -255,7 +262,7 @@ def test_the_chart_of_sizes_is_of_the_linear_probe(monkeypatch):
         for seed in (0, 1) for (name, control), score in scores.items()
     ]  # fmt: skip
     report.sizes(tables.summarise(rows), rows)
-    ((point,), floor), _ = drawn
+    (((point,), floor),) = drawn
     assert floor == 41 and (point.accuracy, point.std, point.untrained) == (61, pytest.approx(2**0.5), 31)
 
 
@@ -300,8 +307,8 @@ def test_the_report_is_whole_and_asks_nothing_of_the_network(compared):
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert not re.search(r"https?://|url\(|@import", text)
     assert all(image["alt"] for image in page.images)
-    # The original, 3 of mae, a vae's and its samples; 2 charts of sizes, 3 maps, 2 confusion matrices, 2 curves.
-    assert len(page.images) == 6 + 2 + 3 + 2 + 2
+    # The original, 3 of mae, a vae's and its samples; a chart of sizes, 3 maps, 2 confusion matrices, 2 curves.
+    assert len(page.images) == 6 + 1 + 3 + 2 + 2
     expected = "Results Reconstructions Samples Confusion Training latent size Maps".split()
     assert all(any(word in heading for heading in page.headings) for word in expected)
     for row in rows:
@@ -453,10 +460,11 @@ def test_raw_pixels_have_the_size_that_every_model_was_given(tmp_path):
     given += ["--mixed-precision", "no", "--output-dir", str(tmp_path / "run"), "--extra", "pca: --image-size 12"]
     settings = settings_of(*given).resolve()
     for _ in range(2):  # a second time it resumes
-        assert compare.score_pixels(settings, "digits", compare.check(settings))[0]["num_features"] == 144
+        encoder = compare.check(settings)["digits"]
+        assert compare.score_pixels(settings, "digits", encoder)[0]["num_features"] == 144
     other = [*given[:-1], "pca: --image-size 10"]
     before = results_in(tmp_path / "run")
-    with pytest.raises(InputError, match="raw_pixels/pretrain holds another run .*image_size was 12, now 10"):
+    with pytest.raises(InputError, match="raw_pixels/linear holds another run .train was "):
         run(tmp_path / "run", *other)
     assert results_in(tmp_path / "run") == before
     assert any(row["num_features"] == 100 for row in run(tmp_path / "run", *other, "--overwrite"))
@@ -588,7 +596,7 @@ def test_a_search_begins_at_the_recipe_with_the_learning_rate_that_it_comes_to(t
     monkeypatch.setattr(compare, "search", lambda objective, space, recipe, **_: begun.append((space, recipe)))
     arguments = ["--data", "digits", "--models", "conv_ae", "--epochs", "1", "--search", "optuna", "--trials", "1"]
     settings = settings_of(*arguments, "--output-dir", str(tmp_path)).resolve()
-    compare.tune(settings, "digits", "conv_ae", compare.check(settings))
+    compare.tune(settings, "digits", "conv_ae", compare.check(settings)["digits"])
     ((space, recipe),) = begun
     assert recipe["base_lr"] == pytest.approx(2e-3 * (64 / 512) ** 0.5 * 256 / 64)  # 1,300 images: 64 a step
     assert all(search.holds(space[name], recipe[name]) for name in space)

@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -88,7 +87,7 @@ def test_the_images_to_label_are_those_of_clusters_without_a_label(tmp_path, mon
     assert Image.open(tmp_path / "to_label.png").width > 900
     tinymae.embed(**common, **data, to_label=5)  # of the same table
     assert [row["name"] for row in rows_of(tmp_path / "to_label.csv")] != names[:5]
-    with pytest.raises(InputError, match="to_label 5: all 1,300 images of train have a label; leave it out$"):
+    with pytest.raises(InputError, match="to_label 5: all 1,300 images of train have a label: leave it out, or "):
         tinymae.embed("digits", **common, split=("train", "val"), to_label=5, output_dir=tmp_path / "labelled")
 
 
@@ -120,7 +119,9 @@ def test_images_to_label_are_chosen_by_those_of_train_alone_unless_other_splits_
     (tmp_path / "table.csv").write_text("\n".join(lines))
     for row in range(10):
         picture(tmp_path / f"{row}.png", seed=row)
-    with pytest.raises(InputError, match="images of train have a label; leave it out, or name other splits by --split"):
+    with pytest.raises(
+        InputError, match="all . images of train have a label: leave it out, or .*other splits by --split"
+    ):
         tinymae.embed(tmp_path / "table.csv", **common, to_label=2, output_dir=tmp_path / "refused")
 
 
@@ -139,10 +140,8 @@ def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(t
     for number in range(40):
         picture(photos / f"hall {number % 3}" / f"{number}.png", size=(40, 40), seed=number)
     common = {"weights": tiny_mae(), "formats": (), "to_label": 30, "mixed_precision": "no"}
-    remedy = re.escape(f"if its folders are no classes, give {photos}/*/, or put the images into {photos}/unlabelled/")
-    with pytest.raises(
-        InputError, match=f"to_label 30: all 3. images of train have a label; leave it out or, {remedy}"
-    ):
+    remedy = r"a folder unlabelled/ beside .*, or photos/\*/ if folders are no classes"
+    with pytest.raises(InputError, match=f"to_label 30: all 3. images of train have a label: .*{remedy}"):
         tinymae.embed(photos, **common, output_dir=tmp_path / "refused")
     sheets = note_sheets(monkeypatch, command)
     tinymae.embed(sorted(photos.iterdir()), **common, output_dir=tmp_path / "run")
@@ -162,7 +161,7 @@ def test_the_table_of_images_to_label_is_data_once_it_is_filled_in_beside_them(t
     assert found == {row["path"]: numbers[cats.get(row["path"], "")] for row in rows}
     full = photos / "full.csv"
     full.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in cats.items()))
-    with pytest.raises(InputError, match="or add a row with an empty label for each further image"):
+    with pytest.raises(InputError, match="or give images without one: .*rows of a table with an empty label"):
         tinymae.embed(full, **common, output_dir=tmp_path / "refused")
     probe = tinymae.linear_probe(table, weights=tiny_mae(), output_dir=tmp_path / "probe", mixed_precision="no")
     assert probe.model.classes == ["cat", "dog"]
@@ -284,28 +283,6 @@ def test_the_map_knows_class_cluster_and_split_of_each_image(tmp_path, monkeypat
     places = np.frombuffer(base64.b64decode(data["places"]), "<u2").reshape(-1, 2) / 65535
     expected = lay_out(np.array([features[name] for name in data["names"]]), seed=FEW["seed"])
     np.testing.assert_allclose(places, expected, atol=1e-4)
-
-
-def test_a_repeated_run_keeps_its_map_unless_the_table_or_the_options_are_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "lay_out", lambda features, seed: features[:, :2].clip(0, 1))
-    settings = FEW | {"weights": tiny_mae(), "formats": ("projector", "map"), "output_dir": tmp_path}
-    said = f"laying out the map of 80 images by {command.layout_method()}\n"
-
-    def laid_out(**options) -> bool:
-        tinymae.embed(**settings, **options)
-        return said in capsys.readouterr().out
-
-    assert laid_out() and not laid_out() and laid_out(clusters=3) and not laid_out(clusters=3)
-    assert laid_out(clusters=3, show_channels=(0, 0, 0))
-    tinymae.embed(**settings | {"formats": ()}, clusters=3)  # which says nothing of the map
-    assert laid_out(clusters=3)
-    (tmp_path / "embeddings.parquet").unlink()
-    os.utime(tmp_path / "map.html", (0, 0))
-    assert laid_out(clusters=3)
-    (tmp_path / "map.html").unlink()
-    assert laid_out(clusters=3)
-    (tmp_path / "results.json").write_text("{")  # of a disk that was full, for instance
-    assert laid_out(clusters=3) and not laid_out(clusters=3)
 
 
 def test_a_repeated_run_writes_the_projector_anew_and_tensorboard_does_not_warn(tmp_path, capfd):

@@ -41,7 +41,7 @@ def coloured(tmp_path):
             mask = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)
             save(COLOURS[mask].numpy(), tmp_path / "images" / split / f"{number}.bmp")
             save(mask.to(torch.uint8).numpy(), tmp_path / "masks" / split / f"{number}.png")
-    return {"data": tmp_path / "images", "masks": tmp_path / "masks", "task": "segmentation", "mixed_precision": "no"}
+    return {"data": tmp_path / "images", "masks": tmp_path / "masks", "mixed_precision": "no"}
 
 
 def test_the_metric_is_scikit_learns_of_all_pixels_together():
@@ -148,8 +148,6 @@ def test_masks_that_cannot_be_used_are_refused_before_a_folder_is_made(coloured,
         with pytest.raises(InputError, match=message):
             tinymae.linear_probe(**coloured | {"weights": small_model()} | settings, output_dir=tmp_path / "run")
 
-    refused("task segmentation with masks None: give masks, their folder", masks=None)
-    refused("with masks .*: give task segmentation, which learns from masks", task="classification")
     refused("head mlp, pool avg: leave both out", head="mlp")
     refused(
         "hold a ConvAutoencoder, where only --model mae will do",

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from tinymae.files import write_json
 
@@ -36,7 +35,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts", metavar="PART")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--output", default="benchmarks/results/chaos.json")
+    parser.add_argument("--output", default="runs/chaos.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     record = Record(args)
@@ -50,8 +49,9 @@ def main() -> int:
             record.begin(part)
             for case in cases(part, runs, args.seed, args.first, now + (end - now) * weights[0] / sum(weights)):
                 record.add(part, case)
-    record.finish()
-    return 1 if record.lost else 0
+    record.write()
+    record.print_table()
+    return 1 if any(row["lost"] for row in record.content["parts"].values()) else 0
 
 
 class Record:
@@ -59,25 +59,13 @@ class Record:
 
     def __init__(self, args: argparse.Namespace):
         self.output, self.began, self.written = args.output, time.monotonic(), time.monotonic()
+        machine = {
+            "platform": f"{platform.system()}-{platform.machine()}-{''.join(platform.libc_ver())}",
+            "python": platform.python_version(), "torch": torch.__version__, "cores": len(os.sched_getaffinity(0)),
+        }  # fmt: skip
         self.content: dict = {
-            "seed": args.seed,
-            "minutes": args.minutes,
-            "seconds": 0.0,
-            "machine": {
-                "platform": f"{platform.system()}-{platform.machine()}-{''.join(platform.libc_ver())}",
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "cores": len(os.sched_getaffinity(0)),
-            },
-            "parts": {},
-        }
-        total = round(60 * args.minutes)
-        self.bar = tqdm(total=total, unit="s", bar_format="{percentage:3.0f}%|{bar}| {elapsed} {postfix}")
-
-    @property
-    def lost(self) -> int:
-        """How many cases were lost in all parts."""
-        return sum(row["lost"] for row in self.content["parts"].values())
+            "seed": args.seed, "minutes": args.minutes, "seconds": 0.0, "machine": machine, "parts": {},
+        }  # fmt: skip
 
     def begin(self, part: str) -> None:
         """From here on cases are of this part."""
@@ -94,11 +82,9 @@ class Record:
         if case["lost"] is not None:
             row["lost"] += 1
             row["losses"].append(case)
-            tqdm.write(f"{part}, case {case['case']}: {case['what']}: {case['lost'].strip().splitlines()[-1][:300]}")
-        self.bar.set_postfix_str(f"{part}: {row['tried']:,} tried, {row['lost']} lost", refresh=False)
-        self.bar.n = min(self.bar.total, round(now - self.began))
-        self.bar.update(0)
+            print(f"{part}, case {case['case']}: {case['what']}: {case['lost'].strip().splitlines()[-1][:300]}")
         if now - self.written > 30:
+            print(f"{now - self.began:.0f} s, {part}: {row['tried']:,} tried, {row['lost']} lost", flush=True)
             self.write()
 
     def write(self) -> None:
@@ -107,10 +93,8 @@ class Record:
         self.content["seconds"] = round(self.written - self.began, 1)
         write_json(self.output, self.content)
 
-    def finish(self) -> None:
-        """Save all, and print a table."""
-        self.bar.close()
-        self.write()
+    def print_table(self) -> None:
+        """What was tried and lost of each part."""
         print(f"{'part':14}{'tried':>8}{'lost':>8}{'seconds':>10}")
         for part, row in self.content["parts"].items():
             counts = ", ".join(f"{count:,} {name}" for name, count in row["counts"].items())

@@ -61,15 +61,7 @@ def attempt(runs: Runs, seed: int, number: int) -> Case:
         arguments = (kind, fatal, lasting, folder)
         codes = runs.finish(runs.start(name, folder, disturb=break_disk, arguments=arguments))
     elif trouble == "obstacle":
-        files = [
-            "args.json",
-            "metrics.jsonl",
-            "model.safetensors",
-            "config.json",
-            "results.json",
-            "curves.png",
-            ".lock",
-        ]
+        files = "args.json metrics.jsonl model.safetensors config.json results.json curves.png .lock".split()
         place = str(generator.choice([*files, "", "checkpoints", "tensorboard"]))
         what = f"{name}: {'a folder' if place in files else 'a file'} stands where {place or 'its folder'} should"
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,6 @@ from ..models.classifier import Classifier
 from ..training.processes import print_once
 from ..training.run import Run
 
-COLUMNS = ["class", "images", "average_precision", "roc_auc"]
-
 
 def report_classes(
     run: Run, logits: Tensor, labels: Tensor, classes: list[str], *, split: str, title: str
@@ -51,7 +49,8 @@ def report_several(run: Run, scores: Tensor, labels: Tensor, classes: list[str])
     counts = labels.long().sum(dim=0).tolist()
     cells = ([None if value is None else f"{value / 100:.4g}" for value in found[name]] for name in ("ap", "auc"))
     if run.is_main:
-        write_csv(table, COLUMNS, zip(classes, counts, *cells, strict=True))
+        columns = ["class", "images", "average_precision", "roc_auc"]
+        write_csv(table, columns, zip(classes, counts, *cells, strict=True))
     return found, table
 
 

@@ -70,15 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_command(arguments[0], arguments[1:], prog=f"tinymae {arguments[0]}")
 
 
-def run_script(command: str, recipe: str | None = None) -> None:
-    """What a script of this name does: run the command; --help begins with the script's own docstring."""
-    run_command(command, sys.argv[1:], description=recipe)
-
-
 def run_command(
-    command: str, arguments: Sequence[str], *, prog: str | None = None, description: str | None = None
+    command: str, arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str | None = None
 ) -> None:
-    """Parse and run; a user's error is one line on stderr and exit code 2."""
+    """Parse and run; a user's error is one line on stderr and exit code 2. A script of the same name gives its own
+    docstring, with which --help begins, and has its arguments from the command line.
+    """
     module_name, settings_name, _ = COMMANDS[command]
     with stopping(prog):
         module = import_module(f"tinymae.{module_name}")
@@ -88,7 +85,7 @@ def run_command(
 
 
 def run_main(
-    run, settings: "type[Settings]", arguments: Sequence[str], *, prog: str | None = None,
+    run, settings: "type[Settings]", arguments: Sequence[str] | None = None, *, prog: str | None = None,
     description: str | None = None,
 ) -> None:  # fmt: skip
     """The same for any function of any settings."""
@@ -129,9 +126,9 @@ def stopping(prog: str | None, remedy: str = "") -> Iterator[None]:
         sys.exit(128 + stop.number)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings that a command line gives; the others have their defaults."""
-    given = vars(parser.parse_args([str(argument) for argument in arguments]))
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The settings that a command line gives, by default this program's; the others have their defaults."""
+    given = vars(parser.parse_args(None if arguments is None else [*map(str, arguments)]))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 

@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..data.sources.open import has_columns
 from ..errors import InputError
 from ..evaluation.figures import thumbnails
 from ..evaluation.layout import choose_to_label, find_clusters, has_umap, lay_out
 from ..evaluation.map import Colouring, write_map
 from ..evaluation.sheets import Tile, in_rows, write_sheet
-from ..files import read_json, write_atomically, write_csv
-from ..interop.load import Model
+from ..files import write_atomically, write_csv
+from ..interop.load import Model, load
 from ..training.processes import on_main
 from ..training.run import Run
 from .features import FeatureSettings, JoinedSplits, map_images
@@ -63,20 +62,18 @@ def run(settings: EmbedSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model, encode = settings.open_model(accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
+    encode = settings.encoder(model, accelerator)
     images = settings.open_images(model, accelerator, several=settings.to_label is not None)
     if images.labels.ndim == 2:
         raise InputError(f"to_label {settings.to_label}: these images may have several labels each; leave it out")
     if settings.to_label is not None:
         where, those = to_choose_from(images)
         if (images.labels[those] >= 0).all():
-            others = ", or name other splits by --split" * bool((images.labels < 0).any())
             raise InputError(
-                f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label; leave it out"
-                + (others or unlabelled_remedy(settings.data))
+                f"to_label {settings.to_label}: all {len(those):,} images of {where} have a label: leave it out, or "
+                "give images without one: other splits by --split, a folder unlabelled/ beside those of the classes, "
+                "rows of a table with an empty label, or photos/*/ if folders are no classes"
             )
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         started = time.monotonic()
@@ -88,25 +85,11 @@ def run(settings: EmbedSettings) -> Result[Model]:
             "num_features": width, "seconds": seconds,
         }  # fmt: skip
         run.print(f"{len(images)} images, {results['num_features']} features each")
-        if "map" in settings.formats:
-            results["map"] = map_options(settings)
         run.finish(results, write_others(settings, table, images, run) if run.is_main else [])
     return Result(model, results, run.folder)
 
 
 embed = keywords_of(run, EmbedSettings)
-
-
-def unlabelled_remedy(data: Any) -> str:
-    """What to do where images without a label are meant: a table lacks them, or a folder's sub-folders were taken for
-    classes; "" for other data.
-    """
-    if has_columns(data):
-        return ", or add a row with an empty label for each further image (docs/data.md has a program for it)"
-    if not (isinstance(data, str | Path) and Path(data).is_dir()):
-        return ""
-    folder = Path(data)
-    return f" or, if its folders are no classes, give {folder}/*/, or put the images into {folder}/unlabelled/"
 
 
 def write_table(settings: EmbedSettings, encode: Callable[[Tensor], Tensor], images: JoinedSplits, run: Run) -> Path:
@@ -142,11 +125,8 @@ def write_others(settings: EmbedSettings, table: Path, images: JoinedSplits, run
     if "projector" in settings.formats:
         written.append(write_projector(table, folder / "projector", images))
     if "map" in settings.formats:
-        page = folder / "map.html"
-        if not has_map(settings, table, page):
-            run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
-            write_page(settings, table, images, page)
-        written.append(page)
+        run.print(f"laying out the map of {len(images):,} images by {layout_method()}")
+        written.append(write_page(settings, table, images, folder / "map.html"))
     if settings.to_label is not None:
         written += write_to_label(settings, table, images, run)
     return written
@@ -190,26 +170,6 @@ def write_to_label(settings: EmbedSettings, table: Path, images: JoinedSplits, r
 def layout_method() -> str:
     """How a map is laid out here."""
     return "UMAP" if has_umap() else "t-SNE"
-
-
-def map_options(settings: EmbedSettings) -> dict:
-    """What a map depends on beside the table, as results.json keeps it."""
-    channels = None if settings.show_channels is None else list(settings.show_channels)
-    return {"method": layout_method(), "clusters": settings.clusters, "show_channels": channels}
-
-
-def has_map(settings: EmbedSettings, table: Path, page: Path) -> bool:
-    """Whether a finished run has laid out this map already: it takes minutes."""
-    results = page.with_name("results.json")
-    if not (page.exists() and results.exists()):
-        return False
-    written = [path.stat().st_mtime for path in (table, page, results)]
-    if written != sorted(written):  # of another table, or the run that laid it out was stopped
-        return False
-    try:
-        return read_json(results).get("map") == map_options(settings)
-    except InputError:  # it is damaged, and written anew at the end
-        return False
 
 
 def as_table(images: JoinedSplits, indices: Tensor, features: Tensor) -> pa.Table:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, with_label
-from ..data.load import load_splits
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.calibration import probability_metrics, reliability
@@ -45,7 +44,6 @@ from .features import (
     WeightsSettings,
     leave_out_unreadable,
     map_together,
-    place,
     remark_on_known,
     require_fit,
     whole_batches,
@@ -86,10 +84,7 @@ def run(settings: EvaluateSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model = place(load(settings.weights), accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
     by_default = settings.split is None
     look: partial[dict]
     if isinstance(model, Classifier):
@@ -135,9 +130,8 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
     trained, held_out = (names_of(model.source, split) for split in ("train", str(settings.split)))
     if not (dataset.of_files and trained) or held_out.intersection(dataset.names):  # of training: cut as then
         return
-    data, reading = settings.source_of()
     options: dict = {"channels": model.in_channels, "several": model.several, "memory_limit_gb": 0}  # none is read
-    whole = load_splits(data, ["all"], **options, **reading)["all"]
+    whole = replace(settings, describe=False).load_splits(["all"], **options)["all"]
     assert isinstance(whole, StreamedDataset)
     if not (whole.source.splits or {*map(basename, trained)} & {*map(basename, whole.names)}):
         count = len(with_label(whole))
@@ -147,16 +141,11 @@ def remark_on_others(settings: EvaluateSettings, model: Classifier, dataset: Dat
         )
 
 
-def compute_logits(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> Tensor:
-    """Logits (N, classes) of all images, on the CPU."""
-    return map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
-
-
 def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Accuracy, report, calibration, confusion matrix, a table by class and the most confident errors."""
     assert dataset.labels is not None
     labels = dataset.labels.cpu()
-    logits = compute_logits(settings, model, run, dataset)
+    logits = map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
     predictions = logits.argmax(dim=1)
     present, right = labels.unique().tolist(), accuracy(predictions, labels)
     report_on = partial(classification_report, labels, predictions, labels=present, zero_division=0)
@@ -193,7 +182,7 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
         f"expected calibration error {results['ece']:.1f} %" if "ece" in results else "too few for calibration"
     )
     run.print(f"NLL {results['nll']:.3f}, {calibration}")
-    drawn = draw(settings, model, run, dataset, results, probabilities) if run.is_main else []
+    drawn = draw(settings, model, run, dataset, labels, results, probabilities) if run.is_main else []
     run.finish(results, [picture, *drawn])
     return results
 
@@ -215,7 +204,7 @@ def rank_classes(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], list
 def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset) -> dict:
     """Of several labels an image: average precision and ROC-AUC of each class and in the mean."""
     assert dataset.labels is not None
-    logits = compute_logits(settings, model, run, dataset)
+    logits = map_together(model, dataset, run.accelerator, desc="logits", **settings.computing)
     found, table = report_several(run, logits, dataset.labels.cpu(), model.classes)
     run.print(describe_score(found["mean_ap"], len(dataset), str(settings.split), several=True))
     print_notes(run, dataset.labels, model.classes, str(settings.split))
@@ -225,26 +214,24 @@ def evaluate_several(settings: EvaluateSettings, model: Classifier, run: Run, da
 
 
 def draw(
-    settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, results: dict, probabilities: Tensor
-) -> list[Path]:
+    settings: EvaluateSettings, model: Classifier, run: Run, dataset: Dataset, labels: Tensor, results: dict,
+    probabilities: Tensor,
+) -> list[Path]:  # fmt: skip
     """The table by class, the reliability diagram and the errors."""
-    assert dataset.labels is not None
     table = write_table(results["by_class"], run.folder / "per_class.csv")
     diagram = figures.reliability(
-        reliability(probabilities, dataset.labels.cpu()), run.folder / "reliability.png",
+        reliability(probabilities, labels), run.folder / "reliability.png",
         f"{settings.data_name} {settings.split}"
         + (f", calibration error {results['ece']:.1f} %" if "ece" in results else f", {len(dataset)} images"),
     )  # fmt: skip
-    errors = show_errors(settings, dataset, probabilities, model.classes, run.folder / "errors.png")
+    errors = show_errors(settings, dataset, labels, probabilities, model.classes, run.folder / "errors.png")
     return [table, diagram, errors]
 
 
 def show_errors(
-    settings: EvaluateSettings, dataset: Dataset, probabilities: Tensor, classes: list[str], path: Path
+    settings: EvaluateSettings, dataset: Dataset, labels: Tensor, probabilities: Tensor, classes: list[str], path: Path
 ) -> Path:
     """A sheet of the most confident errors, with their rows."""
-    assert dataset.labels is not None
-    labels = dataset.labels.cpu()
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
     if not len(wrong):

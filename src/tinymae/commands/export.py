@@ -142,16 +142,8 @@ def describe(example: torch.Tensor) -> str:
 
 def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str, np.ndarray]]:
     """Training images as the graphs take them."""
-    dataset = pick(
-        load_dataset(
-            settings.int8,
-            data_dir=settings.data_dir,
-            image_size=model.image_size,
-            channels=model.in_channels,
-            **model.loading,
-        ),
-        CALIBRATION,
-    )
+    options: dict = {"data_dir": settings.data_dir, "image_size": model.image_size, "channels": model.in_channels}
+    dataset = pick(load_dataset(settings.int8, **options, **model.loading), CALIBRATION)
     require_channels(dataset, model.in_channels)
     images, _ = dataset[torch.arange(len(dataset))]
     if settings.normalised:

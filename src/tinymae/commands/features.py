@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -16,12 +16,11 @@ from typing_extensions import Self
 from ..data.batches import pick
 from ..data.datasets import Dataset, StreamedDataset, require_channels
 from ..data.images import Depth
-from ..data.load import load_splits
 from ..errors import InputError, list_some
 from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import kind_of, map_dataset
 from ..evaluation.sheets import SIDE
-from ..interop.load import Model, load
+from ..interop.load import Model
 from ..models.classifier import Classifier
 from ..models.features import feature_function
 from ..tensors import pick_pixels
@@ -34,6 +33,7 @@ from .settings import Pool, SheetSettings
 LOOKED_AT = 256  # images whose contrast is compared with that of the weights' own
 UNLIKE = 2.5  # times it, or standard deviations from its mean, in a channel
 M = TypeVar("M", bound=nn.Module)
+W = TypeVar("W", bound=Model)
 Split = Literal["train", "val", "test", "all"]
 
 LIMITS_OF = 64  # images that what is seen as black and white is found by
@@ -51,6 +51,13 @@ class WeightsSettings(SheetSettings):
     def computing(self) -> dict[str, Any]:
         """Images in a forward pass, and the processes that read them, as `map_together` takes it."""
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
+    def begin(self, load: Callable[[str | Path | Model], W]) -> tuple[Self, Accelerator, W]:
+        """These settings, resolved and with images read as those of the weights, the run's devices, and the weights."""
+        settings = self.resolve()
+        accelerator = settings.create_accelerator()
+        model = place(load(settings.weights), accelerator)
+        return settings.reading_like(model), accelerator, model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +88,8 @@ class JoinedSettings(WeightsSettings):
         require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
-        data, reading = self.source_of()
-        return JoinedSplits(on_device, self.show_channels, partial(load_splits, data, memory_limit_gb=0, **reading))
+        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0)
+        return JoinedSplits(on_device, self.show_channels, reopen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +111,12 @@ class FeatureSettings(JoinedSettings):
             object.__setattr__(self, "layers", tuple(range(-layers, 0)))
         super().__post_init__()
 
-    def open_model(self, accelerator: Accelerator) -> tuple[Model, Callable[[Tensor], Tensor]]:
-        """The weights on the device, and their function images (B, C, H, W) -> features (B, F)."""
-        model = place(load(self.weights), accelerator)
+    def encoder(self, model: Model, accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+        """The model's function images (B, C, H, W) -> features (B, F)."""
         encode = feature_function(model, pool=self.pool, layers=self.layers)
         with torch.no_grad():  # layers that it does not have are said before anything is read
             encode(torch.zeros(1, model.in_channels, *model.image_size, dtype=torch.uint8, device=accelerator.device))
-        return model, encode
+        return encode
 
 
 def place(model: M, accelerator: Accelerator) -> M:
@@ -197,14 +203,8 @@ class JoinedSplits:
         """Images uint8 (B, C, H, W) at `indices` (B,)."""
         where = self.find(indices)
         places = [(where == number).nonzero()[:, 0] for number in range(len(self.parts))]
-        found = [
-            part[indices[here] - start][0]
-            for part, start, here in zip(self.parts.values(), self.starts, places, strict=False)
-            if len(here)
-        ]
-        if len(found) == 1:
-            return found[0]
-        images = torch.cat(found)
+        parts = zip(self.parts.values(), self.starts, places, strict=False)
+        images = torch.cat([part[indices[here] - start][0] for part, start, here in parts if len(here)])
         return pick_pixels(images, torch.cat(places).argsort().to(images.device))  # not written into: uint16 cannot be
 
     def view(self, indices: Tensor) -> Tensor:

@@ -37,10 +37,7 @@ from .results import Result
 from .settings import EncoderSettings, Pool
 from .unlabelled import Stage
 
-VIT_ALONE: dict[str, Any] = {
-    "layer_decay": 1.0,
-    "patch_drop": 0.0,
-}  # settings that other families do not have, and what they are there
+VIT_ALONE: dict[str, Any] = {"layer_decay": 1.0, "patch_drop": 0.0}  # what these are where there is no ViT
 FEW_LABELS = 1_000  # images up to which the head begins at a probe (docs/findings.md)
 FEW_FEATURES = 2_048  # up to which a probe takes seconds
 
@@ -52,11 +49,9 @@ class FinetuneSettings(RecipeSettings, EncoderSettings):
     output_dir: str | Path = with_default(TrainingSettings, "output_dir", "runs/finetune")
 
     weights: str | Path | Model | None = setting(
-        None,
-        "what pretraining gave, or a classifier, whose head is left behind: a folder, or a Hub id; it fixes the "
-        "architecture",
-        group="model",
-    )
+        None, "what pretraining gave, or a classifier, whose head is left behind: a folder, or a Hub id; it fixes the "
+        "architecture", group="model",
+    )  # fmt: skip
     from_scratch: bool = setting(False, "start from random weights", group="model")
     probe_first: bool | None = setting(
         None, "begin with the head of a linear probe of the frozen features, which validation chooses (arXiv "

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.inspection import (
-    Pairs,
     confident_issues,
     find_duplicates,
     group_pairs,
@@ -23,7 +22,7 @@ from ..evaluation.neighbours import kth_distance
 from ..evaluation.pages import render
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_bytes, write_csv
-from ..interop.load import Model
+from ..interop.load import Model, load
 from ..randomness import derive_seed
 from ..training.processes import on_main
 from ..training.run import Run
@@ -61,10 +60,8 @@ def run(settings: InspectSettings) -> Result[Model]:
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model, encode = settings.open_model(accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
+    encode = settings.encoder(model, accelerator)
     images = settings.open_images(model, accelerator, grouped=True)
     if len(images) < 2:
         raise InputError(f"data set {settings.data_name} has {len(images)} image: there is nothing to compare")
@@ -78,12 +75,6 @@ def run(settings: InspectSettings) -> Result[Model]:
 
 
 inspect = keywords_of(run, InspectSettings)
-
-
-def labelled_of(images: JoinedSplits) -> tuple[Tensor, list[str]]:
-    """Which images (N,) have a label, and the group of each of these, if they have groups."""
-    rows, groups = (images.labels >= 0).nonzero()[:, 0], images.groups
-    return rows, [groups[row] for row in rows.tolist()] if groups else []
 
 
 @dataclass
@@ -103,7 +94,8 @@ def look_into(settings: InspectSettings, images: JoinedSplits, features: Tensor,
         inspect_duplicates(settings, images, on_device, run.folder),
         inspect_outliers(settings, images, on_device, run.folder),
     ]
-    labelled, groups = labelled_of(images)
+    labelled, of_all = (images.labels >= 0).nonzero()[:, 0], images.groups
+    groups = [of_all[row] for row in labelled.tolist()] if of_all else []
     if len(labelled) and len({*groups}) != 1:  # of one group, none can be held out
         parts.append(inspect_labels(settings, images, features, labelled, groups, run.folder))
     for part in parts:
@@ -119,7 +111,8 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
     grouped = group_of >= 0
     members = group_of.argsort(stable=True)[int((~grouped).sum()) :]  # those of no group, -1, stand first
     groups = members.split(group_of[grouped].bincount().tolist())
-    best = strongest(pairs, len(images))
+    ends, values = torch.cat([pairs.first, pairs.second]), pairs.correlation.repeat(2)
+    best = torch.zeros(len(images)).scatter_reduce(0, ends, values, "amax")  # of each image's most similar duplicate
     across = [len(images.find(group).unique()) > 1 for group in groups]
     order = sorted(range(len(groups)), key=lambda n: (not across[n], -float(best[groups[n]].max())))
     rows, shown = [], []
@@ -149,14 +142,6 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
             f"which is {settings.least_correlation:g} here"
         )
     return Finding("Near-duplicates", text, numbers, [table, sheet])
-
-
-def strongest(pairs: Pairs, count: int) -> Tensor:
-    """The correlation (N,) of each image's most similar duplicate; 0 of an image without one."""
-    best = torch.zeros(count)
-    for side in (pairs.first, pairs.second):
-        best.scatter_reduce_(0, side, pairs.correlation, "amax")
-    return best
 
 
 def show_group(images: JoinedSplits, group: Tensor, best: Tensor, number: int, *, frame: str) -> list[Tile]:

@@ -18,7 +18,7 @@ from ..models.features import feature_function
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes
-from .features import place, remark_on_known, require_fit, split_features
+from .features import remark_on_known, require_fit, split_features
 from .fields import keywords_of
 from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
@@ -39,20 +39,17 @@ def run(settings: LinearProbeSettings, kept: Kept | None = None) -> Result[Any]:
     Where an image may have several labels (a table's `cat;dog`), the loss is the sum of the classes' binary
     cross-entropies and the score their mean average precision.
 
-    With `task="segmentation"` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
+    With `masks` a 1x1 convolution on the feature maps of a ViT, upsampled bilinearly, is scored by mean
     intersection over union; `.model` gives the logits of each pixel's class.
 
     A study that trains several heads on the same images hands the features on in `kept`.
 
     Raises InputError for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    if settings.task == "segmentation":
+    if settings.masks is not None:
         return probe_segmentation(settings)
-    accelerator = settings.create_accelerator()
-    model = place(load_autoencoder(settings.weights), accelerator)
+    settings, accelerator, model = settings.begin(load_autoencoder)
     model.require_pool(settings.pool)
-    settings = settings.reading_like(model)
     loaded = settings.load_labelled(image_size=model.image_size, channels=model.in_channels)
     splits = {name: with_label(split) for name, split in loaded.items()}
     require_fit(model, splits["train"])

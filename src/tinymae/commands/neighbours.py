@@ -15,7 +15,7 @@ from ..evaluation.figures import viewable
 from ..evaluation.neighbours import nearest
 from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..files import write_csv
-from ..interop.load import Model
+from ..interop.load import Model, load
 from .features import FeatureSettings, JoinedSplits, map_images, map_together
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
@@ -41,10 +41,8 @@ def run(settings: NeighboursSettings) -> Result[Model]:
 
     Raises InputError for settings, data or queries that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model, encode = settings.open_model(accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load)
+    encode = settings.encoder(model, accelerator)
     files = find_queries(settings.query)
     images = settings.open_images(model, accelerator)
     read = partial(read_image, depth=images.depth, pixel_range=settings.pixel_range, fit=settings.fit or "crop")

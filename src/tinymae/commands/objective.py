@@ -22,12 +22,8 @@ def create_mixing(settings: RecipeSettings, model: Classifier) -> Mixup | None:
     """timm's mixup and cutmix, which make soft targets of labels."""
     if not (settings.mixup or settings.cutmix):
         return None
-    return Mixup(
-        settings.mixup or 0.0,
-        settings.cutmix or 0.0,
-        label_smoothing=settings.label_smoothing,
-        num_classes=len(model.classes),
-    )
+    alphas = settings.mixup or 0.0, settings.cutmix or 0.0
+    return Mixup(*alphas, label_smoothing=settings.label_smoothing, num_classes=len(model.classes))
 
 
 def prepare_inputs(

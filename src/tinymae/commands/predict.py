@@ -18,16 +18,7 @@ from ..interop.load import load_classifier
 from ..models.classifier import Classifier
 from ..training.device import Precision
 from .by_class import match_classes
-from .features import (
-    JoinedSettings,
-    JoinedSplits,
-    Split,
-    map_images,
-    map_together,
-    place,
-    remark_on_known,
-    require_fit,
-)
+from .features import JoinedSettings, JoinedSplits, Split, map_images, map_together, remark_on_known, require_fit
 from .fields import Several, keywords_of, setting, with_default
 from .results import Result
 
@@ -62,10 +53,7 @@ def run(settings: PredictSettings) -> Result[Classifier]:
 
     Raises InputError for weights without a head, or for settings or data that cannot work.
     """
-    settings = settings.resolve()
-    accelerator = settings.create_accelerator()
-    model = place(load_classifier(settings.weights), accelerator)
-    settings = settings.reading_like(model)
+    settings, accelerator, model = settings.begin(load_classifier)
     images = settings.open_images(model, accelerator, unlabelled=True)
     if model.several and settings.calibrate is not None:
         raise InputError("calibrate is for one label an image, and these weights know several: leave it out")

@@ -214,13 +214,8 @@ def train(settings: PretrainSettings, model: Autoencoder, run: Run, parts: list[
 
 def create_model(settings: PretrainSettings, dataset: Dataset, start: MaskedAutoencoder | None) -> Autoencoder:
     """The family's model for images like the data set's; or the one of the weights, adapted to them."""
-    mean, std = dataset.statistics
-    data: dict[str, Any] = {
-        "image_size": dataset.image_shape[1:],
-        "in_channels": dataset.image_shape[0],
-        "mean": mean,
-        "std": std,
-    }
+    (channels, *size), (mean, std) = dataset.image_shape, dataset.statistics
+    data: dict[str, Any] = {"image_size": (*size,), "in_channels": channels, "mean": mean, "std": std}
     if start:
         task: dict[str, Any] = {name: getattr(settings, name) for name in ("patch_size", "mask_ratio", "norm_pix_loss")}
         return adapt(start, **data, **task).train()
@@ -251,9 +246,8 @@ def print_plan(settings: PretrainSettings, run: Run, model: Autoencoder, train_s
 
 def advise(settings: PretrainSettings, model: Autoencoder, views: int, device: str) -> str | None:
     """What to say before so many images and views are trained on, if fewer blocks learn more in the time."""
-    if device != "cpu" or views < LONG_ON_CPU or settings.weights is not None:
-        return None
-    if not isinstance(model, MaskedAutoencoder) or len(model.encoder.blocks) <= FEW_BLOCKS:
+    is_deep = isinstance(model, MaskedAutoencoder) and len(model.encoder.blocks) > FEW_BLOCKS
+    if device != "cpu" or views < LONG_ON_CPU or settings.weights is not None or not is_deep:
         return None
     limit = "" if settings.max_minutes else " --max-minutes 60"
     return f"without a GPU {views:,} images and views take hours: --depth {FEW_BLOCKS}{limit} learns more in the time"

@@ -29,26 +29,18 @@ class LinearProbeSettings(LabelSettings, WeightsSettings):
     output_dir: str | Path = with_default(LabelSettings, "output_dir", "runs/linear_probe")
     pool: Pool = setting("avg", "the mean of the patch tokens, or the class token")
     head: Literal["linear", "mlp"] = setting("linear", "what is trained on the features")
-    task: Literal["classification", "segmentation"] = setting(
-        "classification", "segmentation: a 1x1 convolution on the patches of a ViT, learned from --masks"
-    )
     masks: str | Path | None = setting(
-        None,
-        "folder of PNG masks with the images' relative names; pixels are classes from 0, 255 is none",
-        group="data",
-    )
+        None, "segmentation: a 1x1 convolution on the patches of a ViT, learned from this folder of PNG masks with the "
+        "images' relative names; pixels are classes from 0, 255 is none", group="data",
+    )  # fmt: skip
     controls: Literal["all", "untrained", "raw_pixels"] | None = setting(
         None, "score an untrained encoder and raw pixels as well, or one of them", const="all"
     )
 
     def resolve(self) -> Self:
         """See `RunSettings.resolve`."""
-        segments = self.task == "segmentation"
-        if segments != (self.masks is not None):
-            remedy = "give masks, their folder" if segments else "give task segmentation, which learns from masks"
-            raise InputError(f"task {self.task} with masks {self.masks}: {remedy}")
-        if segments and (self.head, self.pool) != ("linear", "avg"):
-            raise InputError(f"head {self.head}, pool {self.pool}: leave both out with --task segmentation")
+        if self.masks is not None and (self.head, self.pool) != ("linear", "avg"):
+            raise InputError(f"head {self.head}, pool {self.pool}: leave both out with masks")
         return super().resolve()
 
 

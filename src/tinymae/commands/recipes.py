@@ -69,12 +69,9 @@ class RecipeSettings(UnlabelledSettings):
         f"{by_recipe('cutmix')}; 0 likewise)", group="regularisation", least=0,
     )  # fmt: skip
     drop_path: float = setting(
-        0.1,
-        "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
-        group="regularisation",
-        least=0,
-        below=1,
-    )
+        0.1, "probability that an image skips a residual branch of a ViT's last block; 0 in its first",
+        group="regularisation", least=0, below=1,
+    )  # fmt: skip
     label_smoothing: float = setting(
         0.1, "ratio of each target that is spread over all classes", group="regularisation", least=0, below=1
     )

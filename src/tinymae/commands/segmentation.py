@@ -12,18 +12,12 @@ from ..data.masks import IGNORED, read_masks
 from ..errors import InputError
 from ..evaluation import figures
 from ..evaluation.probes import choose_probe
-from ..evaluation.segmentation import (
-    Segmenter,
-    patch_pixels,
-    predict_masks,
-    segmentation_fits,
-    segmentation_metrics,
-)
+from ..evaluation.segmentation import Segmenter, patch_pixels, predict_masks, segmentation_fits, segmentation_metrics
 from ..files import write_tensors
 from ..interop.load import load_mae
 from ..models.mae import MaskedAutoencoder
 from ..training.run import Run
-from .features import place, remark_on_known, require_fit, split_features
+from .features import remark_on_known, require_fit, split_features
 from .probing import LinearProbeSettings, score_with_controls
 from .results import Result
 
@@ -32,10 +26,8 @@ SHOWN = 32  # images on the sheet
 
 def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     """Score the frozen feature maps of a ViT on masks: see `linear_probe`."""
-    accelerator = settings.create_accelerator()
-    device = accelerator.device
-    model = place(load_mae(settings.weights), accelerator)
-    settings, size, channels = settings.reading_like(model), model.image_size, model.in_channels
+    settings, accelerator, model = settings.begin(load_mae)
+    size, channels = model.image_size, model.in_channels
     splits = settings.load_splits(settings.split_names, image_size=size, channels=channels, masked=True)
     require_fit(model, splits["train"])
     remark_on_known(model, splits[settings.split_names[-1]])
@@ -43,8 +35,8 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     masks, num_classes = load_masks(settings, splits)
     fingerprint = hashlib.sha256(b"".join(part.numpy().tobytes() for part in masks.values())).hexdigest()
     with settings.open_run(accelerator, splits=splits, weights=model, masks_sha256=fingerprint) as run:
-        splits = {name: split.to(device) for name, split in splits.items()}
-        masks = {name: part.to(device) for name, part in masks.items()}
+        splits = {name: split.to(accelerator.device) for name, split in splits.items()}
+        masks = {name: part.to(accelerator.device) for name, part in masks.items()}
         results, head, predictions = probe(settings, model, run, splits, masks, num_classes)
         judged = [*splits][-1]
         title = f"segmentation of {settings.data_name} {judged}, mean IoU {results[f'miou_{judged}']:.1f} %"

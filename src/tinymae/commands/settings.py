@@ -98,6 +98,7 @@ class RunSettings(DataSettings):
     _: KW_ONLY
     further = ""  # the name of the setting for other data that are read alike
     labels: Any = setting(None, "of a tensor or array", python=True)
+    describe: bool = setting(True, "print what was found in the data", python=True, free=True)
     num_workers: int = setting(
         2, "processes that read and decode images larger than memory, beside each that computes", group="data",
         free=True, least=0,
@@ -127,24 +128,18 @@ class RunSettings(DataSettings):
             return self.data.name
         return "array" if isinstance(self.data, Tensor | np.ndarray) else type(self.data).__name__
 
-    def source_of(self, *, further: bool = False) -> tuple[Any, dict[str, Any]]:
-        """The data, or the `further` ones, and how they are read. Where one of the two alone is a table, the columns
-        are its.
+    def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
+        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. Where one
+        of the two alone is a table, the columns are its.
         """
-        data: Any = self.data
+        data, labels, reading = self.data, self.labels, self.reading
         beside = getattr(self, self.further) if self.further else None
         if further:
-            data, beside = beside, data
-        of_other = has_columns(beside) and not has_columns(data)
-        return data, self.reading | (dict.fromkeys(COLUMNS) if of_other else {})
-
-    def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
-        """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. What was
-        found is printed, once.
-        """
-        data, reading = self.source_of(further=further)
-        loaded = load_splits(data, splits, labels=None if further else self.labels, **options, **reading)
-        if loaded:
+            data, beside, labels = beside, data, None
+        if has_columns(beside) and not has_columns(data):
+            reading |= dict.fromkeys(COLUMNS)
+        loaded = load_splits(data, splits, labels=labels, **options, **reading)
+        if loaded and self.describe:
             print_once(*next(iter(loaded.values())).description)
         return loaded
 

@@ -21,6 +21,7 @@ from ..data.splits import SPLITS
 from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import last_part, lock_folder
+from ..models.base import Autoencoder
 from ..models.weights import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
@@ -108,7 +109,7 @@ class CompareSettings(DataSettings):
     @property
     def common(self) -> dict[str, Any]:
         """The settings that all runs share."""
-        return self.reading | {"mixed_precision": self.mixed_precision}
+        return self.reading | {"mixed_precision": self.mixed_precision, "describe": False}  # `check` does that, once
 
 
 @dataclass
@@ -149,7 +150,7 @@ def run(settings: CompareSettings) -> Result[None]:
     """
     settings = settings.resolve()
     assert isinstance(settings.extra, dict)  # resolved
-    size = check(settings)
+    encoders = check(settings)
     folder = Path(settings.output_dir)
     if settings.overwrite:
         move_aside(folder)
@@ -159,8 +160,8 @@ def run(settings: CompareSettings) -> Result[None]:
         for data in settings.data:
             tuned: dict[str, dict | None] = {}
             if settings.search:
-                tuned = {model: tune(settings, data, model, size) for model in settings.models}
-            rows += score_pixels(settings, data, size)
+                tuned = {model: tune(settings, data, model, encoders[data]) for model in settings.models}
+            rows += score_pixels(settings, data, encoders[data])
             for cell, seed in product(plan(settings, data, tuned), settings.seeds):
                 try:
                     rows += run_cell(settings, cell, seed, diverged)
@@ -184,9 +185,9 @@ def run(settings: CompareSettings) -> Result[None]:
 compare = keywords_of(run, CompareSettings)
 
 
-def check(settings: CompareSettings) -> dict[str, Any]:
-    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models. The size
-    of the images, which all cells have.
+def check(settings: CompareSettings) -> dict[str, Autoencoder]:
+    """Refuse, before anything is trained, what could only fail hours later: reads all data, makes all models. For each
+    data set an encoder of its images that has learned nothing.
     """
     cells = [cell for data in settings.data for cell in plan(settings, data, {})]
     sizes = [{"image_size": cell.settings.image_size, "channels": cell.settings.in_channels or 3} for cell in cells]
@@ -202,25 +203,27 @@ def check(settings: CompareSettings) -> dict[str, Any]:
     splits = {data: load_splits(data, SPLITS, labelled=True, **reading) for data in settings.data}
     val_sets = {data: found["val"] for data, found in splits.items()}
     for val_set in val_sets.values():
+        print(*val_set.description, sep="\n")
         if settings.finetune_epochs != 0:
             tuning.check_images(val_set)
         require_shown(settings.show_channels, val_set.image_shape[0])
-    size = {name: getattr(cells[0].settings, name) for name in ("image_size", "in_channels")}
     if not settings.overwrite:
         known = {data: fingerprints(found) for data, found in splits.items()}
-        first = [(cell.data, pretraining(settings, cell, seed)) for cell, seed in product(cells, settings.seeds)]
-        first += [(data, pretraining_of_pixels(settings, data, size)) for data in settings.data]
-        for data, asked in first:
+        for cell, seed in product(cells, settings.seeds):
+            asked = pretraining(settings, cell, seed)
             part = Path(asked.output_dir).parent
             require_same(asked, part=part)
-            require_same_data(part, known[data])
+            require_same_data(part, known[cell.data])
+        for data in settings.data:
+            require_same_data(folder_of_pixels(settings, data), known[data])
     for cell in cells:
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:
                 pretrain.create_model(cell.settings, val_sets[cell.data], None)
             except InputError as error:
                 raise InputError(f"model {cell.model} on {cell.data}: {error}") from None
-    return size
+    blank = PretrainSettings(model="pca", latent_dim=1)
+    return {data: pretrain.create_model(blank, val_set, None) for data, val_set in val_sets.items()}
 
 
 def plan(settings: CompareSettings, data: str, tuned: dict[str, dict | None]) -> list[Cell]:
@@ -304,14 +307,12 @@ def tuning_settings(settings: CompareSettings) -> dict[str, Any]:
     return settings.common | length | {"eval_every": NO_END, "recipe": "light"} | settings.extra["finetune"]
 
 
-def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> list[dict]:
-    """The rows of the raw pixels, which a probe scores beside a model: here, beside one component of a PCA. A seed
-    decides nothing in them but a draw of few labels.
+def score_pixels(settings: CompareSettings, data: str, encoder: Autoencoder) -> list[dict]:
+    """The rows of the raw pixels, which a probe scores beside a model: here one that learned nothing. A seed decides
+    nothing in them but a draw of few labels.
     """
-    asked = pretraining_of_pixels(settings, data, size)
-    folder = Path(asked.output_dir).parent
-    run_once(pretrain, asked, part=folder)
-    shared = settings.common | {"data": data, "weights": folder / "pretrain", "controls": "raw_pixels"}
+    folder = folder_of_pixels(settings, data)
+    shared = settings.common | {"data": data, "weights": encoder, "controls": "raw_pixels"}
     rows = []
     for fraction in settings.label_fractions:
         for seed in settings.seeds if fraction < 1 else (0,):
@@ -322,19 +323,17 @@ def score_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> 
     return rows
 
 
-def pretraining_of_pixels(settings: CompareSettings, data: str, size: dict[str, Any]) -> PretrainSettings:
-    """The one component of a PCA."""
-    folder = Path(settings.output_dir) / last_part(data) / "raw_pixels" / "pretrain"
-    own = {"data": data, "seed": 0, "model": "pca", "latent_dim": 1, "output_dir": folder}
-    return PretrainSettings(**PROTOCOL | settings.common | size | own)
+def folder_of_pixels(settings: CompareSettings, data: str) -> Path:
+    """Where the probes of the raw pixels are."""
+    return Path(settings.output_dir) / last_part(data) / "raw_pixels"
 
 
-def tune(settings: CompareSettings, data: str, model: str, size: dict[str, Any]) -> dict | None:
+def tune(settings: CompareSettings, data: str, model: str, encoder: Autoencoder) -> dict | None:
     """Search for a model's best settings by its linear probe on validation. None if all of them are given."""
     fixed = {name: values[0] for name, values in grid_of(settings, MODELS[model][0]).items()}
     recipe = next(cell.settings for cell in plan(settings, data, {}) if cell.model == model)
-    sized = {"image_size": size["image_size"], "channels": size["in_channels"] or 3}
-    train_set = load_dataset(data, **sized, **settings.reading)
+    size: dict[str, Any] = {"image_size": encoder.image_size, "channels": encoder.in_channels}
+    train_set = load_dataset(data, **size, **settings.reading)
     start = recipe.record() | recipe.plan_phases(train_set)[0].settled
     assert isinstance(settings.extra, dict)
     given = {*fixed, *settings.extra["pretrain"], *settings.extra[model]}

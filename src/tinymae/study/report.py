@@ -178,14 +178,9 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
     searched = []
     for path in sorted(Path(trained[0]["folder"]).parents[1].glob("search/*/best.json")):
         found = read_json(path)
-        score, flags = (
-            f"{found['value']:.1f}",
-            ", ".join(f"{name} {value}" for name, value in found["settings"].items()),
-        )
-        searched.append(
-            {"family": path.parent.name, "trial": found["trial"], "trials": found["trials"], "score": score,
-             "flags": flags}
-        )  # fmt: skip
+        flags = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+        score = f"{found['value']:.1f}"
+        searched.append(found | {"family": path.parent.name, "score": score, "flags": flags})
     return {
         "models": models,
         "searched": searched,
@@ -198,8 +193,8 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
 # ---- drawings and images
 
 
-def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
-    """Accuracy against the number of features, drawn for wide and for narrow screens."""
+def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> list[tuple[str, "Sheet"]]:
+    """Accuracy against the number of features."""
     family_of = {row["name"]: row["model"] for row in rows}
     by_name = {line["name"]: line for line in lines}
     points = []
@@ -208,10 +203,9 @@ def sizes(lines: Sequence[dict], rows: Sequence[dict]) -> dict[str, "Sheet"]:
             untrained = by_name.get(f"{line['name']}, untrained", {}).get("linear_test", (None,))[0]
             family, size = family_of[line["name"]], int(line["num_features"][0])
             accuracy, std = line["linear_test"]
-            points.append(charts.Point(line["name"], family, size, accuracy, std, untrained))
+            points.append(charts.Point(family, size, accuracy, std, untrained))
     floor = next((line["linear_test"][0] for line in lines if line["control"] == "raw pixels"), None)
-    widths = {"wide": True, "narrow": False}
-    return {name: Sheet.of_figure(charts.accuracy_by_size(points, floor, wide=wide)) for name, wide in widths.items()}
+    return [("linear probe by the number of features", Sheet.of_figure(charts.accuracy_by_size(points, floor)))]
 
 
 @dataclass(frozen=True)

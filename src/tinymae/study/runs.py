@@ -72,7 +72,9 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
     """
     found: dict[str, dict[str, Any]] = {place: {} for place in places}
     texts = [extra] if isinstance(extra, str) else extra
-    given = texts.items() if isinstance(texts, Mapping) else [split_extra(text) for text in texts]
+    if not isinstance(texts, Mapping) and (odd := [text for text in texts if ":" not in text]):
+        raise InputError(f"extra {odd[0]!r} does not begin with a place and a colon")
+    given = texts.items() if isinstance(texts, Mapping) else [text.partition(":")[::2] for text in texts]
     for where, settings in given:
         if where not in places:
             raise InputError(f"extra {where!r} is none of {', '.join(sorted(places))}")
@@ -92,14 +94,6 @@ def parse_extra(extra: Extra, places: dict[str, type[RunSettings]]) -> dict[str,
         if fixed := [name for name in FIXED if name in found[where]]:
             raise InputError(f"extra {where!r} gives {fixed[0]}, which follows from the command's own: leave it out")
     return found
-
-
-def split_extra(text: str) -> tuple[str, str]:
-    """ "WHERE: FLAGS" -> where, and the flags."""
-    where, colon, flags = text.partition(":")
-    if not colon:
-        raise InputError(f"extra {text!r} does not begin with a place and a colon")
-    return where, flags
 
 
 def require_distinct(name: str, values: Sequence) -> None:
