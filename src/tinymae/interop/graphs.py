@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import write_bytes
 from ..models.base import Autoencoder
-from ..models.classifier import Classifier
-from ..models.features import feature_function
+from ..models.classifier import Classifier, feature_function
 from ..models.mae import MaskedAutoencoder
 from ..models.masked import PatchMasking
 from ..models.masking import patchify
