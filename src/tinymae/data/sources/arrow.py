@@ -45,7 +45,8 @@ class ArrowSource(PartedSource, EncodedSource):
         self.kind = "Arrow table"
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, reading.image_column)
-        label = choose_label_column(name, features, reading.label_column)
+        known = [*filter(lambda column: class_names(features[column]), features), *LABEL_COLUMNS]
+        label = choose_column([*features], f"data {name}", reading.label_column, known, "label")
         split = self.read_splits(parts, reading.split_column)
         if group := choose_column([*features], f"data {name}", reading.group_column, (), "group"):
             self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", range(len(self)))
@@ -145,12 +146,6 @@ def holds_bytes(feature: Any) -> bool:
     if isinstance(feature, dict):
         return "bytes" in feature
     return getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-
-def choose_label_column(name: str, features: Any, given: str | None) -> str | None:
-    """The column of class labels, or None. Raises InputError for a given one that is not there."""
-    labels = [column for column, feature in features.items() if class_names(feature)]
-    return choose_column([*features], f"data {name}", given, [*labels, *LABEL_COLUMNS], "label")
 
 
 def class_names(feature: Any) -> Sequence[str]:
