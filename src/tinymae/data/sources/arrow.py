@@ -12,10 +12,7 @@ import pyarrow as pa
 from ...errors import InputError, first_line, refusal
 from ..splits import hash_rows
 from ..unreadable import UnreadableImage
-from .encoded import Content, EncodedSource
-from .files import SPLIT_NAMES
-from .source import PartedSource, Reading
-from .table import (
+from .columns import (
     LABEL_COLUMNS,
     SPLIT_COLUMNS,
     choose_column,
@@ -25,6 +22,9 @@ from .table import (
     strings,
     take_labels,
 )  # fmt: skip
+from .encoded import Content, EncodedSource
+from .files import SPLIT_NAMES
+from .source import PartedSource, Reading
 
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
