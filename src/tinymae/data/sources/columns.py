@@ -1,7 +1,7 @@
 """The columns of a table, of paths or of images: which one holds what, and the splits and labels out of their cells."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ from ...errors import InputError
 from ..splits import rows_by_split
 from .arrays import number_labels
 from .files import SPLIT_NAMES
-from .source import Source
+from .source import Reading, Source
 
 # What a column may be called, unless it is named by a flag.
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
@@ -34,6 +34,39 @@ def choose_column(
     if given is not None and not found:
         raise InputError(f"{what}_column {given} is none of {where}'s columns, {', '.join(columns)}")
     return found[0] if found else None
+
+
+def take_columns(
+    source: Source, columns: Sequence[str], read: Callable[[str], pa.ChunkedArray], reading: Reading, *, where: str,
+    row: str, numbers: Sequence[int] | np.ndarray, image: str, label: str | None, labels: pa.ChunkedArray | None,
+    classes: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Let a source have the labels, splits and groups of a table's columns, and note which columns are used.
+
+    Args:
+        source: without splits, unless the data come with them.
+        columns: their names.
+        read: a name -> its column.
+        where: the table, for messages; `row` and one of `numbers` are a row of it.
+        image, label: columns that are chosen already.
+        labels: the cells of the latter.
+        classes: what numbers among these mean, where that is known.
+
+    Raises InputError for a column that the user has named and that is not there, or does not hold such things.
+    """
+    label = take_labels(source, labels, label, columns, given=reading.label_column is not None, classes=classes)
+    given = reading.split_column
+    split = None if source.splits and given is None else choose_column(columns, where, given, SPLIT_COLUMNS, "split")
+    if split and source.splits:
+        raise InputError(f"split_column {given}: {where} has the splits {', '.join(source.splits)}; leave it out")
+    if split and given is None and not names_splits(read(split)):
+        source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
+        split = None
+    if split:
+        source.splits = read_splits(read(split), split, row, numbers)
+    if group := choose_column(columns, where, reading.group_column, (), "group"):
+        source.groups = strings(read(group), group, row, numbers)
+    source.notes.append(describe_columns(images=image, labels=label, splits=split, groups=group))
 
 
 def describe_columns(**columns: str | None) -> str:

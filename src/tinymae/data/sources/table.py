@@ -13,18 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError, first_line, list_some, refusal
-from .columns import (
-    LABEL_COLUMNS,
-    PATH_COLUMNS,
-    SPLIT_COLUMNS,
-    are_blank,
-    choose_column,
-    describe_columns,
-    names_splits,
-    read_splits,
-    strings,
-    take_labels,
-)  # fmt: skip
+from .columns import LABEL_COLUMNS, PATH_COLUMNS, are_blank, choose_column, strings, take_columns
 from .files import FilesSource, common_folder, is_image_name
 from .source import Reading, Source
 
@@ -70,19 +59,13 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     if source.prefixes[1:]:
         source.notes.append(f"paths: absolute; what follows {source.prefixes[1]} decides on an image's split")
     values = read_label_cells(source, path, table.column(label), label, lines) if label else None
-    label = take_labels(source, values, label, names, given=reading.label_column is not None)
+    take_columns(
+        source, names, table.column, reading, where=where, row=f"{where}, line", numbers=lines, image=column,
+        label=label, labels=values,
+    )  # fmt: skip
     if source.labels is not None:
         require_one_label(paths, source, where, lines)
-    split = choose_column(names, where, reading.split_column, SPLIT_COLUMNS, "split")
-    if split and reading.split_column is None and not names_splits(table.column(split)):
-        source.notes.append(f"columns: {split} names none of train, val and test, and is left alone")
-        split = None
-    if split:
-        source.splits = read_splits(table.column(split), split, f"{where}, line", lines)
-        require_one_split(paths, source.splits, where)
-    if group := choose_column(names, where, reading.group_column, (), "group"):
-        source.groups = strings(table.column(group), group, f"{where}, line", lines)
-    source.notes.append(describe_columns(images=column, labels=label, splits=split, groups=group))
+    require_one_split(paths, source.splits, where)
     return source
 
 
