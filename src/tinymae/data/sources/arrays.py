@@ -237,9 +237,9 @@ class FileArray:
 
 def find_pair(arrays: dict[str, Any], split: str) -> tuple[Any, Any]:
     """Images and labels of a split, None for what is missing."""
-    patterns = ["{}_{}", "{1}_{0}"] if split else ["{1}"]  # train_images, images_train; images
+    patterns = [f"{split}_{{}}", f"{{}}_{split}"] if split else ["{}"]  # train_images, images_train; images
     images, labels = (
-        next((arrays[name] for key in keys for p in patterns if (name := p.format(split, key)) in arrays), None)
+        next((arrays[name] for key in keys for p in patterns if (name := p.format(key)) in arrays), None)
         for keys in (IMAGE_KEYS, LABEL_KEYS)
     )
     return images, labels

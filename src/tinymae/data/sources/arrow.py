@@ -36,7 +36,7 @@ class ArrowSource(PartedSource, EncodedSource):
         self.kind = "Arrow table"
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, reading.image_column)
-        known = [*filter(lambda column: class_names(features[column]), features), *LABEL_COLUMNS]
+        known = [*(column for column in features if class_names(features[column])), *LABEL_COLUMNS]
         label = choose_column([*features], f"data {name}", reading.label_column, known, "label")
         feature = features[self.column]
         if isinstance(feature, dict) and not {"bytes", "path"} & {*feature}:

@@ -73,7 +73,8 @@ class Source:
     # int64 (N,), numbers of `classes`, -1 of an image without a label, or None if there are none at all. Where an image
     # may have several classes, uint8 (N, classes): 1 of those that it has.
     labels: np.ndarray | None = None
-    label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"  # without labels
+    # What to do for labels where there are none.
+    label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
     given_names: Sequence[str] = ()  # each row's, where the images have been rows of other data
     groups: Sequence[str] = ()  # each row's, if the data say them: images of one group stay in one split
     prefixes: Sequence[str] = ()  # of names, which say where the data lie: what follows decides on an image's split
@@ -81,7 +82,7 @@ class Source:
     def __init__(self, name: str):
         self.name = name  # of the data set
         self.classes: list[str] = []  # their names
-        self.splits: dict[str, np.ndarray] = {}  # the rows of those that the data have; "train" gives the others theirs
+        self.splits: dict[str, np.ndarray] = {}  # rows of those that the data have; others are held out of "train"
         self.held_out: dict[str, int] = {}  # sizes of what a fixed seed takes out of "train", by a published protocol
         self.left_out: list[str] = []  # what was found beside the images, and is not read
         self.notes: list[str] = []  # further lines for the user to read
