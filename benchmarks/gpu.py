@@ -41,8 +41,8 @@ from tinymae.errors import Stopped, first_line
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.files import write_json
+from tinymae.models.families import FAMILIES
 from tinymae.models.flops import reconstruction_flops
-from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws
 from tinymae.training.loop import create_optimizer, parameter_groups, train_steps
 from tinymae.training.numbers import StepNumbers

@@ -27,7 +27,7 @@ from tinymae.data.splits import SPLITS, few_labels
 from tinymae.evaluation.metrics import accuracy, map_dataset
 from tinymae.evaluation.neighbours import knn_predict
 from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
-from tinymae.models.features import feature_function
+from tinymae.models.classifier import feature_function
 from tinymae.tensors import to_unit
 
 Features = dict[str, Tensor]  # of each split

@@ -31,7 +31,7 @@ from tinymae.data.datasets import ImageDataset
 from tinymae.evaluation.inspection import confident_issues, find_duplicates, held_out_probabilities
 from tinymae.evaluation.neighbours import kth_distance, nearest, vote
 from tinymae.evaluation.sheets import Tile, in_rows, write_sheet
-from tinymae.models.features import feature_function
+from tinymae.models.classifier import feature_function
 
 LEAST = InspectSettings.least_correlation
 WEIGHTS = Path(__file__).parent.parent / "weights" / "vit-t-mae"

@@ -17,7 +17,7 @@ from tinymae.data.batches import pick
 from tinymae.evaluation.layout import choose_to_label
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.evaluation.probes import choose_probe, linear_fits, predict_score
-from tinymae.models.features import feature_function
+from tinymae.models.classifier import feature_function
 
 
 def parse() -> argparse.ArgumentParser:

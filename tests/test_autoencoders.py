@@ -433,9 +433,9 @@ SMALLEST: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+@pytest.mark.parametrize("name", tinymae.models.families.FAMILIES)
 def test_weights_of_any_float_type_train_reconstruct_and_sample(name, dtype):
-    family, images = tinymae.models.weights.FAMILIES[name], torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    family, images = tinymae.models.families.FAMILIES[name], torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     torch.manual_seed(0)
     whole = family(image_size=16, **SMALLEST[name])
     model = copy.deepcopy(whole).to(dtype)
@@ -453,10 +453,10 @@ def test_weights_of_any_float_type_train_reconstruct_and_sample(name, dtype):
         assert model.sample(2).isfinite().all()
 
 
-@pytest.mark.parametrize("name", tinymae.models.weights.FAMILIES)
+@pytest.mark.parametrize("name", tinymae.models.families.FAMILIES)
 def test_half_precision_and_back_leaves_mean_and_std_as_they_were(name, tmp_path):
     statistics = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
-    model = tinymae.models.weights.FAMILIES[name](image_size=16, **statistics, **SMALLEST[name])
+    model = tinymae.models.families.FAMILIES[name](image_size=16, **statistics, **SMALLEST[name])
     classifier = build_classifier(model, classes=["a", "b"]).to(torch.bfloat16)
     halved = model.to(torch.bfloat16)
     assert halved.normalise(torch.zeros(3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16

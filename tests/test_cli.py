@@ -31,7 +31,7 @@ from tinymae.commands.results import Result
 from tinymae.errors import PAUSED
 from tinymae.files import read_json
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import FAMILIES
+from tinymae.models.families import FAMILIES
 
 SETTINGS = {
     command: getattr(import_module(f"tinymae.{module}"), name) for command, (module, name, _) in cli.COMMANDS.items()

@@ -21,8 +21,8 @@ from tinymae.commands.pretrain import PretrainSettings
 from tinymae.data.splits import few_labels
 from tinymae.errors import Diverged
 from tinymae.files import read_json, write_json
+from tinymae.models.families import FAMILIES
 from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.weights import FAMILIES
 from tinymae.study import compare, report, search, tables
 from tinymae.study.compare import CompareSettings
 

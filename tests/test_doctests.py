@@ -66,6 +66,6 @@ def test_every_public_function_and_method_of_the_model_has_an_example():
     methods.add("tinymae.models.masked.PatchMasking.reconstruct")
     methods |= {f"tinymae.models.pretrained.Pretrained.{name}" for name in ("save_pretrained", "from_pretrained")}
     methods |= {f"tinymae.models.base.Encoder.{name}" for name in ("normalise", "denormalise")}
-    classes = {"tinymae.models.mae.MaskedAutoencoder", "tinymae.evaluation.features.Features"}
+    classes = {"tinymae.models.mae.MaskedAutoencoder", "tinymae.evaluation.scikit_learn.Features"}
     assert {"tinymae.models.masking.patchify", "tinymae.data.load.load_dataset"} <= exported
     assert not (exported | methods | classes) - EXAMPLES.keys()

@@ -22,9 +22,8 @@ from tinymae.commands import embed as command
 from tinymae.commands.features import JoinedSplits
 from tinymae.data.images import read_image
 from tinymae.evaluation.layout import choose_to_label
-from tinymae.models.classifier import build_classifier
+from tinymae.models.classifier import build_classifier, feature_function
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.features import feature_function
 
 SPLITS = ["train", "val", "test"]
 

@@ -29,7 +29,7 @@ from tinymae.interop.load import load_classifier
 from tinymae.interop.page import read_samples, write_page
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
-from tinymae.models.weights import FAMILIES
+from tinymae.models.families import FAMILIES
 
 onnx = pytest.importorskip("onnx", reason="pip install onnx onnxscript onnxruntime")
 pytest.importorskip("onnxscript", reason="pip install onnx onnxscript onnxruntime")

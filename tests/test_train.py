@@ -18,8 +18,8 @@ from tinymae.data.batches import split_batch, step_batches
 from tinymae.models.classifier import build_classifier
 from tinymae.models.contrast import ContrastiveLearner, ReconstructionLearner
 from tinymae.models.drops import draw_drops, find_drops, set_drops, use_sample_drop_path, use_sample_patch_drop
+from tinymae.models.families import FAMILIES
 from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.weights import FAMILIES
 from tinymae.randomness import Draws, derive_seed
 from tinymae.training.clock import Stopwatch
 from tinymae.training.device import can_compile, choose_attention, create_accelerator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .data.load import load_dataset
     from .errors import Diverged, InputError, Stopped
     from .evaluation.explain import anomaly_map, attention_maps
-    from .evaluation.features import Features
+    from .evaluation.scikit_learn import Features
     from .interop.huggingface import classifier_from_transformers, from_transformers, to_transformers
     from .interop.images import load_image
     from .interop.load import load
@@ -85,7 +85,7 @@ HOMES = {
     "data.load": ["load_dataset"],
     "errors": ["Diverged", "InputError", "Stopped"],
     "evaluation.explain": ["anomaly_map", "attention_maps"],
-    "evaluation.features": ["Features"],
+    "evaluation.scikit_learn": ["Features"],
     "interop.huggingface": ["classifier_from_transformers", "from_transformers", "to_transformers"],
     "interop.images": ["load_image"],
     "interop.load": ["load"],

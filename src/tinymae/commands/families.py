@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from ..errors import InputError
-from ..models.weights import FAMILIES
+from ..models.families import FAMILIES
 
 OF_DATA = {"image_size", "in_channels", "mean", "std"}  # what the data say, whatever the family
 

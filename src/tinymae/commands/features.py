@@ -21,8 +21,7 @@ from ..evaluation.figures import Channels, Limits, display_limits, viewable
 from ..evaluation.metrics import kind_of, map_dataset
 from ..evaluation.sheets import SIDE
 from ..interop.load import Model
-from ..models.classifier import Classifier
-from ..models.features import feature_function
+from ..models.classifier import Classifier, feature_function
 from ..tensors import pick_pixels
 from ..training.device import choose_attention
 from ..training.inputs import names_of

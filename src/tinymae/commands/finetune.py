@@ -17,9 +17,8 @@ from ..evaluation.metrics import describe_score, with_intervals
 from ..evaluation.probes import choose_probe, label_loss, label_score, linear_fits, predict_score
 from ..interop.load import Model, load, require_autoencoder
 from ..models.base import Encoder
-from ..models.classifier import Classifier, build_classifier, encoder_of, fold_probe
+from ..models.classifier import Classifier, build_classifier, encoder_of, feature_function, fold_probe
 from ..models.drops import set_patch_drop
-from ..models.features import feature_function
 from ..models.mae import MaskedAutoencoder
 from ..randomness import derive_seed
 from ..training.device import choose_attention, deterministic_algorithms

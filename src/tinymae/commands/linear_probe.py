@@ -13,8 +13,7 @@ from ..evaluation.probes import choose_probe, label_score, linear_fits, mlp_fits
 from ..files import digest, write_tensors
 from ..interop.load import load_autoencoder
 from ..models.base import Autoencoder
-from ..models.classifier import Classifier, build_classifier, fold_probe
-from ..models.features import feature_function
+from ..models.classifier import Classifier, build_classifier, feature_function, fold_probe
 from ..tensors import to_unit
 from ..training.run import Run
 from .by_class import report_classes

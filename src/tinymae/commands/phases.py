@@ -15,9 +15,9 @@ from ..data.datasets import Dataset, has_colour, no_colour
 from ..errors import InputError
 from ..models.base import Autoencoder
 from ..models.contrast import ContrastiveLearner, ReconstructionLearner
+from ..models.families import Family
 from ..models.mae import MaskedAutoencoder
 from ..models.masking import count_hidden
-from ..models.weights import Family
 from ..randomness import Draws
 from ..training.device import choose_attention
 from ..training.schedule import Schedule, Stretch

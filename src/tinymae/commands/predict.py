@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.datasets import Dataset, with_label
-from ..data.sources.table import SEPARATOR
+from ..data.sources.columns import SEPARATOR
 from ..errors import InputError, list_some
 from ..evaluation.calibration import MOST, fit_temperature, probability_metrics
 from ..evaluation.sheets import Tile, in_rows, write_sheet

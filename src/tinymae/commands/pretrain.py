@@ -18,10 +18,10 @@ from ..evaluation.sheets import Tile, in_rows, write_sheet
 from ..interop.load import Model, load_mae
 from ..models.adapt import adapt
 from ..models.base import Autoencoder
+from ..models.families import FAMILIES
 from ..models.flops import reconstruction_flops
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
-from ..models.weights import FAMILIES
 from ..randomness import derive_seed, seeded
 from ..tensors import pair
 from ..training.device import deterministic_algorithms

@@ -14,8 +14,8 @@ from typing_extensions import Self
 from ..data.datasets import Dataset
 from ..data.fit import Fit
 from ..data.load import Images, load_splits
+from ..data.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.sources.open import COLUMNS, has_columns
-from ..data.sources.table import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.splits import SPLITS, balanced, few_labels
 from ..evaluation.figures import Channels, require_shown
 from ..files import digest, last_part

@@ -105,7 +105,7 @@ def read_ahead(
     loader: DataLoader = DataLoader(
         Reader(dataset),  # type: ignore[arg-type]  # no subclass of torch's, of which DataLoader needs only the indexing
         sampler=wanted, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None, worker_init_fn=limit_worker_threads,
+        prefetch_factor=4 if num_workers else None,
     )  # fmt: skip
     for found in loader:
         if isinstance(found, Exception):
@@ -146,10 +146,6 @@ def join_batches(
             )
             for some, more in zip(*pair, strict=True)
         ]  # fmt: skip
-
-
-def limit_worker_threads(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def chunks(

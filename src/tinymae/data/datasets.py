@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..bars import map_threads
 from ..errors import InputError
@@ -25,7 +26,36 @@ STATISTICS_OF = 2000  # images of a streamed set that mean and standard deviatio
 class Indexed(torch.utils.data.Dataset):
     """What the two kinds of data sets share: they are map-style torch Datasets that also give batches."""
 
+    name: str
+    image_shape: tuple[int, int, int]  # (channels, height, width)
+    depth: Depth  # of the pixels
+    labels: Tensor | None  # int64 (N,), -1 of none; of several an image uint8 (N, classes); None if none has any
+    classes: list[str]
+    of_files: bool  # whether names are those of files
+    prefixes: Sequence[str]  # of names: see `Source`
     lists_labels = True  # `labels` are those of all images, or None: an image's own may be -1
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at `indices`, int64 (B,)."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """In one line.
+
+        >>> from tinymae import load_dataset
+        >>> load_dataset("digits")
+        ImageDataset digits: 1,300 images of 1 x 8 x 8 (uint8), 10 classes
+        """
+        classes = "no labels" if self.labels is None else f"{len(self.classes):,} classes"
+        shape = " x ".join(map(str, self.image_shape))
+        return f"{type(self).__name__} {self.name}: {len(self):,} images of {shape} ({self.depth}), {classes}"
+
+    def without_labels(self) -> Self:
+        """The same images, unlabelled."""
+        return replace(self, labels=None)  # type: ignore[type-var]  # both are dataclasses
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor | None]:
         """Images (B, C, H, W) and labels (B,), or None if there are none, at a tensor, array, list or slice of rows.
@@ -53,13 +83,6 @@ class Indexed(torch.utils.data.Dataset):
         images, labels = self[indices]
         return [*zip(images, torch.full((len(images),), -1) if labels is None else labels, strict=True)]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images and labels at `indices`, int64 (B,)."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
 
 @dataclass(repr=False)
 class ImageDataset(Indexed):
@@ -67,33 +90,25 @@ class ImageDataset(Indexed):
 
     name: str
     images: Tensor  # uint8 or uint16 (N, C, H, W)
-    labels: Tensor | None  # int64 (N,), -1 of none; of several an image uint8 (N, classes); None if none has any
+    labels: Tensor | None
     classes: list[str]
     skipped: list[str] = field(default_factory=list)  # unreadable images that were left out
     names: Sequence[str] = ()  # of each image: its path in the folder, or its row
-    of_files: bool = False  # whether names are those of files
+    of_files: bool = False
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
     split: str = "all"  # of the data that they were cut from
     groups: Sequence[str] = ()  # of each image, if it has one
-    prefixes: Sequence[str] = ()  # of names: see `Source`
+    prefixes: Sequence[str] = ()
 
     def __post_init__(self):
+        channels, height, width = self.images.shape[1:]
+        self.image_shape = channels, height, width
+        self.depth = "uint8" if self.images.dtype == torch.uint8 else "uint16"
         if not len(self.names):
             self.names = [str(row) for row in range(len(self.images))]
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)"""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    @property
-    def depth(self) -> Depth:
-        """uint8 or uint16"""
-        return "uint8" if self.images.dtype == torch.uint8 else "uint16"
 
     @cached_property
     def statistics(self) -> tuple[list[float], list[float]]:
@@ -112,19 +127,12 @@ class ImageDataset(Indexed):
         indices = to_device(indices, self.images.device)
         return pick_pixels(self.images, indices), None if self.labels is None else self.labels[indices]
 
-    def __repr__(self) -> str:
-        return in_short(self)
-
     def subset(self, indices: Tensor) -> "ImageDataset":
         """The dataset of these images only, by rows or a bool mask."""
         rows = torch.arange(len(self))[torch.as_tensor(indices).cpu()]
         images, labels = self.batch(rows)
         names, groups = ([each[row] for row in rows.tolist()] if each else () for each in (self.names, self.groups))
         return replace(self, images=images, labels=labels, names=names, groups=groups)
-
-    def without_labels(self) -> "ImageDataset":
-        """The same images, unlabelled."""
-        return replace(self, labels=None)
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """The same dataset with its tensors on `device`."""
@@ -139,45 +147,25 @@ class StreamedDataset(Indexed):
 
     source: Source
     rows: np.ndarray  # int64 (N,): which of the source's
-    labels: Tensor | None  # see `ImageDataset`
+    labels: Tensor | None
     classes: list[str]
     skip_unreadable: bool = False
     skipped: list[str] = field(default_factory=list)  # unreadable images that others stood in for, so far
     description: list[str] = field(default_factory=list)  # what was found, for the user to read
     split: str = "all"  # of the data that they were cut from
 
+    def __post_init__(self):
+        self.name, self.prefixes = self.source.name, self.source.prefixes
+        self.image_shape, self.depth = self.source.image_shape, self.source.depth
+        self.of_files = isinstance(self.source, FilesSource)
+
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def name(self) -> str:
-        """The data's."""
-        return self.source.name
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)"""
-        return self.source.image_shape
-
-    @property
-    def depth(self) -> Depth:
-        """uint8 or uint16"""
-        return self.source.depth
-
-    @property
-    def of_files(self) -> bool:
-        """Whether names are those of files."""
-        return isinstance(self.source, FilesSource)
 
     @property
     def names(self) -> Sequence[str]:
         """Of each image: its path in the folder, or its row."""
         return self.source.names(self.rows)
-
-    @property
-    def prefixes(self) -> Sequence[str]:
-        """Of names: see `Source`."""
-        return self.source.prefixes
 
     @property
     def groups(self) -> Sequence[str]:
@@ -234,7 +222,7 @@ class StreamedDataset(Indexed):
     def find_readable(self) -> Tensor:
         """Which images can be read, bool (N,): all are read once to see it. The others are noted as skipped."""
 
-        def look(rows: np.ndarray) -> tuple[list[bool], list[str]]:
+        def look(rows: np.ndarray) -> tuple[list[bool], list[str]]:  # without keeping the images
             images, bad = self.source.read_good(rows)
             return [image is not None for image in images], bad
 
@@ -255,18 +243,11 @@ class StreamedDataset(Indexed):
         """Add to the list of what could not be read."""
         self.skipped += [name for name in names if name not in self.skipped]
 
-    def __repr__(self) -> str:
-        return in_short(self)
-
     def subset(self, indices: Tensor) -> "StreamedDataset":
         """The dataset of these images only, by rows or a bool mask."""
         rows = torch.as_tensor(indices).cpu()
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, rows=self.rows[rows.numpy()], labels=labels)
-
-    def without_labels(self) -> "StreamedDataset":
-        """The same images, unlabelled."""
-        return replace(self, labels=None)
 
     def to(self, device: torch.device | str) -> "StreamedDataset":
         """Itself: images go to the device batch by batch."""
@@ -306,18 +287,6 @@ class StreamedDataset(Indexed):
 
 
 Dataset = ImageDataset | StreamedDataset
-
-
-def in_short(dataset: Dataset) -> str:
-    """A data set in one line.
-
-    >>> from tinymae import load_dataset
-    >>> load_dataset("digits")
-    ImageDataset digits: 1,300 images of 1 x 8 x 8 (uint8), 10 classes
-    """
-    classes = "no labels" if dataset.labels is None else f"{len(dataset.classes):,} classes"
-    shape = " x ".join(map(str, dataset.image_shape))
-    return f"{type(dataset).__name__} {dataset.name}: {len(dataset):,} images of {shape} ({dataset.depth}), {classes}"
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # not pyplot, which chooses a backend for the whole process and keeps every figure
 from matplotlib.text import Text
@@ -97,14 +98,10 @@ def display_limits(images: Tensor, channels: Channels | None = None) -> Limits:
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images (N, C, H, W), as `viewable` takes them, laid row by row on white: uint8 (height, width, 3)."""
-    pixels = viewable(images).cpu()
-    count, _, height, width = pixels.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+    pixels = torch.nn.functional.pad(viewable(images).cpu(), (0, 1, 0, 1), value=255)  # a line between images
+    blank = pixels.new_full((-len(pixels) % columns, *pixels.shape[1:]), 255)
+    sheet = rearrange(torch.cat([pixels, blank]), "(r c) rgb h w -> (r h) (c w) rgb", c=columns)
+    return sheet[:-1, :-1].numpy()
 
 
 def thumbnails(images: Tensor, side: int) -> Tensor:
@@ -215,16 +212,8 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: str | Pat
     if len(classes) <= 20:
         for (row, column), value in np.ndenumerate(percent):
             if value >= 0.05:
-                colour = "white" if value > 55 else "black"
-                axis.text(
-                    column,
-                    row,
-                    f"{value:.0f}" if value >= 1 else "·",
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=7,
-                )
+                colour, text = "white" if value > 55 else "black", f"{value:.0f}" if value >= 1 else "·"
+                axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     if len(classes) <= NAMED:
         few = len(classes) <= 20
         axis.set_xticks(range(len(classes)), classes, rotation=45 if few else 90, ha="right" if few else "center")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -80,8 +81,7 @@ def sheets(order: NDArray[np.int64], images: Callable[[Tensor], Tensor], side: i
     for rows in torch.from_numpy(order).split(COLUMNS**2):
         small = thumbnails(images(rows), side).cpu()
         blank = small.new_full((COLUMNS**2 - len(small), 3, side, side), 128)
-        tiles = torch.cat([small, blank]).unflatten(0, (COLUMNS, COLUMNS))  # (rows, columns, 3, side, side)
-        pixels = tiles.permute(0, 3, 1, 4, 2).reshape(COLUMNS * side, COLUMNS * side, 3)
+        pixels = rearrange(torch.cat([small, blank]), "(r c) rgb h w -> (r h) (c w) rgb", c=COLUMNS)
         memory = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(memory, format="webp", quality=80, method=2)
         yield encode(memory.getvalue())

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import write_bytes
 from ..models.base import Autoencoder
-from ..models.classifier import Classifier
-from ..models.features import feature_function
+from ..models.classifier import Classifier, feature_function
 from ..models.mae import MaskedAutoencoder
 from ..models.masked import PatchMasking
 from ..models.masking import patchify
@@ -31,12 +30,13 @@ OPSET = 18  # what the exporter speaks; 17 would be converted from it
 class Graph(nn.Module):
     """A job to be exported: `inputs` are an example of each by its name, `output` is the name of the answer."""
 
-    model: nn.Module
     output: str
 
-    def __init__(self, model: nn.Module, **inputs: Tensor):
+    def __init__(self, model: Autoencoder | Classifier, *, normalised: bool = False):
         super().__init__()
-        self.model, self.inputs = model, inputs
+        dtype = getattr(torch, model.reading.get("depth", "uint8"))
+        images = torch.zeros(2, model.in_channels, *model.image_size, dtype=dtype)  # of one, exporters make a constant
+        self.model, self.inputs = model, {"images": model.normalise(images).float() if normalised else images}
 
 
 class EncoderGraph(Graph):
@@ -51,7 +51,7 @@ class EncoderGraph(Graph):
 
     def __init__(self, model: Autoencoder, *, pool: str = "avg", normalised: bool = False):
         model.require_pool(pool)
-        super().__init__(model, images=example_images(model, normalised=normalised))
+        super().__init__(model, normalised=normalised)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,9 +64,6 @@ class ClassifierGraph(Graph):
     model: Classifier
     output = "probabilities"
 
-    def __init__(self, model: Classifier):
-        super().__init__(model, images=example_images(model))
-
     def forward(self, images: Tensor) -> Tensor:
         # Not model(images), whose switching of autocast does not belong in a graph.
         return self.model.probabilities(self.model.head(self.model.encoder.encode(images)))
@@ -77,9 +74,6 @@ class ReconstructionGraph(Graph):
 
     model: Autoencoder
     output = "reconstruction"
-
-    def __init__(self, model: Autoencoder):
-        super().__init__(model, images=example_images(model))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.reconstruct(images).images
@@ -96,7 +90,8 @@ class InpaintingGraph(Graph):
     output = "reconstruction"
 
     def __init__(self, model: PatchMasking):
-        super().__init__(model, images=example_images(model), mask=example_mask(model))
+        super().__init__(model)
+        self.inputs["mask"] = torch.arange(model.num_patches).expand(2, -1) == 0
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         images = self.model.normalise(images)
@@ -130,29 +125,13 @@ def reconstruction_graph(model: Autoencoder) -> Graph:
     return InpaintingGraph(model) if isinstance(model, PatchMasking) else ReconstructionGraph(model)
 
 
-def example_mask(model: PatchMasking) -> Tensor:
-    """A mask of two images, to draw a graph with."""
-    mask = torch.zeros(2, model.num_patches, dtype=torch.bool)
-    mask[:, 0] = True
-    return mask
-
-
-def example_images(model: Autoencoder | Classifier, *, normalised: bool = False) -> Tensor:
-    """A batch of two of the model's size, to draw a graph with: of one, exporters would make a constant."""
-    dtype = getattr(torch, model.reading.get("depth", "uint8"))
-    images = torch.zeros(2, model.in_channels, *model.image_size, dtype=dtype)
-    return model.normalise(images).float() if normalised else images
-
-
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as a torch.export program for batches of any size; `graph` itself stays as it is."""
     graph = copy.deepcopy(graph).cpu().float().eval().requires_grad_(False)
     set_fused_attention(graph, False)  # one operator less for a runtime to know
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.6 refuses a dimension without end
-    shapes, inputs = {}, {}
-    for name, example in graph.inputs.items():
-        shapes[name], inputs[name] = {0: batch}, example.cpu()
-    return torch.export.export(graph, (), inputs, dynamic_shapes=shapes, strict=False)
+    inputs = {name: example.cpu() for name, example in graph.inputs.items()}
+    return torch.export.export(graph, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}, strict=False)
 
 
 def export_torch(graph: Graph, path: str | Path) -> None:

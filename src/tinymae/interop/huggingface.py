@@ -297,36 +297,32 @@ def read_statistic(
 
 def to_transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under the names of transformers' files, which all its releases read."""
-    renamed = {}
-    for name, tensor in split_qkv(state).items():
-        stem, _, kind = name.rpartition(".")
-        place = re.fullmatch(r"(encoder\.blocks|decoder_blocks)\.(\d+)\.(.+)", stem)
-        if place:
-            blocks, number, part = place.groups()
-            renamed[f"{BLOCKS[blocks][0]}.{number}.{BLOCK_PARTS[part][0]}.{kind}"] = tensor
-        elif name in OUTSIDE_BLOCKS:  # a parameter of its own
-            renamed[OUTSIDE_BLOCKS[name]] = tensor
-        else:
-            renamed[f"{OUTSIDE_BLOCKS[stem]}.{kind}"] = tensor
-    return renamed
+    blocks, parts = ({ours: theirs[0] for ours, theirs in table.items()} for table in (BLOCKS, BLOCK_PARTS))
+    return rename(split_qkv(state), blocks, parts, OUTSIDE_BLOCKS)
 
 
 def from_transformers_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' tensors under our names; a name that it has not keeps its own, for the strict check to refuse."""
-    places = {theirs: ours for ours, many in BLOCKS.items() for theirs in many}
-    parts = {theirs: ours for ours, many in BLOCK_PARTS.items() for theirs in many}
-    outside = {theirs: ours for ours, theirs in OUTSIDE_BLOCKS.items()}
-    pattern = re.compile(rf"({'|'.join(map(re.escape, places))})\.(\d+)\.({'|'.join(map(re.escape, parts))})")
+    """transformers' tensors under our names."""
+    blocks, parts = (
+        {theirs: ours for ours, many in table.items() for theirs in many} for table in (BLOCKS, BLOCK_PARTS)
+    )
+    return join_qkv(rename(state, blocks, parts, {theirs: ours for ours, theirs in OUTSIDE_BLOCKS.items()}))
+
+
+def rename(
+    state: dict[str, Tensor], blocks: dict[str, str], parts: dict[str, str], outside: dict[str, str]
+) -> dict[str, Tensor]:
+    """Tensors under other names; a name that no table has stays, for the strict check to refuse."""
+    pattern = re.compile(rf"({'|'.join(map(re.escape, blocks))})\.(\d+)\.({'|'.join(map(re.escape, parts))})")
     renamed = {}
     for name, tensor in state.items():
         stem, _, kind = name.rpartition(".")
         if place := pattern.fullmatch(stem):
-            renamed[f"{places[place[1]]}.{place[2]}.{parts[place[3]]}.{kind}"] = tensor
-        elif name in outside:
-            renamed[outside[name]] = tensor
-        else:
-            renamed[f"{outside.get(stem, stem)}.{kind}"] = tensor
-    return join_qkv(renamed)
+            new = f"{blocks[place[1]]}.{place[2]}.{parts[place[3]]}.{kind}"
+        else:  # a parameter of its own, or a layer's
+            new = outside.get(name) or f"{outside.get(stem, stem)}.{kind}"
+        renamed[new] = tensor
+    return renamed
 
 
 def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from ..errors import InputError
 from ..files import read_json
 from ..models.base import Autoencoder
 from ..models.classifier import Classifier
+from ..models.families import ARCHITECTURES
 from ..models.filling import find_weights, folder_of
 from ..models.mae import MaskedAutoencoder
-from ..models.weights import ARCHITECTURES
 from .huggingface import classifier_from_transformers, from_transformers
 from .official import from_official
 

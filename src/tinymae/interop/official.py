@@ -68,7 +68,8 @@ def from_official(
     official, written = read_official(path)
     num_heads, decoder_heads = num_heads or written.get("num_heads"), decoder_heads or written.get("decoder_heads")
     mean, std = (written.get(name) if given is None else given for name, given in (("mean", mean), ("std", std)))
-    state = {to_our_name(name): tensor for name, tensor in official.items()}
+    decoder = ("decoder_", "mask_token")
+    state = {name if name.startswith(decoder) else f"encoder.{name}": tensor for name, tensor in official.items()}
     sizes = infer_sizes(state, source=path, image_size=image_size, num_heads=num_heads)
     has_decoder = "decoder_embed.weight" in state
     if has_decoder and state["decoder_embed.weight"].ndim != 2:
@@ -176,8 +177,3 @@ def unpickle(path: str | Path) -> Any:
         raise refusal(
             error, f"{path} is truncated, damaged or no checkpoint ({type(error).__name__}): copy it again"
         ) from None
-
-
-def to_our_name(name: str) -> str:
-    """The official name of a tensor -> ours."""
-    return name if name.startswith(("decoder_", "mask_token")) else f"encoder.{name}"

@@ -151,17 +151,12 @@ def read_samples(folder: str | Path, model: Autoencoder) -> list[tuple[str, Tens
     return [(file.stem, read_image(file, shape, **options)) for file in chosen]
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinymae"
-
-
 def fetch_runtime() -> Path:
     """onnxruntime-web's archive: from the cache, or through npm into it.
 
     Raises InputError if npm is missing or fails, or if the archive is not the one that this page was made for.
     """
-    archive = cache_folder() / f"{RUNTIME}.tgz"
+    archive = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tinymae", f"{RUNTIME}.tgz")
     package, version = RUNTIME.rsplit("-", 1)
     remedy = f"or put npm's {archive.name} into {archive.parent}"
     if not archive.is_file():

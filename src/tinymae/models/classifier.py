@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,11 +16,11 @@ from ..errors import InputError, list_some
 from ..files import require_types, write_json, write_tensors
 from ..tensors import pair
 from .base import Autoencoder, Encoder
+from .families import ARCHITECTURES
 from .filling import build_from_file
 from .mae import MaskedAutoencoder
 from .pretrained import Pretrained
 from .vit import OUR_POOLS, ViTEncoder, create_vit, write_timm
-from .weights import ARCHITECTURES
 
 # What a classifier's folder may pass to timm: other arguments could name files to unpickle or addresses to fetch.
 MODEL_ARGS = {
@@ -187,6 +187,26 @@ def build_classifier(
 def encoder_of(model: Encoder | Classifier) -> Encoder:
     """What gives the features: of an autoencoder itself."""
     return model.encoder if isinstance(model, Classifier) else model
+
+
+def feature_function(
+    model: Encoder | Classifier, *, pool: str | None = None, layers: int | Sequence[int] = 1
+) -> Callable[..., Tensor]:
+    """A model's function images (B, C, H, W) -> features (B, F).
+
+    `pool` None is avg, or what a classifier's head was trained on. `layers` other than the last are a ViT's.
+
+    Raises InputError for a `pool` or `layers` that it does not have.
+    """
+    encoder = encoder_of(model)
+    if pool is not None:
+        encoder.require_pool(pool)
+    if not encoder.layered:
+        if layers != 1 if isinstance(layers, int) else tuple(layers) != (-1,):
+            raise InputError(f"layers {layers}: a {type(encoder).__name__} is no ViT, leave it out")
+        return encoder.encode
+    given: dict[str, Any] = {"layers": layers} | ({} if pool is None else {"pool": pool})
+    return partial(encoder.encode, **given)
 
 
 def wrap_vit(

@@ -78,15 +78,15 @@ class ContrastiveLearner(nn.Module):
         `num_hidden` is how many patches each mask hides, if it is known. Gives the "loss" and its two parts.
         """
         num_images = len(images) // self.num_views
-        found = self.model.forward_masked(
+        reconstruction, _, features = self.model.forward_masked(
             self.model.normalise(images), mask, decoded=self.decoded_views * num_images, num_hidden=num_hidden
         )
-        features = found.features.float().unflatten(0, (self.num_views, num_images))
+        features = features.float().unflatten(0, (self.num_views, num_images))
         features = gather_rows(features.transpose(0, 1)).transpose(0, 1)  # (V, images of all processes, F)
         projected = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         contrast = nt_xent(projected, temperature=self.temperature)
-        loss = found.loss + self.weight * contrast
-        return {"loss": loss, "reconstruction_loss": found.loss, "contrastive_loss": contrast}
+        loss = reconstruction + self.weight * contrast
+        return {"loss": loss, "reconstruction_loss": reconstruction, "contrastive_loss": contrast}
 
 
 class ReconstructionLearner(nn.Module):

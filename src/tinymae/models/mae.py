@@ -6,7 +6,6 @@ He et al., *Masked Autoencoders Are Scalable Vision Learners*, arXiv 2111.06377.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -45,14 +44,6 @@ class MAEOutput(AutoencoderOutput):
     mask: Tensor  # bool (B, N), True = hidden
     prediction: Tensor  # (B, hidden, P*P*C), of the hidden patches alone, normalised per patch if norm_pix_loss
     features: Tensor  # (B, D): the mean of the visible patches' tokens
-
-
-class MaskedOutput(NamedTuple):
-    """What the layers give: see `MaskedAutoencoder.forward_masked`."""
-
-    loss: Tensor  # scalar, float32
-    prediction: Tensor  # (decoded, hidden, P*P*C)
-    features: Tensor  # (B, D)
 
 
 class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
@@ -231,8 +222,9 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
 
     def forward_masked(
         self, images: Tensor, mask: Tensor, *, decoded: int | None = None, num_hidden: int | None = None
-    ) -> MaskedOutput:
-        """From normalised images (B, C, H, W) and masks (B, N) to the loss on the hidden patches.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From normalised images (B, C, H, W) and masks (B, N) to the loss on the hidden patches, a scalar; what is
+        predicted of them (decoded, hidden, P*P*C); and the features (B, D), see `MAEOutput`.
 
         Only the first `decoded` images are decoded. `num_hidden`: see `split`.
         """
@@ -245,8 +237,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         visible, hidden = visible[:decoded], hidden[:decoded]
         tokens = self.forward_decoder(tokens[:decoded], visible, hidden)[:, visible.shape[1] :]
         prediction = self.decoder_pred(tokens)
-        loss = self.forward_loss(prediction, take(patches[:decoded], hidden))
-        return MaskedOutput(loss, prediction, features)
+        return self.forward_loss(prediction, take(patches[:decoded], hidden)), prediction, features
 
     # ---- what users call
 
@@ -271,13 +262,13 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         """
         images = self.normalise(images)
         mask = self.choose_mask(mask, images, generator)
-        found = self.forward_masked(images, mask, num_hidden=num_hidden)
+        loss, prediction, features = self.forward_masked(images, mask, num_hidden=num_hidden)
         mask = to_device(mask, images.device)
         with torch.no_grad():
             patches = patchify(images, self.patch_size)
-            predicted = patches.masked_scatter(mask[..., None], found.prediction.to(patches.dtype))
+            predicted = patches.masked_scatter(mask[..., None], prediction.to(patches.dtype))
             reconstruction = self.paste(predicted, patches, mask)
-        return MAEOutput(found.loss, reconstruction, mask=mask, prediction=found.prediction, features=found.features)
+        return MAEOutput(loss, reconstruction, mask=mask, prediction=prediction, features=features)
 
     def training_losses(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, *, num_hidden: int | None = None
@@ -285,7 +276,7 @@ class MaskedAutoencoder(PatchMasking, tags=["mae", "timm"]):
         """The loss alone: nothing is painted."""
         images = self.normalise(images)
         mask = self.choose_mask(mask, images, None)
-        return {"loss": self.forward_masked(images, mask, num_hidden=num_hidden).loss}
+        return {"loss": self.forward_masked(images, mask, num_hidden=num_hidden)[0]}
 
     def compile_core(self) -> None:
         """`torch.compile` the blocks, in place: a copy of the model is not compiled."""

@@ -22,7 +22,7 @@ from ..errors import Diverged, InputError
 from ..evaluation.figures import Channels, require_shown
 from ..files import last_part, lock_folder
 from ..models.base import Autoencoder
-from ..models.weights import FAMILIES
+from ..models.families import FAMILIES
 from ..training.device import Precision, settle_precision
 from ..training.run import move_aside
 from .report import write_report

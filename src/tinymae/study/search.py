@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_json
-from ..models.weights import FAMILIES
+from ..models.families import FAMILIES
 from ..randomness import derive_seed
 
 RANDOM_TRIALS = 5  # before the estimator has something to go by

@@ -38,7 +38,7 @@ class Checkpoints:
     def load(self) -> dict | None:
         """The last good state, on the CPU, or None. A damaged one is named and the one before it is used."""
         for path in reversed(self.files):
-            if not is_intact(path):
+            if file_digest(path) != path.stem.rsplit("-", 1)[-1]:  # torch.load does not notice a flipped bit
                 self.say(f"checkpoint {path} is damaged (its content does not match its name): trying the one before")
                 continue
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,8 +84,3 @@ def find_infinite(state: object, name: str = "state") -> str | None:
         return None if not state.is_floating_point() or bool(state.isfinite().all()) else name
     inside = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
     return next((found for key, value in inside if (found := find_infinite(value, f"{name}.{key}"))), None)
-
-
-def is_intact(path: Path) -> bool:
-    """Whether a file's content has the checksum that its name ends in: torch.load does not notice a flipped bit."""
-    return file_digest(path) == path.stem.rsplit("-", 1)[-1]

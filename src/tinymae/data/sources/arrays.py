@@ -237,20 +237,12 @@ class FileArray:
 
 def find_pair(arrays: dict[str, Any], split: str) -> tuple[Any, Any]:
     """Images and labels of a split, None for what is missing."""
+    patterns = [f"{split}_{{}}", f"{{}}_{split}"] if split else ["{}"]  # train_images, images_train; images
     images, labels = (
-        next((arrays[name] for key in keys for name in names_of(key, split) if name in arrays), None)
+        next((arrays[name] for key in keys for p in patterns if (name := p.format(key)) in arrays), None)
         for keys in (IMAGE_KEYS, LABEL_KEYS)
     )
     return images, labels
-
-
-def names_of(key: str, split: str) -> list[str]:
-    """What the array of a split may be called.
-
-    >>> names_of("x", "train"), names_of("x", "")
-    (['train_x', 'x_train'], ['x'])
-    """
-    return [f"{split}_{key}", f"{key}_{split}"] if split else [key]
 
 
 def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None]:

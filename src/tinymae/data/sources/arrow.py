@@ -12,19 +12,10 @@ import pyarrow as pa
 from ...errors import InputError, first_line, refusal
 from ..splits import hash_rows
 from ..unreadable import UnreadableImage
+from .columns import LABEL_COLUMNS, choose_column, take_columns
 from .encoded import Content, EncodedSource
 from .files import SPLIT_NAMES
 from .source import PartedSource, Reading
-from .table import (
-    LABEL_COLUMNS,
-    SPLIT_COLUMNS,
-    choose_column,
-    describe_columns,
-    names_splits,
-    read_splits,
-    strings,
-    take_labels,
-)  # fmt: skip
 
 HUB = "hf:"  # hf:owner/name, or hf:owner/name:configuration
 
@@ -45,10 +36,8 @@ class ArrowSource(PartedSource, EncodedSource):
         self.kind = "Arrow table"
         features = next(iter(parts.values())).features
         self.column = choose_image_column(name, features, reading.image_column)
-        label = choose_label_column(name, features, reading.label_column)
-        split = self.read_splits(parts, reading.split_column)
-        if group := choose_column([*features], f"data {name}", reading.group_column, (), "group"):
-            self.groups = strings(self.read_column(parts, group), group, f"data {name}, row", range(len(self)))
+        known = [*(column for column in features if class_names(features[column])), *LABEL_COLUMNS]
+        label = choose_column([*features], f"data {name}", reading.label_column, known, "label")
         feature = features[self.column]
         if isinstance(feature, dict) and not {"bytes", "path"} & {*feature}:
             raise InputError(
@@ -65,36 +54,20 @@ class ArrowSource(PartedSource, EncodedSource):
             raise refusal(error, wrong) from None
         if not len(self):
             raise InputError(f"data {name} has no rows")
-        label = take_labels(
-            self, self.read_column(parts, label) if label else None, label, [*features],
-            given=reading.label_column is not None, classes=class_names(features[label]) if label else (),
-        )  # fmt: skip
-        if list(parts) != [""]:
-            self.split_by_parts(parts)
         self.split_names = list(parts)
+        if self.split_names != [""]:
+            self.split_by_parts(parts)
         self.settle(reading)
-        self.notes.append(describe_columns(images=self.column, labels=label, splits=split, groups=group))
 
-    def read_column(self, parts: dict[str, Any], column: str) -> pa.ChunkedArray:
-        """A column of all parts, without decoding an image."""
-        columns = [part.select_columns([column]).with_format("arrow")[:].column(column) for part in parts.values()]
-        return pa.chunked_array([chunk for each in columns for chunk in each.chunks])
+        def read(column: str) -> pa.ChunkedArray:  # of all parts, without decoding an image
+            columns = [part.select_columns([column]).with_format("arrow")[:].column(column) for part in parts.values()]
+            return pa.chunked_array([chunk for each in columns for chunk in each.chunks])
 
-    def read_splits(self, parts: dict[str, Any], given: str | None) -> str | None:
-        """The splits that a column names, of data that come as one, and the column: a usual one only if it names splits
-        and nothing else.
-        """
-        features = next(iter(parts.values())).features
-        column = choose_column([*features], f"data {self.name}", given, SPLIT_COLUMNS, "split")
-        if column is None or (given is None and list(parts) != [""]):
-            return None
-        if list(parts) != [""]:
-            raise InputError(f"split_column {given}: data {self.name} has the splits {', '.join(parts)}; leave it out")
-        values = self.read_column(parts, column)
-        if given is None and not names_splits(values):
-            return None
-        self.splits = read_splits(values, column, f"data {self.name}, row", range(len(values)))
-        return column
+        take_columns(
+            self, [*features], read, reading, where=f"data {name}", row=f"data {name}, row", numbers=range(len(self)),
+            image=self.column, label=label, labels=read(label) if label else None,
+            classes=class_names(features[label]) if label else (),
+        )  # fmt: skip
 
     def names(self, rows: np.ndarray) -> Sequence[str]:
         """The split and the row in it: train/17."""
@@ -145,12 +118,6 @@ def holds_bytes(feature: Any) -> bool:
     if isinstance(feature, dict):
         return "bytes" in feature
     return getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-
-def choose_label_column(name: str, features: Any, given: str | None) -> str | None:
-    """The column of class labels, or None. Raises InputError for a given one that is not there."""
-    labels = [column for column, feature in features.items() if class_names(feature)]
-    return choose_column([*features], f"data {name}", given, [*labels, *LABEL_COLUMNS], "label")
 
 
 def class_names(feature: Any) -> Sequence[str]:

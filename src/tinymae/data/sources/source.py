@@ -64,46 +64,28 @@ def require_size(image_size: Any) -> None:
 
 
 class Source:
-    """All images of one data set, where they are stored. A subclass reads one kind of storage.
+    """All images of one data set, where they are stored. A subclass reads one kind of storage."""
 
-    Attributes:
-        kind: of storage, in a word.
-        name: of the data set.
-        image_shape: (channels, height, width) of what `read` gives.
-        classes: names of the classes; labels are their numbers.
-        labels: int64 (N,), -1 of an image without a label, or None if there are none at all. Where an image may
-            have several classes, uint8 (N, classes): 1 of those that it has.
-        splits: the rows of each split that the data come with; those that are missing are held out of "train".
-        held_out: sizes of the parts that a fixed seed takes out of "train", of the sets with a published protocol.
-        depth: of the pixels that `read` gives.
-        left_out: what was found beside the images, and is not read.
-        shown: an image's size and depth as stored, for the user to read.
-        notes: further lines for the user to read.
-        label_remedy: what to do for labels where there are none.
-        given_names: each row's, where the images have been rows of other data.
-        groups: each row's, if the data say them: images of one group stay in one split.
-        prefixes: what names may begin with that says where the data lie: what follows it decides on an image's split.
-    """
-
-    kind = ""
-    depth: Depth = "uint8"
-    name: str
-    image_shape: tuple[int, int, int]
-    classes: list[str]
+    kind = ""  # of storage, in a word
+    image_shape: tuple[int, int, int]  # (channels, height, width) of what `read` gives
+    depth: Depth = "uint8"  # of the pixels that `read` gives
+    shown = ""  # an image's size and depth as stored, for the user to read
+    # int64 (N,), numbers of `classes`, -1 of an image without a label, or None if there are none at all. Where an image
+    # may have several classes, uint8 (N, classes): 1 of those that it has.
     labels: np.ndarray | None = None
-    splits: dict[str, np.ndarray]
-    held_out: dict[str, int]
-    left_out: list[str]
-    shown: str
-    notes: list[str]
-    given_names: Sequence[str] = ()
-    groups: Sequence[str] = ()
-    prefixes: Sequence[str] = ()
+    # What to do for labels where there are none.
     label_remedy = "sort its images into class sub-folders, or give a table with a column of labels"
+    given_names: Sequence[str] = ()  # each row's, where the images have been rows of other data
+    groups: Sequence[str] = ()  # each row's, if the data say them: images of one group stay in one split
+    prefixes: Sequence[str] = ()  # of names, which say where the data lie: what follows decides on an image's split
 
     def __init__(self, name: str):
-        self.name, self.classes, self.splits, self.held_out, self.left_out, self.shown = name, [], {}, {}, [], ""
-        self.notes = []
+        self.name = name  # of the data set
+        self.classes: list[str] = []  # their names
+        self.splits: dict[str, np.ndarray] = {}  # rows of those that the data have; others are held out of "train"
+        self.held_out: dict[str, int] = {}  # sizes of what a fixed seed takes out of "train", by a published protocol
+        self.left_out: list[str] = []  # what was found beside the images, and is not read
+        self.notes: list[str] = []  # further lines for the user to read
 
     def __len__(self) -> int:
         raise NotImplementedError

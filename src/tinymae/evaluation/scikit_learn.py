@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..interop.load import Model, load
-from ..models.features import feature_function
+from ..models.classifier import feature_function
 
 
 class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
