@@ -231,8 +231,8 @@ def finetuning(device: torch.device, sizes: dict, data: dict, **settings) -> Ite
     mix = objective.create_mixing(asked, model)
     yield from train_steps(
         prepared, optimizer, partial(objective.prepare_inputs, asked, model, mix),
-        objective.create_losses(asked, prepared, model, accelerator, soft=mix is not None, priors=0.0), batches(start_step=0),
-        accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05),
+        objective.create_losses(asked, prepared, model, accelerator, soft=mix is not None, priors=0.0),
+        batches(start_step=0), accelerator=accelerator, schedule=Schedule(peak=1e-3, last_step=10**6, warmup=0.05),
         batch_size=asked.batch_size, seed=0, cuda_graph=bool(asked.cuda_graph),
     )  # fmt: skip
 
