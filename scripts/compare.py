@@ -6,8 +6,8 @@
     python scripts/compare.py --data cifar10 --minutes 5 --search optuna --trials 20
 
 Each cell of the grid (data, model, latent size, loss, seed) is pretrained, probed with a linear layer and with an MLP,
-fine-tuned and evaluated, each in its own folder. Repeating a command resumes: what is finished is read and not run
-again, what was interrupted goes on from its checkpoint, and a larger grid adds its cells. Raw pixels and untrained
+fine-tuned and evaluated, each in its own folder. Repeating a command resumes: finished runs are read, interrupted
+ones continue from their checkpoint, and a larger grid adds its cells. Raw pixels and untrained
 encoders are scored as controls. The result is comparison.csv, comparison.md and report.html.
 
 --search first looks for each family's best settings by the linear probe on validation, in short pretrainings; test is

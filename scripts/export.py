@@ -7,9 +7,9 @@
     python scripts/export.py --weights runs/finetune --format torch --output-dir runs/pt2
     python scripts/export.py --weights runs/mae --format timm --output-dir runs/timm
 
-Of an autoencoder come the encoder (images -> features) and the reconstruction (uint8 images, mask -> images in [0, 1]);
-of a classifier, uint8 images -> probabilities. Normalisation is inside, batches may have any size, and the outputs are
-torch's to 1e-4. Takes half a minute on a CPU; the page needs npm for onnxruntime-web, the first time.
+An autoencoder gives the encoder (images -> features) and the reconstruction (uint8 images, mask -> images in [0, 1]); a
+classifier gives uint8 images -> probabilities. Normalisation is inside, batches may have any size, and outputs agree
+with torch's to 1e-4. Takes half a minute on a CPU. The page needs npm once, for onnxruntime-web.
 """
 
 from tinymae.commands.cli import run_command

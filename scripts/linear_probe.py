@@ -3,8 +3,8 @@
     python scripts/linear_probe.py --weights runs/mae --data cifar10
     python scripts/linear_probe.py --weights runs/mae --data cifar10 --label-fraction 0.01 --head mlp --controls
 
-Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation; test is scored
-once, or with --no-test not even loaded, for whoever chooses between runs. With a linear head, the output folder is a
+Features are extracted once, by the unmasked encoder. The head's regularisation is chosen on validation, and test is
+scored once. Choose between runs with --no-test, which does not load it. With a linear head, the output folder is a
 stock timm classifier that `tinymae.load` and evaluate.py read.
 """
 

@@ -3,14 +3,14 @@
 Papers: MAE, arXiv 2111.06377; contrasted masked views, CAN, arXiv 2210.16870. 42 epochs of reconstruction by Muon at
 batch 512, then 84 that contrast four views of each image, one of them reconstructed.
 Cost: 12.5 PFLOP (0.7 GFLOP an image, then 2.4, at last 4.5), 5 minutes of an H200. Expect k-NN 84.3 and linear probe
-88.3 on test: the released weights were made so, but by the clock, which docs/results.md tells.
+88.3 on test. The released weights had a time limit: docs/results.md.
 
     accelerate launch scripts/pretrain.py --data cifar10 --output-dir runs/mae
     python scripts/pretrain.py --data path/to/images --image-size 64 --patch-size 8 --max-minutes 60
     python scripts/pretrain.py --data path/to/images --weights mae_pretrain_vit_base.pth --image-size 96
 
---weights goes on from a pretraining run, an official MAE checkpoint or a transformers ViTMAE folder, in its sizes; the
-image size, patch size or channels that are given adapt it. Mean and std become those of the new data.
+--weights continues from a pretraining run, an official MAE checkpoint or a transformers ViTMAE folder, in its sizes.
+The image size, patch size or channels that you give adapt it. Mean and std become those of the new data.
 
 Repeating a command resumes it. The output folder gets model.safetensors and config.json, which `tinymae.load`,
 linear_probe.py and finetune.py read. Several processes on CPUs:

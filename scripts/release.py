@@ -1,4 +1,4 @@
-"""Everything behind the released weights: one command that stops, and goes on, as time allows.
+"""Everything behind the released weights: one command that can stop and resume.
 
     python scripts/release.py --output-dir runs/release                        # the recipe, for a GPU
     python scripts/release.py --output-dir runs/release --max-minutes 9        # in slots: exit code 75, repeat it
@@ -15,8 +15,8 @@ In slots of ten minutes, of which a probe or the last files may take the last on
 
     until python scripts/release.py --output-dir runs/release --max-minutes 9; do [ $? = 75 ] || break; done
 
-Trainings leave most of a GPU idle: --stages does some of the stages alone, so that several processes may do theirs side
-by side after pretraining. Without it, the same command does whatever is left.
+Trainings leave most of a GPU idle. With --stages a process does some of the stages only, so several can work side by
+side after pretraining. Without it, the same command does whatever is left.
 
 --extra passes flags on to pretraining (pretrain) or to fine-tuning, the controls included (finetune: with any labels;
 all, 10, 1: with that percentage of them; unlabelled: with unlabelled images beside them):
