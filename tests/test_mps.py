@@ -1,0 +1,42 @@
+"""What Apple's GPU ("mps") cannot do is not asked of it. There is none here: tensors are said to be there."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tinymae import load_dataset
+from tinymae.data import augment
+from tinymae.data.batches import step_batches
+from tinymae.evaluation.metrics import map_dataset
+from tinymae.randomness import Draws
+from tinymae.tensors import to_device
+
+MPS = torch.device("mps")
+
+
+class PretendMPS(TorchFunctionMode):
+    """All tensors say that they are on "mps", where those that are moved there stay where they are."""
+
+    def __torch_function__(self, func, _, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func == Tensor.device.__get__:
+            return MPS
+        if func is Tensor.to and args[1:] and args[1] == MPS:
+            assert not kwargs.get("non_blocking"), "it may read the memory after this was given to other tensors"
+            return args[0]
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def mps():
+    with PretendMPS():
+        yield MPS
+
+
+def test_it_is_waited_for_as_it_may_read_memory_late(mps):
+    assert len(to_device(torch.ones(2), mps)) == 2
+    dataset = load_dataset("digits", "val")
+    (batch,) = next(step_batches(dataset, batch_size=4, parts=[torch.arange(4)], seed=0, device=mps))
+    assert len(batch.images) == 4
+    assert len(map_dataset(lambda images: images.flatten(1), dataset, device=mps)) == len(dataset)
