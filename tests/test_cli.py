@@ -1,5 +1,6 @@
 """The command line: its help, its flags, what it refuses, and that it does what the functions do."""
 
+import io
 import itertools
 import json
 import math
@@ -24,7 +25,7 @@ import tinymae
 from tinymae import InputError
 from tinymae.commands import cli
 from tinymae.commands.families import defaults_of, describe_setting
-from tinymae.commands.fields import LIMITS, words_of
+from tinymae.commands.fields import LIMITS, printable, words_of
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.commands.results import Result
@@ -255,6 +256,16 @@ class FsPath:
 
     def __fspath__(self) -> str:
         return self.path
+
+
+def test_what_an_output_cannot_encode_ends_no_run(monkeypatch):
+    """A log of Windows has the encoding cp1252, unless Python is told another."""
+    log = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", log)
+    with printable():
+        print("\u251c\u2500Linear, caf\u00e9")
+    log.seek(0)
+    assert log.read() == "??Linear, caf\u00e9\n" and log.errors == "strict"
 
 
 def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():
