@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import re
 import runpy
 import shutil
@@ -256,6 +257,13 @@ class FsPath:
 
     def __fspath__(self) -> str:
         return self.path
+
+
+def test_a_script_that_runs_again_in_a_process_that_reads_images_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # as it then is
+    with one_line('put its calls below if __name__ == "__main__":, or give num_workers 0'):
+        tinymae.embed(FEW["data"], weights=tiny_mae(), output_dir=tmp_path / "embed")
+    assert not (tmp_path / "embed").exists()
 
 
 def test_what_an_output_cannot_encode_ends_no_run(monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import io
+import multiprocessing
 import operator
 import os
 import reprlib
@@ -197,6 +198,17 @@ def usual_torch() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def require_main() -> None:
+    """Raises InputError in a process that was started to read images: it runs the user's script again, before it does,
+    on macOS, Windows and, from Python 3.14 on, Linux.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        raise InputError(
+            "processes that read images run this script again as they start: put its calls below "
+            'if __name__ == "__main__":, or give num_workers 0'
+        )
+
+
 @contextlib.contextmanager
 def printable() -> Iterator[None]:
     """What the output's encoding lacks is printed as "?", instead of ending a run: a log on Windows, cp1252, has no
@@ -226,6 +238,7 @@ def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, 
         except TypeError as error:
             unknown = [word for word in keywords if word not in signature.parameters]
             raise TypeError(f"{name}() {error}{did_you_mean(unknown, signature.parameters)}") from None
+        require_main()
         with untouched_randomness(), usual_torch(), printable():
             return run(settings(*args, **keywords))
 
