@@ -1,5 +1,8 @@
 """What Apple's GPU ("mps") cannot do is not asked of it. There is none here: tensors are said to be there."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from tinymae.data.batches import step_batches
 from tinymae.evaluation.metrics import map_dataset
 from tinymae.randomness import Draws
 from tinymae.tensors import to_device
+from tinymae.training import environment
 
 MPS = torch.device("mps")
 
@@ -53,3 +57,21 @@ def test_crops_are_cut_out_without_the_padding_that_it_lacks():
         found = augment.random_resized_crop(images, Draws(0, 0, 64, torch.arange(64), "cpu"))
     different = (found.int() - expected.int()).abs()
     assert different.max() <= 1 and different.float().mean() < 1e-3  # pixels that lie between two numbers
+
+
+def test_memory_is_not_pinned_for_it(monkeypatch):
+    """DataLoader would warn that there is no such memory."""
+    asked = []
+    monkeypatch.setattr(
+        "tinymae.data.batches.DataLoader", lambda *_, pin_memory, **options: asked.append(pin_memory) or []
+    )
+    streamed = load_dataset("digits", "val", memory_limit_gb=0)
+    for device in (MPS, "cuda"):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            next(step_batches(streamed, batch_size=4, parts=[torch.arange(4)], seed=0, device=device))
+    assert asked == [False, True]
+
+
+def test_what_a_run_was_made_on_names_it(monkeypatch):
+    monkeypatch.setattr(environment, "PartialState", lambda: SimpleNamespace(device=MPS, num_processes=1))
+    assert re.fullmatch(r"mps, beside .* CPU cores", environment.environment()["device"])
