@@ -1,8 +1,10 @@
 """The command line: its help, its flags, what it refuses, and that it does what the functions do."""
 
+import io
 import itertools
 import json
 import math
+import multiprocessing
 import re
 import runpy
 import shutil
@@ -24,7 +26,7 @@ import tinymae
 from tinymae import InputError
 from tinymae.commands import cli
 from tinymae.commands.families import defaults_of, describe_setting
-from tinymae.commands.fields import LIMITS, words_of
+from tinymae.commands.fields import LIMITS, printable, words_of
 from tinymae.commands.finetune import FinetuneSettings
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.commands.results import Result
@@ -255,6 +257,23 @@ class FsPath:
 
     def __fspath__(self) -> str:
         return self.path
+
+
+def test_a_script_that_runs_again_in_a_process_that_reads_images_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # as it then is
+    with one_line('put its calls below if __name__ == "__main__":, or give num_workers 0'):
+        tinymae.embed(FEW["data"], weights=tiny_mae(), output_dir=tmp_path / "embed")
+    assert not (tmp_path / "embed").exists()
+
+
+def test_what_an_output_cannot_encode_ends_no_run(monkeypatch):
+    """A log of Windows has the encoding cp1252, unless Python is told another."""
+    log = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", log)
+    with printable():
+        print("\u251c\u2500Linear, caf\u00e9")
+    log.seek(0)
+    assert log.read() == "??Linear, caf\u00e9\n" and log.errors == "strict"
 
 
 def test_from_python_a_whole_number_is_a_number_and_a_path_a_text():

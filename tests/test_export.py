@@ -6,6 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tinymae.interop.graphs import (
     reconstruction_graph,
 )
 from tinymae.interop.load import load_classifier
-from tinymae.interop.page import read_samples, write_page
+from tinymae.interop.page import fetch_runtime, read_samples, write_page
 from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.families import FAMILIES
@@ -325,6 +326,17 @@ def test_a_page_needs_npm_or_the_archive(folders, tmp_path, monkeypatch, capsys)
     (tmp_path / "cache" / "tinymae" / "onnxruntime-web-1.30.0.tgz").write_bytes(b"not it")
     assert "is damaged or another" in refused(capsys, "export", **page)
     assert not (tmp_path / "page").exists()
+
+
+def test_npm_is_started_by_the_name_that_it_has(tmp_path, monkeypatch):
+    """On Windows that is npm.cmd, which cannot be started as npm."""
+    started, failed = [], SimpleNamespace(returncode=1, stderr="no network")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tinymae.interop.page.shutil.which", lambda name: f"/node/{name}.cmd")
+    monkeypatch.setattr("tinymae.interop.page.subprocess.run", lambda command, **_: started.append(command) or failed)
+    with pytest.raises(InputError, match=r"npm could not fetch onnxruntime-web .*\(no network\)"):
+        fetch_runtime()
+    assert started[0][0] == "/node/npm.cmd"
 
 
 def test_a_page_refuses_what_it_cannot_show(folders, tmp_path):

@@ -32,6 +32,20 @@ def test_a_kill_at_each_stage_keeps_the_old_file(stage, tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_a_file_is_flushed_to_disk_as_windows_wants_it(tmp_path, monkeypatch):
+    """There os.fsync refuses what was opened for reading alone."""
+    fcntl, flushed = pytest.importorskip("fcntl"), []
+
+    def fsync(number):
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flushed.append(number)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_atomically(tmp_path / "file", lambda beside: beside.write_text("new"))
+    assert flushed and (tmp_path / "file").read_text() == "new"
+
+
 def test_what_killed_writers_left_is_gone_once_the_folder_is_locked(tmp_path):
     left = [tmp_path / ".results.json.partial-7", tmp_path / "checkpoints" / ".step-000000007.pt.partial-71"]
     others = [tmp_path / "model.safetensors", tmp_path / "other" / ".lock", tmp_path / "other" / ".args.json.partial-8"]

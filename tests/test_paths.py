@@ -1,8 +1,9 @@
 """Which images a folder, a table and single files hold, under which names, however they lie on disk."""
 
+import ntpath
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
 
 import numpy as np
@@ -15,7 +16,8 @@ import tinymae
 from tinymae import InputError, load_dataset
 from tinymae.data.load import load_splits
 from tinymae.data.masks import read_masks
-from tinymae.data.sources.files import list_images
+from tinymae.data.sources.files import common_folder, list_images
+from tinymae.data.sources.table import find_prefixes, normal_path
 
 # ---- links
 
@@ -157,6 +159,16 @@ def test_a_table_is_read_with_the_slashes_of_windows_and_in_either_normal_form(t
     assert said in dataset.description
     with pytest.raises(InputError, match=r"line 2: image .*c\\4\.png does not exist"):
         load_dataset(write_rows(tmp_path / "table.csv", ["c\\4.png"]), "all")
+
+
+def test_on_windows_names_of_images_have_the_slashes_of_everywhere(monkeypatch):
+    """What decides on an image's split, and is in tables of results, is one name on all systems."""
+    paths = ["C:/photos/cat/1.png", "C:/photos/dog/2.png"]
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "path", ntpath)
+        windows.setattr(os, "sep", "\\")
+        found = common_folder(paths), find_prefixes(PureWindowsPath("C:\\photos"), paths), normal_path("./cat/1.png")
+    assert found == ("C:/photos/", ["C:/photos/"], "cat/1.png")
 
 
 @pytest.mark.parametrize("limit", [0, 4])

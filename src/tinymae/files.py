@@ -38,7 +38,7 @@ def write_atomically(
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         write(beside)
-        with open(beside, "rb") as file:
+        with open(beside, "r+b") as file:  # Windows flushes no file that is open for reading alone
             os.fsync(file.fileno())
         os.replace(beside, path.with_name(name(beside)) if name else path)
     finally:

@@ -32,10 +32,13 @@ def pick_pixels(pixels: Tensor, index: Any) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy without waiting: from pinned memory to a GPU, whose queue would otherwise have to run dry first."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """Copy without waiting: from pinned memory to a GPU, whose queue would otherwise have to run dry first.
+
+    Other devices are waited for: Apple's reads memory late, when it may hold other values (pytorch issue 189690).
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)

@@ -91,12 +91,14 @@ def run_main(
     """The same for any function of any settings."""
     from ..training.memory import explain_memory
     from ..training.processes import leave_group
+    from .fields import printable
 
     with stopping(prog, f"; the same command {'resumes' if settings.resumes else 'starts again'}"):
         parser, chosen = create_parser(settings, prog=prog, description=description), None
         try:
             chosen = settings(**parse(parser, arguments))
-            run(chosen)
+            with printable():
+                run(chosen)
             leave_group()
         except InputError as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")

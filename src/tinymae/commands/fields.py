@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import inspect
+import io
+import multiprocessing
 import operator
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import update_wrapper
@@ -195,6 +198,34 @@ def usual_torch() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def require_main() -> None:
+    """Raises InputError in a process that was started to read images: it runs the user's script again, before it does,
+    on macOS, Windows and, from Python 3.14 on, Linux.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        raise InputError(
+            "processes that read images run this script again as they start: put its calls below "
+            'if __name__ == "__main__":, or give num_workers 0'
+        )
+
+
+@contextlib.contextmanager
+def printable() -> Iterator[None]:
+    """What the output's encoding lacks is printed as "?", instead of ending a run: a log on Windows, cp1252, has no
+    lines to draw a table with, nor all letters that names of files may have.
+    """
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):  # a notebook's, which has all
+        yield
+        return
+    before = output.errors
+    output.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        output.reconfigure(errors=before)
+
+
 def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, R]:
     """A command as a Python function, which takes what the class of its settings takes, also to a type checker."""
     # The class is passed as a function: that is how type checkers learn its parameters.
@@ -207,7 +238,8 @@ def keywords_of(run: Callable[[S], R], settings: Callable[P, S]) -> Callable[P, 
         except TypeError as error:
             unknown = [word for word in keywords if word not in signature.parameters]
             raise TypeError(f"{name}() {error}{did_you_mean(unknown, signature.parameters)}") from None
-        with untouched_randomness(), usual_torch():
+        require_main()
+        with untouched_randomness(), usual_torch(), printable():
             return run(settings(*args, **keywords))
 
     update_wrapper(call, run)

@@ -147,6 +147,10 @@ def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
 def resample(images: Tensor, matrix: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Images (B, C, H, W) seen through affine maps (B, 2, 3) from output to input places, in [-1, 1] coordinates."""
     grid = nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    if padding_mode == "border" and images.device.type == "mps":  # which lacks it before torch 2.13
+        height, width = images.shape[2:]
+        inside = constant((1 - 1 / width, 1 - 1 / height), images.device)  # as far out as the centres of pixels
+        grid, padding_mode = grid.clamp(-inside, inside), "zeros"
     return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
 
 

@@ -86,7 +86,8 @@ def step_batches(
     wanted = (indices[part] for indices in steps for part in parts)
     micro_batches: Iterator[tuple[Tensor, Tensor | None]]
     if isinstance(dataset, StreamedDataset):
-        micro_batches = read_ahead(dataset, wanted, num_workers=num_workers, pin_memory=str(device) != "cpu")
+        pinned = torch.device(device).type == "cuda"
+        micro_batches = read_ahead(dataset, wanted, num_workers=num_workers, pin_memory=pinned)
     else:
         micro_batches = (dataset[indices] for indices in wanted)
     while True:

@@ -12,6 +12,7 @@ from ..data.batches import chunks
 from ..data.datasets import Dataset
 from ..errors import InputError
 from ..models.losses import SSIM_SIDE, structural_similarity
+from ..tensors import to_device
 
 UNBALANCED = 1.2  # times its even share: what the most frequent class has at least, if that is worth saying
 RECONSTRUCTION_METRICS = ("mse", "psnr", "ssim")  # the last is left out of images that are too small for it
@@ -35,7 +36,7 @@ def map_dataset(
     bar = tqdm(total=total, desc=desc, unit="img", unit_scale=True, leave=False, disable=no_bar)
     results = []
     for images, _ in chunks(dataset, batch_size, at=at, num_workers=num_workers):
-        results.append(function(images.to(device, non_blocking=True)).float().cpu())
+        results.append(function(to_device(images, device)).float().cpu())
         bar.update(len(images))
     bar.close()
     return torch.cat(results)

@@ -160,10 +160,10 @@ def fetch_runtime() -> Path:
     package, version = RUNTIME.rsplit("-", 1)
     remedy = f"or put npm's {archive.name} into {archive.parent}"
     if not archive.is_file():
-        if shutil.which("npm") is None:
+        if (npm := shutil.which("npm")) is None:
             raise InputError(f"format 'web' needs npm once, to fetch {package}: install Node.js, {remedy}")
         archive.parent.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", "--silent", f"{package}@{version}", "--pack-destination", str(archive.parent)]
+        command = [npm, "pack", "--silent", f"{package}@{version}", "--pack-destination", str(archive.parent)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode or not archive.is_file():
             reason = (result.stderr.strip() or "it wrote no file").splitlines()[0]

@@ -15,6 +15,14 @@ from accelerate import PartialState
 from .. import __version__
 
 
+def describe_device() -> str:
+    """A GPU's name, where torch knows it, or else the CPU's cores."""
+    kind = PartialState().device.type
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return describe_cores() if kind == "cpu" else f"{kind}, beside {describe_cores()}"
+
+
 def describe_cores() -> str:
     """How many of the CPU's cores the run's threads can keep busy."""
     total = os.cpu_count() or 1
@@ -34,7 +42,7 @@ def environment() -> dict:
             "accelerate": accelerate.__version__,
             "tinymae": __version__,
         },
-        "device": torch.cuda.get_device_name() if PartialState().device.type == "cuda" else describe_cores(),
+        "device": describe_device(),
         "date": datetime.now().isoformat(timespec="seconds"),
     }
 

@@ -140,7 +140,12 @@ def common_folder(paths: Iterable[str]) -> str:
     >>> common_folder(["photos/cat/1.png", "photos/cat/2.png", "photos/dog/1.png"]), common_folder(["1.png"])
     ('photos/', '')
     """
-    return os.path.join(os.path.commonpath([*{os.path.dirname(path) for path in paths}]), "")
+    return with_slashes(os.path.join(os.path.commonpath([*{os.path.dirname(path) for path in paths}]), ""))
+
+
+def with_slashes(path: str) -> str:
+    """A path as it is written everywhere: on Windows names of images would decide on other splits than elsewhere."""
+    return path.replace(os.sep, "/")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ...errors import InputError, first_line, list_some, refusal
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, are_blank, choose_column, strings, take_columns
-from .files import FilesSource, common_folder, is_image_name
+from .files import FilesSource, common_folder, is_image_name, with_slashes
 from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -39,7 +39,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
             + ("" if label else ", and label_column if one holds labels")
         )
     table, lines = without_empty_rows(whole)
-    paths = [os.path.normpath(path) for path in strings(table.column(column), column, f"{where}, line", lines)]
+    paths = [normal_path(path) for path in strings(table.column(column), column, f"{where}, line", lines)]
     if not paths:
         raise InputError(f"{where} has no rows")
     found = [find_file(path.parent, name) for name in paths]
@@ -74,8 +74,17 @@ def find_file(folder: Path, name: str) -> str | None:
     for slashed in (name, name.replace("\\", "/")):
         for spelled in (slashed, normalize("NFC", slashed), normalize("NFD", slashed)):
             if os.path.isfile(folder / spelled):
-                return os.path.normpath(spelled)
+                return normal_path(spelled)
     return None
+
+
+def normal_path(path: str) -> str:
+    """A path without what can be left out.
+
+    >>> normal_path("./cat//1.png")
+    'cat/1.png'
+    """
+    return with_slashes(os.path.normpath(path))
 
 
 def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
@@ -84,7 +93,7 @@ def find_prefixes(folder: Path, paths: Sequence[str]) -> list[str]:
     >>> find_prefixes(Path("/data"), ["photos/1.png", "/disk/cat/1.png", "/disk/dog/1.png", "/data/photos/2.png"])
     ['/data/', '/disk/']
     """
-    own = os.path.join(os.path.abspath(folder), "")
+    own = with_slashes(os.path.join(os.path.abspath(folder), ""))
     absolute = [path for path in paths if os.path.isabs(path)]
     elsewhere = [path for path in absolute if not path.startswith(own)]
     return [own] * bool(absolute) + ([common_folder(elsewhere)] if elsewhere else [])
