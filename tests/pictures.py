@@ -57,6 +57,22 @@ def write_table(folder, rows: list[dict], name="table.csv") -> Path:
     return path
 
 
+class Items(torch.utils.data.Dataset):
+    """A torch Dataset of these items."""
+
+    labels: list | None = None
+    classes: list[str]
+
+    def __init__(self, items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 SPLITS = ("train", "val", "test")
 
 

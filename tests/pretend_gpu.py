@@ -118,11 +118,11 @@ class PretendGenerator(RealGenerator):
 
 
 class Log:
-    """What happened: `waits` and `mismatches` by (phase, what, where), `kernels` by (phase, operation)."""
+    """What happened: `waits` by (phase, what, where), `kernels` by (phase, operation)."""
 
     def __init__(self, root: str):
         self.root, self.phase = root, ""
-        self.waits, self.mismatches, self.kernels = (collections.Counter() for _ in range(3))
+        self.waits, self.kernels = collections.Counter(), collections.Counter()
 
     def place(self) -> str:
         """The innermost line under `root`."""
@@ -131,9 +131,6 @@ class Log:
 
     def wait(self, what: str) -> None:
         self.waits[self.phase, what, self.place()] += 1
-
-    def mismatch(self, what: str) -> None:
-        self.mismatches[self.phase, what, self.place()] += 1
 
 
 class Ops(TorchDispatchMode):
@@ -178,7 +175,6 @@ class Ops(TorchDispatchMode):
                 self.log.wait(f"{name} by a mask, as nonzero")
             cpu = [t for t in cpu if not any(t is index for index in indices)]
         if cpu:
-            self.log.mismatch(name)
             shapes = [(tuple(t.shape), "cuda" if marked(t) else "cpu") for t in tensors]
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
@@ -370,7 +366,6 @@ class PretendGPU(TorchFunctionMode):
                 self.log.wait(f"{func.__name__} on the GPU: a copy from unpinned memory")
         generator = kwargs.get("generator")
         if generator is not None and is_gpu(generator.device) != context:
-            self.log.mismatch(f"{func.__name__}'s generator")
             raise RuntimeError(
                 f"Expected a '{'cuda' if context else 'cpu'}' device type for generator but found '{generator.device}'"
             )

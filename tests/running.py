@@ -44,6 +44,17 @@ PRETRAIN = DIGITS | MODEL | SHORT | {"contrast_epochs": 0}
 ENCODER = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 TINY = ENCODER | {"decoder_dim": 16, "decoder_depth": 1, "mask_ratio": 0.5}
 
+# Families of images of 16 x 16 pixels, none with more weights than it needs.
+SMALLEST: dict[str, dict] = {
+    "mae": {"embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1},
+    "conv_ae": {"width": 8, "latent_dim": 8},
+    "vae": {"width": 8, "latent_dim": 8},
+    "vqvae": {"width": 8, "codebook_size": 16},
+    "resnet_unet": {"encoder": "test_resnet"},
+    "masked_conv": {"encoder": "test_convnext2", "decoder_dim": 8},
+    "pca": {"latent_dim": 8},
+}
+
 # Pixels from Python, so few that an epoch has four steps.
 FEW = {"data": load_dataset("digits").images[:80], "labels": load_dataset("digits").labels[:80],
        "seed": 1, "mixed_precision": "no"}  # fmt: skip
@@ -183,7 +194,8 @@ def work(
     os.chdir(folder)
     set_up(log, environment, threads)
     if killed is not None:
-        Run.report = signal_in_step(*killed)
+        number, step = killed
+        before_reports(pytest.MonkeyPatch(), signal_in({step: number}))
     cli.main(command)
 
 
@@ -201,16 +213,21 @@ def set_up(log: Path, environment: dict, threads: int) -> None:
     search_shortly(quick)
 
 
-def signal_in_step(number: int, step: int):
-    """A `Run.report` that gets the signal before it reports this step."""
+def before_reports(patch: pytest.MonkeyPatch, act) -> None:
+    """Have runs do something before they report a step, given the run and the state of training."""
     report = Run.report
 
-    def signalled(run, state):
-        if state.step == step:
-            signal.raise_signal(number)
+    def acted(run, state):
+        act(run, state)
         report(run, state)
 
-    return signalled
+    patch.setattr(Run, "report", acted)
+
+
+def signal_in(steps: dict[int, int]):
+    """Something to do before reports: to get a signal in each of these steps, once."""
+    left = dict(steps)
+    return lambda run, state: signal.raise_signal(left.pop(state.step)) if state.step in left else None
 
 
 class Ticking:

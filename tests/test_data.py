@@ -11,7 +11,7 @@ from pictures import as_set, describe, picture, pixels
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import RunSettings
 from tinymae.data.batches import pick
-from tinymae.data.datasets import channel_statistics
+from tinymae.data.datasets import ImageDataset, StreamedDataset, channel_statistics
 from tinymae.data.load import load_splits
 
 
@@ -63,7 +63,8 @@ INDICES: list[Any] = [
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
 def test_a_data_set_is_indexed_as_an_array_is(limit):
-    dataset, whole = load_dataset("digits", memory_limit_gb=limit), load_dataset("digits")
+    dataset, whole = (load_dataset("digits", image_size=16, memory_limit_gb=given) for given in (limit, 4))
+    assert isinstance(dataset, ImageDataset if limit else StreamedDataset)  # named sets obey the limit, too
     for index in INDICES:
         rows = np.arange(1300)[np.asarray(index, int) if isinstance(index, list) else index].copy()
         images, labels = dataset[index]

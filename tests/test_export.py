@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import refused
+from running import one_line, refused
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, unpatchify
@@ -83,8 +83,7 @@ def by_torch_export(graph, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "runner"),
-    [("wide, grey", by_onnx_runtime), ("registers, no class token, raw pixels", by_torch_export)],
+    ("name", "runner"), [("wide, grey", by_onnx_runtime), ("registers, no class token, raw pixels", by_torch_export)]
 )
 def test_reconstruction_is_torchs_for_masks_of_every_size(name, runner, tmp_path):
     model = create(name)
@@ -128,7 +127,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mae"])
 def test_other_families_give_torchs_features_and_reconstructions(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family](**OTHERS[family]).eval()
@@ -140,10 +139,6 @@ def test_other_families_give_torchs_features_and_reconstructions(family, tmp_pat
     mask = {"mask": torch.rand(5, int(model.num_patches)) < 0.5} if family == "masked_conv" else {}
     expected = model.reconstruct(images, **mask).images
     torch.testing.assert_close(reconstruct(images=images, **mask), expected, **TOLERANCE)
-
-
-def test_every_family_is_tried():
-    assert {*OTHERS, "mae"} == {*FAMILIES}
 
 
 def require_probabilities(classify, classifier) -> None:
@@ -280,9 +275,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(form, folders, tmp_path,
 
     monkeypatch.setattr("tinymae.interop.page.fetch_runtime", full)
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(
-        InputError, match=r"output_dir .*out cannot be written to \(No space left on device\): mend that"
-    ):
+    with one_line(r"output_dir .*out cannot be written to \(No space left on device\): mend that"):
         tinymae.export(folders[0], format=form, samples=sample_folder(tmp_path), output_dir=tmp_path / "out")
     monkeypatch.undo()
     (tmp_path / "file").touch()

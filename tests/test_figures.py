@@ -1,6 +1,7 @@
 """Figures: letters of any script, images of any depth, and the losses of pretraining."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,16 @@ from running import tiny_mae
 import tinymae
 from tinymae.evaluation import figures
 from tinymae.evaluation.figures import display_limits, thumbnails, viewable
+
+UNWRITTEN = Path("figure.png")
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The figures that are drawn from now on, in place of their files."""
+    figures_drawn: list = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: figures_drawn.append(figure) or path)
+    return figures_drawn
 
 
 def test_names_in_scripts_that_no_font_has_draw_without_a_warning(tmp_path):
@@ -71,22 +82,18 @@ def test_all_columns_of_a_sheet_are_stretched_as_the_originals(tmp_path, monkeyp
     assert pasted >= 1 - model.mask_ratio  # the visible patches
 
 
-def test_no_legend_covers_a_bar(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+def test_no_legend_covers_a_bar(drawn):
     bins = {"confidence": [0.05, 0.95], "accuracy": [1.0, 1.0], "images": [9, 9]}
-    figures.reliability(bins, tmp_path / "reliability.png", "title")
+    figures.reliability(bins, UNWRITTEN, "title")
     drawn[0].draw_without_rendering()
     axes = drawn[0].axes[0]
     assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
     assert axes.title.get_window_extent().y0 >= axes.get_legend().get_window_extent().y1
 
 
-def test_a_bar_is_as_high_as_the_accuracy_of_its_confidence(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+def test_a_bar_is_as_high_as_the_accuracy_of_its_confidence(drawn):
     bins = {"confidence": [0.0, 0.4, 0.7, 0.9], "accuracy": [0.0, 0.3, 0.8, 0.5], "images": [0.0, 9.0, 5.0, 2.0]}
-    figures.reliability(bins, tmp_path / "reliability.png")
+    figures.reliability(bins, UNWRITTEN)
     upper, lower = drawn[0].axes
     for axis, name in ((upper, "accuracy"), (lower, "images")):
         assert [bar.get_height() for bar in axis.patches] == bins[name]
@@ -96,19 +103,15 @@ def test_a_bar_is_as_high_as_the_accuracy_of_its_confidence(tmp_path, monkeypatc
     assert upper.collections[0].get_offsets().tolist() == [[0.4, 0.3], [0.7, 0.8], [0.9, 0.5]]
 
 
-def test_the_axis_of_counts_of_images_has_no_halves(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
-    figures.reliability({name: [1.0, 1.0] for name in ("confidence", "accuracy", "images")}, tmp_path / "figure.png")
+def test_the_axis_of_counts_of_images_has_no_halves(drawn):
+    figures.reliability({name: [1.0, 1.0] for name in ("confidence", "accuracy", "images")}, UNWRITTEN)
     assert all(tick == round(tick) for tick in drawn[0].axes[1].get_yticks())
 
 
-def test_one_point_is_no_curve(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+def test_one_point_is_no_curve(drawn):
     rows = [{"epoch": 1, "loss": 0.9}, {"epoch": 2, "loss": 0.9 + 1e-9}, {"epoch": 2, "accuracy": 40.0}]
     for panels in ({"loss": ["loss"], "accuracy": ["accuracy"]}, {"accuracy": ["accuracy"]}):
-        figures.training_curves(rows, panels, tmp_path / "figure.png", "title")
+        figures.training_curves(rows, panels, UNWRITTEN, "title")
     first, second = drawn
     assert [axis.get_title() for axis in first.axes] == ["loss"]
     assert all(tick == round(tick) for tick in first.axes[0].get_xticks())
@@ -144,25 +147,21 @@ def test_the_reconstruction_loss_has_one_curve_over_both_phases(tmp_path, monkey
     assert drawn["contrastive loss"] == [(3, 2.0)]
 
 
-def test_a_row_of_a_confusion_matrix_is_a_true_class_in_percent(tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
-    figures.confusion_matrix(np.array([[3, 1], [0, 5]]), ["cat", "dog"], tmp_path / "figure.png", "title")
-    (axis,) = kept[0].axes
+def test_a_row_of_a_confusion_matrix_is_a_true_class_in_percent(drawn):
+    figures.confusion_matrix(np.array([[3, 1], [0, 5]]), ["cat", "dog"], UNWRITTEN, "title")
+    (axis,) = drawn[0].axes
     assert axis.get_title() == "title\neach row in % of its true class"
     assert axis.images[0].get_array().tolist() == [[75, 25], [0, 100]]
     written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axis.texts}
     assert written == {(0, 0): "75", (0, 1): "25", (1, 1): "100"} and axis.get_ylabel() == "true"
 
 
-def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_their_names(tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or path)
+def test_a_confusion_matrix_of_many_classes_is_no_larger_than_a_screen_and_has_their_names(drawn):
     for count in (10, 100, 300):
         names = [f"class {number}" for number in range(count)]
-        figures.confusion_matrix(np.eye(count), names, tmp_path / "figure.png")
-        (axis,) = kept[-1].axes
-        assert max(kept[-1].get_size_inches()) <= 14
+        figures.confusion_matrix(np.eye(count), names, UNWRITTEN)
+        (axis,) = drawn[-1].axes
+        assert max(drawn[-1].get_size_inches()) <= 14
         assert ([label.get_text() for label in axis.get_xticklabels()] == names) == (count < 300)
         counted = [f"{name} (1)" for name in names]
         assert ([label.get_text() for label in axis.get_yticklabels()] == counted) == (count < 300)

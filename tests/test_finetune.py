@@ -2,14 +2,15 @@
 
 import copy
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
-from running import DIGITS, ENCODER, FEW, SHORT, metrics, same_files, tick, tiny_mae
+from pictures import SPLITS
+from running import DIGITS, ENCODER, FEW, SHORT, before_reports, metrics, same_files, save_images, tick, tiny_mae
 from torch import nn
 
 import tinymae
@@ -24,7 +25,6 @@ from tinymae.files import read_json
 from tinymae.interop.load import load_classifier
 from tinymae.models.conv import ConvAutoencoder
 from tinymae.models.vqvae import VQAutoencoder
-from tinymae.training.run import Run
 
 LOGS = Path(__file__).parent.parent / "logs"
 TUNE = FEW | {"batch_size": 16, "epochs": 2, "flip": False, "log_every": 1}
@@ -160,9 +160,8 @@ def test_when_the_head_begins_at_a_probe():
     assert wide.num_features > finetune.FEW_FEATURES  # of which a probe would take minutes
     assert not FinetuneSettings(weights="somewhere").settle_for(blank(99), wide).probe_first
     assert not first(blank(99), unlabelled=3) and not first(blank(99), weights=None, from_scratch=True)
-    with pytest.raises(
-        InputError, match="probe_first needs features that were learned: leave it out with from_scratch"
-    ):
+    message = "probe_first needs features that were learned: leave it out with from_scratch"
+    with pytest.raises(InputError, match=message):
         FinetuneSettings(from_scratch=True, probe_first=True).resolve()
 
 
@@ -179,14 +178,13 @@ def test_the_result_computes_as_what_is_saved(ema_decay, quick_figures, tmp_path
 
 def test_the_result_is_the_moving_average_of_the_weights_after_each_step(quick_figures, tmp_path, monkeypatch):
     """Its decay rises from 0 to what was asked for: after few steps hardly anything is left of the first weights."""
-    averages, report = [], Run.report
+    averages = []
 
-    def noted(run, state):
+    def average(run, state):
         decay, weight = min(0.7, 1 - state.step ** (-2 / 3)), run.parts["model"].head.weight.detach().clone()
         averages.append(torch.lerp(weight, averages[-1], decay) if averages else weight)
-        report(run, state)
 
-    monkeypatch.setattr(Run, "report", noted)
+    before_reports(monkeypatch, average)
     run = tinymae.finetune(**TUNE, ema_decay=0.7, base_lr=0.1, weights=tiny_mae(), output_dir=tmp_path)
     assert len(averages) == 8
     torch.testing.assert_close(run.model.head.weight, averages[-1], atol=1e-6, rtol=1e-4)
@@ -210,8 +208,8 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(quick_figures, tmp_path):
     assert rates == pytest.approx([0, 0.5, *cosine], rel=1e-4)
 
 
-def test_every_kind_of_augmentation_is_the_same_in_micro_batches(quick_figures, tmp_path):
-    model, recipe, losses = tiny_mae(), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0}, []
+def test_every_kind_of_augmentation_and_drop_path_is_the_same_in_micro_batches(quick_figures, tmp_path):
+    model, recipe, losses = tiny_mae(depth=2), TUNE | MIXED | {"epochs": 1, "clip_grad": 1.0, "drop_path": 0.5}, []
     for parts in (1, 2):
         memory = {"gradient_accumulation_steps": parts, "gradient_checkpointing": parts > 1}
         tinymae.finetune(**recipe, **memory, weights=model, output_dir=tmp_path / str(parts))
@@ -299,9 +297,7 @@ def test_the_final_epochs_see_whole_images_that_nothing_distorts(quick_figures, 
 
 
 @pytest.mark.parametrize(
-    "model",
-    [tiny_mae(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)],
-    ids=["mae", "conv_ae"],
+    "model", [tiny_mae(), ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)], ids=["mae", "conv_ae"]
 )
 def test_a_model_that_is_given_stays_as_it_was(model, quick_figures, tmp_path):
     before = copy.deepcopy(model)
@@ -339,23 +335,31 @@ def test_labels_are_counted_and_test_is_left_out_on_request(quick_figures, tmp_p
     assert recorded["inputs"].keys() == {"train", "val", "weights"}
 
 
-def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(tmp_path):
-    for settings, message in [
-        ({"label_fraction": 0.0}, "label_fraction 0 is not above 0"),
-        ({"val_labels": 9}, "val_labels 9 is not within 1 and the 7 validation images"),
-        ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
-        ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
-        ({"final_epochs": 2}, "final_epochs 2 is not within 0 and 1"),
-        ({"patch_drop": 1.0}, "patch_drop 1 is not below 1"),
-        ({"pool": "max"}, "pool 'max' is none of avg, cls"),
-        ({"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8),
-          "gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
-        ({"weights": tiny_mae(in_channels=3)}, "has 1 channels, the weights want 3"),
-        ({"labels": None}, "data set array has no labels in train: give labels with the images: labels= in"),
-        ({"weights": None}, "give --weights DIR, the folder of a pretraining run, or --from-scratch"),
-    ]:  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            tinymae.finetune(**TUNE | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")
+CONV = {"weights": ConvAutoencoder(image_size=8, in_channels=1, width=8, latent_dim=8)}
+REFUSED = [
+    ({"label_fraction": 0.0}, "label_fraction 0 is not above 0"),
+    ({"val_labels": 9}, "val_labels 9 is not within 1 and the 7 validation images"),
+    ({"batch_size": 70}, "batch_size 70 is not within 1 and the data set's 64 images"),
+    ({"batch_size": 33, "mixup": 0.8}, "batch_size 33 is odd, mixup and cutmix pair images"),
+    ({"final_epochs": 2}, "final_epochs 2 is not within 0 and 1"),
+    ({"patch_drop": 1.0}, "patch_drop 1 is not below 1"),
+    ({"pool": "max"}, "pool 'max' is none of avg, cls"),
+    (CONV | {"gradient_checkpointing": True}, "gradient_checkpointing is not available for ConvAutoencoder"),
+    (CONV | {"layer_decay": 0.5}, "layer_decay 0.5 is of ViTs, which these weights are not: leave it out"),
+    (CONV | {"patch_drop": 0.25}, "patch_drop 0.25 is of ViTs, which these weights are not: leave it out"),
+    ({"depth": 7}, "depth 7 goes with --from-scratch alone: weights have their own"),
+    ({"image_size": 16}, "image_size 16 goes with --from-scratch alone: weights have their own"),
+    ({"in_channels": 3}, "in_channels 3 goes with --from-scratch alone: weights have their own"),
+    ({"weights": tiny_mae(in_channels=3)}, "has 1 channels, the weights want 3"),
+    ({"labels": None}, "data set array has no labels in train: give labels with the images: labels= in"),
+    ({"weights": None}, "give --weights DIR, the folder of a pretraining run, or --from-scratch"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_what_cannot_be_fine_tuned_is_refused_before_a_folder_is_made(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        tinymae.finetune(**TUNE | {"weights": tiny_mae()} | settings, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -368,22 +372,6 @@ def test_layer_decay_counts_from_scratch_as_well_where_it_is_given(quick_figures
     }  # fmt: skip
     first = {name: model.vit.patch_embed.proj.weight for name, model in kernel.items()}
     assert torch.equal(first["default"], first["none"]) and not torch.equal(first["none"], first["half"])
-
-
-@pytest.mark.parametrize("setting", [{"layer_decay": 0.5}, {"patch_drop": 0.25}])
-def test_what_only_vits_have_is_refused_elsewhere(setting, tmp_path):
-    ((name, value),) = setting.items()
-    model = ConvAutoencoder(image_size=8, in_channels=1, width=8)
-    with pytest.raises(InputError, match=f"{name} {value} is of ViTs, which these weights are not: leave it out"):
-        tinymae.finetune(**TUNE | {"patch_drop": None} | setting, weights=model, output_dir=tmp_path / "run")
-
-
-@pytest.mark.parametrize("setting", [{"depth": 7}, {"image_size": 16}, {"in_channels": 3}])
-def test_sizes_that_the_weights_have_are_refused(setting, tmp_path):
-    ((name, value),) = setting.items()
-    with pytest.raises(InputError, match=f"{name} {value} goes with --from-scratch alone: weights have their own"):
-        tinymae.finetune(**TUNE, **setting, weights=tiny_mae(), output_dir=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path, monkeypatch):
@@ -410,13 +398,8 @@ def test_who_has_no_gpu_is_told_of_the_light_recipe_before_hours_are_spent():
 
 def test_without_test_nothing_of_it_is_read(quick_figures, quick_probes, tmp_path):
     rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for label in ("dark", "light"):
-            folder = tmp_path / "pictures" / split / label
-            folder.mkdir(parents=True)
-            for index in range(8):
-                pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + 100 * (label == "light")
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    for split, (label, darkest) in itertools.product(SPLITS, {"dark": 0, "light": 100}.items()):
+        save_images(tmp_path / "pictures" / split / label, rng.integers(darkest, darkest + 128, (8, 8, 8), np.uint8))
     for picture in (tmp_path / "pictures" / "test").rglob("*.png"):
         picture.write_bytes(b"not a picture")
     common = {"data": tmp_path / "pictures", "mixed_precision": "no"}

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from pretend_gpu import PretendGPU
-from running import ENCODER, FEW, QUICK, TWO_PHASES, metrics, tiny_mae
+from running import ENCODER, FEW, QUICK, TWO_PHASES, before_reports, metrics, signal_in, tiny_mae
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, load_dataset
@@ -22,7 +22,6 @@ from tinymae.models.classifier import build_classifier
 from tinymae.models.pca import PrincipalComponents
 from tinymae.training.cuda_graph import WARM_UP, GraphedStep
 from tinymae.training.numbers import StepNumbers
-from tinymae.training.run import Run
 
 STEPS = {"batch_size": 16, "epochs": 2, "log_every": 2, "flip": True, "log_with": ()}
 RGB = FEW | {"data": FEW["data"].repeat(1, 3, 1, 1)}
@@ -121,14 +120,8 @@ def require_same_by_graph(gpu: PretendGPU, command, settings: dict, folder, kind
 def test_a_run_goes_on_from_a_checkpoint(gpu, tmp_path, monkeypatch, optimizer, cuda_graph):
     settings = GRAPHS["mae"] | {"optimizer": optimizer, "cuda_graph": cuda_graph}
     whole = tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
-    report = Run.report
-
-    def stopping(run, state):
-        run.signals.code = 128 + signal.SIGTERM if state.step == 5 else None
-        report(run, state)
-
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Run, "report", stopping)
+        before_reports(patch, signal_in({5: signal.SIGTERM}))
         tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
     resumed = tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")
     for key, tensor in whole.model.state_dict().items():
@@ -145,8 +138,7 @@ def test_each_shape_and_each_plain_value_has_a_cuda_graph_of_its_own(gpu):
 
 
 @pytest.mark.parametrize(
-    "own, missing",
-    [({}, "a GPU"), ({"gradient_accumulation_steps": 2}, "a GPU and gradient_accumulation_steps 1")],
+    "own, missing", [({}, "a GPU"), ({"gradient_accumulation_steps": 2}, "a GPU and gradient_accumulation_steps 1")]
 )
 def test_what_a_cuda_graph_needs(tmp_path, own, missing):
     with pytest.raises(InputError, match=f"cuda_graph needs {missing}.*leave cuda_graph out"):

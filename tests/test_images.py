@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from pictures import Items
 from PIL import Image
-from running import run_in
+from running import one_line, run_in
 
 import tinymae
 from tinymae import InputError, load_dataset
@@ -184,6 +185,8 @@ def test_arrays_in_files_are_grey_or_colours_as_images_are(tmp_path):
     assert read_image(tmp_path / "colours.npy", (1, 8, 12), depth="uint16").shape == (1, 8, 12)
     with pytest.raises(InputError, match=r"bands\.npy has 5 channels, 3 are wanted: give --in-channels 5"):
         read_image(tmp_path / "bands.npy", (3, 8, 12), depth="uint8")
+    bands = read_image(tmp_path / "bands.npy", (5, 8, 12), depth="uint16").numpy()
+    assert np.array_equal(bands, planes(values[..., [0, 1, 2, 0, 1]]))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -210,29 +213,10 @@ def test_what_pillow_reads_is_read_by_it(tmp_path, channels):
         assert difference.max() <= ("LA" in name), name  # of grey with alpha the order of rounding
 
 
-@pytest.mark.parametrize("name", ["interleaved.tif", "deflate.tif", "pages.tif", "alpha.png", "plain.ppm"])
-def test_a_damaged_deep_file_is_refused_by_name_or_read(tmp_path, name):
-    whole, generator, refused = DEEP[name](colours(8, 12)), np.random.default_rng(1), 0
-    path = tmp_path / name
-    for number in range(150):
-        content = bytearray(whole)
-        for _ in range(generator.integers(1, 5)):
-            content[generator.integers(min(len(content), 300))] = generator.integers(256)
-        path.write_bytes(content[: generator.integers(len(content))] if number % 3 == 0 else content)
-        try:
-            assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
-        except InputError as error:
-            assert name in str(error)
-            refused += 1
-    assert refused >= 50
-
-
 def test_what_an_optional_library_is_needed_for_is_said(tmp_path, monkeypatch):
     values = colours(8, 8)
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
-    with pytest.raises(
-        InputError, match="image bytes has many channels or more than 8 bits a colour, which need tifff"
-    ):
+    with one_line("image bytes has many channels or more than 8 bits a colour, which need tifff"):
         read_image(DEEP["interleaved.tif"](values), (3, 8, 8), depth="uint8", name="bytes")
     monkeypatch.undo()
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: 1 / 0)
@@ -267,17 +251,6 @@ def ways_to_give(folder, image):
     return {"folder": (folder / "image.png", 3), "table": (folder / "table.csv", 3), "npz": (folder / "image.npz", 0),
             "array": (planes(image)[None], 0), "items": ([Image.fromarray(image)], 3),
             "torch": (list(torch.from_numpy(planes(image))[None]), 0)}  # fmt: skip
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -319,17 +292,6 @@ def test_deep_and_grey_images_are_padded_alike(tmp_path, name):
     (tmp_path / name).unlink()
     Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
     assert load_dataset(tmp_path, "all", image_size=20, fit="pad").images[0, :, 0, 0].tolist() == 3 * [90 * 16]
-
-
-def test_a_photo_that_is_padded_is_decoded_small_but_sharp(tmp_path):
-    y, x = np.mgrid[0:1200, 0:3000] / 100
-    smooth = np.stack([127 + 100 * np.sin(x + k) * np.cos(y) for k in range(3)], axis=2).astype(np.uint8)
-    Image.fromarray(smooth).save(tmp_path / "photo.jpg", quality=95)
-    np.save(tmp_path / "photo.npy", smooth)
-    read, exact = (
-        read_image(tmp_path / f"photo.{kind}", (3, 60, 60), depth="uint8", fit="pad") for kind in ("jpg", "npy")
-    )
-    assert (read.int() - exact.int()).abs().max() <= 6
 
 
 def test_masks_are_padded_as_their_images_are_by_pixels_of_no_class(tmp_path):
@@ -399,23 +361,6 @@ def test_awkward_pictures_are_converted(tmp_path):
     assert read["tiny"][:, 4, 4].tolist() == [10, 20, 30] and (read["wide"] == 77).all()
 
 
-def test_a_rotated_photo_stands_upright(tmp_path):
-    image = Image.new("RGB", (8, 8), "black")
-    image.paste("white", (0, 0, 8, 4))  # the upper half
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    image.save(tmp_path / "photo.png", exif=exif)
-    assert read_image(tmp_path / "photo.png", (1, 8, 8), depth="uint8")[0, 0].max() == 0
-
-
-def test_large_jpegs_are_decoded_small(tmp_path):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    image.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
-    small = read_image(tmp_path / "large.jpg", (3, 30, 40), depth="uint8").float()
-    exact = np.asarray(Image.open(tmp_path / "large.jpg").resize((40, 30), Image.Resampling.BICUBIC))
-    assert (small.permute(1, 2, 0) - torch.tensor(exact).float()).abs().mean() < 2
-
-
 def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
     for number in range(30):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
@@ -476,24 +421,39 @@ def test_a_file_that_claims_more_than_memory_is_unreadable(tmp_path, monkeypatch
         read_image(tmp_path / "large.tif", (4, 8, 8), depth="uint8")
 
 
-def test_no_mutated_picture_crashes_or_hangs(tmp_path):
-    """2,000 mutated images: each is read or refused as an InputError."""
-    originals = [path.read_bytes() for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
-    suffixes = [path.suffix for path in sorted((tmp_path / "images").iterdir()) if path.stem != "wide"]
-    generator, outcomes = np.random.default_rng(1), {"read": 0, "refused": 0}
-    for number in range(2000):
-        which = number % len(originals)
-        content = bytearray(originals[which])
-        for _ in range(generator.integers(1, 6)):
-            content[generator.integers(len(content))] = generator.integers(256)
-        if number % 3 == 0:
-            del content[generator.integers(len(content)) :]
-        path = tmp_path / f"mutant{suffixes[which]}"
-        path.write_bytes(content)
-        try:
-            assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
-            outcomes["read"] += 1
-        except InputError as error:
-            assert path.name in str(error) and "\n" not in str(error)
-            outcomes["refused"] += 1
-    assert min(outcomes.values()) > 200
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_large_photo_is_read_as_its_pixels_are(tmp_path, fit):
+    """JPEG decodes it small, but it stays sharp."""
+    y, x = np.mgrid[0:1200, 0:3000] / 100
+    smooth = np.stack([127 + 100 * np.sin(x + k) * np.cos(y) for k in range(3)], axis=2).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "photo.jpg", quality=95)
+    np.save(tmp_path / "photo.npy", smooth)
+    read, exact = (
+        read_image(tmp_path / f"photo.{kind}", (3, 60, 60), depth="uint8", fit=fit) for kind in ("jpg", "npy")
+    )
+    assert (read.int() - exact.int()).abs().max() <= 6
+
+
+def test_a_mutated_file_is_read_or_refused_by_name_and_nothing_else_happens(tmp_path):
+    """200 mutants of each awkward kind, and 150 of some deep ones, of whose headers most bytes matter."""
+    pictures = [path for path in save_pictures(tmp_path / "images") if path.stem != "wide"]
+    originals = {path.name: (200, path.read_bytes()) for path in pictures}
+    for name in ("interleaved.tif", "deflate.tif", "pages.tif", "alpha.png", "plain.ppm"):
+        originals[f"deep {name}"] = 150, DEEP[name](colours(8, 12))
+    generator, read = np.random.default_rng(1), 0
+    for name, (count, original) in originals.items():
+        path, refused = tmp_path / name, 0
+        changed = min(len(original), 300) if name.startswith("deep") else len(original)
+        for number in range(count):
+            content = bytearray(original)
+            for _ in range(generator.integers(1, 6)):
+                content[generator.integers(changed)] = generator.integers(256)
+            path.write_bytes(content[: generator.integers(len(content))] if number % 3 == 0 else content)
+            try:
+                assert read_image(path, (3, 8, 8), depth="uint8").shape == (3, 8, 8)
+            except InputError as error:
+                assert name in str(error) and "\n" not in str(error)
+                refused += 1
+        assert refused > count / 4, name
+        read += count - refused
+    assert read > 200  # where a checksum covers all, none is

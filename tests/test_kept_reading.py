@@ -77,16 +77,8 @@ def test_one_image_is_read_as_the_weights_own_were(pretrained, scans, tmp_path):
 def test_a_flag_that_is_given_wins(pretrained, scans, tmp_path):
     kept = []
     for name, given in {"weights": {}, "given": {"fit": "crop", "pixel_range": (0, 65535)}}.items():
-        run = tinymae.embed(
-            scans,
-            weights=pretrained.model,
-            output_dir=tmp_path / name,
-            formats=("npz",),
-            split=("all",),
-            **PLAIN,
-            **given,
-        )
-        kept.append(run.folder)
+        settings = PLAIN | {"weights": pretrained.model, "formats": ("npz",), "split": ("all",)} | given
+        kept.append(tinymae.embed(scans, **settings, output_dir=tmp_path / name).folder)
     own, given = (np.load(folder / "embeddings.npz")["features"] for folder in kept)
     encode = pretrained.model.encode
     for found, read in ((own, READ), (given, {})):

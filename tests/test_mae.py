@@ -14,13 +14,11 @@ from running import edit_json, off_the_start, one_line
 
 import tinymae
 from tinymae import InputError, MaskedAutoencoder, export_timm, patchify, random_mask, unpatchify
-from tinymae.files import read_json
 from tinymae.models.base import LOOKS
 from tinymae.models.classifier import build_classifier
 from tinymae.models.flops import training_flops
 from tinymae.models.masking import hide_lowest
 from tinymae.models.vit import set_fused_attention
-from tinymae.tensors import take
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -60,11 +58,6 @@ def test_flops_are_those_of_its_matrix_products(fused):
     images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
     found = training_flops(lambda: model.training_losses(images)["loss"])
     assert found == 3 * (2 * embedding + 3 * rest)
-
-
-def test_masks_follow_the_generator():
-    first, again, other = (random_mask(4, 64, 0.75, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +113,6 @@ def test_gradients_lie_in_memory_as_their_parameters_do(in_channels):
             assert parameter.grad.stride() == parameter.stride(), name
 
 
-def test_decode_predicts_every_patch_in_its_place():
-    model = off_the_start(small_model()).eval()
-    images, mask = torch.randn(3, 3, 8, 8), random_mask(3, 16, 0.75)
-    _, expected = reference_loss(dict(model.named_parameters()), model.config, images, mask)
-    torch.testing.assert_close(model.decode(model.encode_tokens(images, mask), mask), expected, atol=1e-5, rtol=1e-4)
-
-
 def test_bf16_stays_near_the_reference():
     model = off_the_start(small_model())
     images, mask = torch.randn(8, 3, 8, 8), random_mask(8, 16, 0.75)
@@ -146,14 +132,6 @@ def test_nothing_hidden_reaches_the_prediction():
     assert torch.equal(
         model.reconstruct(images, mask).prediction[hidden], model.reconstruct(changed, mask).prediction[hidden]
     )
-
-
-def test_loss_is_the_error_on_hidden_patches_alone():
-    model = off_the_start(small_model(norm_pix_loss=False))
-    images, mask = torch.randn(2, 3, 8, 8), random_mask(2, 16, 0.75)
-    output = model(images, mask)
-    target = take(patchify(images, 2), mask.nonzero()[:, 1].view(2, -1))
-    torch.testing.assert_close(output.loss, (output.prediction - target).square().mean())
 
 
 def test_every_form_of_a_users_mask_means_the_same():
@@ -200,6 +178,7 @@ def test_a_mask_that_cannot_be_is_refused(mask, message):
         ({"decoder_dim": 18}, "decoder_dim 18"),
         ({"mean": (0.1, 0.2)}, "mean has 2 values for in_channels 3"),
         ({"patch_size": 1, "in_channels": 1}, "norm_pix_loss"),
+        ({"norm_eps": 1e-5}, "norm_eps 1e-05 is outside"),  # which a classifier could not keep
     ],
 )
 def test_arguments_that_cannot_work_are_named(changes, message):
@@ -263,16 +242,6 @@ def test_positions_start_as_sines_and_cosines():
     positions = small_model().encoder.pos_embed[0, 1:]  # (16, 24)
     torch.testing.assert_close(positions.square().sum(1), torch.full((16,), 12.0))  # sin^2 + cos^2, 12 times
     assert len(positions.round(decimals=4).unique(dim=0)) == 16
-
-
-def test_saved_weights_load_again(tmp_path):
-    model = off_the_start(small_model(image_size=(8, 4), in_channels=1, mean=(0.3,), std=(0.2,))).eval()
-    model.save_pretrained(tmp_path)
-    loaded = MaskedAutoencoder.from_pretrained(tmp_path)
-    images = torch.randint(0, 256, (2, 1, 8, 4), dtype=torch.uint8)
-    assert torch.equal(loaded.encode(images), model.encode(images)) and not loaded.training
-    assert loaded.config == model.config
-    assert read_json(tmp_path / "config.json") == model.config | {"architecture": "MaskedAutoencoder"}
 
 
 def test_weights_that_are_missing_or_damaged_are_named(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from pictures import digits_as_rows
 
 from tinymae import load_dataset
-from tinymae.evaluation.metrics import accuracy, describe_score, map_dataset, reconstruction_metrics, wilson_interval
+from tinymae.evaluation.metrics import describe_score, map_dataset, reconstruction_metrics, wilson_interval
 from tinymae.evaluation.neighbours import knn_predict
 
 
@@ -47,10 +47,6 @@ def test_scores_are_those_of_full_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         half = scores()
     assert half == scores()
-
-
-def test_accuracy_is_in_percent():
-    assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 75
 
 
 def test_one_image_is_called_one():

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from pictures import digits_as_rows, picture, resized
+from pictures import picture, resized
 from PIL import Image
 from running import DIGITS, note_sheets, refused, rows_of, save_images, tiny_mae
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import NearestNeighbors
 
 import tinymae
 from tinymae import load_dataset
@@ -147,10 +147,3 @@ def test_a_name_that_is_too_long_for_one_line_has_two(tmp_path):
     rows = [[sheets.Tile(torch.zeros(3, 8, 8), (name, "cat")) for name in ("0.png", "P0034 lesion_0.jpg")]]
     long, short = (sheets.write_sheet([row], tmp_path / f"{len(row)}.png", "") for row in (rows[0], rows[0][:1]))
     assert Image.open(long).height == Image.open(short).height + sheets.TEXT + 3
-
-
-def test_knn_votes_as_scikit_learns_weighted_neighbours():
-    (features, labels), _, (test, _) = digits_as_rows()
-    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    expected = theirs.fit(features, labels).predict(test)
-    assert np.array_equal(knn_predict(features, labels, test, num_classes=10).numpy(), expected)

@@ -114,9 +114,10 @@ def test_image_files_keep_the_names_that_they_are_given_by(tmp_path, monkeypatch
     assert dataset.names == [str(tmp_path / "archive" / "Teil 1.png"), "a/today.png", "b/today.png"]
     assert torch.equal(dataset.images[1], dataset.images[2])  # two names of one file are two images
     assert not any(line.startswith("files: ") for line in dataset.description)
-    twice = load_dataset(["a/today.png", "a/today.png", "b/today.png"], "all")
+    spellings = ["a/today.png", "a/../a/today.png", str(tmp_path / "a" / "today.png")]
+    twice = load_dataset([*spellings, "b/today.png"], "all")  # these are one image
     assert twice.names == ["a/today.png", "b/today.png"]
-    assert twice.description[-1] == "files: 1 given more than once"
+    assert twice.description[-1] == "files: 2 given more than once"
     assert load_dataset("a/today.png", "all").names == ["a/today.png"]
 
 
@@ -244,14 +245,6 @@ def test_folders_that_cannot_be_classes_are_an_error_where_labels_are_needed_alo
     assert dataset.description[-1] == f"labels: none, as {wrong}"
     table = tinymae.embed(data, weights=tiny_mae(), formats=(), output_dir=tmp_path / "embed")
     assert table.results["images"] == len(dataset)
-
-
-def test_other_spellings_of_one_file_are_one_image(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    picture(tmp_path / "w" / "1.png", seed=1)
-    picture(tmp_path / "w" / "2.png", seed=2)
-    dataset = load_dataset(["w/1.png", "w/../w/1.png", str(tmp_path / "w" / "1.png"), "w/2.png"], "all", image_size=8)
-    assert dataset.names == ["w/1.png", "w/2.png"] and "files: 2 given more than once" in dataset.description
 
 
 def test_two_images_cannot_have_one_mask(tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
 """Pixels of other depths, ranges and numbers of channels than 8 bits of grey or RGB."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from pictures import describe, picture
 from PIL import Image
-from running import save_images
+from running import one_line, save_images
 
 import tinymae
 from tinymae import InputError, load_dataset
@@ -126,23 +124,6 @@ def test_png_files_have_one_channel_or_three(tmp_path):
             load_dataset(tmp_path, "all", channels=4, skip_unreadable=skip_unreadable)
 
 
-def test_many_channels_from_tiff_and_npy(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
-    values = np.random.default_rng(0).integers(0, 65536, (12, 5, 8, 8), dtype=np.uint16)
-    for number, image in enumerate(values):
-        tifffile.imwrite(tmp_path / f"{number:02}.tif", image, photometric="minisblack", planarconfig="separate")
-    (tmp_path / "arrays").mkdir()
-    for number, image in enumerate(values):
-        np.save(tmp_path / "arrays" / f"{number:02}.npy", image.transpose(1, 2, 0))
-    arrays = load_dataset(tmp_path / "arrays", "all", image_size=8, channels=5)
-    assert np.array_equal(arrays.images.numpy(), values)
-    shutil.rmtree(tmp_path / "arrays")
-    bands = load_dataset(tmp_path, "all", image_size=8, channels=5)
-    assert np.array_equal(bands.images.numpy(), values)
-    with pytest.raises(InputError, match=r"\.tif has 5 channels, 6 are wanted: give --in-channels 5 when pretraining"):
-        load_dataset(tmp_path, image_size=8, channels=6)
-
-
 def test_images_of_any_depth_and_channels_go_through_every_command(tmp_path, quick_figures, quick_probes):
     """By the plain commands: what is for colours of 8 bits is left out where there are none."""
     values = np.random.default_rng(0).integers(0, 65536, (60, 5, 8, 8), dtype=np.uint16)
@@ -158,9 +139,7 @@ def test_images_of_any_depth_and_channels_go_through_every_command(tmp_path, qui
     for command in (tinymae.linear_probe, tinymae.evaluate, tinymae.embed, tinymae.inspect):
         command(**given, output_dir=tmp_path / command.__name__)
     tinymae.predict(**data | {"weights": tuned.model}, output_dir=tmp_path / "predict")
-    with pytest.raises(
-        InputError, match="color_jitter 0.5 is for grey and RGB images of 8 bits, and data array has 5 ch"
-    ):
+    with one_line("color_jitter 0.5 is for grey and RGB images of 8 bits, and data array has 5 ch"):
         tinymae.pretrain(**data, **sizes, color_jitter=0.5, output_dir=tmp_path / "colour")
     with pytest.raises(InputError, match="trivial_augment is for grey and RGB images of 8 bits, and data array has"):
         tinymae.finetune(**given, trivial_augment=True, output_dir=tmp_path / "colour")

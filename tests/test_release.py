@@ -42,7 +42,7 @@ def released(quick_stages, tmp_path_factory):
     return folder, run(folder)
 
 
-def test_a_halved_folder_holds_float16_and_the_same_config(tmp_path):
+def test_a_halved_folder_holds_float16_is_loaded_as_float32_and_has_the_same_config(tmp_path):
     autoencoder = ConvAutoencoder(image_size=8, width=8, latent_dim=4)
     autoencoder.write_weights(tmp_path / "whole")
     halve(tmp_path / "whole", tmp_path / "half")

@@ -13,9 +13,11 @@ from running import (
     QUICK,
     TWO_PHASES,
     assert_close_weights,
+    before_reports,
     flags,
     metrics,
     same_files,
+    signal_in,
     start,
     tiny_mae,
 )
@@ -25,7 +27,6 @@ from tinymae import files
 from tinymae.commands import cli
 from tinymae.errors import PAUSED, Stopped
 from tinymae.files import read_json
-from tinymae.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 
@@ -58,7 +59,7 @@ RUNS = {
 def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path):
     """Whole epochs and the end of a phase are among these steps."""
     command, settings = RUNS[name]
-    settings = settings | ({"weights": tiny_mae()} if command == "finetune" else {})
+    settings = settings | ({"weights": tiny_mae(depth=2)} if command == "finetune" else {})
     command = getattr(tinymae, command)
     whole = command(**settings, output_dir=tmp_path / "whole")
     pauses = 0
@@ -83,23 +84,11 @@ def test_a_run_that_pauses_after_every_step_ends_in_the_same_bits(name, tmp_path
     )
 
 
-def signal_after(monkeypatch, signals: dict[int, int]) -> None:
-    """Have runs get a signal in each of these steps, once."""
-    report = Run.report
-
-    def signalled(run, state):
-        if state.step in signals:
-            signal.raise_signal(signals.pop(state.step))
-        report(run, state)
-
-    monkeypatch.setattr(Run, "report", signalled)
-
-
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(tmp_path, monkeypatch):
     settings = QUICK | TWO_PHASES
     tinymae.pretrain(**settings, output_dir=tmp_path / "whole")
     signals = {2: signal.SIGTERM, 4: signal.SIGINT, 7: signal.SIGINT, 8: signal.SIGTERM}  # 4 ends a phase, 8 the run
-    signal_after(monkeypatch, {**signals})
+    before_reports(monkeypatch, signal_in(signals))
     for step, number in signals.items():
         with pytest.raises(Stopped, match=f"stopped by {number.name} after step {step}; the same") as stopped:
             tinymae.pretrain(**settings, output_dir=tmp_path / "stopped")

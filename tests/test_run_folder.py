@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import picture, pixels
 from PIL import Image
-from running import FEW, QUICK, TINY, run_in, save_images, tiny_mae
+from running import FEW, QUICK, TINY, one_line, run_in, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, load_dataset
@@ -26,10 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_folder_is_one_runs_at_a_time(seed, tmp_path):
     """Whether the other command is the same one or not, which would take over a run without a step."""
-    with (
-        run_in(tmp_path, arguments={"seed": 1}),
-        pytest.raises(InputError, match="in use by another process"),
-    ):
+    with run_in(tmp_path, arguments={"seed": 1}), pytest.raises(InputError, match="in use by another process"):
         run_in(tmp_path, arguments={"seed": seed}).claim()
     assert read_json(tmp_path / "args.json")["arguments"] == {"seed": 1}
 
@@ -223,9 +220,7 @@ def test_a_run_is_not_continued_on_other_images_in_the_same_folder(streamed, tmp
         tinymae.pretrain(**settings, pause_after_minutes=0)
     content = {path: path.read_bytes() for path in (tmp_path / "images").iterdir()}
     Image.new("L", (9, 9), 7).save(tmp_path / "images" / "21.png")
-    with pytest.raises(
-        InputError, match=r"another run \(images of the same names in (train|val) with other pixels or labels\): choose"
-    ):
+    with one_line(r"another run \(images of the same names in (train|val) with other pixels or labels\): choose"):
         tinymae.pretrain(**settings)
     (tmp_path / "images" / "more.png").write_bytes(content[tmp_path / "images" / "03.png"])
     with pytest.raises(InputError, match=r"another run \(.*1 of train came: more\.png\)"):
@@ -252,10 +247,7 @@ def test_a_run_is_the_same_run_however_its_data_and_weights_are_spelled(tmp_path
         assert tinymae.evaluate(data, weights=weights, **common).results == found
     assert tinymae.evaluate("moved", weights=tiny_mae(), skip_unreadable=True, **common).results == found
     assert (tmp_path / "run" / "args.json").read_text() == recorded
-    with pytest.raises(
-        InputError,
-        match=r"\(data was 'images', now 'others', images of the same names in all with other pixels or labels\)",
-    ):
+    with one_line(r"\(data was 'images', now 'others', images of the same names in all with other pixels or labels\)"):
         tinymae.evaluate("others", weights="weights", **common)
     (tmp_path / "moved" / "07.png").rename(tmp_path / "moved" / "7.png")
     with pytest.raises(InputError, match=r"\(data was 'images', now 'moved', 1 of all came: 7\.png, 1 of all went: 07"):
@@ -291,9 +283,7 @@ def test_a_path_counts_where_nothing_is_known_of_its_content_or_names_and_sizes_
         (moved, inputs, streamed),
         (arguments | {"weights": "owner/other"}, inputs, in_memory),
     ]:
-        with pytest.raises(
-            InputError, match=r"(data was '2023', now '2024'|weights was 'owner/name', now 'owner/other')\)"
-        ):
+        with one_line(r"(data was '2023', now '2024'|weights was 'owner/name', now 'owner/other')\)"):
             require_same_run(tmp_path, changed, found, datasets)
 
 

@@ -20,7 +20,7 @@ from tinymae.models.classifier import build_classifier
 from tinymae.models.conv import ConvAutoencoder
 
 EXPECTED_FAILURES = {
-    "check_methods_subset_invariance": "float32 products round otherwise in batches of other sizes, by some 1e-7",
+    "check_methods_subset_invariance": "float32 products round otherwise in batches of other sizes, by some 1e-7"
 }
 # scikit-learn's checks bring tables of these widths, while a model takes images of one size.
 WIDTHS = (2, 3, 4, 5, 10)

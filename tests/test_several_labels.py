@@ -126,14 +126,8 @@ def test_neighbours_vote_for_each_class_by_itself():
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_the_command_judges_by_mean_average_precision(table, head, quick_probes, tmp_path):
-    run = tinymae.linear_probe(
-        table,
-        weights=small_model(),
-        head=head,
-        controls="raw_pixels",
-        mixed_precision="no",
-        output_dir=tmp_path / "run",
-    )
+    settings = {"weights": small_model(), "head": head, "controls": "raw_pixels", "mixed_precision": "no"}
+    run = tinymae.linear_probe(table, **settings, output_dir=tmp_path / "run")
     results, test = run.results, load_splits(table, ["test"], image_size=(8, 16), channels=1, several=True)["test"]
     with torch.no_grad():
         scores = run.model(test.images) if head == "linear" else run.model(small_model().eval().encode(test.images))

@@ -259,38 +259,51 @@ def test_features_are_computed_in_the_precision_that_was_asked_for(precision):
     assert seen == [precision == "bf16"]
 
 
-CASES = {
-    "linear-probe": ("mae", {}, {"model.safetensors"}),
+CASES: dict[str, tuple[str, dict, set[str]]] = {
+    "linear_probe": ("mae", {}, {"model.safetensors"}),
     "evaluate": ("classifier", {}, {"per_class.csv", "errors.png"}),
     "evaluate an autoencoder": ("mae", {}, {"reconstructions.png"}),
     "embed": ("mae", {"formats": ("npz",)}, {"embeddings.npz"}),
     "predict": ("classifier", {}, {"predictions.csv"}),
-    "neighbours": ("mae", {"query": ("query.png",)}, {"neighbours.csv", "neighbours.png"}),
+    "neighbours": ("mae", {"query": "query.png"}, {"neighbours.csv", "neighbours.png"}),
     "inspect": ("mae", {"k": 5}, {"duplicates.csv", "outliers.csv", "doubtful_labels.csv", "index.html"}),
 }
 
 
+def settings_of(case: str, folder: Path) -> dict:
+    """What a command is given, of the files in a folder."""
+    kind, further, _ = CASES[case]
+    further = {name: folder / value if name == "query" else value for name, value in further.items()}
+    return DIGITS | {"data": folder / "few.npz", "weights": folder / kind, "batch_size": 8} | further
+
+
+@pytest.fixture(scope="module")
+def left_by_two(tmp_path_factory):
+    """A folder in which two processes have run every command, one after the other; the second has its own output."""
+    folder = tmp_path_factory.mktemp("two")
+    few, model = load_dataset("digits"), tiny_mae()
+    np.savez(folder / "few.npz", images=few.images[:200, 0].numpy(), labels=few.labels[:200].numpy())
+    Image.fromarray(few.images[7, 0].numpy()).save(folder / "query.png")
+    build_classifier(model, classes=[*"0123456789"]).eval().write_weights(folder / "classifier")
+    model.save_pretrained(folder / "mae")
+    processes = []
+    for output, one in zip(("two", "unused"), group_of_two(), strict=True):
+        calls = [
+            (case.split()[0], settings_of(case, folder) | {"output_dir": folder / output / case}) for case in CASES
+        ]
+        processes.append(start_calls(folder / "log", calls, **one))
+    codes, printed = join(folder / "log", *processes)
+    assert codes == [0, 0] and not (folder / "unused").exists(), printed
+    return folder
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_leave_what_one_leaves(case, tmp_path, monkeypatch):
+def test_two_processes_leave_what_one_leaves(case, left_by_two, tmp_path):
     """Real ones; each computes a half of the features, and only the first writes."""
-    name, (kind, further, files) = case.split()[0], CASES[case]
-    monkeypatch.chdir(tmp_path)
-    few = load_dataset("digits")
-    np.savez("few.npz", images=few.images[:200, 0].numpy(), labels=few.labels[:200].numpy())
-    Image.fromarray(few.images[7, 0].numpy()).save("query.png")
-    model = tiny_mae()
-    build_classifier(model, classes=[*"0123456789"]).eval().write_weights(tmp_path / "classifier")
-    model.save_pretrained(tmp_path / "mae")
-    settings = DIGITS | {"data": "few.npz", "weights": kind, "batch_size": 8} | further
-    folders = [flags(output_dir=tmp_path / folder) for folder in ("two", "unused")]  # the second has its own
-    pairs = zip(folders, group_of_two(), strict=True)
-    processes = [start(tmp_path / "log", [name, *flags(**settings), *own], **one) for own, one in pairs]
-    codes, printed = join(tmp_path / "log", *processes)
-    assert codes == [0, 0] and not (tmp_path / "unused").exists(), printed
-    getattr(tinymae, name.replace("-", "_"))(**settings, output_dir=tmp_path / "one")
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two = tmp_path / "one", left_by_two / "two" / case
+    getattr(tinymae, case.split()[0])(**settings_of(case, left_by_two), output_dir=one)
     assert without_seconds(two) == without_seconds(one)
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
-    assert same_files(one, two, *files)
-    if name == "embed":
+    assert same_files(one, two, *CASES[case][2])
+    if case == "embed":
         assert pq.read_table(two / "embeddings.parquet").equals(pq.read_table(one / "embeddings.parquet"))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pictures import SPLITS, as_set, describe, encode, every_split, picture, pixels, write_table
+from pictures import SPLITS, Items, as_set, describe, encode, every_split, picture, pixels, write_table
 from PIL import Image
 from pyarrow import parquet
 from running import one_line, save_images
@@ -172,16 +172,6 @@ def test_hidden_labels_of_a_split_leave_the_others(tmp_path, hub):
         assert len(loaded["test"]) == 10 and loaded["test"].labels is None
         with pytest.raises(InputError, match="has no labels in test"):
             load.load_splits(data, SPLITS, labelled=True, memory_limit_gb=limit)
-
-
-def test_a_split_of_an_array_file_may_have_no_labels(tmp_path):
-    images = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
-    names = np.array(["dog", "cat"] * 6)
-    np.savez(tmp_path / "some.npz", val_images=images[:3], train_images=images[3:15], train_labels=names,
-             test_images=images[15:])  # fmt: skip
-    train = load_dataset(tmp_path / "some.npz", "train")
-    assert train.classes == ["cat", "dog"] and train.labels.tolist() == [1, 0] * 6
-    assert load_dataset(tmp_path / "some.npz", "test").labels is None
 
 
 def test_names_are_labels_as_pandas_and_hdf5_have_them(tmp_path):
@@ -362,24 +352,14 @@ def test_columns_of_hugging_face_that_are_no_images_are_refused(hub, column, mes
 # ---- torch Datasets, and sets of torchvision
 
 
-class Squares(torch.utils.data.Dataset):
-    labels: list | None = None
-    classes: list[str]
-
-    def __init__(self, kind):
-        self.kind = kind
-
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, index):
-        image = np.full((8, 8, 3), index, dtype=np.uint8)
-        return self.kind(image), index % 3
+def squares(kind) -> Items:
+    """Twenty items: an image of one colour, as `kind` makes it of an array, and a label."""
+    return Items((kind(np.full((8, 8, 3), index, dtype=np.uint8)), index % 3) for index in range(20))
 
 
 @pytest.mark.parametrize("kind", [Image.fromarray, np.asarray, lambda image: torch.from_numpy(image).permute(2, 0, 1)])
 def test_any_torch_dataset_will_do(kind):
-    dataset = load_dataset(Squares(kind), "all", image_size=4)
+    dataset = load_dataset(squares(kind), "all", image_size=4)
     assert dataset.images.shape == (20, 3, 4, 4) and dataset.images[:, 0, 0, 0].tolist() == list(range(20))
     assert dataset.labels.tolist() == [index % 3 for index in range(20)] and dataset.classes == ["0", "1", "2"]
 
@@ -388,12 +368,12 @@ def test_items_of_a_torch_dataset_may_be_what_a_network_gave():
     def scaled(image):
         return torch.from_numpy(image).permute(2, 0, 1) / 16
 
-    expected = load_dataset(Squares(scaled), "all", image_size=4, pixel_range=(0, 2)).images
+    expected = load_dataset(squares(scaled), "all", image_size=4, pixel_range=(0, 2)).images
     for kind in (lambda image: scaled(image).requires_grad_(), lambda image: scaled(image).bfloat16()):
-        dataset = load_dataset(Squares(kind), "all", image_size=4, pixel_range=(0, 2))
+        dataset = load_dataset(squares(kind), "all", image_size=4, pixel_range=(0, 2))
         assert torch.equal(dataset.images, expected)
-    with pytest.raises(InputError, match="image Squares item 0 is complex64: give pixels"):
-        load_dataset(Squares(lambda image: scaled(image) * 1j), "all", image_size=4, pixel_range=(0, 2))
+    with pytest.raises(InputError, match="image Items item 0 is complex64: give pixels"):
+        load_dataset(squares(lambda image: scaled(image) * 1j), "all", image_size=4, pixel_range=(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -406,9 +386,9 @@ def test_items_of_a_torch_dataset_may_be_what_a_network_gave():
     ],
 )
 def test_classes_of_a_torch_dataset_are_those_of_its_labels(labels, classes, message):
-    data = Squares(np.asarray)
+    data = squares(np.asarray)
     data.labels, data.classes = labels, classes
-    with pytest.raises(InputError, match=f"data Squares.* {message}"):
+    with pytest.raises(InputError, match=f"data Items.* {message}"):
         load_dataset(data, "all")
 
 
@@ -421,7 +401,7 @@ def test_classes_of_a_torch_dataset_are_those_of_its_labels(labels, classes, mes
     ],
 )
 def test_what_a_torch_dataset_lists_as_labels_is_taken_for_what_it_is(listed, found):
-    data = Squares(np.asarray)
+    data = squares(np.asarray)
     data.labels = listed and listed * 5
     dataset = load.load_splits(data, ["all"], several=True)["all"]
     assert dataset.labels[:4].tolist() == found
@@ -443,42 +423,22 @@ def test_what_a_torch_dataset_lists_as_labels_is_taken_for_what_it_is(listed, fo
     ],
 )
 def test_items_of_a_torch_dataset_that_cannot_be_used_are_named(item, message):
-    class Items(torch.utils.data.Dataset):
-        def __len__(self):
-            return 20
-
-        def __getitem__(self, index):
-            return item(torch.zeros(3, 8, 8, dtype=torch.uint8))
-
     with pytest.raises(InputError, match=f"(data|image) Items .*{message}"):
-        load_dataset(Items())
+        load_dataset(Items([item(torch.zeros(3, 8, 8, dtype=torch.uint8))] * 20))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (8, 12, 3)])
 def test_items_that_are_arrays_keep_their_size_unless_another_is_given(shape):
-    class Items(torch.utils.data.Dataset):
-        _samples = "ours"  # torchvision has a list of paths and labels by this name
-
-        def __len__(self):
-            return 20
-
-        def __getitem__(self, index):
-            return torch.zeros(shape, dtype=torch.uint8), index % 2
-
-    dataset = load_dataset(Items(), "all")
+    items = Items((torch.zeros(shape, dtype=torch.uint8), index % 2) for index in range(20))
+    items._samples = "ours"  # type: ignore[attr-defined]  # torchvision has a list of paths and labels by this name
+    dataset = load_dataset(items, "all")
     assert dataset.image_shape == (3, 8, 12) and dataset.labels.tolist() == [0, 1] * 10
-    assert load_dataset(Items(), "all", image_size=6).image_shape == (3, 6, 6)
+    assert load_dataset(items, "all", image_size=6).image_shape == (3, 6, 6)
 
 
 def test_items_that_are_pillow_images_keep_their_sixteen_bits():
-    class Items(torch.utils.data.Dataset):
-        def __len__(self):
-            return 20
-
-        def __getitem__(self, index):
-            return Image.fromarray(np.full((8, 8), 1000 + index, dtype=np.uint16))
-
-    dataset = load_dataset(Items(), "all", channels=1, image_size=8)
+    items = Items(Image.fromarray(np.full((8, 8), 1000 + index, dtype=np.uint16)) for index in range(20))
+    dataset = load_dataset(items, "all", channels=1, image_size=8)
     assert dataset.images[:, 0, 0, 0].tolist() == list(range(1000, 1020))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pictures import SPLITS, every_split, picture, pixels
 from PIL import Image
 from pyarrow import parquet
+from running import one_line
 
 from tinymae import InputError, load_dataset
 from tinymae.commands.settings import LabelSettings
@@ -63,9 +64,7 @@ def test_images_that_are_data_again_stay_in_their_splits(classes_folder, tmp_pat
 def test_images_held_out_of_a_named_set_stay_held_out(split, limit):
     given = load_dataset("digits", split, memory_limit_gb=limit)
     assert load_dataset(given, split).names == given.names
-    with pytest.raises(
-        InputError, match=rf"digits has no images for train, only {len(given)} {split}: give other data"
-    ):
+    with one_line(rf"digits has no images for train, only {len(given)} {split}: give other data"):
         load_dataset(given, "train")
 
 
@@ -84,12 +83,10 @@ def test_it_is_said_which_splits_were_held_out(folders, split, said, tmp_path):
             Image.new("L", (4, 4), number).save(tmp_path / folder / "c" / f"{number}.png")
     dataset = load_dataset(tmp_path, split, image_size=4)
     assert dataset.description[1].endswith(f" ({said})")
-    assert load_dataset(tmp_path, "all", image_size=4).description[1] == f"splits: all {20 * len(folders)}"
-
-
-def test_splits_of_pixels_are_held_out_as_well():
-    dataset = load_dataset(torch.zeros(40, 1, 4, 4, dtype=torch.uint8), "train")
-    assert dataset.description[1].endswith("(val held out of train by a hash of each image's own name)")
+    whole = load_dataset(tmp_path, "all", image_size=4)
+    assert whole.description[1] == f"splits: all {20 * len(folders)}"
+    unlabelled = load_dataset(whole.images, "train")
+    assert unlabelled.description[1].endswith(" (val held out of train by a hash of each image's own name)")
 
 
 def test_images_with_masks_are_held_out_as_those_with_labels_are():
@@ -190,7 +187,7 @@ def test_rows_without_a_label_move_no_image_of_a_table(tmp_path):
     [
         ({"val_fraction": 7.0}, "val_fraction 7 is not within 0 and 1"),
         ({"test_fraction": float("nan")}, "test_fraction nan is not within 0 and 1"),
-        ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression"),
+        ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression: "),
         ({"group_pattern": "a", "group_column": "b"}, "group_column and group_pattern are two ways to say the same"),
     ],
 )
@@ -233,7 +230,6 @@ def test_it_is_said_why_nothing_can_be_held_out(films, column, remedy):
 
 def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(films):
     for wrong, says in [
-        ({"group_pattern": "("}, r"group_pattern '\(' is no regular expression: .*"),
         ({"group_pattern": "reel"}, "group_pattern 'reel' is not found in cat/film.*, the name of an image of films"),
         ({"group_pattern": "film"}, "data films: 1 group of images cannot be cut into train, val and test: .*"),
         ({"group_column": "film"}, "group_column film is of tables, .*"),
@@ -242,8 +238,6 @@ def test_groups_that_cannot_be_are_refused_and_those_that_are_torn_are_said(film
             load_dataset(films / "films", **wrong)
     with pytest.raises(InputError, match="group_column reel is none of table .*films.csv's columns, path, label, film"):
         load_dataset(films / "films.csv", group_column="reel")
-    with pytest.raises(InputError, match="group_column and group_pattern are two ways to say the same: give one"):
-        load_dataset(films / "films.csv", group_column="film", group_pattern="film")
     table = (films / "films.csv").read_text().splitlines()
     split = [
         table[0] + ",split",
@@ -264,9 +258,6 @@ def test_few_labels_take_the_same_share_of_each_class():
     assert torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 1))
     assert not torch.equal(few_labels(labels, 0.1, 1), few_labels(labels, 0.1, 2))
     assert len(few_labels(labels, 1.0, 1)) == len(labels)
-    for fraction, wrong in ((0, "not above 0"), (1.5, "above 1")):
-        with pytest.raises(InputError, match=f"label_fraction {fraction} is {wrong}"):
-            LabelSettings(label_fraction=fraction)
 
 
 def test_a_command_chooses_labels_by_class_and_seed_and_those_of_validation_by_their_own_setting():

@@ -41,14 +41,6 @@ def test_a_folder_too_large_for_memory_streams_the_same_pictures(classes_folder)
             assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
 
 
-def test_named_sets_obey_the_memory_limit():
-    streamed = load_dataset("digits", image_size=16, memory_limit_gb=0)
-    whole = load_dataset("digits", image_size=16)
-    assert isinstance(streamed, StreamedDataset)
-    some = torch.tensor([5, 900, 2])
-    assert torch.equal(streamed[some][0], whole[some][0]) and torch.equal(streamed[some][1], whole[some][1])
-
-
 def test_statistics_of_what_is_streamed_are_of_images_from_all_over_it(monkeypatch):
     monkeypatch.setattr(datasets, "STATISTICS_OF", 20)
     images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 1, 2, 2)  # brighter and brighter

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from running import FEW, PRETRAIN, QUICK, flags, metrics, refused, same_files, signal_in_step, start
+from running import FEW, PRETRAIN, QUICK, before_reports, flags, metrics, refused, same_files, signal_in, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tinymae
@@ -19,7 +19,6 @@ from tinymae import InputError
 from tinymae.errors import Stopped
 from tinymae.files import read_json
 from tinymae.training import trackers
-from tinymae.training.run import Run
 from tinymae.training.trackers import start_trackers
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
@@ -163,7 +162,7 @@ def test_a_tracker_that_fails_on_the_way_costs_nothing_and_is_told_the_rest_late
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(trackers.RunInMLflow, "log", locked)
-        patch.setattr(Run, "report", signal_in_step(signal.SIGTERM, 6))
+        before_reports(patch, signal_in({6: signal.SIGTERM}))
         with pytest.raises(Stopped):
             tinymae.pretrain(**settings, output_dir=folder)
     assert capsys.readouterr().out.count("log_with mlflow fails (database is locked): the run goes on without it") == 1

@@ -8,21 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import SMALLEST
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinymae
-from tinymae import InputError, MaskedAutoencoder
+from tinymae import InputError
 from tinymae.models.classifier import build_classifier
-from tinymae.models.conv import ConvAutoencoder, VariationalAutoencoder
-from tinymae.models.masked_conv import MaskedConvAutoencoder
-from tinymae.models.pca import PrincipalComponents
-from tinymae.models.unet import ResNetUNet
-from tinymae.models.vqvae import VQAutoencoder
-
-SIZES = {
-    "image_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2, "decoder_dim": 16,
-    "decoder_depth": 1, "decoder_heads": 2,
-}  # fmt: skip
+from tinymae.models.weights import FAMILIES
 
 
 def build(kind: str):
@@ -34,17 +26,8 @@ def build(kind: str):
         return build_classifier(build("conv_ae"), classes=["cat", "dog"])
     if kind == "transformers classifier":
         return build_classifier(build("mae"), classes=["cat", "dog"], pool="cls")
-    family, arguments = {
-        "mae": (MaskedAutoencoder, SIZES),
-        "transformers": (MaskedAutoencoder, SIZES),
-        "conv_ae": (ConvAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4}),
-        "vae": (VariationalAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4}),
-        "vqvae": (VQAutoencoder, {"image_size": 8, "width": 8, "latent_dim": 4, "codebook_size": 8}),
-        "resnet_unet": (ResNetUNet, {"encoder": "test_resnet", "image_size": 8}),
-        "masked_conv": (MaskedConvAutoencoder, {"encoder": "test_convnext2", "image_size": 8, "decoder_dim": 8}),
-        "pca": (PrincipalComponents, {"image_size": 8, "latent_dim": 4}),
-    }[kind]
-    return family(**arguments)
+    family = "mae" if kind == "transformers" else kind
+    return FAMILIES[family](image_size=8, **SMALLEST[family])  # type: ignore[call-arg]
 
 
 def write(kind: str, folder: Path) -> None:

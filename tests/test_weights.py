@@ -9,10 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 from running import FEW, one_line, save_images, tiny_mae
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -95,20 +94,6 @@ def test_a_classifier_of_what_does_not_fit_is_refused(autoencoder):
         Classifier(autoencoder, nn.Linear(24, 2), classes=CLASSES)
 
 
-@pytest.mark.parametrize("pool", ["avg", "cls"])
-def test_a_classifier_is_loaded_strictly_by_us_and_by_timm(autoencoder, images, pool, tmp_path):
-    classifier = build_classifier(autoencoder, classes=CLASSES, pool=pool, drop_path=0.2).eval()
-    classifier.write_weights(tmp_path)
-    ours = tinymae.load(tmp_path)
-    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    expected = classifier(images)
-    assert isinstance(ours, Classifier) and ours.classes == CLASSES and not ours.training
-    assert torch.equal(ours(images), expected)
-    torch.testing.assert_close(ours(images[0]), expected[:1])  # one image is a batch of one
-    assert torch.equal(theirs(autoencoder.normalise(images)), expected)
-    assert list(theirs.pretrained_cfg["mean"]) == pytest.approx([0.4, 0.5, 0.6])
-
-
 @pytest.mark.parametrize("family", ["mae", "conv_ae"])
 def test_a_classifier_goes_to_the_hub_and_comes_back_with_its_card(autoencoder, images, family, tmp_path, monkeypatch):
     model = autoencoder if family == "mae" else ConvAutoencoder(image_size=8, width=8, latent_dim=5).eval()
@@ -162,9 +147,7 @@ def test_of_a_mistyped_path_the_hub_says_nothing(source, autoencoder, tmp_path, 
     near = "" if source == "runs/a/b" else f" (did you mean {Path(source).with_name('mae')}?)"
     with pytest.raises(InputError, match=f"^weights folder {source} does not exist{re.escape(near)}$"):
         tinymae.load(source)
-    with pytest.raises(
-        InputError, match=r"^weights folder timm/vit does not exist, and the Hugging Face Hub gave nothing"
-    ):
+    with one_line(r"^weights folder timm/vit does not exist, and the Hugging Face Hub gave nothing"):
         tinymae.load("timm/vit")
 
 
@@ -283,13 +266,3 @@ def test_saving_leaves_no_part_behind_when_it_fails(autoencoder, tmp_path):
         Bad(image_size=8, width=8, latent_dim=5).write_weights(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_half_precision_files_load_as_float32(autoencoder, tmp_path):
-    autoencoder.write_weights(tmp_path)
-    file = tmp_path / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
-    loaded = tinymae.load(tmp_path)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    images = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(loaded.encode(images), autoencoder.encode(images), atol=0.02, rtol=0)
