@@ -178,7 +178,7 @@ def test_the_losses_of_training_are_those_of_a_forward_pass(name, images):
 @pytest.mark.parametrize("name", ["mae", "vae", "vqvae", "resnet_unet", "masked_conv"])
 def test_a_training_pass_is_one_graph_for_the_compiler(name):
     """No value decides what is computed: else `fullgraph` raises."""
-    model = tinymae.models.weights.FAMILIES[name](image_size=16, **SMALLEST[name])
+    model = tinymae.models.families.FAMILIES[name](image_size=16, **SMALLEST[name])
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     drawn = model.draw(Draws(0, 1, 4, torch.arange(4), "cpu"))
     torch._dynamo.reset()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tinymae
 from tinymae import InputError
 from tinymae.models.classifier import build_classifier
-from tinymae.models.weights import FAMILIES
+from tinymae.models.families import FAMILIES
 
 
 def build(kind: str):
