@@ -132,8 +132,8 @@ class RunSettings(DataSettings):
         """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. Where one
         of the two alone is a table, the columns are its.
         """
-        data, labels, reading = self.data, self.labels, self.reading
-        beside = getattr(self, self.further) if self.further else None
+        data: Any = self.data
+        labels, reading, beside = self.labels, self.reading, getattr(self, self.further) if self.further else None
         if further:
             data, beside, labels = beside, data, None
         if has_columns(beside) and not has_columns(data):
