@@ -101,7 +101,7 @@ class Progress:
             row = {"step": step, "epoch": round(self.stretch.epoch(step), 4), **numbers}
             if step == self.known_step and row.keys() in self.known:  # measured again after a kill at the end
                 return
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", newline="\n") as file:
                 file.write(json.dumps(row) + "\n")
         each_tracker(self.accelerator, lambda tracker: tracker.log(numbers, step=step))
 
