@@ -1,6 +1,7 @@
 """An encoder and a linear head: the one classifier of all families."""
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import InputError, list_some
-from ..files import require_types, write_json, write_tensors
+from ..files import digest, require_types, write_json, write_tensors
 from ..tensors import pair
 from .base import Autoencoder, Encoder
 from .families import ARCHITECTURES
@@ -114,6 +115,15 @@ class Classifier(nn.Module, Pretrained):
     def label_names(self) -> dict[str, Any]:
         """What a config.json says of the classes."""
         return {"label_names": self.classes} | ({SEVERAL: True} if self.several else {})
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Pretrained.fingerprint`; also over what makes predictions of logits, and pixels of files."""
+        about = {**self.label_names, "pool": self.encoder.pool, **self.reading_noted}
+        statistics = {
+            name: getattr(self.encoder, name).expand(self.in_channels, 1, 1) for name in self.encoder.statistics
+        }
+        return digest(self.state_dict() | statistics, json.dumps(about))
 
     def write_weights(self, folder: str | Path) -> None:
         """`model.safetensors` and `config.json`, each written atomically; of a ViT this is a folder of timm.
