@@ -159,6 +159,10 @@ def test_pillow_and_numpy_alone_read_files_as_predict_does(tmp_path):
         for size, mode in (((32, 32), "RGB"), ((24, 40), "RGB"), ((32, 32), "L")):
             expected = read_image(file, (len(mode), *size), depth="uint8").numpy()
             assert np.array_equal(names["read"](file, size, mode), expected), f"{file.name} {size} {mode}"
+    for deep in (np.uint16, np.float32):
+        Image.fromarray(np.zeros((9, 9), deep)).save(file := tmp_path / "deep.tif")
+        with pytest.raises(ValueError, match=r"deep\.tif has more than 8 bits a pixel"):
+            names["read"](file, (8, 8), "L")
 
 
 @pytest.mark.parametrize("line", [line for line in command_lines() if COMMAND.search(line)])

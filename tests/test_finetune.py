@@ -380,6 +380,8 @@ def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp
         tick(patch)
         run = tinymae.finetune(**settings, weights=tiny_mae(), max_minutes=0.5, output_dir=tmp_path / "vit")
     assert 0 < run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
+    card = (run.folder / "README.md").read_text()
+    assert f"Cost: {run.results['epochs']:.4g} epochs, " in card and "`epochs`" not in card and "`warmup" not in card
     assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25
     assert run.results["warmup_epochs"] == 375 / 20
     assert run.results["base_lr"] == pytest.approx(2e-3 * (16 / 512) ** 0.5 * 256 / 16)
@@ -418,6 +420,8 @@ def test_without_test_nothing_of_it_is_read(quick_figures, quick_probes, tmp_pat
     assert not [key for key in keys if "test" in key]
     for name in ("probe", "finetune"):
         assert (tmp_path / name / "confusion_matrix.png").exists()
+    card = (tmp_path / "probe" / "README.md").read_text()
+    assert f"| linear probe, validation | {probe['probe_val']:.2f} | 16 |" in card
 
 
 @pytest.mark.parametrize("pool", ["avg", "cls"])

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -374,6 +375,17 @@ def test_unreadable_pictures_are_refused_by_name_or_left_out(tmp_path):
     with run_in(tmp_path / "run", datasets={"all": left_out}) as run:
         run.finish({}, [])
     assert (tmp_path / "run" / "skipped.txt").read_text().split() == sorted(bad)
+
+
+def test_of_a_narrow_image_only_what_is_cropped_is_copied(tmp_path):
+    """138 bytes become 20 million pixels on the way."""
+    Image.new("RGB", (20_000, 1), "red").save(tmp_path / "line.png")
+    tracemalloc.start()
+    pixels = read_image(tmp_path / "line.png", (3, 32, 32), depth="uint8")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    assert pixels.flatten(1).unique(dim=1).tolist() == [[255], [0], [0]]
 
 
 def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path, monkeypatch):

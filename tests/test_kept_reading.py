@@ -68,8 +68,9 @@ def test_one_image_is_read_as_the_weights_own_were(pretrained, scans, tmp_path):
     (cut := tmp_path / "cut.png").write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="image of Pillow cannot be read"):
         tinymae.load_image(Image.open(cut), pretrained.model)
-    with pytest.raises(InputError, match="image of bytes cannot be read"):
+    with pytest.raises(tinymae.UnreadableImage) as error:
         tinymae.load_image(b"", pretrained.model)
+    assert str(error.value) == "image of bytes cannot be read (it is in no format that Pillow knows): repair it"
     with pytest.raises(InputError, match="source is of type ndarray: give an image file, its bytes or a Pillow image"):
         tinymae.load_image(np.zeros((8, 8)), pretrained.model)
 

@@ -128,6 +128,11 @@ def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier,
     assert run.results["calibrated_val"]["nll"] < run.results["uncalibrated_val"]["nll"]
     before, after = (rows_of(tmp_path / name / "predictions.csv") for name in ("plain", "calibrated"))
     assert [row["class"] for row in before] == [row["class"] for row in after]
+    powers = np.array([[float(row[name]) for name in "0123456789"] for row in before]) ** (
+        1 / run.results["temperature"]
+    )
+    expected = powers / powers.sum(axis=1, keepdims=True)  # as docs/use.md has it for exported graphs
+    np.testing.assert_allclose([[float(row[name]) for name in "0123456789"] for row in after], expected, atol=1e-5)
     mean = [sum(float(row["probability"]) for row in rows) for rows in (before, after)]
     assert mean[1] < mean[0] and plain.results["by_class"] == run.results["by_class"]
 

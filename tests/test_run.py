@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from accelerate import Accelerator
@@ -44,6 +46,7 @@ from tinymae.models.pca import PrincipalComponents
 from tinymae.training import progress, signals
 from tinymae.training import run as run_module
 from tinymae.training.checkpoints import Checkpoints
+from tinymae.training.environment import commit_of
 from tinymae.training.run import Run
 from tinymae.training.schedule import Schedule, Stretch
 
@@ -207,6 +210,36 @@ def test_a_run_that_goes_on_with_another_version_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.count(said) == 1
     tinymae.pretrain(**settings)  # finished
     assert said not in capsys.readouterr().out
+
+
+def test_results_that_are_made_again_by_another_version_say_so(tmp_path, capsys):
+    settings = {"data": FEW["data"][:8], "weights": tiny_mae(), "split": ("all",), "output_dir": tmp_path / "run"}
+    tinymae.embed(**settings)
+    recorded = read_json(tmp_path / "run" / "args.json")
+    edit_json(tmp_path / "run" / "args.json", {"versions": recorded["versions"] | {"pillow": "9.0.1"}})
+    tinymae.embed(**settings)
+    assert f"begun with pillow 9.0.1, now {PIL.__version__}: " in capsys.readouterr().out
+    assert len(recorded["versions"]) == 10 and len(recorded["processor"]) > 2
+
+
+def test_a_run_records_that_the_code_differs_from_the_commit(tmp_path):
+    def git(*words):
+        identity = ["-c", "user.name=me", "-c", "user.email=me@here"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True, text=True
+        ).stdout
+
+    (code := tmp_path / "src" / "tinymae" / "code.py").parent.mkdir(parents=True)
+    code.write_text("x = 1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD").strip()
+    assert commit_of(tmp_path) == commit
+    code.write_text("x = 2")
+    assert commit_of(tmp_path) == f"{commit}-dirty"
+    assert commit_of(tmp_path / "src") is None
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):

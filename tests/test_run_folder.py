@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import picture, pixels
 from PIL import Image
-from running import FEW, QUICK, TINY, one_line, run_in, save_images, tiny_mae
+from running import FEW, QUICK, TINY, edit_json, one_line, run_in, save_images, tiny_mae
 
 import tinymae
 from tinymae import InputError, load_dataset
@@ -17,6 +17,7 @@ from tinymae.commands.fields import describe_value
 from tinymae.commands.pretrain import PretrainSettings
 from tinymae.errors import Stopped
 from tinymae.files import read_json, write_json
+from tinymae.models.classifier import build_classifier
 from tinymae.training import run as run_module
 from tinymae.training.inputs import require_same_run
 
@@ -205,6 +206,23 @@ def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
         other.encoder.norm.bias += 1
     with pytest.raises(InputError, match=r"\(weights was 'MaskedAutoencoder, sha256 \w+', now 'Mas[^']*'\)"):
         tinymae.linear_probe(**FEW, head="mlp", weights=other, output_dir=tmp_path / "probe")
+
+
+def test_a_run_is_not_that_of_a_classifier_whose_config_says_otherwise(tmp_path):
+    classifier = build_classifier(tiny_mae(), classes=["cat", "dog"]).eval()
+    classifier.write_weights(tmp_path / "weights")
+    settings = {"mixed_precision": "no", "output_dir": tmp_path / "run"}
+    tinymae.predict(FEW["data"][:8], weights=classifier, **settings)
+    assert tinymae.predict(FEW["data"][:8], weights=tmp_path / "weights", **settings).results["images"] == 8
+    whole = (tmp_path / "weights" / "config.json").read_text()
+    for changed in (
+        {"label_names": ["dog", "cat"]}, {"several_labels": True}, {"reading": {"fit": "pad"}},
+        {"pretrained_cfg": {"mean": [0.3], "std": [0.5]}},
+    ):  # fmt: skip
+        edit_json(tmp_path / "weights" / "config.json", changed)
+        with pytest.raises(InputError, match="holds another run"):
+            tinymae.predict(FEW["data"][:8], weights=tmp_path / "weights", **settings)
+        (tmp_path / "weights" / "config.json").write_text(whole)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

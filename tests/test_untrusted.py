@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import SMALLEST
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinymae
@@ -289,6 +290,39 @@ def test_a_value_of_another_type_or_size_is_refused(tmp_path, kind, place, value
         assert_refused(tmp_path)
         (tmp_path / "config.json").write_text(whole)
     tinymae.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["timm classifier", "conv_ae classifier", "transformers classifier"])
+def test_names_of_classes_that_no_table_or_sheet_can_have_are_refused(tmp_path, kind):
+    write(kind, tmp_path)
+    wrong = {"a\nb": "control", "\x1b[2J": "control", "\u2029": "control", "\ud800": "control", "dog": "more than once"}
+    transformers = kind == "transformers classifier"  # whose ImageNet models have two cranes
+    for name, says in wrong.items():
+        names = {"0": name, "1": "dog"} if transformers else [name, "dog"]
+        edit(tmp_path / "config.json", ("id2label" if transformers else "label_names",), names)
+        if transformers and name == "dog":
+            assert tinymae.load(tmp_path).classes == ["dog", "dog"]
+        else:
+            assert_refused(tmp_path, "config.json: ", repr(name)[1:-1], says)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["mae", "conv_ae classifier", "timm classifier", "transformers", "official encoder"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind, value):
+    """A checksum is no proof: files of other programs have none."""
+    if kind == "official encoder":
+        state = build("mae").encoder.state_dict()
+        state["norm.bias"][3] = value
+        torch.save({"model": state, "heads": {"num_heads": 2}}, tmp_path / "mae.pth")
+        assert_refused(tmp_path / "mae.pth", "mae.pth has NaN or infinity in norm.bias")
+        return
+    write(kind, tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    name = next(iter(state))
+    state[name].view(-1)[-1] = value
+    save_file(state, file)
+    assert_refused(tmp_path, str(tmp_path), "has NaN or infinity in ")
 
 
 def test_a_value_of_another_type_is_named_with_the_type_it_should_have(tmp_path):

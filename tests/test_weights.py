@@ -136,16 +136,20 @@ def test_a_hub_that_cannot_be_reached_is_one_line(error, autoencoder, monkeypatc
         autoencoder.push_to_hub("somebody/mae")
 
 
-@pytest.mark.parametrize("source", ["runs/mea", "./runs/mea", "mea", "runs/a/b"])
-def test_of_a_mistyped_path_the_hub_says_nothing(source, autoencoder, tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
+@pytest.mark.parametrize("source", ["runs/mea", "runs/vit", "./runs/mea", "mea", "runs/a/b"])
+def test_the_hub_is_not_asked_for_a_mistyped_path(source, autoencoder, tmp_path, monkeypatch):
+    """A stranger may have weights of that name there."""
+
+    def unreachable(name, **_):
+        assert name == "timm/vit"
         raise OSError("no network")
 
     monkeypatch.setattr("tinymae.models.filling.snapshot_download", unreachable)
     autoencoder.save_pretrained(tmp_path / "runs" / "mae")
     monkeypatch.chdir(tmp_path if "/" in source else tmp_path / "runs")
-    near = "" if source == "runs/a/b" else f" (did you mean {Path(source).with_name('mae')}?)"
-    with pytest.raises(InputError, match=f"^weights folder {source} does not exist{re.escape(near)}$"):
+    near = "" if source in ("runs/vit", "runs/a/b") else f" (did you mean {Path(source).with_name('mae')}?)"
+    why = "; the Hugging Face Hub is not asked, as runs is a folder here" if source in ("runs/mea", "runs/vit") else ""
+    with pytest.raises(InputError, match=f"^weights folder {source} does not exist{re.escape(near + why)}$"):
         tinymae.load(source)
     with one_line(r"^weights folder timm/vit does not exist, and the Hugging Face Hub gave nothing"):
         tinymae.load("timm/vit")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .commands.pretrain import pretrain
     from .commands.results import Result
     from .data.load import load_dataset
+    from .data.unreadable import UnreadableImage
     from .errors import Diverged, InputError, Stopped
     from .evaluation.explain import anomaly_map, attention_maps
     from .evaluation.scikit_learn import Features
@@ -44,6 +45,7 @@ __all__ = [
     "Reconstruction",
     "Result",
     "Stopped",
+    "UnreadableImage",
     "adapt",
     "anomaly_map",
     "attention_maps",
@@ -83,6 +85,7 @@ HOMES = {
     "commands.pretrain": ["pretrain"],
     "commands.results": ["Result"],
     "data.load": ["load_dataset"],
+    "data.unreadable": ["UnreadableImage"],
     "errors": ["Diverged", "InputError", "Stopped"],
     "evaluation.explain": ["anomaly_map", "attention_maps"],
     "evaluation.scikit_learn": ["Features"],

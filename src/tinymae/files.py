@@ -161,9 +161,9 @@ def read_metrics(path: str | Path) -> list[dict]:
     return rows
 
 
-def digest(state: dict[str, Tensor]) -> str:
-    """sha256 over the names and every byte of some tensors."""
-    total = hashlib.sha256()
+def digest(state: dict[str, Tensor], about: str = "") -> str:
+    """sha256 over the names and every byte of some tensors, and before them over what is said `about` them."""
+    total = hashlib.sha256(about.encode())
     for name, tensor in sorted(state.items()):
         # Through uint8, as numpy does not know bfloat16; flattened, as a scalar has no last dimension to reinterpret.
         flat = tensor.detach().cpu().contiguous().flatten()

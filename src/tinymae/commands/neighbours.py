@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.datasets import ImageDataset
 from ..data.images import read_image
 from ..data.sources.files import list_images
+from ..data.unreadable import needed
 from ..errors import InputError
 from ..evaluation.figures import viewable
 from ..evaluation.neighbours import nearest
@@ -46,7 +47,8 @@ def run(settings: NeighboursSettings) -> Result[Model]:
     files = find_queries(settings.query)
     images = settings.open_images(model, accelerator)
     read = partial(read_image, depth=images.depth, pixel_range=settings.pixel_range, fit=settings.fit or "crop")
-    queries = torch.stack([read(file, images.image_shape) for file in files])  # as the data are
+    with needed():
+        queries = torch.stack([read(file, images.image_shape) for file in files])  # as the data are
     with settings.open_run(accelerator, splits=images.parts, weights=model) as run:
         bank = map_images(encode, images, accelerator, **settings.computing).to(accelerator.device)
         wanted = ImageDataset("query", queries, None, [])

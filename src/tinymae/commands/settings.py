@@ -18,7 +18,7 @@ from ..data.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from ..data.sources.open import COLUMNS, has_columns
 from ..data.splits import SPLITS, balanced, few_labels
 from ..evaluation.figures import Channels, require_shown
-from ..files import digest, last_part
+from ..files import last_part
 from ..interop.load import Model
 from ..training.device import Precision, create_accelerator, settle_precision
 from ..training.processes import print_once
@@ -156,7 +156,7 @@ class RunSettings(DataSettings):
         if accelerator.is_main_process:  # which alone compares them: a folder's sizes need not be asked for by all
             inputs = {split: dataset.fingerprint for split, dataset in splits.items()} | further
             if weights is not None:
-                inputs["weights"] = digest(weights.state_dict())
+                inputs["weights"] = weights.fingerprint
         return Run(
             self.output_dir, accelerator, arguments=self.record(), inputs=inputs, overwrite=self.overwrite,
             datasets=splits, defaults=self.defaults(), **self.run_options(),

@@ -108,10 +108,13 @@ def from_pillow(
     if image.size == (width, height):
         pixels = to_tensor(image)
     else:
-        size, corner = fitted_size((image.height, image.width), (height, width), fit, name)
-        resized = to_tensor(image.resize(size[::-1], Image.Resampling.BICUBIC))
-        colour = None if fit == "crop" else border_colour(to_tensor(image)[None])
-        pixels = place(resized[None], (height, width), corner, colour)[0]
+        size, (top, left) = fitted_size((image.height, image.width), (height, width), fit, name)
+        resized = image.resize(size[::-1], Image.Resampling.BICUBIC)
+        if fit == "crop":  # before it is copied: of a narrow image it is a fraction
+            pixels = to_tensor(resized.crop((left, top, left + width, top + height)))
+        else:
+            colour = border_colour(to_tensor(image)[None])
+            pixels = place(to_tensor(resized)[None], (height, width), (top, left), colour)[0]
     return pixels if depth == "uint8" else (pixels.int() * 257).to(torch.uint16)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import read_json, read_tensors, require_types, write_json, write_tensors
 from ..models.base import Encoder
-from ..models.classifier import Classifier, wrap_vit
+from ..models.classifier import Classifier, require_names, wrap_vit
 from ..models.filling import SAYS, build_filled
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import create_vit, describe, set_norm_eps
@@ -130,6 +130,8 @@ def classifier_from_transformers(
     std = read_statistic(folder, config, "image_std", std, sizes["in_channels"], (0.5,))
     names = config["id2label"]
     classes = [str(names.get(str(index), index)) for index in range(num_classes)]
+    # Two may be called alike, as ImageNet's two cranes.
+    require_names([*dict.fromkeys(classes)], source=f"{Path(folder) / 'config.json'}: id2label")
     model = wrap_vit(vit, pool="cls", mean=mean, std=std, classes=classes, several=problem == MULTI_LABEL)
     model.take_reading(config, Path(folder) / "config.json")
     return model.eval()

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import read_image
+from ..data.unreadable import needed
 from ..errors import InputError
 from .load import Model
 
@@ -31,8 +32,12 @@ def load_image(source: str | Path | bytes | Image.Image, model: Model) -> Tensor
     Raises UnreadableImage, an InputError, for what is no image, InputError for one of other channels.
     """
     shape, options = (model.in_channels, *model.image_size), {"depth": "uint8"} | model.reading
+    name = None
     if isinstance(source, bytes | Image.Image):
-        return read_image(source, shape, name="of Pillow" if isinstance(source, Image.Image) else "of bytes", **options)
-    if not isinstance(source, str | os.PathLike):
+        name = "of bytes" if isinstance(source, bytes) else "of Pillow"
+    elif isinstance(source, str | os.PathLike):
+        source = Path(source)
+    else:
         raise InputError(f"source is of type {type(source).__name__}: give an image file, its bytes or a Pillow image")
-    return read_image(Path(source), shape, **options)
+    with needed():
+        return read_image(source, shape, name=name, **options)

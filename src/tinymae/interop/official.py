@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, refusal, warn
 from ..files import read_tensors, require_types, write_atomically
-from ..models.filling import build_filled, require_same_shapes
+from ..models.filling import build_filled, fill, require_same_shapes
 from ..models.mae import MaskedAutoencoder
 from ..models.vit import describe
 from .sizes import count_blocks, default_statistics, guess_heads, infer_sizes, require_plain
@@ -99,7 +99,7 @@ def from_official(
     with torch.device("meta"):  # as in `build_filled`
         require_same_shapes(build().encoder, encoder, source=path, expected=expected)
     model = build()
-    model.encoder.load_state_dict(encoder, strict=True)
+    fill(model.encoder, encoder, source=path)
     warn(f"{path} holds an encoder alone: the decoder is at its initialisation")
     return model.eval()
 

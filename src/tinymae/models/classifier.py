@@ -1,6 +1,8 @@
 """An encoder and a linear head: the one classifier of all families."""
 
 import copy
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import InputError, list_some
-from ..files import require_types, write_json, write_tensors
+from ..files import digest, require_types, write_json, write_tensors
 from ..tensors import pair
 from .base import Autoencoder, Encoder
 from .families import ARCHITECTURES
@@ -28,6 +30,7 @@ MODEL_ARGS = {
     "depth": "depth", "num_heads": "num_heads",
 }  # fmt: skip
 CLASSES = list[str | int]  # the type of `label_names`
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and separators of lines, and halves of pairs
 SEVERAL = "several_labels"  # in config.json: whether an image may have several of the classes
 
 
@@ -113,6 +116,15 @@ class Classifier(nn.Module, Pretrained):
         """What a config.json says of the classes."""
         return {"label_names": self.classes} | ({SEVERAL: True} if self.several else {})
 
+    @property
+    def fingerprint(self) -> str:
+        """See `Pretrained.fingerprint`; also over what makes predictions of logits, and pixels of files."""
+        about = {**self.label_names, "pool": self.encoder.pool, **self.reading_noted}
+        statistics = {
+            name: getattr(self.encoder, name).expand(self.in_channels, 1, 1) for name in self.encoder.statistics
+        }
+        return digest(self.state_dict() | statistics, json.dumps(about))
+
     def write_weights(self, folder: str | Path) -> None:
         """`model.safetensors` and `config.json`, each written atomically; of a ViT this is a folder of timm.
 
@@ -147,6 +159,7 @@ class Classifier(nn.Module, Pretrained):
         types = {"autoencoder": dict} if of_family else {"model_args": dict, "pretrained_cfg": dict}
         require_types({SEVERAL: False} | config, types | {"label_names": CLASSES, SEVERAL: bool}, source=source)
         about = {"classes": [*map(str, config["label_names"])], "several": config.get(SEVERAL, False)}
+        require_names(about["classes"], source=f"{source}: label_names")
         if not about["classes"]:
             raise InputError(
                 f"weights {folder} name no classes, as an encoder written for timm, without a head: give the folder of "
@@ -169,10 +182,9 @@ def build_classifier(
     >>> build_classifier(model, classes=["cat", "dog"])(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 2])
 
-    Raises InputError for a `pool` that the encoder does not have, or two classes of one name.
+    Raises InputError for a `pool` that the encoder does not have, and for classes: see `require_names`.
     """
-    if twice := [name for name, count in Counter(map(str, classes)).items() if count > 1]:
-        raise InputError(f"classes has {list_some(twice)} more than once: give each class a name of its own")
+    require_names(classes)
     start = encoder_of(model)
     encoder, head = start.encoder_and_head(
         len(classes), pool=pool or start.pool, drop_path=drop_path, patch_drop=patch_drop
@@ -182,6 +194,15 @@ def build_classifier(
     classifier = Classifier(encoder, head, classes=classes, several=several).to(start.mean.device)
     classifier.reading = model.reading
     return classifier
+
+
+def require_names(classes: Sequence[str], *, source: str = "classes") -> None:
+    """Raises InputError for two classes of one name, or control characters in one, which no table or sheet can have."""
+    names = [*map(str, classes)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{source} has {list_some(twice)} more than once: give each class a name of its own")
+    if odd := [name for name in names if CONTROL.search(name)]:
+        raise InputError(f"{source} has {odd[0]!r}, with a control character: give that class another name")
 
 
 def encoder_of(model: Encoder | Classifier) -> Encoder:

@@ -34,17 +34,20 @@ def find_weights(source: str | Path, **download) -> Path:
     if folder.is_file():
         raise InputError(f"weights {source} is a file: give a folder that holds config.json and model.safetensors")
     if not folder.is_dir():
+        missing, hint = f"weights folder {source} does not exist", closest_path(folder)
         try:
             validate_repo_id(str(source))
+        except HFValidationError:
+            raise InputError(missing + hint) from None
+        # A mistyped path, or a disk that is not there: on the Hub that name may be a stranger's.
+        if len(folder.parts) > 1 and folder.parent.is_dir():
+            raise InputError(f"{missing}{hint}; the Hugging Face Hub is not asked, as {folder.parent} is a folder here")
+        if hint:
+            raise InputError(missing + hint)
+        try:
             folder = Path(snapshot_download(str(source), allow_patterns=WEIGHTS_FILES, **download))
-        except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-            hint = closest_path(folder)
-            # No id of the Hub, or one that begins as a folder does that is here: somebody has mistyped a path.
-            if hint or isinstance(error, HFValidationError) or (len(folder.parts) > 1 and folder.parent.is_dir()):
-                raise InputError(f"weights folder {source} does not exist{hint}") from None
-            raise InputError(
-                f"weights folder {source} does not exist, and the Hugging Face Hub gave nothing ({first_line(error)})"
-            ) from None
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise InputError(f"{missing}, and the Hugging Face Hub gave nothing ({first_line(error)})") from None
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"weights folder {folder} has no {name}: is the run finished?")
@@ -54,7 +57,7 @@ def find_weights(source: str | Path, **download) -> Path:
 def build_from_file(build: Callable[[], Built], path: str | Path) -> Built:
     """The model that `build` makes, filled from a safetensors file.
 
-    Raises InputError, naming the file, if it is missing, damaged, or of another architecture.
+    Raises InputError, naming the file, if it is missing, damaged, not finite, or of another architecture.
     """
     return build_filled(build, read_tensors(path), source=path, expected=SAYS)
 
@@ -63,13 +66,22 @@ def build_filled(build: Callable[[], Built], state: dict[str, Tensor], *, source
     """The model that `build` makes, every parameter and buffer from `state`, in the model's own dtype.
 
     It is first built without memory, so that sizes which the tensors do not bear out cost none. Raises InputError, in
-    the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match one by one.
+    the words "SOURCE holds another architecture than EXPECTED", unless names and shapes match one by one, and for
+    tensors that are not finite.
     """
     with torch.device("meta"):
         require_same_shapes(build(), state, source=source, expected=expected)
     model = build()
-    model.load_state_dict(state, strict=True)
+    fill(model, state, source=source)
     return model
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], *, source: str | Path) -> None:
+    """Load tensors of the model's names and shapes. Raises InputError for NaN or infinity among them."""
+    model.load_state_dict(state, strict=True)
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{source} has NaN or infinity in {name}: its training diverged, give other weights")
 
 
 def require_same_shapes(model: nn.Module, state: dict[str, Tensor], *, source: str | Path, expected: str) -> None:

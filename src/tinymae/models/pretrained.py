@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from typing_extensions import Self
 
 from ..errors import InputError, first_line
-from ..files import read_json, require_types
+from ..files import digest, read_json, require_types
 from .filling import find_weights
 
 # What weights keep of how their images were read, where it is not as usual.
@@ -58,6 +58,11 @@ class Pretrained(PyTorchModelHubMixin, library_name="tinymae"):
         low, high = bounds = self.reading.get("pixel_range", [0, 1])
         if not low < high:
             raise InputError(f"{source}: pixel_range {bounds}: the first must be the lower one")
+
+    @property
+    def fingerprint(self) -> str:
+        """What runs on these weights record of them: sha256 over the tensors."""
+        return digest(self.state_dict())  # type: ignore[attr-defined]  # all are modules
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def settings(trained: Sequence[dict], run: dict) -> dict:
         "models": models,
         "searched": searched,
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
-        "commit": (run["commit"] or "")[:10],
+        "commit": (commit := run["commit"] or "")[:10] + commit[40:],  # which may be -dirty
         "date": run["date"][:10],
     }
 

@@ -10,7 +10,7 @@ from ..commands.cli import create_parser, name_of, parse
 from ..commands.settings import RunSettings
 from ..data.datasets import Dataset, with_label
 from ..errors import InputError
-from ..files import digest, read_json
+from ..files import read_json
 from ..interop.load import load
 from ..training.inputs import another_run, differences, require_same_run
 
@@ -37,7 +37,7 @@ def require_same(settings: RunSettings, *, part: Path | None = None) -> None:
     """Raises InputError if the folder holds another run than one with these settings. `part` as in `run_once`."""
     weights = getattr(settings, "weights", None)
     model = None if weights is None else load(weights)
-    inputs = {} if model is None else {"weights": digest(model.state_dict())}
+    inputs = {} if model is None else {"weights": model.fingerprint}
     try:
         recorded = settings.resolve().reading_like(model, say=False).record()
         require_same_run(Path(settings.output_dir), recorded, inputs, partial=True)

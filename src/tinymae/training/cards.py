@@ -11,9 +11,10 @@ from ..files import last_part, read_json, write_bytes
 
 SCORES = {
     "accuracy_test": "accuracy, test", "accuracy_val": "accuracy, validation", "probe_test": "linear probe, test",
-    "knn_test": "k-NN, test", "knn_val": "k-NN, validation", "mean_ap_test": "mean average precision, test",
-    "mean_ap_val": "mean average precision, validation",
+    "probe_val": "linear probe, validation", "knn_test": "k-NN, test", "knn_val": "k-NN, validation",
+    "mean_ap_test": "mean average precision, test", "mean_ap_val": "mean average precision, validation",
 }  # fmt: skip
+LENGTHS = ("epochs", "contrast_epochs", "warmup_epochs")  # of a training
 PICTURES = ("reconstructions.png", "samples.png", "confusion_matrix.png", "curves.png")
 # Width and number of blocks, by the second word of timm's name.
 VITS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
@@ -108,8 +109,13 @@ def list_settings(settings: dict) -> str:
 
 
 def with_settled(settings: dict, results: dict) -> dict:
-    """The settings of a run, and in place of those that were left open what its results say of them."""
-    return {name: results.get(name) if value is None else value for name, value in settings.items()}
+    """The settings of a run, and in place of those that were left open what its results say of them.
+
+    Those do not say the lengths that were planned for a run which the clock ends: what it had is its cost.
+    """
+    leave = LENGTHS if settings.get("max_minutes") else ()
+    found = {name: results.get(name) for name, value in settings.items() if value is None and name not in leave}
+    return settings | found
 
 
 def front_matter(name: str, *, data: str, classifies: bool, scores: dict[str, float], licence: str | None) -> str:

@@ -2,11 +2,16 @@
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import accelerate
+import numpy
+import PIL
+import safetensors
 import timm
 import torch
 import torchvision
@@ -30,6 +35,15 @@ def describe_cores() -> str:
     return f"{busy} of {total} CPU cores" if busy < total else f"{total} CPU cores"
 
 
+def describe_processor() -> str:
+    """The CPU's name: bf16, and the last bits of a result, depend on it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
 def environment() -> dict:
     """Versions, commit and machine, for args.json."""
     return {
@@ -40,8 +54,13 @@ def environment() -> dict:
             "torchvision": torchvision.__version__,
             "timm": timm.__version__,
             "accelerate": accelerate.__version__,
+            "numpy": numpy.__version__,
+            "pillow": PIL.__version__,
+            "safetensors": safetensors.__version__,
+            "scikit-learn": metadata.version("scikit-learn"),  # whose import takes a second
             "tinymae": __version__,
         },
+        "processor": describe_processor(),
         "device": describe_device(),
         "date": datetime.now().isoformat(timespec="seconds"),
     }
@@ -60,11 +79,13 @@ def describe_changes(before: dict, now: dict) -> str:
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit of a checkout of tinymae; None where it was installed, whatever repository may enclose it there."""
+    """The commit of a checkout of tinymae, and "-dirty" where its files differ; None where it was installed, whatever
+    repository may enclose it there.
+    """
     if not ((root / ".git").exists() and (root / "src" / "tinymae").is_dir()):
         return None
     try:
-        git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None

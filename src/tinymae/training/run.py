@@ -135,7 +135,7 @@ class Run:
                 write_names(self.folder, self.datasets)
                 recorded = {"arguments": self.arguments, "inputs": self.inputs, "command": sys.argv, **environment()}
                 write_json(self.folder / "args.json", recorded)
-            elif not (self.folder / "results.json").exists():
+            elif not self.trains or not (self.folder / "results.json").exists():
                 self.print_changes()
         except BaseException as error:
             self.lock.release()
