@@ -136,6 +136,20 @@ def test_classes_that_are_numbers_on_one_side_are_taken_by_their_order_and_that_
     assert "taken by their order, 0 = dia, 1 = hor, 2 = ver\n" in capsys.readouterr().out  # these are all
 
 
+def test_a_table_may_have_a_part_of_the_classes_by_their_numbers(tmp_path, capsys):
+    digits = load_dataset("digits", "test")
+    some = [(row, label) for row, label in enumerate(digits.labels.tolist()) if label in (1, 4, 7)]
+    save_images(tmp_path, digits.images[[row for row, _ in some]])
+    rows = [f"{number:02}.png,{label}" for number, (_, label) in enumerate(some)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    for names, said in ([*"0123456789"], False), ([*"abcdefghij"], True):
+        weights = classifier_of(names)
+        run = tinymae.evaluate(tmp_path / "t.csv", weights=weights, split="all", output_dir=tmp_path / names[0])
+        support = {name: row["support"] for name, row in run.results["by_class"].items()}
+        assert support == {name: sum(names[label] == name for _, label in some) for name in names}
+        assert ("taken by their order, 1 = b, 4 = e, 7 = h\n" in capsys.readouterr().out) == said
+
+
 def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
     scores = tinymae.evaluate(**DIGITS, weights=pretrained, output_dir=tmp_path / "a").results
     assert scores["masked"]["mse_hidden"] == pytest.approx(scores["masked"]["mse"] / 0.75)

@@ -15,6 +15,7 @@ from tinymae.commands.settings import RunSettings
 from tinymae.commands.unlabelled import UnlabelledSettings
 from tinymae.data.images import read_image
 from tinymae.data.load import load_splits
+from tinymae.data.sources.columns import read_labels
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.tsv", "table.parquet"])
@@ -89,6 +90,23 @@ def test_a_column_of_numbers_may_have_an_empty_cell_whatever_their_type(tmp_path
     values = np.array([0, np.nan, 1, 1], np.float16) if kind == pa.float16() else [0, None, 1, 1]
     parquet.write_table(pa.table({"path": paths, "label": pa.array(values, kind)}), tmp_path / "t.parquet")
     assert load_dataset(tmp_path / "t.parquet", "all", image_size=8).labels.tolist() == [0, -1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_the_numbers_that_a_column_has_are_the_classes_whatever_they_are(tmp_path, name):
+    values = np.array([330, 20240131, 5, -1, 330, 5, 205, 20240131, 5, 330])
+    rows = [
+        {"path": f"{n}.png", "label": int(label), "split": "train" if n else "val"} for n, label in enumerate(values)
+    ]
+    table = write_table(tmp_path, rows, name)
+    names, numbers = np.unique(values[values >= 0], return_inverse=True)
+    dataset = load_dataset(table, "all", image_size=8)
+    assert dataset.classes == [str(number) for number in names] == ["5", "205", "330", "20240131"]
+    assert dataset.labels[values >= 0].tolist() == numbers.tolist() and dataset.labels[3] == -1
+    assert load_dataset(table, "val", image_size=8).classes == dataset.classes  # those of all splits
+    classes, labels = read_labels(pa.chunked_array([[[330, 5], [5], [-1], [205]]]))
+    assert classes == ["5", "205", "330"] and labels.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert read_labels(pa.chunked_array([[2, 0]]), known="abc")[1].tolist() == [2, 0]  # of which they are numbers
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "NULL", "n/a", ""])
@@ -300,7 +318,11 @@ def test_paths_are_relative_to_the_table(tmp_path):
             {},
             "has no column path or file or filename, only where, kind: give image_column, and label_column if one",
         ),
-        ("path,label\n1.png,0\n1.png,20240131\n", {}, "labels go up to 20240131 for 2 images: number the classes"),
+        (
+            "path,label\n1.png,0\n1.png,20240131\n",
+            {},
+            "labels are 2 different numbers up to 20240131 for 2 images, like dates or account numbers: name",
+        ),
         ("path,label\n", {}, "has no rows"),
         ("path,label\n1.png,a\nmissing.png,b\n", {}, r"line 3: image .*missing\.png does not exist"),
         ("path,split\n1.png,train\n1.png,holdout\n", {}, "line 3: split 'holdout' is none of train, val and test"),

@@ -1,6 +1,7 @@
 """Classes: those of images matched with those of weights, and what is said of each, for one label an image or more."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from sklearn.metrics import confusion_matrix
@@ -66,15 +67,19 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
     classes = spell_like(dataset.classes, model.classes)
     if not {*dataset.classes} & {*classes}:
         numbers = [str(number) for number in range(len(classes))]
-        if len(dataset.classes) != len(classes) or numbers not in (dataset.classes, classes):
+        if {*dataset.classes} <= {*numbers}:
+            meant = [model.classes[int(number)] for number in dataset.classes]
+        elif classes == numbers and len(dataset.classes) == len(classes):
+            meant = model.classes
+        else:
             raise InputError(
                 f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
                 f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
                 "numbers from 0, in the order of the weights"
             )
-        pairs = list_some([*map(" = ".join, zip(dataset.classes, model.classes, strict=True))], 3)
+        pairs = list_some([*map(" = ".join, zip(dataset.classes, meant, strict=True))], 3)
         print_once(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}")
-        return dataset
+        return with_classes(replace(dataset, classes=meant), model.classes)
     assert dataset.labels is not None
     present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
     strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]
