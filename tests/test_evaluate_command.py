@@ -180,6 +180,16 @@ def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(t
         tinymae.evaluate(**unlabelled, val_fraction=0, weights=model, output_dir=tmp_path / "none")
 
 
+def test_of_a_fold_that_was_learned_from_whole_the_images_are_by_default_those_of_val(tmp_path):
+    images = load_dataset("digits", "val").images
+    for place, some in (("train/a", images[:40]), ("train/b", images[40:80]), ("val/a", images[80:100])):
+        save_images(tmp_path / "fold" / place, some)
+    classifier_of(["a", "b"]).save_pretrained(tmp_path / "weights")
+    remember_training(tmp_path / "weights", train=[f"train/{k}/{number:02}.png" for number in range(40) for k in "ab"])
+    run = tinymae.evaluate(tmp_path / "fold", weights=tmp_path / "weights", output_dir=tmp_path / "look")
+    assert run.results["images"] == 20
+
+
 def test_masks_are_drawn_by_the_seed_for_each_batch_and_errors_are_of_what_they_hide(tmp_path, monkeypatch):
     drawn, draw, model = [], evaluate.random_mask, tiny_mae()
     monkeypatch.setattr(evaluate, "random_mask", lambda *given: drawn.append(draw(*given)) or drawn[-1])

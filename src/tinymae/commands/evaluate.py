@@ -114,7 +114,9 @@ def load_images(
     val.
     """
     options |= {"image_size": model.image_size, "channels": model.in_channels}
-    test = settings.load_splits(["test"], present=True, **options) if settings.split is None else {}
+    no_test = bool(names_of(model.source, "train")) and not names_of(model.source, "test")  # as in training
+    find = partial(settings.load_splits, ["test"], present=True, no_test=no_test)
+    test = find(**options) if settings.split is None else {}
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)

@@ -204,7 +204,8 @@ class LabelSettings(RunSettings):
 
     def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
         """The splits; an image may have several labels or none. Raises InputError if a split has no label."""
-        return self.load_splits(self.split_names, image_size=image_size, channels=channels, labelled=True, several=True)
+        sizes = {"image_size": image_size, "channels": channels}
+        return self.load_splits(self.split_names, **sizes, labelled=True, several=True, no_test=self.no_test)
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""
