@@ -133,7 +133,8 @@ def test_images_of_test_that_pretraining_saw_are_remarked_on(quick_figures, quic
         names = load_dataset(tmp_path / "data", split, image_size=8, channels=1).names
         remember_training(tmp_path / "mae", train=names[:2])
         said = (
-            f"the encoder was pretrained on 2 of the {len(names)} {split} images, if names tell, without their labels"
+            f"the encoder was pretrained on 2 of the {len(names)} {split} images, if names tell, without their labels: "
+            "for a strict test, pretrain on the same splits, the data's own or by --val-fraction"
         )
         for learn, name, given in [
             (tinymae.linear_probe, "probe", {}),

@@ -220,6 +220,22 @@ def test_what_cannot_be_right_is_refused_where_it_would_not_be_used(tmp_path, sp
         load_dataset(tmp_path, split, **wrong)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_image_without_a_group_is_one_of_its_own(films, absolute):
+    header, *lines = (films / "films.csv").read_text().splitlines()
+    rows = [(f"{films}/{line}" if absolute else line).split(",") for line in lines]
+    blank = {path for path, *_ in rows[::7]}
+    table, size = films / "blank.csv", {"image_size": 8, "channels": 1}
+    cells = [[path, label, " " if path in blank else film] for path, label, film in rows]
+    table.write_text("\n".join([header, *map(",".join, cells)]))
+    alone, grouped = every_split(table, **size), every_split(table, **size, group_column="film")
+    for split, dataset in grouped.items():
+        assert {*dataset.names} & blank == {*alone[split].names} & blank != set()
+    films_in = [{film_of(name) for name in {*dataset.names} - blank} for dataset in grouped.values()]
+    assert sum(map(len, films_in)) == len(set.union(*films_in)) == 10
+    assert f"groups: {len(blank)} rows have none, and each is one of its own" in grouped["train"].description
+
+
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
 def test_data_again_keep_their_groups(films, limit):
     reading = {"group_column": "film", "channels": 1, "memory_limit_gb": limit}

@@ -274,11 +274,14 @@ def test_empty_rows_are_left_out_and_said_and_lines_stay_those_of_the_file(tmp_p
         ("Scan.PNG", "Scan.PNG does not exist: scan.png does; correct the table's paths"),
         ("scan.jpg", "scan.jpg does not exist: scan.png does; correct the table's paths"),
         ("scan", "scan does not exist: scan.png does; correct the table's paths"),
+        ("a[1]", "a[1] does not exist: inner/a[1].png does; correct the table's paths"),
+        ("old/a[1].tif", "a[1].tif does not exist: inner/a[1].png does; correct the table's paths"),
         ("notes.png", "notes.png does not exist: paths are relative to the table's folder"),
     ],
 )
 def test_what_may_be_meant_by_a_missing_file_is_said(tmp_path, name, remedy):
     picture(tmp_path / "scan.png")
+    picture(tmp_path / "inner" / "a[1].png")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "table.csv").write_text(f"path\n{name}\n")
     with pytest.raises(InputError, match=re.escape(remedy)):

@@ -162,7 +162,7 @@ def remark_on_known(model: Model, dataset: Dataset) -> None:
         if not isinstance(model, Classifier):
             print_once(
                 f"the encoder was pretrained on {count}, if names tell, without their labels: for a strict test, "
-                "pretrain with the same --val-fraction and --test-fraction, or --group-column"
+                "pretrain on the same splits, the data's own or by --val-fraction, --test-fraction or --group-column"
             )
             return
         print_once(

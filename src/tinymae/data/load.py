@@ -99,8 +99,8 @@ def load_splits(
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
 
-    With `present`, splits that have no images are left out. With `no_test`, a validation split of the data's own means
-    that they are folds: no test is held out of train, unless it is asked for by its fraction. The groups of a pattern are looked for in all images as
+    With `present`, splits that have no images are left out. With `no_test`, of data that come with a validation split,
+    as folds do, no test is held out unless by its fraction. The groups of a pattern are looked for in all images as
     well, which are not cut, if they are to be `grouped`. Images that are `masked`, with a mask for each in place of
     a label, are held out like labelled ones. Labels are left out if `unlabelled` images are asked for, and those of
     images that may have several, (N, classes), unless `several` are.

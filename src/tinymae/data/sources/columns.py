@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError
-from ..splits import rows_by_split
+from ..splits import rows_by_split, without_prefix
 from .arrays import MOST_CLASSES, number_labels, number_values
 from .files import SPLIT_NAMES
 from .source import Reading, Source
@@ -65,7 +65,7 @@ def take_columns(
     if split:
         source.splits = read_splits(read(split), split, row, numbers)
     if group := choose_column(columns, where, reading.group_column, (), "group"):
-        source.groups = strings(read(group), group, row, numbers)
+        source.groups = read_groups(source, read(group), group, row, numbers)
     source.notes.append(describe_columns(images=image, labels=label, splits=split, groups=group))
 
 
@@ -97,6 +97,20 @@ def strings(values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[
     except pa.ArrowException:
         wrong = f"column {column} is of type {values.type}"
         raise InputError(f"{where} {numbers[0]}: {wrong}: give one of strings") from None
+
+
+def read_groups(
+    source: Source, values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[int] | np.ndarray
+) -> list[str]:
+    """The group of each row. One without a value is a group of its own, by its name; that is noted."""
+    if not (blank := are_blank(values)).any():
+        return strings(values, column, where, numbers)
+    source.notes.append(f"groups: {blank.sum():,} rows have none, and each is one of its own")
+    given = iter(strings(values.filter(pa.array(~blank)), column, where, np.asarray(numbers)[~blank]))
+    names = source.names(np.arange(len(blank)))
+    return [
+        without_prefix(name, source.prefixes) if none else next(given) for name, none in zip(names, blank, strict=True)
+    ]
 
 
 def names_splits(column: pa.ChunkedArray) -> bool:
