@@ -1,6 +1,7 @@
 """Tables that name images: their columns, delimiters and rows."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -185,6 +186,10 @@ def test_columns_of_one_of_two_data_are_left_out_for_the_other(tmp_path):
     train = settings.load_splits(["all"], image_size=8, channels=3)["all"]
     more = settings.load_unlabelled(train)
     assert train.classes == ["a"] and more.names == ["1.png"]
+    table = write_table(tmp_path, [{"path": f"{n}.png"} for n in range(3)], "more.csv")
+    assert replace(settings, unlabelled_data=table).load_unlabelled(train).names == ["0.png", "1.png", "2.png"]
+    with pytest.raises(InputError, match="label_column kind is none of table"):
+        replace(settings, data=table, unlabelled_data=None).load_splits(["all"], image_size=8, channels=3)
     with pytest.raises(InputError, match="has no columns"):
         RunSettings(data=tmp_path / "photos", label_column="kind").load_splits(["all"], image_size=8, channels=3)
 

@@ -87,7 +87,7 @@ class JoinedSettings(WeightsSettings):
         require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
-        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0)
+        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0, unlabelled=unlabelled)
         return JoinedSplits(on_device, self.show_channels, reopen)
 
 

@@ -30,6 +30,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     """
     whole, where = read_table(path), f"table {path}"
     names = whole.column_names
+    reading = reading.of_columns(names)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{where} has more than one column {list_some(twice)}: rename the others")
     column = choose_column(names, where, reading.image_column, PATH_COLUMNS, "image")
