@@ -79,6 +79,9 @@ def workplace(tmp_path, monkeypatch) -> Path:
         for number in range(15):
             pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    paths = [f"photos/{label}/{number}.png" for label in ("cat", "dog") for number in range(15)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *(f"{path},{path[7:10]}" for path in paths)]))
+    (tmp_path / "test.csv").write_text("\n".join(["path", *paths[:4]]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -110,7 +113,7 @@ def shortened(command: str):
 def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeypatch, quick_figures):
     for command in SHORTENED:
         monkeypatch.setattr(tinymae, command, shortened(command), raising=False)
-    if "from_official" in TEXTS[page]:
+    if "from_official" in TEXTS[page] or page == "docs/own_images.md":
         write_others_weights(workplace)
     names: dict = {}
     for program in PROGRAMS[page]:
@@ -119,6 +122,11 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, workplace, monkeyp
         assert len(PROGRAMS[page][0].strip().splitlines()) <= 11
         assert names["features"].shape == (16, 192)
         assert np.asarray(Image.open("reconstructions.png")).std() > 20
+    if page == "docs/own_images.md":  # each image is judged once; each of test has an id and all probabilities
+        assert sorted(name for fold in names["held_out"] for name in fold.index) == sorted(names["table"]["path"])
+        header, *rows = [line.split(",") for line in Path("submission.csv").read_text().splitlines()]
+        assert header == ["id", "cat", "dog"] and [row[0] for row in rows] == [*"0123"]
+        assert all(float(row[1]) + float(row[2]) == pytest.approx(1, abs=1e-4) for row in rows)
     if page == "docs/design.md":
         names["model"].save_pretrained("family")
         assert names["LinearAutoencoder"].from_pretrained("family").config == names["model"].config

@@ -130,6 +130,20 @@ def test_classes_that_are_numbers_on_one_side_are_taken_by_their_order_and_that_
     assert "taken by their order, 0 = dia, 1 = hor, 2 = ver\n" in capsys.readouterr().out  # these are all
 
 
+def test_a_table_may_have_a_part_of_the_classes_by_their_numbers(tmp_path, capsys):
+    digits = load_dataset("digits", "test")
+    some = [(row, label) for row, label in enumerate(digits.labels.tolist()) if label in (1, 4, 7)]
+    save_images(tmp_path, digits.images[[row for row, _ in some]])
+    rows = [f"{number:02}.png,{label}" for number, (_, label) in enumerate(some)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    for names, said in ([*"0123456789"], False), ([*"abcdefghij"], True):
+        weights = classifier_of(names)
+        run = tinymae.evaluate(tmp_path / "t.csv", weights=weights, split="all", output_dir=tmp_path / names[0])
+        support = {name: row["support"] for name, row in run.results["by_class"].items()}
+        assert support == {name: sum(names[label] == name for _, label in some) for name in names}
+        assert ("taken by their order, 1 = b, 4 = e, 7 = h\n" in capsys.readouterr().out) == said
+
+
 def test_an_autoencoder_is_evaluated(pretrained, tmp_path):
     scores = tinymae.evaluate(**DIGITS, weights=pretrained, output_dir=tmp_path / "a").results
     assert scores["masked"]["mse_hidden"] == pytest.approx(scores["masked"]["mse"] / 0.75)
@@ -158,6 +172,16 @@ def test_by_default_the_images_are_those_of_test_or_where_there_is_none_of_val(t
         )
     with pytest.raises(InputError, match="has no images for val, only"):
         tinymae.evaluate(**unlabelled, val_fraction=0, weights=model, output_dir=tmp_path / "none")
+
+
+def test_of_a_fold_that_was_learned_from_whole_the_images_are_by_default_those_of_val(tmp_path):
+    images = load_dataset("digits", "val").images
+    for place, some in (("train/a", images[:40]), ("train/b", images[40:80]), ("val/a", images[80:100])):
+        save_images(tmp_path / "fold" / place, some)
+    classifier_of(["a", "b"]).save_pretrained(tmp_path / "weights")
+    remember_training(tmp_path / "weights", train=[f"train/{k}/{number:02}.png" for number in range(40) for k in "ab"])
+    run = tinymae.evaluate(tmp_path / "fold", weights=tmp_path / "weights", output_dir=tmp_path / "look")
+    assert run.results["images"] == 20
 
 
 def test_masks_are_drawn_by_the_seed_for_each_batch_and_errors_are_of_what_they_hide(tmp_path, monkeypatch):

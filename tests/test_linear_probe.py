@@ -9,7 +9,7 @@ from pictures import digits_as_rows
 from PIL import Image
 from running import DIGITS, FEW, remember_training, same_files, save_images, tiny_mae
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.preprocessing import StandardScaler
 
 import tinymae
@@ -55,6 +55,26 @@ def test_the_classifier_of_a_probe_pools_as_the_probe_did(pool, quick_figures, q
     for classifier in (run.model, load_classifier(tmp_path)):
         right = classifier(test.images).argmax(dim=1) == test.labels
         assert run.results["probe_test"] == pytest.approx(100 * float(right.double().mean()))
+
+
+def test_recall_and_f1_are_averaged_over_unequal_classes_as_by_evaluate(quick_figures, quick_probes, tmp_path, capsys):
+    digits = load_dataset("digits", "test")
+    data = {"data": digits.images, "labels": digits.labels.clamp(max=3), "mixed_precision": "no"}  # most have the last
+    given = data | {"weights": tiny_mae(), "no_test": True}
+    for learn, short in ((tinymae.linear_probe, {}), (tinymae.finetune, {"epochs": 1, "recipe": "light"})):
+        run = learn(**given, **short, output_dir=tmp_path / learn.__name__)
+        matrix = np.array(run.results["confusion_matrix"])
+        truth, predicted = (np.repeat(each.ravel(), matrix.ravel()) for each in np.indices(matrix.shape))
+        expected = {
+            "balanced_accuracy": 100 * balanced_accuracy_score(truth, predicted),
+            "macro_f1": 100 * f1_score(truth, predicted, average="macro", labels=np.unique(truth)),
+        }
+        line = f"balanced accuracy {expected['balanced_accuracy']:.1f} %, the mean recall\n"
+        assert line in capsys.readouterr().out and expected["balanced_accuracy"] < 100 * np.mean(truth == predicted)
+        look = tinymae.evaluate(**data, weights=run.model, split="val", output_dir=run.folder / "look")
+        for name, value in expected.items():
+            assert run.results[f"{name}_val"] == look.results[name] == pytest.approx(value)
+        assert line in capsys.readouterr().out
 
 
 def test_pixels_as_features_are_averaged_no_further_than_they_must_be():
@@ -113,7 +133,8 @@ def test_images_of_test_that_pretraining_saw_are_remarked_on(quick_figures, quic
         names = load_dataset(tmp_path / "data", split, image_size=8, channels=1).names
         remember_training(tmp_path / "mae", train=names[:2])
         said = (
-            f"the encoder was pretrained on 2 of the {len(names)} {split} images, if names tell, without their labels"
+            f"the encoder was pretrained on 2 of the {len(names)} {split} images, if names tell, without their labels: "
+            "for a strict test, pretrain on the same splits, the data's own or by --val-fraction"
         )
         for learn, name, given in [
             (tinymae.linear_probe, "probe", {}),

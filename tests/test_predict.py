@@ -9,7 +9,7 @@ from running import DIGITS, note_sheets, refused, remember_training, rows_of, sa
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 import tinymae
-from tinymae import load_dataset
+from tinymae import InputError, load_dataset
 from tinymae.commands import evaluate, predict
 from tinymae.commands.predict import describe
 from tinymae.data.load import load_splits
@@ -135,6 +135,24 @@ def test_the_temperature_is_found_on_validation_and_changes_no_class(classifier,
     np.testing.assert_allclose([[float(row[name]) for name in "0123456789"] for row in after], expected, atol=1e-5)
     mean = [sum(float(row["probability"]) for row in rows) for rows in (before, after)]
     assert mean[1] < mean[0] and plain.results["by_class"] == run.results["by_class"]
+
+
+def test_images_to_predict_may_lack_columns_that_calibration_has(classifier, tmp_path):
+    digits = load_dataset("digits", "test")
+    save_images(tmp_path / "images", digits.images[:100])
+    lines = [f"images/{n:02}.png,{digits.labels[n]},{n // 10},{('train', 'val')[n % 3 > 0]}" for n in range(90)]
+    (tmp_path / "fold.csv").write_text("\n".join(["path,digit,film,fold", *lines]))
+    (tmp_path / "new.csv").write_text("\n".join(["path", *(f"images/{n}.png" for n in range(90, 100))]))
+    columns = {"label_column": "digit", "group_column": "film", "split_column": "fold"}
+    common = {"weights": classifier, "mixed_precision": "no", **columns}
+    run = tinymae.predict(tmp_path / "new.csv", calibrate=tmp_path / "fold.csv", **common, output_dir=tmp_path / "run")
+    val = load_dataset(tmp_path / "fold.csv", "val", image_size=8, channels=1, **columns)
+    expected = fit_temperature(logits_of(classifier, val.images), val.labels)
+    assert len(val) == 60 and run.results["temperature"] == pytest.approx(expected, rel=1e-3)
+    assert run.results["images"] == 10
+    for data, wrong in ({}, ".*"), ({"calibrate": tmp_path / "new.csv"}, ".*new"):
+        with pytest.raises(InputError, match=f"_column (digit|film) is none of table {wrong}"):
+            tinymae.predict(tmp_path / "new.csv", **common, **data, output_dir=tmp_path / "wrong")
 
 
 def test_calibration_reads_its_data_by_the_same_settings(classifier, tmp_path):

@@ -1,12 +1,14 @@
 """Which images are of which split, and which of their labels are used."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import SPLITS, every_split, picture, pixels
+from pictures import SPLITS, every_split, picture, pixels, write_table
 from PIL import Image
 from pyarrow import parquet
 from running import one_line
@@ -44,6 +46,22 @@ def test_small_folders_keep_every_class_in_train_and_no_split_empty(tmp_path):
 def test_what_is_held_out_of_named_sets_stays_so():
     """Released scores are of these images, which a seed that is part of the protocol has drawn."""
     assert held_out(50_000, {"val": 2000})["val"][:5].tolist() == [18, 72, 89, 101, 122]
+
+
+def test_a_fold_without_test_images_is_learned_from_whole(tmp_path):
+    rows = [{"path": f"{n:02}.png", "label": n % 2, "fold0": "val" if n % 3 else "train"} for n in range(60)]
+    table = write_table(tmp_path, rows)
+    fold, plain = (LabelSettings(data=table, split_column=column, no_test=True) for column in ("fold0", None))
+    sizes = {"image_size": 8, "channels": 3}
+    named = {name: [row["path"] for row in rows if row["fold0"] == name] for name in ("train", "val")}
+    assert {name: split.names for name, split in fold.load_labelled(**sizes).items()} == named
+    for asked in (replace(fold, no_test=False), replace(fold, test_fraction=0.3), plain):
+        splits = asked.load_labelled(**sizes)
+        train = named["train"] if asked.split_column else [row["path"] for row in rows]
+        test = load_dataset(table, "test", split_column=asked.split_column, test_fraction=asked.test_fraction).names
+        assert test and splits["train"].names == [name for name in train if name not in {*test, *splits["val"].names}]
+    with pytest.raises(InputError, match="a larger --test-fraction, or leave test out: --no-test"):
+        replace(fold, no_test=False, test_fraction=0).load_labelled(**sizes)
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])
@@ -197,6 +215,22 @@ def test_what_cannot_be_right_is_refused_where_it_would_not_be_used(tmp_path, sp
     assert len(load_dataset(tmp_path, split)) == 1
     with pytest.raises(InputError, match=message):
         load_dataset(tmp_path, split, **wrong)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_image_without_a_group_is_one_of_its_own(films, absolute):
+    header, *lines = (films / "films.csv").read_text().splitlines()
+    rows = [(f"{films}/{line}" if absolute else line).split(",") for line in lines]
+    blank = {path for path, *_ in rows[::7]}
+    table, size = films / "blank.csv", {"image_size": 8, "channels": 1}
+    cells = [[path, label, " " if path in blank else film] for path, label, film in rows]
+    table.write_text("\n".join([header, *map(",".join, cells)]))
+    alone, grouped = every_split(table, **size), every_split(table, **size, group_column="film")
+    for split, dataset in grouped.items():
+        assert {*dataset.names} & blank == {*alone[split].names} & blank != set()
+    films_in = [{film_of(name) for name in {*dataset.names} - blank} for dataset in grouped.values()]
+    assert sum(map(len, films_in)) == len(set.union(*films_in)) == 10
+    assert f"groups: {len(blank)} rows have none, and each is one of its own" in grouped["train"].description
 
 
 @pytest.mark.parametrize("limit", [4, 0], ids=["in memory", "streamed"])

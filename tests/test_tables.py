@@ -1,6 +1,7 @@
 """Tables that name images: their columns, delimiters and rows."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tinymae.commands.settings import RunSettings
 from tinymae.commands.unlabelled import UnlabelledSettings
 from tinymae.data.images import read_image
 from tinymae.data.load import load_splits
+from tinymae.data.sources.columns import read_labels
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.tsv", "table.parquet"])
@@ -84,6 +86,23 @@ def test_a_column_of_numbers_may_have_an_empty_cell_whatever_their_type(tmp_path
     values = np.array([0, np.nan, 1, 1], np.float16) if kind == pa.float16() else [0, None, 1, 1]
     parquet.write_table(pa.table({"path": paths, "label": pa.array(values, kind)}), tmp_path / "t.parquet")
     assert load_dataset(tmp_path / "t.parquet", "all", image_size=8).labels.tolist() == [0, -1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_the_numbers_that_a_column_has_are_the_classes_whatever_they_are(tmp_path, name):
+    values = np.array([330, 20240131, 5, -1, 330, 5, 205, 20240131, 5, 330])
+    rows = [
+        {"path": f"{n}.png", "label": int(label), "split": "train" if n else "val"} for n, label in enumerate(values)
+    ]
+    table = write_table(tmp_path, rows, name)
+    names, numbers = np.unique(values[values >= 0], return_inverse=True)
+    dataset = load_dataset(table, "all", image_size=8)
+    assert dataset.classes == [str(number) for number in names] == ["5", "205", "330", "20240131"]
+    assert dataset.labels[values >= 0].tolist() == numbers.tolist() and dataset.labels[3] == -1
+    assert load_dataset(table, "val", image_size=8).classes == dataset.classes  # those of all splits
+    classes, labels = read_labels(pa.chunked_array([[[330, 5], [5], [-1], [205]]]))
+    assert classes == ["5", "205", "330"] and labels.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert read_labels(pa.chunked_array([[2, 0]]), known="abc")[1].tolist() == [2, 0]  # of which they are numbers
 
 
 @pytest.mark.parametrize("word", ["NA", "nan", "NULL", "n/a", ""])
@@ -160,6 +179,10 @@ def test_columns_of_one_of_two_data_are_left_out_for_the_other(tmp_path):
     train = settings.load_splits(["all"], image_size=8, channels=3)["all"]
     more = settings.load_unlabelled(train)
     assert train.classes == ["a"] and more.names == ["1.png"]
+    table = write_table(tmp_path, [{"path": f"{n}.png"} for n in range(3)], "more.csv")
+    assert replace(settings, unlabelled_data=table).load_unlabelled(train).names == ["0.png", "1.png", "2.png"]
+    with pytest.raises(InputError, match="label_column kind is none of table"):
+        replace(settings, data=table, unlabelled_data=None).load_splits(["all"], image_size=8, channels=3)
     with pytest.raises(InputError, match="has no columns"):
         RunSettings(data=tmp_path / "photos", label_column="kind").load_splits(["all"], image_size=8, channels=3)
 
@@ -249,11 +272,14 @@ def test_empty_rows_are_left_out_and_said_and_lines_stay_those_of_the_file(tmp_p
         ("Scan.PNG", "Scan.PNG does not exist: scan.png does; correct the table's paths"),
         ("scan.jpg", "scan.jpg does not exist: scan.png does; correct the table's paths"),
         ("scan", "scan does not exist: scan.png does; correct the table's paths"),
+        ("a[1]", "a[1] does not exist: inner/a[1].png does; correct the table's paths"),
+        ("old/a[1].tif", "a[1].tif does not exist: inner/a[1].png does; correct the table's paths"),
         ("notes.png", "notes.png does not exist: paths are relative to the table's folder"),
     ],
 )
 def test_what_may_be_meant_by_a_missing_file_is_said(tmp_path, name, remedy):
     picture(tmp_path / "scan.png")
+    picture(tmp_path / "inner" / "a[1].png")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "table.csv").write_text(f"path\n{name}\n")
     with pytest.raises(InputError, match=re.escape(remedy)):
@@ -282,7 +308,11 @@ def test_where_no_image_of_a_table_exists_skipping_them_is_no_help_and_the_reaso
             {},
             "has no column path or file or filename, only where, kind: give image_column, and label_column if one",
         ),
-        ("path,label\n1.png,0\n1.png,20240131\n", {}, "labels go up to 20240131 for 2 images: number the classes"),
+        (
+            "path,label\n1.png,0\n1.png,20240131\n",
+            {},
+            "labels are 2 different numbers up to 20240131 for 2 images, like dates or account numbers: name",
+        ),
         ("path,label\n", {}, "has no rows"),
         ("path,label,label\n1.png,a,b\n", {}, "has more than one column label: rename the others"),
         ("path,split\n1.png,train\n1.png,holdout\n", {}, "line 3: split 'holdout' is none of train, val and test"),

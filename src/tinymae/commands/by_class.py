@@ -1,9 +1,10 @@
 """Classes: those of images matched with those of weights, and what is said of each, for one label an image or more."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from ..data.datasets import Dataset, has_several, with_classes
@@ -16,22 +17,33 @@ from ..models.classifier import Classifier
 from ..training.processes import print_once
 from ..training.run import Run
 
+RARE = 0.5  # of an even share of the images: such a class hardly counts in the accuracy
+
 
 def report_classes(
     run: Run, logits: Tensor, labels: Tensor, classes: list[str], *, split: str, title: str
 ) -> tuple[dict, Path]:
-    """The confusion matrix of logits (N, classes), and its picture, which the main process draws; of several labels an
-    image, the figures and the table of `report_several`.
+    """The means of recall and F1 over the classes that the images have, in percent, and the confusion matrix, of logits
+    (N, classes); and its picture, which the main process draws. Of several labels an image, the figures and the table
+    of `report_several`.
     """
     print_notes(run, labels, classes, split)
     if labels.ndim == 2:
         found, table = report_several(run, logits, labels.cpu(), classes)
         return {f"{name}_{split}": value for name, value in found.items()}, table
-    matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(len(classes)))
+    labels, predictions = labels.cpu(), logits.argmax(dim=1).cpu()
+    matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
     picture = run.folder / "confusion_matrix.png"
     if run.is_main:
         figures.confusion_matrix(matrix, classes, picture, title)
-    return {"confusion_matrix": matrix.tolist()}, picture
+    present, counts = labels.unique(return_counts=True)
+    _, recall, f1, _ = precision_recall_fscore_support(
+        labels, predictions, labels=present, average="macro", zero_division=0
+    )
+    if describe_constant(labels, classes) or counts.min() < RARE * len(labels) / len(classes):
+        run.print(f"balanced accuracy {100 * recall:.1f} %, the mean recall")
+    means = {f"balanced_accuracy_{split}": 100 * float(recall), f"macro_f1_{split}": 100 * float(f1)}
+    return means | {"confusion_matrix": matrix.tolist()}, picture
 
 
 def print_notes(run: Run, labels: Tensor, classes: list[str], split: str) -> None:
@@ -66,15 +78,19 @@ def match_classes(model: Classifier, dataset: Dataset, *, source: str, weights: 
     classes = spell_like(dataset.classes, model.classes)
     if not {*dataset.classes} & {*classes}:
         numbers = [str(number) for number in range(len(classes))]
-        if len(dataset.classes) != len(classes) or numbers not in (dataset.classes, classes):
+        if {*dataset.classes} <= {*numbers}:
+            meant = [model.classes[int(number)] for number in dataset.classes]
+        elif classes == numbers and len(dataset.classes) == len(classes):
+            meant = model.classes
+        else:
             raise InputError(
                 f"weights {weights} know {len(model.classes)} classes ({list_some(model.classes)}), {source} has "
                 f"{len(dataset.classes)} others ({list_some(dataset.classes)}): give the same names, or the classes' "
                 "numbers from 0, in the order of the weights"
             )
-        pairs = list_some([*map(" = ".join, zip(dataset.classes, model.classes, strict=True))], 3)
+        pairs = list_some([*map(" = ".join, zip(dataset.classes, meant, strict=True))], 3)
         print_once(f"{source} names its classes otherwise than the weights: taken by their order, {pairs}")
-        return dataset
+        return with_classes(replace(dataset, classes=meant), model.classes)
     assert dataset.labels is not None
     present = dataset.labels.sum(dim=0) if model.several else dataset.labels[dataset.labels >= 0].bincount()
     strangers = [dataset.classes[number] for number in present.nonzero()[:, 0]]

@@ -20,7 +20,6 @@ from ..evaluation.calibration import probability_metrics, reliability
 from ..evaluation.metrics import (
     RECONSTRUCTION_METRICS,
     accuracy,
-    describe_constant,
     describe_score,
     reconstruction_metrics,
     several_metrics,
@@ -54,7 +53,6 @@ from .results import Result
 ERRORS = 40  # on a sheet
 REPORTED = ("precision", "recall", "f1-score")  # of each class
 RANKED = {"average_precision": "ap", "roc_auc": "auc"}  # of each class, and what `several_metrics` calls it
-RARE = 0.5  # of an even share of the images: such a class hardly counts in the accuracy
 MOST_RANKED = 100  # classes: of 1,000 it would take longer than all else
 
 
@@ -116,7 +114,9 @@ def load_images(
     val.
     """
     options |= {"image_size": model.image_size, "channels": model.in_channels}
-    test = settings.load_splits(["test"], present=True, **options) if settings.split is None else {}
+    no_test = bool(names_of(model.source, "train")) and not names_of(model.source, "test")  # as in training
+    find = partial(settings.load_splits, ["test"], present=True, no_test=no_test)
+    test = find(**options) if settings.split is None else {}
     split: Split = settings.split or ("test" if test else "val")
     dataset = (test or settings.load_splits([split], **options))[split]
     require_fit(model, dataset)
@@ -163,21 +163,13 @@ def evaluate_classifier(settings: EvaluateSettings, model: Classifier, run: Run,
     probabilities = logits.softmax(dim=1)
     results = {
         "accuracy": right, "images": len(dataset),
-        **probability_metrics(probabilities, labels), "macro_f1": 100 * report["macro avg"]["f1-score"],
-        "balanced_accuracy": 100 * report["macro avg"]["recall"],
-        **means, "classes_judged": len(present), "report": report, "by_class": by_class,
+        **probability_metrics(probabilities, labels), **means,
+        "classes_judged": len(present), "report": report, "by_class": by_class,
     }  # fmt: skip
     run.print(f"accuracy {describe_score(right, len(dataset), str(settings.split))}\n\n{text}")
     title = f"{settings.data_name} {settings.split}, accuracy {right:.2f} % of {len(dataset):,} images"
-    matrix, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
-    results |= matrix
-    counts = labels.bincount(minlength=len(model.classes))
-    rarest = counts[counts > 0].min() * len(model.classes) / len(labels)
-    if describe_constant(labels, model.classes) or rarest < RARE:
-        run.print(
-            f"balanced accuracy {results['balanced_accuracy']:.1f} %, the mean recall; per_class.csv has the scores of "
-            "each class"
-        )
+    found, picture = report_classes(run, logits, labels, model.classes, split=str(settings.split), title=title)
+    results |= {name.removesuffix(f"_{settings.split}"): value for name, value in found.items()}
     calibration = (
         f"expected calibration error {results['ece']:.1f} %" if "ece" in results else "too few for calibration"
     )

@@ -87,7 +87,7 @@ class JoinedSettings(WeightsSettings):
         require_fit(model, next(iter(loaded.values())))  # all are of one source
         readable = {name: leave_out_unreadable(dataset, accelerator) for name, dataset in loaded.items()}
         on_device = {name: dataset.to(accelerator.device) for name, dataset in readable.items()}
-        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0)
+        reopen = partial(replace(self, describe=False).load_splits, memory_limit_gb=0, unlabelled=unlabelled)
         return JoinedSplits(on_device, self.show_channels, reopen)
 
 
@@ -162,7 +162,7 @@ def remark_on_known(model: Model, dataset: Dataset) -> None:
         if not isinstance(model, Classifier):
             print_once(
                 f"the encoder was pretrained on {count}, if names tell, without their labels: for a strict test, "
-                "pretrain with the same --val-fraction and --test-fraction, or --group-column"
+                "pretrain on the same splits, the data's own or by --val-fraction, --test-fraction or --group-column"
             )
             return
         print_once(

@@ -28,7 +28,8 @@ def probe_segmentation(settings: LinearProbeSettings) -> Result[Segmenter]:
     """Score the frozen feature maps of a ViT on masks: see `linear_probe`."""
     settings, accelerator, model = settings.begin(load_mae)
     size, channels = model.image_size, model.in_channels
-    splits = settings.load_splits(settings.split_names, image_size=size, channels=channels, masked=True)
+    options = {"image_size": size, "channels": channels, "masked": True, "no_test": settings.no_test}
+    splits = settings.load_splits(settings.split_names, **options)
     require_fit(model, splits["train"])
     remark_on_known(model, splits[settings.split_names[-1]])
     splits = settings.choose_labels(splits)

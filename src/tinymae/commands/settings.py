@@ -130,7 +130,7 @@ class RunSettings(DataSettings):
 
     def load_splits(self, splits: Sequence[str], *, further: bool = False, **options: Any) -> dict[str, Dataset]:
         """Splits by name of the data, or of the `further` ones; see `data.load.load_splits` for the options. Where one
-        of the two alone is a table, the columns are its.
+        of the two alone is a table, the columns are its; of two, those without labels may lack columns.
         """
         data: Any = self.data
         labels, reading = self.labels, self.reading
@@ -139,6 +139,7 @@ class RunSettings(DataSettings):
             data, beside, labels = beside, data, None
         if has_columns(beside) and not has_columns(data):
             reading |= dict.fromkeys(COLUMNS)
+        reading["columns_elsewhere"] = has_columns(beside) and bool(options.get("unlabelled"))
         loaded = load_splits(data, splits, labels=labels, **options, **reading)
         if loaded and self.describe:
             print_once(*next(iter(loaded.values())).description)
@@ -204,7 +205,10 @@ class LabelSettings(RunSettings):
 
     def load_labelled(self, *, image_size: Size | None, channels: int) -> dict[str, Dataset]:
         """The splits; an image may have several labels or none. Raises InputError if a split has no label."""
-        return self.load_splits(self.split_names, image_size=image_size, channels=channels, labelled=True, several=True)
+        return self.load_splits(
+            self.split_names, image_size=image_size, channels=channels, labelled=True, several=True,
+            no_test=self.no_test,
+        )  # fmt: skip
 
     def choose_labels(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         """The splits with those images alone whose labels are used."""

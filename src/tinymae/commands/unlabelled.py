@@ -56,7 +56,8 @@ class UnlabelledSettings(TrainingSettings, LabelSettings):
         if self.unlabelled_data is None:  # without all labels, it is not known how many the teacher finds
             return train_set if with_label(train_set) is train_set else train_set.without_labels()
         channels, height, width = train_set.image_shape
-        dataset = self.load_splits(["all"], further=True, image_size=(height, width), channels=channels)["all"]
+        sizes = {"image_size": (height, width), "channels": channels}
+        dataset = self.load_splits(["all"], further=True, unlabelled=True, **sizes)["all"]
         require_channels(dataset, channels)
         if dataset.depth != train_set.depth:
             raise InputError(

@@ -95,11 +95,12 @@ def load_splits(
     test_fraction: float | None = None, group_pattern: str | None = None,
     memory_limit_gb: float = MEMORY_LIMIT_GB, skip_unreadable: bool = False,
     labelled: bool = False, unlabelled: bool = False, several: bool = False, masked: bool = False,
-    present: bool = False, grouped: bool = False, **reading: Any,
+    present: bool = False, grouped: bool = False, no_test: bool = False, **reading: Any,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Several splits of one source, which is opened once; see `load_dataset`. `reading` is what `Reading` takes.
 
-    With `present`, splits that have no images are left out. The groups of a pattern are looked for in all images as
+    With `present`, splits that have no images are left out. With `no_test`, of data that come with a validation split,
+    as folds do, no test is held out unless by its fraction. The groups of a pattern are looked for in all images as
     well, which are not cut, if they are to be `grouped`. Images that are `masked`, with a mask for each in place of
     a label, are held out like labelled ones. Labels are left out if `unlabelled` images are asked for, and those of
     images that may have several, (N, classes), unless `several` are.
@@ -125,6 +126,8 @@ def load_splits(
         )
     if labelled and source.labels is None:
         raise no_labels(source, splits[0])
+    if no_test and test_fraction is None and "val" in source.splits and "test" not in source.splits:
+        test_fraction = 0.0
     unused = source.labels is not None and (unlabelled or of_several)
     whole = {*splits} == {"all"}
     if pattern is not None and (grouped or not whole):
@@ -247,15 +250,19 @@ def no_images(source: Source, split: str, rows: dict[str, np.ndarray], fraction:
     """Of a split without images, though a `fraction` may have been wanted for it."""
     has = ", ".join(f"{len(part):,} {name}" for name, part in rows.items())
     if "train" not in rows:
-        remedy = "give other data" if split == "train" else "give another split"
+        remedy = "give other data" if split == "train" else f"give another split{without(split)}"
     elif source.classes and fraction != 0:  # see `split_by_hash`
         unit, other = ("group", "another group column or pattern") if source.groups else ("image", "more images")
         remedy = f"each {unit} left in train is the only one of a class: give {other}, or splits of your own"
     else:
-        remedy = f"give another split, or a larger --{split}-fraction"
+        remedy = f"give another split, or a larger --{split}-fraction{without(split)}"
     return InputError(f"data {source.name} has no images for {split}, only {has}: {remedy}")
 
 
 def no_labels(source: Source, split: str) -> InputError:
-    without = ", or leave test out: --no-test, or --split val of evaluate" if split == "test" else ""
-    return InputError(f"data set {source.name} has no labels in {split}: {source.label_remedy}{without}")
+    return InputError(f"data set {source.name} has no labels in {split}: {source.label_remedy}{without(split)}")
+
+
+def without(split: str) -> str:
+    """The remedy that is left where a split cannot be had."""
+    return ", or leave test out: --no-test, or --split val of evaluate" if split == "test" else ""

@@ -277,12 +277,20 @@ def number_labels(labels: Any, count: int) -> tuple[list[str], np.ndarray | None
         return classes, given.astype(np.int64) if classes else None  # all -1: none has a label
     if np.issubdtype(given.dtype, np.str_):
         given = np.char.strip(given)
-        blank = given == ""
-        names, numbers = np.unique(given[~blank], return_inverse=True)
-        labels = np.full(count, -1)
-        labels[~blank] = numbers
-        return [str(name) for name in names], labels if len(names) else None
+        return number_values(given, given != "")
     raise InputError(f'labels are {given.dtype}: give numbers from 0 or names; -1 or "" is no label')
+
+
+def number_values(values: np.ndarray, has_label: np.ndarray) -> tuple[list[str], np.ndarray | None]:
+    """The distinct values of those rows that have a label, in order, as names; and each row's number, -1 without.
+
+    >>> number_values(np.array([205, 9, -1, 9]), np.array([True, True, False, True]))
+    (['9', '205'], array([ 1,  0, -1,  0]))
+    """
+    names, numbers = np.unique(values[has_label], return_inverse=True)
+    labels = np.full(len(values), -1)
+    labels[has_label] = numbers
+    return [str(name) for name in names], labels if len(names) else None
 
 
 def require_few_classes(classes: int, count: int, name: str) -> None:

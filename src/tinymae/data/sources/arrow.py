@@ -35,6 +35,7 @@ class ArrowSource(PartedSource, EncodedSource):
         super().__init__(name, parts.values())
         self.kind = "Arrow table"
         features = next(iter(parts.values())).features
+        reading = reading.of_columns([*features])
         self.column = choose_image_column(name, features, reading.image_column)
         known = [*(column for column in features if class_names(features[column])), *LABEL_COLUMNS]
         label = choose_column([*features], f"data {name}", reading.label_column, known, "label")

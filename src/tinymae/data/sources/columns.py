@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InputError
-from ..splits import rows_by_split
-from .arrays import number_labels
+from ..splits import rows_by_split, without_prefix
+from .arrays import MOST_CLASSES, number_labels, number_values
 from .files import SPLIT_NAMES
 from .source import Reading, Source
 
@@ -65,7 +65,7 @@ def take_columns(
     if split:
         source.splits = read_splits(read(split), split, row, numbers)
     if group := choose_column(columns, where, reading.group_column, (), "group"):
-        source.groups = strings(read(group), group, row, numbers)
+        source.groups = read_groups(source, read(group), group, row, numbers)
     source.notes.append(describe_columns(images=image, labels=label, splits=split, groups=group))
 
 
@@ -97,6 +97,20 @@ def strings(values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[
     except pa.ArrowException:
         wrong = f"column {column} is of type {values.type}"
         raise InputError(f"{where} {numbers[0]}: {wrong}: give one of strings") from None
+
+
+def read_groups(
+    source: Source, values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[int] | np.ndarray
+) -> list[str]:
+    """The group of each row. One without a value is a group of its own, by its name; that is noted."""
+    if not (blank := are_blank(values)).any():
+        return strings(values, column, where, numbers)
+    source.notes.append(f"groups: {blank.sum():,} rows have none, and each is one of its own")
+    given = iter(strings(values.filter(pa.array(~blank)), column, where, np.asarray(numbers)[~blank]))
+    names = source.names(np.arange(len(blank)))
+    return [
+        without_prefix(name, source.prefixes) if none else next(given) for name, none in zip(names, blank, strict=True)
+    ]
 
 
 def names_splits(column: pa.ChunkedArray) -> bool:
@@ -161,7 +175,7 @@ def holds_lists(kind: pa.DataType) -> bool:
 
 def read_labels(column: pa.ChunkedArray, known: Sequence[str] = ()) -> tuple[list[str], np.ndarray | None]:
     """The classes, and each row's number (N,); or of a column of lists, or if a row names several, "cat;dog", which
-    classes it has: uint8 (N, classes). Numbers may be those of `known` classes.
+    classes it has: uint8 (N, classes). Numbers are those of `known` classes, or else the names of classes.
 
     >>> read_labels(pa.chunked_array([["dog", "cat; dog", None]]))[1].tolist()
     [[0, 1], [1, 1], [0, 0]]
@@ -169,12 +183,12 @@ def read_labels(column: pa.ChunkedArray, known: Sequence[str] = ()) -> tuple[lis
     Raises InputError for what are no labels, or a number beyond the known classes.
     """
     if holds_lists(column.type):
-        classes, labels = read_lists(column.combine_chunks())
+        classes, labels = read_lists(column.combine_chunks(), known)
     elif (given := label_values(column)).dtype.kind == "U" and any(SEPARATOR in label for label in given):
         named = [[name.strip() for name in label.split(SEPARATOR)] for label in given]
         classes, labels = read_lists(pa.array(named))
     else:
-        classes, labels = number_labels(given, len(given))
+        classes, labels = number_column(given, known)
     if not known or labels is None:
         return classes, labels
     if len(classes) > len(known):
@@ -205,14 +219,32 @@ def label_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.array(column.cast(pa.large_string()).fill_null("").to_pylist(), dtype=np.str_)
 
 
-def read_lists(lists: pa.Array) -> tuple[list[str], np.ndarray | None]:
-    """The classes, and which of them each row lists: uint8 (N, classes)."""
+def number_column(given: np.ndarray, known: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
+    """The classes, and each row's number (N,), of what `label_values` gives. Unless numbers are those of `known`
+    classes, each that there is names one, as for scikit-learn: a table has all splits in one column, arrays need not.
+
+    Raises InputError for numbers that are no labels of classes.
+    """
+    if known or given.dtype.kind == "U" or not len(given) or given.min() < -1:
+        return number_labels(given, len(given))
+    classes, labels = number_values(given, given >= 0)
+    labelled = int((given >= 0).sum())
+    if given.max() >= MOST_CLASSES and 2 * len(classes) > labelled:
+        raise InputError(
+            f"labels are {len(classes):,} different numbers up to {given.max()} for {labelled:,} images, like dates or "
+            "account numbers: name another column by --label-column or, if these are classes, put a letter before each"
+        )
+    return classes, labels
+
+
+def read_lists(lists: pa.Array, known: Sequence[str] = ()) -> tuple[list[str], np.ndarray | None]:
+    """The classes, and which of them each row lists: uint8 (N, classes). See `number_column`."""
     from pyarrow import compute
 
     flat = label_values(compute.list_flatten(lists))
     if not len(flat):
         return [], None
-    classes, numbers = number_labels(flat, len(flat))
+    classes, numbers = number_column(flat, known)
     if numbers is None:
         return [], None
     named = numbers >= 0

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +35,7 @@ class Reading:
     split_column: str | None = None
     group_column: str | None = None
     skip_unreadable: bool = False
+    columns_elsewhere: bool = False  # whether all but the image column are of other data first, which these may lack
 
     def __post_init__(self):
         if not 1 <= self.channels <= MAX_CHANNELS:
@@ -53,6 +54,13 @@ class Reading:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of images that have no size of their own."""
         return self.channels, *pair(FOLDER_SIZE if self.image_size is None else self.image_size)
+
+    def of_columns(self, columns: Sequence[str]) -> "Reading":
+        """The same for data with these columns: without those that they lack, if they may."""
+        lower = {column.lower() for column in columns}
+        names = ("label_column", "split_column", "group_column") if self.columns_elsewhere else ()
+        lacking: dict[str, Any] = {name: None for name in names if (getattr(self, name) or "").lower() not in lower}
+        return replace(self, **lacking)
 
 
 def require_size(image_size: Any) -> None:

@@ -1,6 +1,7 @@
 """A table of image paths: CSV, TSV or Parquet."""
 
 import contextlib
+import glob
 import os
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from ...errors import InputError, first_line, list_some, refusal
 from .columns import LABEL_COLUMNS, PATH_COLUMNS, are_blank, choose_column, strings, take_columns
-from .files import FilesSource, common_folder, is_image_name, with_slashes
+from .files import FilesSource, common_folder, is_image_file, is_image_name, with_slashes
 from .source import Reading, Source
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -29,6 +30,7 @@ def open_table(path: Path, reading: Reading) -> FilesSource:
     """
     whole, where = read_table(path), f"table {path}"
     names = whole.column_names
+    reading = reading.of_columns(names)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{where} has more than one column {list_some(twice)}: rename the others")
     column = choose_column(names, where, reading.image_column, PATH_COLUMNS, "image")
@@ -104,7 +106,7 @@ def no_such_image(where: str, folder: Path, name: str) -> InputError:
     image, remedy = folder / name, "paths are relative to the table's folder; correct them"
     if re.match(r"[A-Za-z]:[\\/]", name):
         image, remedy = Path(name), "the table has paths of another computer; give paths relative to the table's folder"
-    elif there := find_alike(image):
+    elif there := find_alike(image) or find_below(folder, image):
         remedy = f"{there} does; correct the table's paths"
     return InputError(
         f"{where}: image {image} does not exist: {remedy}, or leave out what is missing by --skip-unreadable"
@@ -119,6 +121,13 @@ def find_alike(image: Path) -> str | None:
         stems = [name for name in names if is_image_name(name) and Path(name).stem.casefold() == image.stem.casefold()]
         return next(iter(in_case + stems), None)
     return None
+
+
+def find_below(folder: Path, image: Path) -> str | None:
+    """The path of an image file of this name, whatever its extension, in a folder of this one."""
+    stem = image.stem if is_image_name(image.name) else image.name
+    found = sorted(path for path in folder.glob(f"*/{glob.escape(stem)}.*") if is_image_file(path))
+    return found[0].relative_to(folder).as_posix() if found else None
 
 
 def require_one_label(paths: Sequence[str], source: FilesSource, where: str, lines: np.ndarray) -> None:
