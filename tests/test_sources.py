@@ -235,6 +235,11 @@ def test_arrays_may_be_named_as_keras_does(tmp_path):
             lambda path: np.savez(path, weights=np.zeros(3)),
             "has neither images nor train_images or x_train, only weights",
         ),
+        (
+            "x.npz",
+            lambda path: np.savez(path, images=pixels(9, 4, 4), test_images=pixels(3, 4, 4)),
+            "x.npz has images of no split beside those of test: leave one out",
+        ),
         ("x.npy", lambda path: path.write_bytes(b"none"), r"x\.npy cannot be read"),
         (
             "x.npy",

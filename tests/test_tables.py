@@ -55,6 +55,17 @@ def test_columns_may_have_other_names(tmp_path):
     assert load_dataset(path).labels is None  # no column has a usual name
 
 
+def test_spaces_after_commas_change_nothing(tmp_path):
+    for number in range(6):
+        picture(tmp_path / f"{number}.png")
+    lines = [f"{number}.png, {'ab'[number % 2]}, {'train' if number else 'test'}" for number in range(6)]
+    (tmp_path / "a.csv").write_text("\n".join(["path, label, split", *lines]))
+    (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text().replace(" ", ""))
+    spaced, plain = (load_dataset(tmp_path / name, "test") for name in ("a.csv", "b.csv"))
+    assert spaced.names == plain.names == ["0.png"]
+    assert spaced.classes == plain.classes == ["a", "b"] and spaced.labels.tolist() == plain.labels.tolist() == [0]
+
+
 def test_columns_are_known_in_any_case_and_said(tmp_path):
     rows = [{"path": f"{n}.png", "Label": "ab"[n % 2], "SPLIT": "train" if n < 8 else "test"} for n in range(10)]
     table = write_table(tmp_path, rows)

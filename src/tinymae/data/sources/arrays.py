@@ -167,6 +167,8 @@ def open_array_file(path: Path, reading: Reading) -> ArraySource:
         raise InputError(
             f"data {path} has neither images nor train_images or x_train, only {', '.join(sorted(arrays))}"
         )
+    if "" in found and len(found) > 1:
+        raise InputError(f"data {path} has images of no split beside those of {', '.join([*found][1:])}: leave one out")
     source = ArraySource(path.stem, [images for images, _ in found.values()], reading)
     source.classes, source.labels = join_labels(path, list(found.values()))
     if "" not in found:

@@ -22,13 +22,14 @@ SEPARATOR = ";"  # of the classes of an image that has several
 def choose_column(
     columns: Sequence[str], where: str, given: str | None, known: Sequence[str], what: str
 ) -> str | None:  # fmt: skip
-    """The column of the given name, or the first of the known ones that there is: exactly so, or else in another case.
+    """The column of the given name, or the first of the known ones that there is: exactly so, or else in another case,
+    or with spaces around.
 
-    >>> choose_column(["filename", "Label"], "table a.csv", None, ("label", "class"), "label")
-    'Label'
+    >>> choose_column(["filename", " Label"], "table a.csv", None, ("label", "class"), "label")
+    ' Label'
     """
     wanted = known if given is None else [given]
-    lower = {column.lower(): column for column in reversed(columns)}
+    lower = {column.strip().lower(): column for column in reversed(columns)}
     found = [name for name in wanted if name in columns]
     found += [lower[name.lower()] for name in wanted if name.lower() in lower]
     if given is not None and not found:
@@ -117,14 +118,14 @@ def names_splits(column: pa.ChunkedArray) -> bool:
     """Whether any value is the name of a split: then the others have to be, too."""
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         return False
-    return any((name or "").lower() in SPLIT_NAMES for name in column.unique().to_pylist())
+    return any((name or "").strip().lower() in SPLIT_NAMES for name in column.unique().to_pylist())
 
 
 def read_splits(
     values: pa.ChunkedArray, column: str, where: str, numbers: Sequence[int] | np.ndarray
 ) -> dict[str, np.ndarray]:
     """The rows of each split that a column names. Raises InputError for a row without a value, or of another name."""
-    names = strings(values, column, where, numbers)
+    names = [name.strip() for name in strings(values, column, where, numbers)]
     for number, name in zip(numbers, names, strict=True):
         if name.lower() not in SPLIT_NAMES:
             raise InputError(f"{where} {number}: {column} {name!r} is none of train, val and test")
