@@ -51,6 +51,8 @@ def test_what_comes_of_pretraining_reads_as_pretraining_did(pretrained, scans, t
         classifier = tinymae.load(folder)
         tinymae.predict(scans, weights=folder, output_dir=tmp_path / "predict", overwrite=True, **PLAIN)
         dataset = load_dataset(scans, "all", image_size=8, **READ)
+        assert torch.equal(load_dataset(scans, "all", model=classifier).images, dataset.images)
+        assert not torch.equal(load_dataset(scans, "all", model=classifier, fit="crop").images, dataset.images)
         with torch.no_grad():
             expected = classifier.probabilities(classifier(dataset.images)).amax(dim=1)
         lines = (tmp_path / "predict" / "predictions.csv").read_text().splitlines()

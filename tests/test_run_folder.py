@@ -187,6 +187,17 @@ def test_a_repeated_command_says_that_it_is_finished(tmp_path, capsys):
 # ---- other inputs under the same settings
 
 
+def test_a_setting_that_a_runs_version_did_not_know_has_its_default(tmp_path):
+    start = QUICK | {"output_dir": tmp_path}
+    with pytest.raises(Stopped):
+        tinymae.pretrain(**start, pause_after_minutes=0)
+    known = read_json(tmp_path / "args.json")["arguments"]
+    edit_json(tmp_path / "args.json", {"arguments": {name: known[name] for name in known if name != "rotate90"}})
+    with pytest.raises(InputError, match=r"holds another run \(rotate90 was False, now True\)"):
+        tinymae.pretrain(**start, rotate90=True)
+    assert tinymae.pretrain(**start).results["steps"] == 8
+
+
 def test_a_run_is_not_continued_from_other_weights_in_the_same_folder(tmp_path):
     start, tune = QUICK | {"epochs": 1, "output_dir": tmp_path / "mae"}, FEW | {"batch_size": 16, "epochs": 1}
     tinymae.pretrain(**start)

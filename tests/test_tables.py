@@ -284,7 +284,7 @@ def test_empty_rows_are_left_out_and_said_and_lines_stay_those_of_the_file(tmp_p
         ("scan.jpg", "scan.jpg does not exist: scan.png does; correct the table's paths"),
         ("scan", "scan does not exist: scan.png does; correct the table's paths"),
         ("a[1]", "a[1] does not exist: inner/a[1].png does; correct the table's paths"),
-        ("old/a[1].tif", "a[1].tif does not exist: inner/a[1].png does; correct the table's paths"),
+        ("old/a[1].tif", "a[1].tif does not exist: paths are relative to the table's folder"),
         ("notes.png", "notes.png does not exist: paths are relative to the table's folder"),
     ],
 )

@@ -36,14 +36,19 @@ def report_classes(
     picture = run.folder / "confusion_matrix.png"
     if run.is_main:
         figures.confusion_matrix(matrix, classes, picture, title)
-    present, counts = labels.unique(return_counts=True)
-    _, recall, f1, _ = precision_recall_fscore_support(
-        labels, predictions, labels=present, average="macro", zero_division=0
-    )
+    means, counts = class_means(logits, labels, split), labels.unique(return_counts=True)[1]
     if describe_constant(labels, classes) or counts.min() < RARE * len(labels) / len(classes):
-        run.print(f"balanced accuracy {100 * recall:.1f} %, the mean recall")
-    means = {f"balanced_accuracy_{split}": 100 * float(recall), f"macro_f1_{split}": 100 * float(f1)}
+        run.print(f"balanced accuracy {means[f'balanced_accuracy_{split}']:.1f} %, the mean recall")
     return means | {"confusion_matrix": matrix.tolist()}, picture
+
+
+def class_means(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
+    """The means of recall and F1 over the classes that the images have, in percent."""
+    labels, predictions = labels.cpu(), logits.argmax(dim=1).cpu()
+    _, recall, f1, _ = precision_recall_fscore_support(
+        labels, predictions, labels=labels.unique(), average="macro", zero_division=0
+    )
+    return {f"balanced_accuracy_{split}": 100 * float(recall), f"macro_f1_{split}": 100 * float(f1)}
 
 
 def print_notes(run: Run, labels: Tensor, classes: list[str], split: str) -> None:

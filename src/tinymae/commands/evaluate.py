@@ -114,7 +114,8 @@ def load_images(
     val.
     """
     options |= {"image_size": model.image_size, "channels": model.in_channels}
-    no_test = bool(names_of(model.source, "train")) and not names_of(model.source, "test")  # as in training
+    no_test = isinstance(model, Classifier) and bool(names_of(model.source, "train"))
+    no_test = no_test and not names_of(model.source, "test")  # as in training
     find = partial(settings.load_splits, ["test"], present=True, no_test=no_test)
     test = find(**options) if settings.split is None else {}
     split: Split = settings.split or ("test" if test else "val")

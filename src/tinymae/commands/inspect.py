@@ -138,8 +138,8 @@ def inspect_duplicates(settings: InspectSettings, images: JoinedSplits, features
         of_one = "film or subject, which --group-column or --group-pattern keep in one split"
         text += (
             f". So many suggest frames of one {'group' if images.groups else of_one}; or images that resemble each "
-            "other by nature, as drawings do: then raise --least-correlation, "
-            f"which is {settings.least_correlation:g} here"
+            f"other by nature, as drawings do{', or in their padded borders' * (settings.fit == 'pad')}: then raise "
+            f"--least-correlation, which is {settings.least_correlation:g} here, to 0.98 or so"
         )
     return Finding("Near-duplicates", text, numbers, [table, sheet])
 

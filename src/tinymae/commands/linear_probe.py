@@ -16,7 +16,7 @@ from ..models.base import Autoencoder
 from ..models.classifier import Classifier, build_classifier, feature_function, fold_probe
 from ..tensors import to_unit
 from ..training.run import Run
-from .by_class import report_classes
+from .by_class import class_means, report_classes
 from .features import remark_on_known, require_fit, split_features
 from .fields import keywords_of
 from .probing import LinearProbeSettings, score_with_controls
@@ -118,6 +118,8 @@ def score(
         found = {name: label_score(values, labels[split]) for name, values in given.items()}
         count = scores[f"num_{split}_labels"] = len(labels[split])
         scores |= with_intervals(found, count) if labels[split].ndim == 1 else found
+    if labels[split].ndim == 1:
+        scores |= class_means(logits, labels[split], split)
     scores |= {
         "chosen": chosen,
         "tried_on_val": {str(setting): value for setting, value in tried.items()},

@@ -93,7 +93,7 @@ class RecipeSettings(UnlabelledSettings):
         None, f"probability (default: {by_recipe('random_erasing')})", group="augmentation", least=0, most=1
     )
     final_epochs: int | None = setting(
-        None, "last ones, on all patches, with crop and flip alone: without --patch-drop, --mixup, --cutmix, "
+        None, "last ones, on all patches, with crop, flip and turns alone: without --patch-drop, --mixup, --cutmix, "
         "--trivial-augment and --random-erasing (default: 3 of 16; light: 0)", group="augmentation",
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,18 +22,30 @@ MEMORY_LIMIT_GB = 4.0  # images that take more than this are read batch by batch
 Images = str | Path | Sequence[str | Path] | Tensor | np.ndarray | torch.utils.data.Dataset  # what users give as data
 
 
+class ReadsImages(Protocol):
+    """What a model says of the images that it takes."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def loading(self) -> dict[str, Any]: ...
+
+
 def load_dataset(
     data: Any,
     split: str = "train",
     *,
     labels: Tensor | np.ndarray | Sequence | None = None,
+    model: ReadsImages | None = None,
     data_dir: str | Path = "data",
     image_size: int | tuple[int, int] | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     val_fraction: float | None = None,
     test_fraction: float | None = None,
     pixel_range: tuple[float, float] | None = None,
-    fit: Fit = "crop",
+    fit: Fit | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
@@ -53,15 +65,17 @@ def load_dataset(
             stay what they are.
         split: train, val, test or all.
         labels: (N,) of a tensor or array: numbers from 0, or names; -1 or "" is no label. Or (N, classes) of 0 and 1.
+        model: an autoencoder or classifier, for which images are read as the commands read them: `image_size`,
+            `channels`, `pixel_range` and `fit` are its own where they are not given.
         image_size: pixels, or (height, width); images are resized and centre-cropped, or see `fit`. Files have 32 by
             default.
-        channels: of files: 1 is grey, 3 is RGB, up to 64 of multi-band TIFF or .npy files.
+        channels: of files: 1 is grey, 3 (the default) is RGB, up to 64 of multi-band TIFF or .npy files.
         val_fraction, test_fraction: held out of train where the data have no such split: 0.1 each, of images without
             labels 0.05 and 0.
         pixel_range: the values of black and white, of float or 32-bit pixels and of 16-bit ones that do not use all
             their values.
-        fit: "crop", the shorter side is resized to the wanted size and the longer one centre-cropped; "pad", the longer
-            side is resized, and the rest has the median colour of the image's outermost pixels.
+        fit: "crop" (the default), the shorter side is resized to the wanted size and the longer one centre-cropped;
+            "pad", the longer side is resized, and the rest has the median colour of the image's outermost pixels.
         image_column, label_column, split_column: of tables, where they have other names than the usual ones, in any
             case.
         group_column: of a table: images with the same value there, as of one patient or film, stay in one split.
@@ -82,11 +96,16 @@ def load_dataset(
     Raises InputError for data that cannot be read, a split without images, or labels that do not fit; UnreadableImage
     for a damaged image.
     """
+    reading = {"image_size": image_size, "channels": channels, "pixel_range": pixel_range, "fit": fit}
+    of_model: dict[str, Any] = {"channels": 3}
+    if model is not None:
+        of_model = {"image_size": model.image_size, "channels": model.in_channels} | model.loading
+    reading = of_model | {name: value for name, value in reading.items() if value is not None}
     return load_splits(
-        data, [split], labels=labels, data_dir=data_dir, image_size=image_size, channels=channels,
-        val_fraction=val_fraction, test_fraction=test_fraction, pixel_range=pixel_range, fit=fit,
+        data, [split], labels=labels, data_dir=data_dir, val_fraction=val_fraction, test_fraction=test_fraction,
         image_column=image_column, label_column=label_column, split_column=split_column, group_column=group_column,
         group_pattern=group_pattern, memory_limit_gb=memory_limit_gb, skip_unreadable=skip_unreadable, several=True,
+        **reading,
     )[split]  # fmt: skip
 
 

@@ -217,6 +217,7 @@ def check(settings: CompareSettings) -> dict[str, Autoencoder]:
         for data in settings.data:
             require_same_data(folder_of_pixels(settings, data), known[data])
     for cell in cells:
+        cell.settings.check_shape(val_sets[cell.data])
         if cell.settings.weights is None and not settings.search:  # a search will change the settings
             try:
                 pretrain.create_model(cell.settings, val_sets[cell.data], None)

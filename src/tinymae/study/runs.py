@@ -40,7 +40,7 @@ def require_same(settings: RunSettings, *, part: Path | None = None) -> None:
     inputs = {} if model is None else {"weights": model.fingerprint}
     try:
         recorded = settings.resolve().reading_like(model, say=False).record()
-        require_same_run(Path(settings.output_dir), recorded, inputs, partial=True)
+        require_same_run(Path(settings.output_dir), recorded, inputs, partial=True, defaults=settings.defaults())
     except InputError as error:
         raise InputError(f"{error}{anew(part)}") from None
 

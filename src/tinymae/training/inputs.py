@@ -40,12 +40,14 @@ def holds_run(folder: Path) -> bool:
 
 
 def require_same_run(
-    folder: Path, arguments: dict, inputs: dict, datasets: Mapping[str, Any] | None = None, *, partial: bool = False
+    folder: Path, arguments: dict, inputs: dict, datasets: Mapping[str, Any] | None = None, *, partial: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Raises InputError, naming what differs, if the folder holds a run with other arguments or other inputs.
 
     A path may be another where the same was found there: see `found_alike`. Of `partial` inputs the run's others are
-    not compared. Of files in `datasets` it says which came or went.
+    not compared. Of files in `datasets` it says which came or went. An argument that the run's version did not know has
+    the value in `defaults`.
     """
     if not holds_run(folder):
         if any((folder / "checkpoints").glob("step-*.pt")):  # moved while it was written
@@ -60,7 +62,8 @@ def require_same_run(
     # may have in common.
     streamed = {split for split, dataset in datasets.items() if not isinstance(dataset, ImageDataset)}
     alike = found_alike(was, inputs, but=streamed | renamed.keys())
-    changed = differences(recorded["arguments"], arguments, leave_out=alike)
+    unknown = {name: value for name, value in (defaults or {}).items() if name in arguments}
+    changed = differences(unknown | recorded["arguments"], arguments, leave_out=alike)
     found = differences(was, inputs) if inputs and known else {}
     if changed or found:
         same = [split for split in found if split in datasets and names_of(folder, split) == {*datasets[split].names}]

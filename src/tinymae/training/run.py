@@ -129,7 +129,7 @@ class Run:
             move_aside(self.folder)
         self.lock = lock_folder(self.folder)
         try:
-            require_same_run(self.folder, self.arguments, self.inputs, self.datasets)
+            require_same_run(self.folder, self.arguments, self.inputs, self.datasets, defaults=self.defaults)
             self.begun = holds_run(self.folder)
             if not self.begun:
                 write_names(self.folder, self.datasets)

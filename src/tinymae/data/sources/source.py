@@ -57,9 +57,11 @@ class Reading:
 
     def of_columns(self, columns: Sequence[str]) -> "Reading":
         """The same for data with these columns: without those that they lack, if they may."""
-        lower = {column.lower() for column in columns}
+        lower = {column.strip().lower() for column in columns}
         names = ("label_column", "split_column", "group_column") if self.columns_elsewhere else ()
-        lacking: dict[str, Any] = {name: None for name in names if (getattr(self, name) or "").lower() not in lower}
+        lacking: dict[str, Any] = {
+            name: None for name in names if (getattr(self, name) or "").strip().lower() not in lower
+        }
         return replace(self, **lacking)
 
 

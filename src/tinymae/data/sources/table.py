@@ -106,7 +106,7 @@ def no_such_image(where: str, folder: Path, name: str) -> InputError:
     image, remedy = folder / name, "paths are relative to the table's folder; correct them"
     if re.match(r"[A-Za-z]:[\\/]", name):
         image, remedy = Path(name), "the table has paths of another computer; give paths relative to the table's folder"
-    elif there := find_alike(image) or find_below(folder, image):
+    elif there := find_alike(image) or ("/" not in name and find_below(folder, image)):
         remedy = f"{there} does; correct the table's paths"
     return InputError(
         f"{where}: image {image} does not exist: {remedy}, or leave out what is missing by --skip-unreadable"
