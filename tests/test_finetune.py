@@ -250,6 +250,23 @@ def test_a_compiled_model_is_saved_as_it_was_scored(pretrained, quick_figures, t
     assert accuracy_on("test", load_classifier(tmp_path)) == pytest.approx(run.results["accuracy_test"])
 
 
+def test_the_schedule_of_a_time_limit_begins_after_the_probe(quick_figures, tmp_path, monkeypatch):
+    def start_at_probe(settings, model, run, chosen) -> float:
+        run.clock.minutes_before += 60
+        return 50.0
+
+    monkeypatch.setattr(finetune, "start_at_probe", start_at_probe)
+    limited = TUNE | {"weights": tiny_mae(), "probe_first": True, "warmup_epochs": 1, "base_lr": 1e-3}
+    with pytest.raises(InputError, match="max_minutes 50 was over before the linear probe was found"):
+        tinymae.finetune(**limited, max_minutes=50, output_dir=tmp_path / "short")
+    run = tinymae.finetune(**limited, max_minutes=120, output_dir=tmp_path / "long")
+    rates = [row["learning_rate"] for row in metrics(run.folder) if "learning_rate" in row]
+    plain = tinymae.finetune(**limited, output_dir=tmp_path / "plain")
+    assert rates == pytest.approx(
+        [row["learning_rate"] for row in metrics(plain.folder) if "learning_rate" in row], abs=1e-6
+    )
+
+
 def test_adjusted_logits_learn_as_if_each_class_had_as_many_images(quick_figures, tmp_path):
     """Menon et al., equation 10, with a head that begins as a probe and does not move."""
     rows = torch.cat([(FEW["labels"] == number).nonzero()[: 2 + number % 3, 0] for number in range(10)])

@@ -1,5 +1,6 @@
 """Fine-tune a pretrained encoder, or train the same classifier from scratch, with labels."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -247,9 +248,14 @@ def train(
     accelerator, val_set = run.accelerator, chosen["val"]
     saved = run.load_checkpoint()
     choose_attention(model, accelerator)
-    start_score = None if saved is None else saved.get("start_score")
+    start_score, probed = (None, 0.0) if saved is None else (saved.get("start_score"), saved.get("probed", 0.0))
     if settings.probe_first and saved is None:
-        start_score = start_at_probe(settings, model, run, chosen)
+        start_score, probed = start_at_probe(settings, model, run, chosen), run.clock.agreed_minutes(accelerator)
+        if probed >= (settings.max_minutes or math.inf):
+            raise InputError(
+                f"max_minutes {settings.max_minutes:g} was over before the linear probe was found that the head begins "
+                "as: give more, or no probe_first"
+            )
     batch_size, epochs, every = settings.batch_size, settings.epochs, settings.eval_every
     assert batch_size and epochs and every and settings.layer_decay  # settled
     groups = parameter_groups(model.vit or model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
@@ -263,11 +269,11 @@ def train(
     schedule = Schedule(
         peak=peak, last_step=epochs * steps_per_epoch,
         warmup=settings.warmup_of(epochs),
-        minutes=None if settings.max_minutes is None else (0.0, settings.max_minutes),
+        minutes=None if settings.max_minutes is None else (probed, settings.max_minutes),
     )  # fmt: skip
     if settings.compiles(accelerator, is_vit=model.vit is not None, steps=schedule.last_step):
         model.encoder.compile_core()
-    run.track(saved, model=model, optimizer=optimizer, ema=ema, start_score=start_score)
+    run.track(saved, model=model, optimizer=optimizer, ema=ema, start_score=start_score, probed=probed or None)
     step = 0 if saved is None else saved["step"]
     priors = log_priors(settings, chosen["train"], accelerator.device)
 
