@@ -96,7 +96,7 @@ def load_dataset(
     Raises InputError for data that cannot be read, a split without images, or labels that do not fit; UnreadableImage
     for a damaged image.
     """
-    reading = {"image_size": image_size, "channels": channels, "pixel_range": pixel_range, "fit": fit}
+    reading: dict[str, Any] = {"image_size": image_size, "channels": channels, "pixel_range": pixel_range, "fit": fit}
     of_model: dict[str, Any] = {"channels": 3}
     if model is not None:
         of_model = {"image_size": model.image_size, "channels": model.in_channels} | model.loading
