@@ -391,12 +391,14 @@ def test_layer_decay_counts_from_scratch_as_well_where_it_is_given(quick_figures
     assert torch.equal(first["default"], first["none"]) and not torch.equal(first["none"], first["half"])
 
 
-def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path, monkeypatch):
+def test_the_results_state_what_was_trained_and_what_was_used(quick_figures, tmp_path, monkeypatch, capsys):
     settings = {name: value for name, value in TUNE.items() if name != "epochs"}
     with monkeypatch.context() as patch:
         tick(patch)
         run = tinymae.finetune(**settings, weights=tiny_mae(), max_minutes=0.5, output_dir=tmp_path / "vit")
     assert 0 < run.results["epochs"] == run.results["steps"] / 4 < 375  # which are 1,500 steps
+    said = f"the time ended it after {run.results['epochs']:.3g} of 375 epochs: hold it against linear-probe"
+    assert said in capsys.readouterr().out
     card = (run.folder / "README.md").read_text()
     assert f"Cost: {run.results['epochs']:.4g} epochs, " in card and "`epochs`" not in card and "`warmup" not in card
     assert run.results["layer_decay"] == 0.9 and run.results["patch_drop"] == 0.25

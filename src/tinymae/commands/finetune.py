@@ -302,9 +302,9 @@ def train(
     found = validate(settings, judged, val_set, run, step=step, epoch=stretch.epoch(step))
     length = {"epochs": stretch.epoch(step), "steps": step, "minutes": run.clock.minutes}
     if length["epochs"] < epochs / 2 and not settings.from_scratch:
-        start = "" if settings.probe_first else ", or begin at one: probe_first"
         run.print(
-            f"the time ended it after {length['epochs']:.3g} of {epochs} epochs: hold it against linear-probe{start}"
+            f"the time ended it after {length['epochs']:.3g} of {epochs} epochs: hold it against linear-probe, which "
+            "may be better"
         )
     found = found if judged.several else with_intervals(found, len(val_set))
     if start_score is not None:
