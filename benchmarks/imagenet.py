@@ -124,8 +124,7 @@ def score(features: Features, splits: dict[str, Dataset], *, fraction: float, dr
 def main(args: argparse.Namespace) -> dict:
     ours = tinymae.load(args.weights).to(args.device)
     theirs = imagenet_model(args.model, args.checkpoint).to(args.device).to(memory_format=torch.channels_last)
-    options = {"data_dir": args.data_dir, "image_size": ours.image_size, "channels": ours.in_channels}
-    splits = {name: tinymae.load_dataset(args.data, name, **options, **ours.loading) for name in SPLITS}
+    splits = {name: tinymae.load_dataset(args.data, name, data_dir=args.data_dir, model=ours) for name in SPLITS}
     sizes = choose_size(args, theirs, splits)
     size = max(sizes, key=lambda size: sizes[size])
     encoders = {

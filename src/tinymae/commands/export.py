@@ -142,8 +142,7 @@ def describe(example: torch.Tensor) -> str:
 
 def calibration_batches(settings: ExportSettings, model: Model) -> list[dict[str, np.ndarray]]:
     """Training images as the graphs take them."""
-    options: dict = {"data_dir": settings.data_dir, "image_size": model.image_size, "channels": model.in_channels}
-    dataset = pick(load_dataset(settings.int8, **options, **model.loading), CALIBRATION)
+    dataset = pick(load_dataset(settings.int8, data_dir=settings.data_dir, model=model), CALIBRATION)
     require_channels(dataset, model.in_channels)
     images, _ = dataset[torch.arange(len(dataset))]
     if settings.normalised:
